@@ -32,6 +32,8 @@ SHIPPED = "ipo_lightning/shapes/pipeline"
 TRUSTED = {
     "ipo_lightning.backbones.cogvideox.CogVideoX",
     "ipo_lightning.backbones.cogvideox.Lora",
+    "ipo_lightning.backbones.wan.Wan",
+    "ipo_lightning.backbones.wan.Lora",
 }
 """What the config.yaml beside a checkpoint may name: a run's folder may come from anybody."""
 

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 register_resolvers()
 
+REFERENCES = {
+    "in advance": "errors computed once before it, in batches without gradients",
+    "live": "asked at each step",
+    "never": "none",
+}
+
 
 def train(cfg: DictConfig) -> dict[str, Any] | None:
     """Bring the run that ``cfg`` describes to its round.
@@ -95,12 +101,16 @@ def plan(parts: "Parts", cfg: DictConfig) -> str:
             row[stage] = ("done" if done[stage] else "to do") if made else ""
         rows.append(row)
     prompts = len(parts.rollout.units(1))
+    batch = cfg.trainer.accumulate_grad_batches * cfg.data.batch_size
+    labels = "pairs" if parts.module.form == "pairwise" else "points"
     return "\n".join([
         f"run {parts.run.path}: {cfg.round} rounds, {parts.module.form} loss",
         table(rows, ["round", *STAGES]),
         f"a round: {prompts} prompts x {parts.rollout.n} candidates = "
         f"{prompts * parts.rollout.n} videos and critic calls, {cfg.rollout.steps} steps each; "
-        f"{parts.datamodule.updates} updates; {disk(parts, prompts * parts.rollout.n)} of latents",
+        f"{disk(parts, prompts * parts.rollout.n)} of latents",
+        f"its training: {parts.datamodule.updates} updates of {batch} {labels} a device, "
+        f"{cfg.step} step; reference {REFERENCES[parts.module.reference.answers]}",
         f"an evaluation: {len(parts.evaluation.prompts)} prompts x {cfg.evaluation.n} videos",
     ])  # fmt: skip
 

@@ -18,10 +18,12 @@ from uuid import uuid4
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from typing_extensions import override
 
+from ipo_lightning.calibration import Calibration, auto_beta
 from ipo_lightning.cards import model_card
 from ipo_lightning.critics.critique import Critique
 from ipo_lightning.errors import InputError
@@ -29,10 +31,14 @@ from ipo_lightning.evaluation import Evaluation, Judged, summary
 from ipo_lightning.labelling import Labelling
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.policy import put_weights, trained_weights
-from ipo_lightning.records import Candidate, Pair, Point
-from ipo_lightning.rounds import RoundData, RoundDir, RunDir, Stage
+from ipo_lightning.real import RealSource
+from ipo_lightning.records import Candidate, Pair, Point, RealClip
+from ipo_lightning.reference_errors import ReferenceErrors
+from ipo_lightning.references import CachedReference
+from ipo_lightning.rounds import REFERENCE_ERRORS, RoundData, RoundDir, RunDir, Stage
 from ipo_lightning.sampling import Sampler, Unit
 from ipo_lightning.seeds import derive_seed, generator
+from ipo_lightning.sharding import gathered, mesh_of, whole_tensors
 from ipo_lightning.store import (
     fingerprint,
     fingerprint_tensors,
@@ -40,6 +46,7 @@ from ipo_lightning.store import (
     sync,
     write_atomically,
 )
+from ipo_lightning.visits import Visits
 from ipo_lightning.workers import Workers
 
 
@@ -102,6 +109,8 @@ class IterationCallback(L.Callback):
         run: the run's folder.
         rollout: prompts and seeds. sampler: how their videos are made. critique: who judges them.
         labelling: how verdicts become labels. evaluation: what a finished round is put to.
+        real: real clips for lambda_2; None where there are none.
+        calibration: of the loss's beta, where it is ``auto``.
         last_round: the round to bring the run to.
         until: a stage of that round to stop after; None runs it to the end.
         checkpoint_every: updates between checkpoints within a round; a kill loses at most these.
@@ -119,12 +128,15 @@ class IterationCallback(L.Callback):
         labelling: Labelling,
         evaluation: Evaluation,
         last_round: int,
+        real: RealSource | None = None,
+        calibration: Calibration = Calibration(),  # noqa: B008 - frozen
         until: Stage | None = None,
         checkpoint_every: int = 20,
         together: int | None = None,
     ) -> None:
         self.run, self.rollout, self.sampler, self.critique = run, rollout, sampler, critique
         self.labelling, self.evaluation = labelling, evaluation
+        self.real, self.calibration = real, calibration
         self.last_round, self.until = last_round, until
         self.checkpoint_every, self.together = checkpoint_every, together
         self._started = 0.0
@@ -197,7 +209,7 @@ class IterationCallback(L.Callback):
 
     # ---------------------------------------------------------------- a round's data
 
-    def ensure_round(self, number: int) -> RoundData:
+    def ensure_round(self, number: int, visits: int) -> RoundData:
         """Everything that round ``number`` trains on, made or found; see `RoundSource`."""
         self.close_round(number - 1)
         number = min(number, self.last_round)  # a finished run is asked for one round too many
@@ -205,10 +217,14 @@ class IterationCallback(L.Callback):
         candidates = self._roll_out(number)
         self._judge(number, candidates)
         rows = self._label(number, candidates)
-        self._refresh_reference(number)
-        self.module.round = number
-        texts = {prompt: self.sampler.text_blob(prompt) for prompt in {row.prompt for row in rows}}
-        return RoundData(number, rows, texts)
+        real = self._real_clips()
+        prompts = {row.prompt for row in rows} | {clip.caption for clip in real}
+        texts = {prompt: self.sampler.text_blob(prompt) for prompt in prompts}
+        data = self._ask_reference(RoundData(number, rows, texts, real=real), visits)
+        before = self._reference_round(number)
+        live = self.module.reference.answers == "live"
+        self.module.begin_round(number, self._weights(before) if live else None)
+        return data
 
     def _roll_out(self, number: int) -> list[Candidate]:
         one, units = self.run.round(number), self.rollout.units(number)
@@ -263,9 +279,71 @@ class IterationCallback(L.Callback):
         write_atomically(one.labelling_file, json.dumps(counts).encode())
         one.write(one.labels_file(self.module.form), labels.rows)
 
-    def _refresh_reference(self, number: int) -> None:
-        before = number - 1 if self.module.reference.of == "round_start" else 0
-        self.module.reference.refresh(self._weights(before))
+    def _real_clips(self) -> Sequence[RealClip]:
+        """The real clips for lambda_2, encoded on the first call of a run."""
+        if not self.module.real_weight or self.real is None:
+            return ()
+        data = self.real.prepare(
+            self.module.policy, self.sampler.store, self.workers, self.module.device
+        )
+        captions = [clip.caption for clip in data.rows]
+        self.sampler.embed(captions, self.module.device, self.workers)
+        if self.workers.leads:
+            counts = {"kept": len(data.rows), "dropped": data.dropped}
+            write_atomically(self.run.path / "real.json", json.dumps(counts).encode())
+        return data.rows
+
+    def _reference_round(self, number: int) -> int:
+        """The round whose policy is the reference of round ``number``."""
+        return number - 1 if self.module.reference.of == "round_start" else 0
+
+    def _ask_reference(self, data: RoundData, visits: int) -> RoundData:
+        """What can be asked of the reference before the round trains."""
+        reference = self.module.reference
+        if isinstance(reference, CachedReference):
+            planned = Visits(data, self.sampler.store, self.module.seed, visits)
+            errors = self._reference_errors(planned, reference.batch_size)
+            data = data._replace(errors=errors)
+        if self.module.auto_beta:
+            self.module.set_beta(self._beta(data, visits))
+        return data
+
+    def _reference_errors(self, visits: Visits, batch_size: int) -> Tensor:
+        """The reference's errors at the visits, found in the store or computed."""
+        number = visits.data.number
+        before = self._reference_round(number)
+        table = ReferenceErrors(
+            self.module.policy,
+            self.module.objective,
+            self.sampler.store,
+            network=self._fingerprint(before),
+            precision=self.sampler.precision,
+            batch_size=batch_size,
+        )
+        if self.workers.agree(table.missing(visits)):
+            with self._stage(REFERENCE_ERRORS, number), self._policy_of(before) as network:
+                table.compute(
+                    visits,
+                    network,
+                    self.workers,
+                    self.sampler.autocast,
+                    f"round {number}: reference errors",
+                )
+        return table.table(visits)
+
+    def _beta(self, data: RoundData, visits: int) -> float:
+        """The round's beta, from a file where the round was begun before."""
+        file = self.run.round(data.number).path / "beta.json"
+        if not self.workers.agree(file.exists()):
+            count = min(visits, self.calibration.visits)
+            some = Visits(data, self.sampler.store, self.module.seed, count)
+            errors = self._reference_errors(some, self.calibration.batch_size)
+            u = torch.stack([some.u(place) for place in range(count)])
+            beta = auto_beta(errors, u, self.calibration.logit)
+            if self.workers.leads:
+                write_atomically(file, json.dumps({"beta": beta, "visits": count}).encode())
+            self.workers.barrier()
+        return float(json.loads(file.read_text())["beta"])
 
     # ---------------------------------------------------------------- the end of a round
 
@@ -354,15 +432,28 @@ class IterationCallback(L.Callback):
         health = self.module.health.compute()
         if self.workers.agree(one.fingerprint() is not None):
             return
-        mark = self._mark(self.module.trained())
+        weights = whole_tensors(self.module.trained())
+        mark = self._mark(weights)
         if self.workers.leads:
             one.add_seconds("training", self._training_seconds)
+            beta = one.path / "beta.json"
+            if beta.exists():
+                health["beta"] = json.loads(beta.read_text())["beta"]
             write_atomically(one.path / "training.json", json.dumps(health).encode())
             with replaced_folder(one.policy) as folder:
-                self.module.policy.export(self.module.network, folder)
+                self.module.policy.export(self._exportable(weights), folder)
             content = {"fingerprint": mark, "round": number}
             write_atomically(one.policy_file, json.dumps(content).encode())
         self.workers.barrier()
+
+    def _exportable(self, weights: Mapping[str, Tensor]) -> torch.nn.Module:
+        """A network that this rank alone can write: the module's own, or a copy of its shards."""
+        network = self.module.network
+        if mesh_of(network) is None:
+            return network
+        copy = self.module.policy.build()
+        put_weights(copy, weights)
+        return copy
 
     def _mark(self, weights: Mapping[str, Tensor]) -> str:
         """Fingerprint of a policy: its base, its adapter's settings, its trained weights."""
@@ -401,13 +492,14 @@ class IterationCallback(L.Callback):
         """
         network, current = self.module.network, self.module.trained()
         weights = self._base_weights() if number == 0 else self._weights(number)
-        same = weights is None or fingerprint_tensors(current) == fingerprint_tensors(weights)
+        same = weights is None or self._mark(whole_tensors(current)) == self._mark(weights)
         kept = None if same else {name: w.clone() for name, w in current.items()}
         if not same:
             put_weights(network, cast(Mapping[str, Tensor], weights))
         network.eval()
         try:
-            yield network
+            with gathered(network):  # ranks have unequal work in a stage
+                yield network
         finally:
             network.train()
             if kept is not None:
@@ -437,7 +529,7 @@ class IterationCallback(L.Callback):
         self.workers.barrier()
 
     @contextmanager
-    def _stage(self, stage: Stage, number: int) -> Iterator[None]:
+    def _stage(self, stage: str, number: int) -> Iterator[None]:
         """Time a stage; stop after it where it is the one that was asked for."""
         started = time.monotonic()
         yield
@@ -445,7 +537,7 @@ class IterationCallback(L.Callback):
             self.run.round(number).add_seconds(stage, time.monotonic() - started)
         self.workers.barrier()
         if stage == self.until and number == self.last_round:
-            raise StageReached(stage, number)
+            raise StageReached(self.until, number)
 
     def _new_directory(self, path: Path) -> None:
         if self.workers.leads:
@@ -454,8 +546,11 @@ class IterationCallback(L.Callback):
 
 
 def cores_of_a_rank(trainer: L.Trainer) -> int:
-    """CPU cores that a rank has to itself; 1 where a GPU does the work."""
-    if trainer.strategy.root_device.type != "cpu":
+    """CPU cores that a rank has to itself; 1 where a GPU does the work, or the weights are shards:
+    their state knows one forward at a time."""
+    if trainer.strategy.root_device.type != "cpu" or isinstance(
+        trainer.strategy, ModelParallelStrategy
+    ):
         return 1
     return max(1, (os.cpu_count() or 1) // trainer.num_devices)
 

@@ -90,6 +90,8 @@ def assemble(cfg: DictConfig) -> Parts:
         critique=critique,
         labelling=build(cfg.labelling, "labelling"),
         evaluation=evaluation,
+        real=build(cfg.data.real, "data.real") if cfg.regularise.real else None,
+        calibration=build(cfg.calibration, "calibration"),
         last_round=cfg.round,
         until=None if cfg.until == "evaluation" else cfg.until,
     )
@@ -111,6 +113,8 @@ def _module(cfg: DictConfig, policy: Policy) -> PreferenceModule:
         build(cfg.optim.optimizer, "optim.optimizer"),
         winner_weight=cfg.regularise.winners,
         real_weight=cfg.regularise.real,
+        safeguard=cfg.regularise.safeguard,
+        two_pass=cfg.step == "two_pass",
         warmup_updates=cfg.optim.warmup_updates,
         seed=cfg.seed,
     )

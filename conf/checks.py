@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ipo_lightning.errors import InputError
 
+STEPS = ("plain", "two_pass")
 STAGES = ("rollout", "critique", "labelling", "training", "evaluation")
 
 
@@ -25,18 +26,24 @@ class Number(NamedTuple):
     """Whether ``least`` itself is too little."""
     null: str = ""
     """What null means, where it is allowed."""
+    word: str = ""
+    """What may stand in place of a number."""
 
     def wants(self) -> str:
         """The sentence for whoever gave something else."""
         kind = "a whole number" if self.whole else "a number"
         bound = f"{'above' if self.above else 'at least'} {self.least:g}"
         text = kind if self.least == -math.inf else f"{kind}, {bound}"
+        if self.word:
+            text += f", or {self.word}"
         return f"{text}, or null ({self.null})" if self.null else text
 
     def takes(self, value: Any) -> bool:
         """Whether a value will do."""
         if value is None:
             return bool(self.null)
+        if self.word and value == self.word:
+            return True
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             return False
         return value > self.least if self.above else value >= self.least
@@ -57,7 +64,7 @@ NUMBERS = {
     "data.num_workers": Number(0, whole=True),
     "data.prompts.select": Number(0),
     "data.prompts.final": Number(0),
-    "loss.beta": Number(0, above=True),
+    "loss.beta": Number(0, above=True, word="auto"),
     "loss.label_smoothing": Number(0),
     "loss.flip_rate": Number(0),
     "loss.winner_penalty": Number(0),
@@ -72,10 +79,19 @@ NUMBERS = {
     "labelling.pair_rule.margin": Number(0),
     "labelling.pair_rule.depth": Number(1, whole=True),
     "labelling.guards.motion_ratio": Number(0),
+    "labelling.weight.power": Number(0),
+    "labelling.weight.alpha": Number(0),
+    "labelling.weight.bin": Number(0, above=True),
     "labelling.upper": Number(0),
     "labelling.lower": Number(0),
     "regularise.winners": Number(0),
     "regularise.real": Number(0),
+    "regularise.safeguard": Number(0, null="off"),
+    "calibration.logit": Number(0, above=True),
+    "calibration.visits": Number(2, whole=True),
+    "calibration.batch_size": Number(1, whole=True),
+    "reference.batch_size": Number(1, whole=True),
+    "reference.decay": Number(0),
     "optim.optimizer.lr": Number(0, above=True),
     "optim.optimizer.weight_decay": Number(0),
     "optim.warmup_updates": Number(0, whole=True),
@@ -84,7 +100,7 @@ NUMBERS = {
     "backbone.lora.rank": Number(1, whole=True),
     "backbone.lora.alpha": Number(0, above=True),
 }
-SWITCHES = ("dry_run", "debug", "rollout.lossless", "backbone.checkpointing")
+SWITCHES = ("dry_run", "debug", "rollout.lossless", "backbone.checkpointing", "loss.graded")
 FILES = ("data.prompts.path",)
 NEEDED = ("backbone", "data", "loss", "reference", "rollout", "critic", "eval_critic", "labelling",
           "evaluation", "optim", "trainer", "callbacks.iteration")  # fmt: skip
@@ -111,6 +127,8 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value is not None and not Path(value).is_file():
             raise InputError(f"{key}={value}: there is no such file")
+    if cfg.step not in STEPS:
+        raise InputError(f"step={cfg.step}: choose one of {', '.join(STEPS)}")
     if cfg.until not in (None, *STAGES):
         raise InputError(f"until={cfg.until}: choose one of {', '.join(STAGES)}, or null")
     name = str(cfg.name)
@@ -125,6 +143,11 @@ def _check_combinations(cfg: DictConfig) -> None:
             "trainer.precision=16-mixed: float16 overflows in these networks, and a skipped step "
             "is an error here; choose bf16-mixed or 32-true"
         )
+    if cfg.regularise.real and cfg.data.get("real") is None:
+        raise InputError(
+            f"regularise.real={cfg.regularise.real}, but there are no real clips: give data.real "
+            "(docs/real-videos.md), or regularise.real=0"
+        )
     if cfg.critic._target_ == cfg.eval_critic._target_:
         warnings.warn(
             "the held-out judge is of the critic's own make: it cannot see the critic's mistakes",
@@ -133,7 +156,7 @@ def _check_combinations(cfg: DictConfig) -> None:
     if str(cfg.reference._target_).endswith(".AdapterReference") and not cfg.backbone.get("lora"):
         raise InputError(
             "reference=adapter: the reference is the policy with its adapter off, but all weights "
-            "are trained here; choose reference=frozen, or give backbone.lora (see "
+            "are trained here; choose reference=cached, or give backbone.lora (see "
             "experiment=shapes_lora)"
         )
 

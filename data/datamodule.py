@@ -8,53 +8,21 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import lightning as L
-import torch
 from lightning.pytorch.loops.progress import _ProcessedTracker
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ipo_lightning.batch import PairBatch, PointBatch
 from ipo_lightning.errors import InputError
-from ipo_lightning.records import Pair
-from ipo_lightning.rounds import RoundData, RoundSource
-from ipo_lightning.seeds import derive_seed, gaussian, generator
+from ipo_lightning.rounds import RoundSource
 from ipo_lightning.store import Store
-
-Visit = tuple[int, int]
-"""(how often the row was visited before in this round, row)."""
-
-
-class Visits(Dataset[PairBatch | PointBatch]):
-    """The rows of a round, each with the noise and timestep of the visit asked for."""
-
-    def __init__(self, data: RoundData, store: Store, seed: int) -> None:
-        self.data, self.store, self.seed = data, store, seed
-
-    def __getitem__(self, visit: Visit) -> PairBatch | PointBatch:
-        """One visit, without a batch dimension."""
-        times, index = visit
-        row = self.data.rows[index]
-        seed = derive_seed(self.seed, "visit", self.data.number, times, index)
-        u = torch.rand((), generator=generator(seed), dtype=torch.float64)
-        text = self.store.get_tensors("text", self.data.texts[row.prompt])["text"].float()
-        weight, place = torch.tensor(row.weight), torch.tensor(index)
-        if isinstance(row, Pair):
-            win, lose = self._latents(row.winner_latents), self._latents(row.loser_latents)
-            noise = gaussian(derive_seed(seed, "noise"), tuple(win.shape))
-            return PairBatch(win, lose, text, noise, u, weight, place)
-        latents = self._latents(row.latents)
-        noise = gaussian(derive_seed(seed, "noise"), tuple(latents.shape))
-        return PointBatch(latents, text, noise, u, weight, torch.tensor(row.desirable), place)
-
-    def _latents(self, blob: str) -> Tensor:
-        return self.store.get_tensors("latents", blob)["latents"].float()
+from ipo_lightning.visits import Visits, collate
 
 
 class VisitLoader:
     """Yields a fixed number of batches of a round, and can be stopped and resumed at any of them.
 
-    The rows are visited in permutation after permutation until all ranks' batches are full, so
-    every rank yields the same number, whatever the number of pairs.
+    The plan of visits fills all ranks' batches, so every rank yields the same number, whatever the
+    number of pairs.
     """
 
     def __init__(
@@ -72,24 +40,20 @@ class VisitLoader:
         self.consumed = 0
         """Batches yielded by each rank so far in this round."""
 
-    def order(self) -> list[list[Visit]]:
-        """This rank's batches of visits."""
-        rows, batch = len(self.visits.data.rows), self.batch_size
-        wanted = self.batches * self.world * batch
-        visits: list[Visit] = []
-        for times in range(-(-wanted // rows)):
-            seed = derive_seed(self.visits.seed, "order", self.visits.data.number, times)
-            shuffled = torch.randperm(rows, generator=generator(seed)).tolist()
-            visits += [(times, index) for index in shuffled]
-        batches = [visits[i : i + batch] for i in range(0, wanted, batch)]
-        return batches[self.rank :: self.world]
+    def order(self) -> list[list[int]]:
+        """This rank's batches, as places in the round's plan of visits."""
+        batch, batches = self.batch_size, self.batches * self.world
+        ours = range(self.rank, batches, self.world)
+        return [list(range(i * batch, (i + 1) * batch)) for i in ours]
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self) -> Iterator[PairBatch | PointBatch]:
         todo = self.order()[self.consumed :]
-        loader = DataLoader(self.visits, batch_sampler=todo, num_workers=self.num_workers)
+        loader: DataLoader[Any] = DataLoader(
+            self.visits, batch_sampler=todo, num_workers=self.num_workers, collate_fn=collate
+        )
         for batch in loader:
             self.consumed += 1
             yield batch
@@ -153,11 +117,13 @@ class PreferenceDataModule(L.LightningDataModule):
         # at the end of an epoch.
         progress = cast(_ProcessedTracker, self.trainer.fit_loop.epoch_progress.current)
         number = progress.processed + 1
-        data = self.source.ensure_round(number)
+        batches = self.updates * self.trainer.accumulate_grad_batches
+        count = batches * self.trainer.world_size * self.batch_size
+        data = self.source.ensure_round(number, count)
         return VisitLoader(
-            Visits(data, self.store, self.seed),
+            Visits(data, self.store, self.seed, count),
             batch_size=self.batch_size,
-            batches=self.updates * self.trainer.accumulate_grad_batches,
+            batches=batches,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
             num_workers=self.num_workers,

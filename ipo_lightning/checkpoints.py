@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.policy import Policy, put_weights, trained_weights
+from ipo_lightning.policy import LORA_FILE, Policy, put_weights, trained_weights
 from ipo_lightning.rounds import RunDir
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 TRANSFORMER_FILE = "diffusion_pytorch_model.safetensors"
 
 Kind = Literal["lightning", "lora", "pipeline", "transformer"]

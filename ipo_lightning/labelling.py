@@ -3,10 +3,12 @@
 Every candidate that gives no label is counted under a reason; ties are dropped, not broken.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from statistics import fmean, mean
 from typing import Literal, NamedTuple
 
 from ipo_lightning.errors import InputError
@@ -58,7 +60,13 @@ class Guards:
         return winner.gauges["motion"] < self.motion_ratio * loser.gauges["motion"]
 
 
-PairRule = Callable[[Sequence[Scored], Guards, "Counter[str]"], list[tuple[Scored, Scored]]]
+Couple = tuple[Scored, Scored]
+"""Winner and loser."""
+
+PairRule = Callable[[Sequence[Scored], Guards, "Counter[str]"], list[Couple]]
+
+PairWeight = Callable[[Sequence[Couple], Sequence[float]], list[float]]
+"""(couples of a whole round, scores of all its candidates that count) -> one weight a couple."""
 
 
 def best_versus_worst(
@@ -68,7 +76,7 @@ def best_versus_worst(
     *,
     margin: float = 0.0,
     depth: int = 1,
-) -> list[tuple[Scored, Scored]]:
+) -> list[Couple]:
     """(winner, loser) couples of one prompt: the best against the worst, and so on inwards.
 
     Args:
@@ -78,7 +86,7 @@ def best_versus_worst(
             second worst.
     """
     ranked = sorted(group, key=lambda one: (-one.score, one.candidate.candidate))
-    couples: list[tuple[Scored, Scored]] = []
+    couples: list[Couple] = []
     for winner, loser in list(zip(ranked, reversed(ranked), strict=True))[: len(ranked) // 2]:
         if len(couples) == depth:
             break
@@ -94,6 +102,65 @@ def best_versus_worst(
     return couples
 
 
+def by_certainty(couples: Sequence[Couple], scores: Sequence[float]) -> list[float]:
+    """A pair counts as much as the critic is sure of its less certain member."""
+    return [min(winner.certainty, loser.certainty) for winner, loser in couples]
+
+
+def uniform(couples: Sequence[Couple], scores: Sequence[float]) -> list[float]:
+    """All pairs count alike, whatever the critic's certainty."""
+    return [1.0] * len(couples)
+
+
+def by_margin(
+    couples: Sequence[Couple], scores: Sequence[float], *, power: float = 1.0
+) -> list[float]:
+    """The clearer the difference of scores the more: ``margin^power``, times the certainty.
+
+    The powers are divided by their mean over the round, so that a round weighs what it would
+    without them.
+
+    Args:
+        power: >= 0; 0 is `by_certainty`, below 1 flattens, above 1 sharpens.
+    """
+    _check("power", power, power >= 0, "at least 0")
+    margins = [max(winner.score - loser.score, 0.0) ** power for winner, loser in couples]
+    average = fmean(margins) if any(margins) else 1.0
+    sure = by_certainty(couples, scores)
+    return [one / average * certainty for one, certainty in zip(margins, sure, strict=True)]
+
+
+def by_rarity(
+    couples: Sequence[Couple], scores: Sequence[float], *, alpha: float = 0.72, bin: float = 0.01
+) -> list[float]:
+    """VideoDPO's re-weighting (arXiv 2412.14167), times the certainty: the rarer the scores the
+    more.
+
+    ``(p_max / sqrt(p(s_w) p(s_l)))^alpha`` with p the share of the round's scores that fall into
+    the same bin and p_max that of the fullest: at least 1, and 1 for a pair within that bin. Not
+    normalised, as there; a spread-out round weighs more.
+
+    The paper has alpha = 0.72. The released code has ``(0.72 / p)^dupbeta``, with 0.72 in the place
+    of p_max, and ships dupbeta = 0, that is off; p comes from a file that is not released. This is
+    the paper.
+
+    Args:
+        alpha: >= 0; 0 is `by_certainty`.
+        bin: width of the histogram's bins, in units of the score. Their middles are multiples of
+            it, so that scores of few decimals do not lie on an edge. Few candidates need wide bins:
+            where no two scores share one, all weights are equal.
+    """
+    _check("alpha", alpha, alpha >= 0, "at least 0")
+    _check("bin", bin, bin > 0, "above 0")
+    counts = Counter(_place(score, bin) for score in scores)
+    fullest = max(counts.values(), default=0)
+    weights = []
+    for couple, certainty in zip(couples, by_certainty(couples, scores), strict=True):
+        rarity = math.prod(fullest / counts[_place(one.score, bin)] for one in couple)
+        weights.append(math.sqrt(rarity) ** alpha * certainty)
+    return weights
+
+
 @dataclass(frozen=True)
 class Labelling:
     """The policy that turns a round's verdicts into training labels.
@@ -102,9 +169,14 @@ class Labelling:
         pair_rule: couples the candidates of one prompt (`best_versus_worst`, partially applied).
         guards: bounds that candidates must keep.
         upper, lower: for points: quantiles of the score, in [0, 1]. Above ``upper`` a video is
-            desirable, below ``lower`` undesirable, the band between is dropped.
+            desirable, below ``lower`` undesirable.
         within: for points: whether the quantiles are those of the video's own prompt or of the
             whole round. ``prompt`` asks "better than its siblings", ``round`` "good".
+        middle: for points: ``drop`` drops the band between the quantiles; ``keep`` makes a point of
+            every video, desirable where its score is not below the band's middle, for losses
+            that go by ``reward``.
+        weight: for pairs: how much each counts (`by_certainty`, `by_margin`, `by_rarity`,
+            `uniform`). A point counts as much as the critic is sure.
     """
 
     pair_rule: PairRule
@@ -112,6 +184,8 @@ class Labelling:
     upper: float = 0.5
     lower: float = 0.5
     within: Literal["prompt", "round"] = "prompt"
+    middle: Literal["drop", "keep"] = "drop"
+    weight: PairWeight = by_certainty
 
     def __post_init__(self) -> None:
         if not 0 <= self.lower <= self.upper <= 1:
@@ -121,20 +195,29 @@ class Labelling:
             )
         if self.within not in ("prompt", "round"):
             raise InputError(f"labelling.within={self.within}: choose prompt or round")
+        if self.middle not in ("drop", "keep"):
+            raise InputError(f"labelling.middle={self.middle}: choose drop or keep")
+        self.weight([], [])  # refuses wrong settings before anything is generated
 
     def pairs(self, candidates: Iterable[Candidate], verdicts: Iterable[Verdict]) -> Labels:
         """Pairs of a round, at most ``depth`` a prompt."""
         dropped: Counter[str] = Counter()
-        rows: list[Pair] = []
-        for group in self._groups(candidates, verdicts, dropped):
-            for winner, loser in self.pair_rule(group, self.guards, dropped):
-                rows.append(_pair(len(rows), winner, loser))
+        groups = self._groups(candidates, verdicts, dropped)
+        couples = [
+            couple for group in groups for couple in self.pair_rule(group, self.guards, dropped)
+        ]
+        weights = self.weight(couples, [one.score for group in groups for one in group])
+        rows = [
+            _pair(number, winner, loser, weight)
+            for number, ((winner, loser), weight) in enumerate(zip(couples, weights, strict=True))
+        ]
         return Labels(rows, dict(sorted(dropped.items())))
 
     def points(self, candidates: Iterable[Candidate], verdicts: Iterable[Verdict]) -> Labels:
         """Desirable and undesirable videos of a round."""
         dropped: Counter[str] = Counter()
         groups = self._groups(candidates, verdicts, dropped)
+        rewards = _rewards(groups)
         if self.within == "round":
             groups = [[one for group in groups for one in group]]
         rows: list[Point] = []
@@ -142,10 +225,11 @@ class Labelling:
             scores = [one.score for one in group]
             low, high = _quantile(scores, self.lower), _quantile(scores, self.upper)
             for one in group:
-                if one.score > high or one.score < low:
-                    rows.append(_point(len(rows), one, desirable=one.score > high))
-                else:
+                if self.middle == "drop" and low <= one.score <= high:
                     dropped["between lower and upper"] += 1
+                    continue
+                good = one.score >= (low + high) / 2
+                rows.append(_point(len(rows), one, rewards[_key(one)], desirable=good))
         return Labels(rows, dict(sorted(dropped.items())))
 
     def _groups(
@@ -173,6 +257,34 @@ class Labelling:
         return groups
 
 
+def _rewards(groups: Sequence[Sequence[Scored]]) -> dict[tuple[int, int], float]:
+    """How good each candidate is beside its siblings, see `Point.reward`."""
+    ahead: dict[tuple[int, int], float] = {}
+    for group in groups:
+        if group:
+            own = mean(one.score for one in group)  # exact: equal scores are not ahead of another
+            ahead |= {_key(one): one.score - own for one in group}
+    scale = math.sqrt(fmean(gap * gap for gap in ahead.values())) if ahead else 0.0
+    return {
+        key: 0.5 + 0.5 * max(-1.0, min(1.0, gap / scale)) if scale > 0 else 0.5
+        for key, gap in ahead.items()
+    }
+
+
+def _key(one: Scored) -> tuple[int, int]:
+    return one.candidate.prompt_index, one.candidate.candidate
+
+
+def _place(score: float, bin: float) -> int:
+    """Number of the bin that a score falls into."""
+    return math.floor(score / bin + 0.5)
+
+
+def _check(name: str, value: float, valid: bool, wanted: str) -> None:
+    if not valid:
+        raise InputError(f"labelling.weight.{name}={value}: give {wanted}")
+
+
 def _quantile(scores: Sequence[float], q: float) -> float:
     """Quantile with linear interpolation, as numpy's default; nan of nothing."""
     if not scores:
@@ -184,7 +296,7 @@ def _quantile(scores: Sequence[float], q: float) -> float:
     return ranked[below] + (ranked[above] - ranked[below]) * (place - below)
 
 
-def _pair(number: int, winner: Scored, loser: Scored) -> Pair:
+def _pair(number: int, winner: Scored, loser: Scored, weight: float) -> Pair:
     first, second = winner.candidate, loser.candidate
     return Pair(
         pair=number,
@@ -197,11 +309,11 @@ def _pair(number: int, winner: Scored, loser: Scored) -> Pair:
         winner_video=first.video,
         loser_video=second.video,
         margin=winner.score - loser.score,
-        weight=min(winner.certainty, loser.certainty),
+        weight=weight,
     )
 
 
-def _point(number: int, one: Scored, *, desirable: bool) -> Point:
+def _point(number: int, one: Scored, reward: float, *, desirable: bool) -> Point:
     candidate = one.candidate
     return Point(
         point=number,
@@ -213,4 +325,5 @@ def _point(number: int, one: Scored, *, desirable: bool) -> Point:
         desirable=desirable,
         score=one.score,
         weight=one.certainty,
+        reward=reward,
     )

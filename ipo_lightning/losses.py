@@ -8,21 +8,27 @@ minus the loser's.
 ``beta`` multiplies mean errors as they stand. Diffusion-DPO's script halves it first, so its
 ``beta_dpo=5000`` is ``beta=2500`` here; it also works on epsilon errors, which weigh timesteps
 differently from the v errors of CogVideoX (epsilon error = alpha_bar times v error): betas do not
-transfer between the two. docs/losses.md compares all losses and converts betas.
+transfer between the two. docs/losses.md compares all losses, docs/beta.md converts betas.
 
 A loss of one's own is a function of the same arguments and a YAML that names it. What a loss needs
-is read off its parameters: ``policy_win`` makes it pairwise, ``desirable`` pointwise.
+is read off its parameters: ``policy_win`` makes it pairwise, ``desirable`` pointwise; what a
+pointwise one may ask for besides is listed at `wants`.
 """
 
 import inspect
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ipo_lightning.errors import InputError
+
+Baseline = Literal["mean", "classes", "mismatched"]
+"""The kinds of `kto_baseline`."""
 
 
 class PreferenceLoss(NamedTuple):
@@ -173,7 +179,7 @@ def linear_dpo_loss(
     The authors' code returns ``c (policy_win - policy_lose)``: the same gradient over beta, which
     is back here so that learning rate and regularisers mean the same as in DPO. Their 0.2 stands
     beside an undivided ``beta_dpo``, so their beta is this one. Their reference is a moving average
-    of the policy, which is not offered yet; the loss takes any.
+    of the policy (reference=ema); the loss takes any.
 
     Args:
         beta: > 0; the coefficient leaves its line at margins of about ``2.5 / beta``.
@@ -265,7 +271,7 @@ def kto_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
     utility: str = "sigmoid",
-    baseline: Tensor | None = None,
+    baseline: Tensor | str = "mean",
 ) -> PreferenceLoss:
     """Diffusion-KTO (Li et al. 2024, arXiv 2404.04465, eq. 8).
 
@@ -294,8 +300,8 @@ def kto_loss(
         desirable_weight, undesirable_weight: lambda_D and lambda_U, >= 0; balance them where one
             kind of label is rarer.
         utility: how a gain or loss is felt, see above.
-        baseline: scalar, what an average video gains; None: the mean implicit reward of this
-            batch, clamped at zero. The training module passes the mean over all ranks.
+        baseline: what an average video gains: a kind of `kto_baseline`, or the scalar itself. The
+            training module passes the scalar, taken over all ranks.
     """
     side = _side(policy, ref, desirable)
     _check("beta", beta, beta > 0, "> 0")
@@ -303,8 +309,13 @@ def kto_loss(
     _check("undesirable_weight", undesirable_weight, undesirable_weight >= 0, ">= 0")
     _check("utility", utility, utility in _SHORTFALL, f"one of {', '.join(_SHORTFALL)}")
     reward = ref - policy
-    if baseline is None:
-        baseline = kto_baseline(reward)
+    if not isinstance(baseline, Tensor):
+        if baseline == "mismatched":
+            raise InputError(
+                "baseline=mismatched: the caller must ask policy and reference about other prompts "
+                "and pass the scalar that kto_baseline makes of their errors"
+            )
+        baseline = kto_baseline(reward, desirable, baseline)
     weight = torch.where(desirable, desirable_weight, undesirable_weight).to(reward)
     logit = beta * (side * (reward - baseline))
     return PreferenceLoss(weight * _SHORTFALL[utility](logit, side), (side * reward).detach())
@@ -321,6 +332,44 @@ _SHORTFALL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """1 - U of a logit and w: what `kto_loss` calls a utility."""
 
 
+def kto_baseline(
+    reward: Tensor, desirable: Tensor | None = None, kind: Baseline | str = "mean"
+) -> Tensor:
+    """KTO's reference point of implicit rewards, a scalar without gradient.
+
+    ==========  ========================================  ========  ==========================
+    kind        of                                        at least  authors' ``bce_offset``
+    ==========  ========================================  ========  ==========================
+    mean        all videos: their mean                    0         none
+    classes     all videos: the mean of the desirable     -         sigmoid
+                class's mean and the undesirable class's
+    mismatched  videos with other prompts, which the      0         original (without the 0)
+                caller has asked about: their mean
+    ==========  ========================================  ========  ==========================
+
+    ``classes`` does not depend on how many videos of each class a batch happens to hold. It is not
+    clamped, as in the authors' code: it lies midway between the classes, wherever these are. A
+    class without a video counts as 0, the reward of the reference itself, again as theirs; they
+    average the means of the ranks, this takes all ranks' videos together. ``mismatched`` estimates
+    the divergence from the reference as KTO for text does (Ethayarajh et al. 2024, arXiv
+    2402.01306); a divergence is not negative, so their code clamps it and so does this, where
+    Diffusion-KTO's does not.
+
+    Args:
+        reward: (N,) implicit rewards of all ranks, or for ``mean`` of the ranks' means.
+        desirable: (N,) bool, for ``classes``.
+    """
+    _check("baseline", kind, kind in get_args(Baseline), f"one of {', '.join(get_args(Baseline))}")
+    reward = reward.detach()
+    if kind != "classes":
+        return reward.mean().clamp_min(0)
+    if desirable is None:
+        raise ValueError("baseline=classes needs to know which videos are desirable")
+    classes = desirable.to(reward), (~desirable).to(reward)
+    good, bad = ((reward * members).sum() / members.sum().clamp_min(1) for members in classes)
+    return (good + bad) / 2
+
+
 def rwr_loss(
     policy: Tensor,
     ref: Tensor,
@@ -328,30 +377,115 @@ def rwr_loss(
     *,
     desirable_reward: float = 0.9,
     undesirable_reward: float = 0.05,
+    graded: bool = False,
+    reward: Tensor | None = None,
 ) -> PreferenceLoss:
     """Reward-weighted regression, as LiFT (arXiv 2412.04814) does: ``reward * policy``.
 
     A video's own error, weighted by how good the video is; nothing is pushed away. The reference
     enters the margin alone. At policy = reference it is the reward times the video's error.
 
-    LiFT's reward is the mean over three dimensions of 0.9 (good), 0.2 (normal) and 0.05 (bad); a
-    label here is good or bad, and what lies between is dropped by the labelling. The module
-    multiplies by the weight of the point, so a labelling that writes graded rewards there gets
-    them with both rewards at 1.
+    LiFT's reward is the mean over three dimensions of 0.9 (good), 0.2 (normal) and 0.05 (bad).
+    Here it is one of two constants by label, or with ``graded`` the critic's score among its
+    siblings, see `ipo_lightning.records.Point.reward`.
 
     Args:
         desirable_reward, undesirable_reward: >= 0; 1 and 0 fine-tune on desirable videos alone.
+        graded: weigh by ``reward`` in place of the two constants.
+        reward: (B,) in [0, 1], needed where ``graded``.
     """
     side = _side(policy, ref, desirable)
     _check("desirable_reward", desirable_reward, desirable_reward >= 0, ">= 0")
     _check("undesirable_reward", undesirable_reward, undesirable_reward >= 0, ">= 0")
-    reward = torch.where(desirable, desirable_reward, undesirable_reward).to(policy)
+    if not graded:
+        reward = torch.where(desirable, desirable_reward, undesirable_reward).to(policy)
+    elif reward is None:
+        raise ValueError("graded=true needs the rewards of the videos")
+    check_errors(policy, reward)
     return PreferenceLoss(reward * policy, (side * (ref - policy)).detach())
 
 
-def kto_baseline(mean_reward: Tensor) -> Tensor:
-    """KTO's reference point: the mean implicit reward, detached and clamped at zero, a scalar."""
-    return mean_reward.detach().mean().clamp_min(0)
+def nft_loss(
+    policy: Tensor,
+    ref: Tensor,
+    desirable: Tensor,
+    *,
+    drift: Tensor,
+    reward: Tensor,
+    beta: float = 1.0,
+) -> PreferenceLoss:
+    """DiffusionNFT (Zheng et al. 2025, arXiv 2509.16117): reinforcement on the forward process.
+
+    ``reward |v+ - t|^2 + (1 - reward) |v- - t|^2`` with t the target, v the policy's prediction,
+    v_old the reference's, ``v+ = v_old + beta (v - v_old)`` and ``v- = v_old - beta (v - v_old)``.
+    By the parallelogram identity both squares, and so the loss, need three numbers only: with
+    ``s = 2 reward - 1`` it is ``ref + beta s (policy - ref) + beta (beta - s) drift``. A video's
+    own optimum lies ``s / beta`` of the way from v_old to t: away from it where s < 0. At policy =
+    reference it is the reference's error.
+
+    The authors differ: they measure x0 errors, divide each square by the mean absolute x0 error of
+    its prediction (self-normalised, without gradient) and the loss by beta; add 1e-4 times the
+    squared distance to the base model; and let v_old follow the policy by a moving average, where
+    here it is whatever ``reference`` names (the policy at the round's start). Their s is the
+    advantage over 5 standard deviations, see `Point.reward`, which has 1: up to a factor, their
+    beta of 1 (0.1 in some of their runs) is 5 (0.5) here.
+
+    Args:
+        policy, ref: errors, (B,). desirable: (B,) bool, for the margin alone.
+        drift: (B,) mean squared difference of the two networks' predictions, differentiable and
+            weighted like the errors.
+        reward: (B,) in [0, 1], how good each video is; 1/2 is as good as its siblings.
+        beta: > 0; multiplies no error but the policy's step away from the reference: larger stays
+            closer.
+    """
+    side = _side(policy, ref, desirable)
+    check_errors(policy, drift, reward)
+    _check("beta", beta, beta > 0, "> 0")
+    praise = 2 * reward - 1
+    loss = ref + beta * praise * (policy - ref) + beta * (beta - praise) * drift
+    return PreferenceLoss(loss, (side * (ref - policy)).detach())
+
+
+# -------------------------------------------------------------------- around a pairwise loss
+
+
+def safeguard_scale(residual_win: Tensor, residual_lose: Tensor, *, mu: float) -> Tensor:
+    """Diffusion-SDPO (arXiv 2511.03317): how much of the loser's gradient the winner can bear.
+
+    ``clip((1 - mu) |g_w|^2 / <g_w, g_l>, 0, 1)`` where ``<g_w, g_l> > 0``, else 1, with g the
+    gradients of the errors on the predictions, which are the residuals up to a common factor. With
+    the loser's gradient scaled by it, a step along both lowers the winner's error, to first order,
+    by at least the share mu of what a step along the winner's alone would. The paper takes outputs
+    for parameters, and a loss that weighs both errors alike: dpo and its kin, not dpop.
+
+    The authors take one scale over the batch of a device; this is one a pair, which does not depend
+    on its neighbours.
+
+    Args:
+        residual_win, residual_lose: prediction minus target, (B, ...).
+        mu: in [0, 1). 0 only forbids that the winner gets worse; the larger, the less is left of
+            the loser's gradient. The authors' scripts have 0.9 for Diffusion-DPO.
+
+    Returns:
+        (B,) float32 in [0, 1] without gradient, for `scale_gradient`.
+    """
+    _check("mu", mu, 0 <= mu < 1, "in [0, 1)")
+    if residual_win.shape != residual_lose.shape:
+        raise ValueError(f"residuals {residual_win.shape} and {residual_lose.shape} differ")
+    win, lose = (part.detach().float().flatten(1) for part in (residual_win, residual_lose))
+    along = (win * lose).sum(1)
+    free = along <= 0
+    bound = (1 - mu) * win.square().sum(1) / torch.where(free, 1.0, along)
+    return torch.where(free, 1.0, bound.clamp(0, 1))
+
+
+def scale_gradient(error: Tensor, scale: Tensor) -> Tensor:
+    """The error as it is, (B,), with its gradient multiplied by a scale, (B,)."""
+    check_errors(error, scale)
+    return error.detach() + scale.detach() * (error - error.detach())
+
+
+# -------------------------------------------------------------------- what a loss is
 
 
 def check_errors(*errors: Tensor) -> None:
@@ -376,9 +510,88 @@ def form(loss: Callable[..., PreferenceLoss]) -> Literal["pairwise", "pointwise"
     )
 
 
-def takes_baseline(loss: Callable[..., PreferenceLoss]) -> bool:
-    """Whether a pointwise loss wants the mean implicit reward over all ranks."""
-    return "baseline" in inspect.signature(loss).parameters
+def baseline_kind(loss: Callable[..., PreferenceLoss]) -> str | None:
+    """Which `kto_baseline` a loss is set to; None where it takes none or was given a tensor.
+
+    A ``baseline`` without a default, or of None, as a loss of one's own may have it, is the mean.
+
+    Raises:
+        InputError: there is no such kind.
+    """
+    settings = _settings(loss)
+    kind = settings.get("baseline")
+    if "baseline" not in settings or isinstance(kind, Tensor):
+        return None
+    if kind is None or kind is inspect.Parameter.empty:
+        return "mean"
+    _check("baseline", kind, kind in get_args(Baseline), f"one of {', '.join(get_args(Baseline))}")
+    return str(kind)
+
+
+def wants(loss: Callable[..., PreferenceLoss]) -> frozenset[str]:
+    """Which tensors a loss takes from the training module beside errors and labels.
+
+    - ``baseline``: scalar, see `kto_baseline`.
+    - ``drift``: (B,) mean squared difference of policy's and reference's predictions.
+    - ``reward``: (B,) in [0, 1]; of a loss with a switch ``graded``, only where that is on.
+    """
+    settings = _settings(loss)
+    taken = {
+        "baseline": baseline_kind(loss) is not None,
+        "drift": "drift" in settings,
+        "reward": "reward" in settings and settings.get("graded", True),
+    }
+    return frozenset(name for name, yes in taken.items() if yes)
+
+
+def beyond_errors(loss: Callable[..., PreferenceLoss]) -> str | None:
+    """Why the reference's errors on the videos do not tell a loss enough; None where they do."""
+    plain: Callable[..., Any] = loss
+    while isinstance(plain, partial):
+        plain = plain.func
+    name = getattr(plain, "__name__", "this loss")
+    if "drift" in wants(loss):
+        return f"{name} compares predictions (drift)"
+    if baseline_kind(loss) == "mismatched":
+        return f"{name} with baseline=mismatched asks the reference about other prompts"
+    return None
+
+
+def reference_free(loss: Callable[..., PreferenceLoss]) -> bool:
+    """Whether a loss learns nothing from a reference: without one it is finite, with its gradient.
+
+    Found out by calling it with reference errors of NaN, which then enter the margin alone.
+    """
+    policy, other = torch.tensor([0.2, 0.5]), torch.tensor([0.4, 0.3])
+    nowhere = torch.full_like(policy, math.nan)
+    if form(loss) == "pairwise":
+        own, rest = [policy, other], [nowhere, nowhere]
+    else:
+        own, rest = [policy], [nowhere, torch.tensor([True, False])]
+    value, pull = _value_and_pull(loss, own, rest, _stand_ins(loss, policy))
+    return bool((value + pull).isfinite().all())
+
+
+def saturation(loss: Callable[..., PreferenceLoss], *inputs: Tensor, **extra: Tensor) -> Tensor:
+    """(B,) float32: 1 where a pair or a point has all but stopped pulling, else 0.
+
+    The pull is the sum of the loss's absolute slopes in the policy's errors; it has all but stopped
+    where it is below a tenth of what it was when the policy still was the reference (with no drift
+    and a baseline of 0). NaN where the reference's error is.
+
+    Args:
+        inputs: what the loss takes, in its order; nothing of their graphs is touched.
+        extra: what it `wants`.
+    """
+    count = 2 if form(loss) == "pairwise" else 1
+    fixed = [part.detach() for part in inputs]
+    own, reference, rest = fixed[:count], fixed[count : 2 * count], fixed[count:]
+    now = {name: part.detach() for name, part in extra.items()}
+    start = {n: part if n == "reward" else torch.zeros_like(part) for n, part in now.items()}
+    _, pull = _value_and_pull(loss, own, rest, now)
+    _, first = _value_and_pull(loss, reference, rest, start)
+    known = ~torch.stack(reference).isnan().any(0)
+    return torch.where(known, (pull < first / 10).float(), math.nan)
 
 
 def try_loss(loss: Callable[..., PreferenceLoss]) -> None:
@@ -390,10 +603,40 @@ def try_loss(loss: Callable[..., PreferenceLoss]) -> None:
     zeros = torch.zeros(2)
     inputs = [zeros] * 4 if form(loss) == "pairwise" else [zeros, zeros, zeros > 0]
     try:
-        result = loss(*inputs)
+        result = loss(*inputs, **_stand_ins(loss, zeros))
         check_errors(zeros, result.loss, result.margin)
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"loss: {error}") from error
+
+
+def _settings(loss: Callable[..., PreferenceLoss]) -> dict[str, Any]:
+    """A loss's parameters and what they are set to; ``Parameter.empty`` where to nothing."""
+    return {name: one.default for name, one in inspect.signature(loss).parameters.items()}
+
+
+def _stand_ins(loss: Callable[..., PreferenceLoss], like: Tensor) -> dict[str, Tensor]:
+    """What a loss `wants`, while the policy is the reference, for errors of one shape."""
+    values = {
+        "baseline": like.new_zeros(()),
+        "drift": torch.zeros_like(like),
+        "reward": torch.full_like(like, 0.5),
+    }
+    return {name: values[name] for name in wants(loss)}
+
+
+def _value_and_pull(
+    loss: Callable[..., PreferenceLoss],
+    own: Sequence[Tensor],
+    rest: Sequence[Tensor],
+    extra: Mapping[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """(B,) losses, and (B,) sums of their absolute slopes in the policy's own errors."""
+    leaves = [part.detach().requires_grad_() for part in own]
+    with torch.enable_grad():
+        value = loss(*leaves, *rest, **extra).loss
+        total = value.sum()
+    slopes = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    return value.detach(), torch.stack(slopes).abs().sum(0)
 
 
 def _margin(policy_win: Tensor, policy_lose: Tensor, ref_win: Tensor, ref_lose: Tensor) -> Tensor:

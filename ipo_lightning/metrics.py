@@ -5,7 +5,8 @@ not videos, are the independent draws. A missing score is NaN and counts for nob
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,58 +105,92 @@ def check_columns(*columns: Tensor) -> None:
 # --- Training ------------------------------------------------------------------------------------
 
 
+def agreement(margin: Tensor) -> Tensor:
+    """1 where a margin agrees with its label, 0 where it does not, 1/2 for none, NaN for NaN."""
+    return torch.where(margin.isnan(), margin, 0.5 + 0.5 * margin.sign())
+
+
 class TrainingHealth(Metric):
     """Means over a round of what training said of itself, over all ranks.
 
-    ``update`` takes named (B,) values and, optionally, ``weight`` (B,); a name may be absent from
-    any update, and one never seen is absent from ``compute``. The accuracy comes of the margin: its
+    ``update`` takes named (N,) values; NaN is a value that is not there, and counts for nobody.
+    With ``place`` (N,) in [0, 1), where each stands in the distribution of timesteps, cleanest
+    first, the means of its four quarters are kept besides. The accuracy comes of the margin: its
     share above zero, a tie counting half.
 
-    States are float64, and persistent: they travel in the checkpoint, so that a round that was
-    killed and resumed reports what an unbroken one does. They stay float64 under ``module.half()``
-    too, as torchmetrics ignores such casts.
+    ``state`` and ``resume`` carry it through a checkpoint, so that a round that was killed and
+    resumed reports what an unbroken one does. States are float64, also under ``module.half()``,
+    as torchmetrics ignores such casts.
     """
 
-    NAMES = ("loss", "margin", "accuracy", "error_win_change", "error_lose_change")
+    NAMES = (
+        "loss",
+        "margin",
+        "accuracy",
+        "error_win",
+        "error_lose",
+        "error_win_change",
+        "error_lose_change",
+        "error_real",
+        "drift",
+        "saturated",
+        "gradient_norm",
+    )
+    BY_QUARTER = ("margin", "accuracy", "error_win_change", "error_lose_change")
 
     is_differentiable = False
     full_state_update = False
 
-    totals: Tensor  # (5,) weighted sums, in the order of NAMES
-    weights: Tensor  # (5,) sums of weights
+    totals: Tensor  # (names, 5) sums, in the order of NAMES: of all, then of each quarter
+    counts: Tensor  # (names, 5) numbers of values
 
     def __init__(self) -> None:
         super().__init__()
-        for state in ("totals", "weights"):
-            zeros = torch.zeros(len(self.NAMES), dtype=torch.float64)
-            self.add_state(state, zeros, dist_reduce_fx="sum", persistent=True)
+        for state in ("totals", "counts"):
+            zeros = torch.zeros(len(self.NAMES), 5, dtype=torch.float64)
+            self.add_state(state, zeros, dist_reduce_fx="sum")
 
     @property
     def update_called(self) -> bool:
         """True: states may come of a checkpoint, and no values are an answer, not a mistake."""
         return True
 
-    def update(self, *, weight: Tensor | None = None, **values: Tensor) -> None:
-        """Add named (B,) values: loss, margin, error_win_change, error_lose_change."""
+    def update(self, *, place: Tensor | None = None, **values: Tensor) -> None:
+        """Add named (N,) values, some of `NAMES`."""
         unknown = sorted(values.keys() - set(self.NAMES))
         if unknown:
             raise ValueError(f"unknown values {unknown}, expected some of {list(self.NAMES)}")
         if "margin" in values and "accuracy" not in values:
-            values = {**values, "accuracy": 0.5 + 0.5 * values["margin"].sign()}
+            values = {**values, "accuracy": agreement(values["margin"])}
         for name, value in values.items():
-            row = self.NAMES.index(name)
-            value = value.detach().double()
-            share = torch.ones_like(value) if weight is None else weight.detach().double()
-            check_columns(value, share)
-            self.totals[row] += (share * value).sum()
-            self.weights[row] += share.sum()
+            row, value = self.NAMES.index(name), value.detach().double()
+            check_columns(value)
+            known = ~value.isnan()
+            self.totals[row, 0] += value.nansum()
+            self.counts[row, 0] += known.sum()
+            if place is not None and name in self.BY_QUARTER:
+                check_columns(value, place)
+                quarter = (4 * place).long().clamp(0, 3)[known] + 1
+                self.totals[row].index_add_(0, quarter, value[known])
+                self.counts[row].index_add_(0, quarter, torch.ones_like(value[known]))
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Also forget a result computed before: torchmetrics would return it again."""
-        super()._load_from_state_dict(*args, **kwargs)
-        self._computed = None
+    def state(self) -> dict[str, Tensor]:
+        """The sums and counts of all ranks together; every rank must ask."""
+        with self.sync_context(should_unsync=True):
+            return {"totals": self.totals.clone(), "counts": self.counts.clone()}
+
+    def resume(self, state: Mapping[str, Tensor], *, leads: bool) -> None:
+        """Go on from what `state` gave: on the leading rank, since it is that of all together."""
+        self.reset()
+        if leads:
+            self.totals += state["totals"].to(self.totals)
+            self.counts += state["counts"].to(self.counts)
 
     def compute(self) -> dict[str, float]:
-        """Weighted mean of every name that has been seen with a positive weight."""
-        sums = zip(self.NAMES, self.totals.tolist(), self.weights.tolist(), strict=True)
-        return {name: total / weight for name, total, weight in sums if weight > 0}
+        """Mean of every name that has been seen; ``margin_q1`` and the like for the quarters."""
+        means = (self.totals / self.counts).tolist()
+        found: dict[str, float] = {}
+        for name, row in zip(self.NAMES, means, strict=True):
+            labels = [name, *(f"{name}_q{quarter}" for quarter in (1, 2, 3, 4))]
+            found |= {label: mean for label, mean in zip(labels, row, strict=True) if mean == mean}
+        return found

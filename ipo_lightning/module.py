@@ -5,27 +5,38 @@ and the frozen reference stay outside, so that a checkpoint is what was trained.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from ipo_lightning.batch import PairBatch, PointBatch
+from ipo_lightning.batch import PairBatch, PointBatch, Videos
+from ipo_lightning.calibration import settle_beta, wants_beta
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import (
     PreferenceLoss,
+    baseline_kind,
+    beyond_errors,
     form,
     kto_baseline,
-    takes_baseline,
+    reference_free,
+    safeguard_scale,
+    saturation,
+    scale_gradient,
     try_loss,
+    wants,
 )
-from ipo_lightning.metrics import TrainingHealth
-from ipo_lightning.objectives import Noised, squared_error
+from ipo_lightning.metrics import TrainingHealth, agreement
+from ipo_lightning.objectives import Noised, mean_square, squared_error
 from ipo_lightning.policy import Policy, trained_weights
 from ipo_lightning.references import Reference
 from ipo_lightning.seeds import derive_seed
+from ipo_lightning.sharding import shard, total_norm
 
 
 class PreferenceModule(L.LightningModule):
@@ -38,8 +49,12 @@ class PreferenceModule(L.LightningModule):
         optimizer: takes the trainable parameters; its learning rate is the one of the round's
             plateau.
         winner_weight: lambda_1 of the paper: weight of the winner's (or desirable video's) own
-            error in the total. It holds the policy to videos; about 1 to 10 on mean errors.
-        real_weight: lambda_2: weight of the error on real videos; reserved.
+            error in the total. It holds the policy to videos.
+        real_weight: lambda_2: weight of the error on the real clips that come with a batch.
+        safeguard: mu of Diffusion-SDPO in [0, 1), see `safeguard_scale`: how much of the winner's
+            improvement the loser's gradient must leave; None switches it off. For pairs.
+        two_pass: back-propagate one half of the videos (the winners) after the other: half the
+            activations for one more forward of the other half; the same gradients.
         warmup_updates: the learning rate rises linearly over the first updates of each round.
         seed: the run's.
     """
@@ -53,19 +68,28 @@ class PreferenceModule(L.LightningModule):
         *,
         winner_weight: float = 0.0,
         real_weight: float = 0.0,
+        safeguard: float | None = None,
+        two_pass: bool = False,
         warmup_updates: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        try_loss(loss)
-        _refuse_weights(winner_weight, real_weight)
-        self.policy, self.loss, self.reference = policy, loss, reference
+        self.auto_beta = wants_beta(loss)
+        """Whether the loss's beta is set at the start of each round, see `set_beta`."""
+        self.policy, self.reference = policy, reference
+        self.loss = settle_beta(loss, 1.0) if self.auto_beta else loss
+        try_loss(self.loss)
         self.form = form(loss)
+        _refuse_reference(self.loss, reference)
+        _refuse_weights(winner_weight, real_weight)
+        _refuse_safeguard(safeguard, self.form)
         self.optimizer = optimizer
-        self.winner_weight, self.warmup_updates, self.seed = winner_weight, warmup_updates, seed
+        self.winner_weight, self.real_weight, self.safeguard = winner_weight, real_weight, safeguard
+        self.two_pass, self.warmup_updates, self.seed = two_pass, warmup_updates, seed
         self.health = TrainingHealth()
         self.round = 0
-        """The round being trained; set with its data."""
+        """The round being trained."""
+        self._resumed: dict[str, Any] = {}
 
     # ---------------------------------------------------------------- building
 
@@ -74,6 +98,9 @@ class PreferenceModule(L.LightningModule):
         if not hasattr(self, "network"):
             self.network = self.policy.build().train()  # diffusers loads in evaluation mode
             self.objective = self.policy.objective()
+            if self.device_mesh is not None:
+                shard(self.network, self.device_mesh["data_parallel"])
+                self.strict_loading = False  # Lightning reads before frozen weights are filled in
 
     def on_fit_start(self) -> None:
         """The network is on its device by now."""
@@ -84,6 +111,17 @@ class PreferenceModule(L.LightningModule):
         return self.optimizer([p for p in self.network.parameters() if p.requires_grad])
 
     # ---------------------------------------------------------------- a round's start and pace
+
+    def begin_round(self, number: int, reference: Mapping[str, Tensor] | None) -> None:
+        """Called with each round's data, fresh or resumed; ``reference``: see `refresh` there."""
+        self.round = number
+        self.reference.refresh(reference)
+        if self._resumed.get("round") == number and self._resumed["reference"]:
+            self.reference.resume(self._resumed["reference"])
+
+    def set_beta(self, beta: float) -> None:
+        """Give the loss its beta for this round."""
+        self.loss = settle_beta(self.loss, beta)
 
     def on_train_epoch_start(self) -> None:
         """A round starts (not a resumed one): fresh moments, fresh counts."""
@@ -103,30 +141,43 @@ class PreferenceModule(L.LightningModule):
     # ---------------------------------------------------------------- the step
 
     def training_step(self, batch: PairBatch | PointBatch, batch_idx: int) -> STEP_OUTPUT:
-        """Weighted mean preference loss plus lambda_1 times the winner's own error."""
-        if isinstance(batch, PairBatch):
-            loss, values = self.pair_step(batch)
-        else:
-            loss, values = self.point_step(batch)
+        """Weighted mean preference loss, plus lambda_1 times the winner's own error, plus lambda_2
+        times the error on real clips."""
+        step = self.pair_step if isinstance(batch, PairBatch) else self.point_step
+        loss, values = step(batch)  # type: ignore[arg-type]
+        if batch.real is not None:
+            error = self.real_errors(batch.real)
+            loss = loss + self.real_weight * error.mean()
+            values["error_real"] = error.detach()
         self._refuse_non_finite(loss, batch, batch_idx)
-        self.health.update(**values)
-        logged = {f"train/{name}": value.mean() for name, value in values.items() if len(value)}
-        logged["train/accuracy"] = (0.5 + 0.5 * values["margin"].sign()).mean()
-        logged["train/total"] = loss.detach()
-        logged["train/learning_rate"] = torch.tensor(self.learning_rate)
-        self.log_dict(logged, batch_size=len(batch.row))
+        self._labels = batch.row
+        self.health.update(place=batch.u, **values)
+        self._log(loss, values, len(batch.row))
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient's norm, before clipping; stop where it is not finite."""
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = total_norm(gradients)
         if not torch.isfinite(norm):
             raise FloatingPointError(
                 f"the gradient's norm is {norm.item()} in round {self.round}, update "
-                f"{self.trainer.global_step}: lower optim.optimizer.lr or loss.beta"
+                f"{self.trainer.global_step}, last with labels {self._labels.tolist()}: lower "
+                "optim.optimizer.lr or loss.beta"
             )
+        self.health.update(gradient_norm=norm.view(1))
         self.log("train/gradient_norm", norm)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step, and let a moving reference follow, before anything is saved."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.reference.follow(self.network)
 
     @property
     def learning_rate(self) -> float:
@@ -134,70 +185,148 @@ class PreferenceModule(L.LightningModule):
         return float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def pair_step(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """One draw of noise and timestep a pair, which winner and loser share."""
-        latents = torch.cat([batch.win, batch.lose])
-        noised = self.objective.noise(latents, batch.noise.repeat(2, 1, 1, 1, 1), batch.u.repeat(2))
-        policy, reference = self.errors(noised, torch.cat([batch.text, batch.text]))
-        (policy_win, policy_lose), (ref_win, ref_lose) = policy.chunk(2), reference.chunk(2)
-        loss, margin = self.loss(policy_win, policy_lose, ref_win, ref_lose)
-        total = (batch.weight * loss).mean() + self.winner_weight * policy_win.mean()
+        """One draw of noise and timestep a pair, which winner and loser share.
+
+        Returns the mean loss and (B,) figures of each pair.
+        """
+        found = self.errors(batch)
+        (win, lose), (ref_win, ref_lose) = found.policy.chunk(2), found.reference.chunk(2)
+        held = lose if self.safeguard is None else self._safeguarded(lose, found, self.safeguard)
+        loss, margin = self.loss(win, held, ref_win, ref_lose)
+        total = (batch.weight * loss).mean() + self.winner_weight * win.mean()
         return total, {
             "loss": loss.detach(),
             "margin": margin,
-            "error_win_change": (policy_win - ref_win).detach(),
-            "error_lose_change": (policy_lose - ref_lose).detach(),
+            "error_win": win.detach(),
+            "error_lose": lose.detach(),
+            "error_win_change": (win - ref_win).detach(),
+            "error_lose_change": (lose - ref_lose).detach(),
+            "drift": (win - ref_win + lose - ref_lose).detach() / 2,
+            "saturated": saturation(self.loss, win, lose, ref_win, ref_lose),
         }
 
     def point_step(self, batch: PointBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """One draw of noise and timestep a video."""
-        noised = self.objective.noise(batch.latents, batch.noise, batch.u)
-        policy, reference = self.errors(noised, batch.text)
-        extra: dict[str, Tensor] = {}
-        if takes_baseline(self.loss):
-            reward = self.all_gather((reference - policy).detach().mean())
-            extra["baseline"] = kto_baseline(cast(Tensor, reward))
-        loss, margin = self.loss(policy, reference, batch.desirable, **extra)
-        own = (policy * batch.desirable).sum() / batch.desirable.sum().clamp_min(1)
+        """One draw of noise and timestep a video; see `pair_step`."""
+        found = self.errors(batch)
+        policy, reference, desirable = found.policy, found.reference, batch.desirable
+        extra = self._extra(batch, found)
+        loss, margin = self.loss(policy, reference, desirable, **extra)
+        own = (policy * desirable).sum() / desirable.sum().clamp_min(1)
         total = (batch.weight * loss).mean() + self.winner_weight * own
-        change = (policy - reference).detach()
+        error, change = policy.detach(), (policy - reference).detach()
+        nobody = torch.full_like(error, torch.nan)
         return total, {
             "loss": loss.detach(),
             "margin": margin,
-            "error_win_change": change[batch.desirable],
-            "error_lose_change": change[~batch.desirable],
+            "error_win": torch.where(desirable, error, nobody),
+            "error_lose": torch.where(desirable, nobody, error),
+            "error_win_change": torch.where(desirable, change, nobody),
+            "error_lose_change": torch.where(desirable, nobody, change),
+            "drift": change,
+            "saturated": saturation(self.loss, policy, reference, desirable, **extra),
         }
 
-    def errors(self, noised: Noised, text: Tensor) -> tuple[Tensor, Tensor]:
-        """The policy's and the reference's errors, (B,) each; gradients through the first."""
+    # ---------------------------------------------------------------- forwards
+
+    def errors(self, batch: PairBatch | PointBatch) -> "Errors":
+        """Policy and reference on a batch's videos; gradients through the policy's."""
+        videos = batch.videos()
+        noised = self.objective.noise(videos.latents, videos.noise, videos.u)
+        asked = (noised.sample, noised.timestep, videos.text)
         # The reference goes first: an adapter is back in place before the policy's graph is built.
-        asked = (noised.sample, noised.timestep, text)
-        reference = squared_error(self.reference.predict(*asked), noised)
-        policy = squared_error(self.policy.predict(self.network, *asked), noised)
-        return policy, reference
+        live = self.reference.answers == "live"
+        seen = self.reference.predict(*asked) if live else None
+        reference = batch.reference() if seen is None else squared_error(seen, noised)
+        prediction = self.predict(*asked)
+        return Errors(squared_error(prediction, noised), reference, prediction, seen, noised)
+
+    def predict(self, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        """The policy's answer, in one forward or in two.
+
+        Of two, the second half's comes first, and keeps no activations: autograd walks back through
+        the later graph first and frees it, and only then makes that of the second half.
+        """
+        forward = partial(self.policy.predict, self.network)
+        if not self.two_pass or len(sample) < 2:
+            return forward(sample, timestep, text)
+        parts = [part.tensor_split(2) for part in (sample, timestep, text)]
+        second = checkpoint(forward, *(part[1] for part in parts), use_reentrant=False)
+        return torch.cat([forward(*(part[0] for part in parts)), cast(Tensor, second)])
+
+    def real_errors(self, clips: Videos) -> Tensor:
+        """(B,) the policy's errors on real clips."""
+        noised = self.objective.noise(clips.latents, clips.noise, clips.u)
+        asked = (noised.sample, noised.timestep, clips.text)
+        forward = partial(self.policy.predict, self.network)
+        if self.two_pass:
+            return squared_error(
+                cast(Tensor, checkpoint(forward, *asked, use_reentrant=False)), noised
+            )
+        return squared_error(forward(*asked), noised)
+
+    def _safeguarded(self, lose: Tensor, found: "Errors", mu: float) -> Tensor:
+        """The losers' errors, with as much of their gradient as the winners can bear."""
+        win_residual, lose_residual = (found.prediction - found.noised.target).detach().chunk(2)
+        return scale_gradient(lose, safeguard_scale(win_residual, lose_residual, mu=mu))
+
+    def _extra(self, batch: PointBatch, found: "Errors") -> dict[str, Tensor]:
+        """What a pointwise loss wants beside the errors."""
+        wanted, extra = wants(self.loss), {}
+        if "baseline" in wanted:
+            extra["baseline"] = self._baseline(batch, found)
+        if "drift" in wanted:
+            seen = cast(Tensor, found.seen)
+            extra["drift"] = found.noised.weight * mean_square(found.prediction - seen)
+        if "reward" in wanted:
+            extra["reward"] = batch.reward
+        return extra
+
+    @torch.no_grad()
+    def _baseline(self, batch: PointBatch, found: "Errors") -> Tensor:
+        """KTO's reference point, over the batches of all ranks."""
+        kind = cast(str, baseline_kind(self.loss))
+        reward = found.reference - found.policy
+        if kind == "mismatched":
+            if len(batch.text) < 2:
+                raise InputError(
+                    "loss.baseline=mismatched: with one video a step there is no other prompt; "
+                    "give data.batch_size=2 or more, or another baseline"
+                )
+            noised = found.noised
+            asked = (noised.sample, noised.timestep, batch.text.roll(1, 0))
+            seen = self.reference.predict(*asked)
+            answer = self.policy.predict(self.network, *asked)
+            reward = squared_error(seen, noised) - squared_error(answer, noised)
+        everywhere = cast(Tensor, self.all_gather(reward)).flatten()
+        desirable = cast(Tensor, self.all_gather(batch.desirable.int())).flatten().bool()
+        return kto_baseline(everywhere, desirable, kind)
 
     # ---------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, and the counts of all ranks; drop frozen base weights."""
         frozen = self._frozen()
-        kept = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
-        with self.health.sync_context(should_unsync=True):
-            counts = self.health.state_dict(prefix="health.")
-        checkpoint["state_dict"] = {**kept, **{k: v.clone() for k, v in counts.items()}}
-        checkpoint["ipo_lightning"] = {"round": self.round, "base": self.policy.identity}
+        if not getattr(self.trainer.strategy, "sharded_checkpoints", False):
+            kept = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+            checkpoint["state_dict"] = kept
+        checkpoint["ipo_lightning"] = {
+            "round": self.round,
+            "base": self.policy.identity,
+            "reference": self.reference.state(),
+            "health": self.health.state(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill the frozen weights in, so that loading stays strict."""
-        base = checkpoint.get("ipo_lightning", {}).get("base")
-        if base != self.policy.identity:
+        self._resumed = checkpoint.get("ipo_lightning", {})
+        if self._resumed.get("base") != self.policy.identity:
             raise InputError("the checkpoint was trained on another base model: give its backbone")
-        state = {**self._frozen(), **checkpoint["state_dict"]}
-        if not self.trainer.is_global_zero:  # the counts are those of all ranks together
-            state |= {k: torch.zeros_like(v) for k, v in state.items() if k.startswith("health.")}
-        checkpoint["state_dict"] = state
+        self.health.resume(self._resumed["health"], leads=self.trainer.is_global_zero)
+        if "state_dict" in checkpoint:  # a sharded network's has been read before
+            checkpoint["state_dict"] = {**self._frozen(), **checkpoint["state_dict"]}
 
     def trained(self) -> dict[str, Tensor]:
-        """The trained weights, by the network's names."""
+        """The trained weights, by the network's names; shards of them, where it is sharded."""
         return trained_weights(self.network)
 
     def _frozen(self) -> Mapping[str, Tensor]:
@@ -205,22 +334,68 @@ class PreferenceModule(L.LightningModule):
         state = self.state_dict()
         return {k: v for k, v in state.items() if k.startswith("network.") and k not in trained}
 
+    def _log(self, loss: Tensor, values: Mapping[str, Tensor], count: int) -> None:
+        logged = {f"train/{name}": value.nanmean() for name, value in values.items()}
+        logged["train/accuracy"] = agreement(values["margin"]).nanmean()
+        known = {name: value for name, value in logged.items() if not value.isnan()}
+        known["train/total"] = loss.detach()
+        known["train/learning_rate"] = torch.tensor(self.learning_rate)
+        self.log_dict(known, batch_size=count)
+
     def _refuse_non_finite(
         self, loss: Tensor, batch: PairBatch | PointBatch, batch_idx: int
     ) -> None:
         """Stop before the optimizer steps; on each rank alike, so that none waits for another."""
         if not torch.isfinite(cast(Tensor, self.all_gather(loss.detach()))).all():
+            file = "pairs" if self.form == "pairwise" else "points"
             raise FloatingPointError(
-                f"loss {loss.item()} in round {self.round}, batch {batch_idx}, rows "
-                f"{batch.row.tolist()} of its labels: lower optim.optimizer.lr or loss.beta"
+                f"loss {loss.item()} in round {self.round}, batch {batch_idx}, with rows "
+                f"{batch.row.tolist()} of {file}.jsonl: lower optim.optimizer.lr or loss.beta"
             )
 
 
-def _refuse_weights(winner_weight: float, real_weight: float) -> None:
-    if winner_weight < 0:
-        raise InputError(f"regularise.winners={winner_weight}: give 0 or more")
-    if real_weight:
+class Errors(NamedTuple):
+    """What policy and reference make of N videos."""
+
+    policy: Tensor
+    """(N,) float32, with gradients."""
+    reference: Tensor
+    """(N,) float32; NaN where there is none."""
+    prediction: Tensor
+    """(N, ...) the policy's answer, with gradients."""
+    seen: Tensor | None
+    """(N, ...) the reference's, where it answers live."""
+    noised: Noised
+
+
+def _refuse_reference(loss: Callable[..., PreferenceLoss], reference: Reference) -> None:
+    """Refuse a reference that cannot answer what the loss asks."""
+    more = beyond_errors(loss)
+    if reference.answers == "in advance" and more:
         raise InputError(
-            f"regularise.real={real_weight}: reserved for real videos, which this version does "
-            "not stream yet; leave it at 0"
+            f"reference=cached keeps the reference's errors alone, but {more}; choose "
+            "reference=frozen (or adapter, with backbone.lora)"
         )
+    if reference.answers == "never" and not reference_free(loss):
+        raise InputError(
+            "reference=none: this loss learns from a reference; choose reference=cached, or a loss "
+            "without one: simpo, mapo, sft, rwr"
+        )
+
+
+def _refuse_safeguard(mu: float | None, form: str) -> None:
+    if mu is None:
+        return
+    if form != "pairwise":
+        raise InputError(
+            f"regularise.safeguard={mu} holds the loser's gradient to what the winner can bear, "
+            "but this loss takes single videos; give null"
+        )
+    if not 0 <= mu < 1:
+        raise InputError(f"regularise.safeguard={mu}: give a number in [0, 1), or null for off")
+
+
+def _refuse_weights(winner_weight: float, real_weight: float) -> None:
+    for name, value in (("winners", winner_weight), ("real", real_weight)):
+        if value < 0:
+            raise InputError(f"regularise.{name}={value}: give 0 or more")

@@ -15,7 +15,11 @@ from torch import Tensor, nn
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Objective
+from ipo_lightning.sharding import placed_like
 from ipo_lightning.video import Clip
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""The file of a LoRA export: what diffusers looks for in a folder."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,11 @@ class Policy(Protocol):
     @property
     def identity(self) -> str:
         """Fingerprint of the base model: all that its samples depend on but the trained weights."""
+        ...
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Frames, height and width of its videos, in pixels."""
         ...
 
     @property
@@ -121,7 +130,7 @@ class Policy(Protocol):
 
 
 def trained_weights(network: nn.Module) -> dict[str, Tensor]:
-    """The parameters that training changes, by name; not copies."""
+    """The parameters that training changes, by name; not copies, and shards where it is sharded."""
     return {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
 
 
@@ -133,4 +142,4 @@ def put_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
         odd = sorted(own.keys() ^ weights.keys())
         raise InputError(f"weights do not fit the network: {len(odd)} names differ, as {odd[0]}")
     for name, tensor in own.items():
-        tensor.copy_(weights[name])
+        tensor.copy_(placed_like(weights[name], tensor))

@@ -78,3 +78,21 @@ class Point(Row):
     desirable: bool
     score: float
     weight: float = 1.0
+    reward: float = 0.5
+    """In [0, 1], how good it is beside its siblings, for losses with graded rewards:
+    ``0.5 + 0.5 clip((score - mean of its prompt's scores) / scale, -1, 1)`` with the standard
+    deviation of the round's scores about their prompts' means for scale; 0.5 where that is 0.
+
+    The form is DiffusionNFT's. Its code takes 5 standard deviations for scale, and those of the raw
+    scores, which also tell how prompts differ, for which no candidate is to blame."""
+
+
+@dataclass(frozen=True)
+class RealClip(Row):
+    """A real video with its caption."""
+
+    caption: str
+    latents: str
+    """Name of the blob with the VAE's encoding of it."""
+    file: str
+    """Where it came from, for people."""

@@ -1,43 +1,90 @@
-"""The frozen reference that a preference loss compares the policy with.
+"""The reference that a preference loss compares the policy with.
 
-A reference lives outside the module registry: it is in no checkpoint, and strict loading holds
-everywhere. It answers with the same numerics as the policy, so that a policy that has not moved
-costs exactly what a loss costs at zero margin.
+A reference lives outside the module registry: strict loading holds everywhere, and no checkpoint
+holds a frozen one. It answers with the same numerics as the policy, so that a policy that has not
+moved costs exactly what a loss costs at zero margin.
 """
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import Policy, put_weights, trained_weights
+from ipo_lightning.sharding import mesh_of, shard, whole
 
 Of = Literal["base", "round_start"]
 
 
-class Reference(Protocol):
-    """A source of the reference's predictions."""
+class Reference:
+    """What every reference is asked; one of your own overrides what it needs.
 
-    of: Of
-    """Which policy it is: the base model, or the policy at the start of the round."""
+    Args:
+        of: which policy it is: the base model, or the policy at the start of the round.
+    """
+
+    answers: Literal["live", "in advance", "never"] = "live"
+    """Whether it predicts at each step, its errors at a round's visits are computed before the
+    round trains, or there is none."""
+
+    def __init__(self, of: Of = "round_start") -> None:
+        if of not in ("base", "round_start"):
+            raise InputError(f"reference.of={of}: choose base or round_start")
+        self.of: Of = of
 
     def attach(self, policy: Policy, network: nn.Module) -> None:
         """Learn whose reference this is; called once the network is on its device."""
-        ...
 
     def refresh(self, weights: Mapping[str, Tensor] | None) -> None:
         """Take the trained weights to answer with; None: the base model's."""
-        ...
 
     def predict(self, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         """The reference's answer, without gradients; call it before the policy's forward."""
-        ...
+        raise RuntimeError(f"{type(self).__name__} makes no predictions")
+
+    def follow(self, network: nn.Module) -> None:
+        """The optimizer has stepped; only a reference that moves within a round cares."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold for a round to go on: nothing where nothing moves."""
+        return {}
+
+    def resume(self, state: Mapping[str, Tensor]) -> None:
+        """Take what `state` gave, after the `refresh` of a round that goes on."""
 
 
-class FrozenReference:
-    """A second copy of the network: any training, at the price of its memory.
+class CachedReference(Reference):
+    """The reference's errors at the round's visits, computed once before the round trains.
+
+    Exact: which visits a round makes is known before it starts, and a preference loss needs one
+    number of the reference for each. Training then holds one network and makes one forward a video.
+    The errors lie in the store under what they depend on, so that every run of a sweep over losses,
+    betas or learning rates finds them.
+
+    Args:
+        of: see `Reference`.
+        batch_size: visits a forward; no gradients are held, so it may be larger than a step's.
+    """
+
+    answers = "in advance"
+
+    def __init__(self, of: Of = "round_start", batch_size: int = 32) -> None:
+        super().__init__(of)
+        if batch_size < 1:
+            raise InputError(f"reference.batch_size={batch_size}: give 1 or more")
+        self.batch_size = batch_size
+
+
+class NoReference(Reference):
+    """None at all, for losses that learn without one; margins and accuracies are not known then."""
+
+    answers = "never"
+
+
+class FrozenReference(Reference):
+    """A second copy of the network: any loss, at the price of its memory and its forwards.
 
     Args:
         of: ``round_start`` lets the policy move further each round, ``base`` holds it to the base
@@ -45,39 +92,81 @@ class FrozenReference:
     """
 
     def __init__(self, of: Of = "round_start") -> None:
-        self.of = _checked(of)
+        super().__init__(of)
         self._policy: Policy | None = None
         self._network: nn.Module | None = None
 
     def attach(self, policy: Policy, network: nn.Module) -> None:
         """See `Reference.attach`."""
-        device = next(network.parameters()).device
+        device, mesh = next(network.parameters()).device, mesh_of(network)
         # Weights keep requires_grad: it is what names them; no graph is ever built through them.
         self._policy, self._network = policy, policy.build().to(device).eval()
+        if mesh is not None:
+            shard(self._network, mesh)
         self._is_base = True
 
     def refresh(self, weights: Mapping[str, Tensor] | None) -> None:
         """See `Reference.refresh`."""
-        if self._policy is None or self._network is None:
-            raise RuntimeError("attach the reference before refreshing it")
+        policy, network = self._attached
         if weights is not None:
-            put_weights(self._network, weights)
+            put_weights(network, weights)
         elif not self._is_base:
-            self.attach(self._policy, self._network)
+            self.attach(policy, network)
         self._is_base = weights is None
 
     @torch.no_grad()
     def predict(self, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         """See `Reference.predict`."""
-        if self._policy is None or self._network is None:
-            raise RuntimeError("attach the reference before asking it")
+        policy, network = self._attached
         try:
-            return self._policy.predict(self._network, sample, timestep, text)
+            return policy.predict(network, sample, timestep, text)
         finally:
             torch.clear_autocast_cache()  # its casts of our weights: half a model's memory
 
+    @property
+    def _attached(self) -> tuple[Policy, nn.Module]:
+        if self._policy is None or self._network is None:
+            raise RuntimeError("attach the reference before using it")
+        return self._policy, self._network
 
-class AdapterReference:
+
+class MovingReference(FrozenReference):
+    """An exponential moving average of the policy, as Linear-DPO's authors train against.
+
+    ``reference = decay * reference + (1 - decay) * policy`` after each update, from the policy at
+    the start of the round (or the base model) on. It travels in the checkpoint: a round that is
+    resumed goes on with the same one.
+
+    Args:
+        of: where it starts in each round.
+        decay: in [0, 1); 0 is the policy of the update before, near 1 a frozen reference. The
+            authors' 0.99 to 0.995 forget half in 70 to 140 updates.
+    """
+
+    def __init__(self, of: Of = "round_start", decay: float = 0.99) -> None:
+        super().__init__(of)
+        if not 0 <= decay < 1:
+            raise InputError(f"reference.decay={decay}: give 0 <= decay < 1")
+        self.decay = decay
+
+    @torch.no_grad()
+    def follow(self, network: nn.Module) -> None:
+        """See `Reference.follow`."""
+        self._is_base = False
+        policy = trained_weights(network)
+        for name, average in trained_weights(self._attached[1]).items():
+            average.lerp_(policy[name], 1 - self.decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Reference.state`."""
+        return {name: whole(w).clone() for name, w in trained_weights(self._attached[1]).items()}
+
+    def resume(self, state: Mapping[str, Tensor]) -> None:
+        """See `Reference.resume`."""
+        self.refresh(state)
+
+
+class AdapterReference(Reference):
     """The policy itself with its adapter off, or with the adapter of the round's start: no copy.
 
     Args:
@@ -86,7 +175,7 @@ class AdapterReference:
     """
 
     def __init__(self, of: Of = "base") -> None:
-        self.of = _checked(of)
+        super().__init__(of)
         self._policy: Policy | None = None
         self._network: nn.Module | None = None
         self._weights: dict[str, Tensor] | None = None
@@ -96,7 +185,7 @@ class AdapterReference:
         if not policy.adapter:
             raise InputError(
                 "reference=adapter needs a policy with an adapter: all weights are trained here. "
-                "Choose reference=frozen, or give backbone.lora"
+                "Choose reference=cached, or give backbone.lora"
             )
         self._policy, self._network = policy, network
 
@@ -133,9 +222,3 @@ class AdapterReference:
         if self._policy is None or self._network is None:
             raise RuntimeError("attach the reference before using it")
         return self._policy, self._network
-
-
-def _checked(of: str) -> Of:
-    if of not in ("base", "round_start"):
-        raise InputError(f"reference.of={of}: choose base or round_start")
-    return of  # type: ignore[return-value]

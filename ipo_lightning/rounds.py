@@ -11,11 +11,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
-from ipo_lightning.records import Candidate, Pair, Point, Row, Verdict
+from torch import Tensor
+
+from ipo_lightning.records import Candidate, Pair, Point, RealClip, Row, Verdict
 from ipo_lightning.store import read_jsonl, write_atomically, write_jsonl
 
 Stage = Literal["rollout", "critique", "labelling", "training", "evaluation"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+REFERENCE_ERRORS = "reference errors"
+"""A stage that leaves no file in the round: its results lie in the store, and find themselves."""
 
 
 class RoundDir:
@@ -150,12 +154,20 @@ class RoundData(NamedTuple):
     number: int
     rows: Sequence[Pair] | Sequence[Point]
     texts: dict[str, str]
-    """Prompt -> blob of its embedding."""
+    """Prompt or caption -> blob of its embedding."""
+    errors: Tensor | None = None
+    """(V, 2) errors of the reference at the V visits to pairs, or (V, 1) to points, float32; None
+    where it is asked live, or never."""
+    real: Sequence[RealClip] = ()
+    """Real clips to train on beside the labels, for lambda_2."""
 
 
 class RoundSource(Protocol):
     """Whoever makes a round's data: the iteration callback, seen from the datamodule."""
 
-    def ensure_round(self, number: int) -> RoundData:
-        """Make the data of a round, or find it on disk; called before the round trains."""
+    def ensure_round(self, number: int, visits: int) -> RoundData:
+        """Make the data of a round, or find it on disk; called before the round trains.
+
+        ``visits`` is how many draws of its labels it will make, on all ranks together.
+        """
         ...

@@ -4,6 +4,7 @@ Frames are uint8 RGB (T, H, W, 3) on the CPU throughout.
 """
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -35,6 +36,13 @@ class Clip(NamedTuple):
 
     frames: Tensor  # uint8 (T, H, W, 3), RGB
     fps: float  # frames a second
+
+
+class Timeline(NamedTuple):
+    """When the frames of a file are shown, and how they are to be turned."""
+
+    times: list[Fraction]  # seconds at which each frame appears, ascending
+    turns: int  # quarter turns counterclockwise, 0..3, that put a frame upright
 
 
 # --- Files ---------------------------------------------------------------------------------------
@@ -117,12 +125,86 @@ def read_with_pyav(path: Path) -> Clip:
         return Clip(check_frames(torch.from_numpy(frames)), float(stream.average_rate or 0))
 
 
+def read_timeline(path: Path) -> Timeline:
+    """Decode a file once, keeping no pixels: its frames' exact times, or what is wrong with it.
+
+    Packets would tell the times sooner, but not which of them are shown, nor that all are sound;
+    threads that decode a frame each would let the end of a truncated file pass for its end.
+    """
+    with unreadable_is_input_error(path), av.open(str(path)) as container:
+        stream = _video_stream(container, path)
+        times: list[Fraction] = []
+        rotation = 0
+        for number, frame in enumerate(container.decode(stream)):
+            if frame.is_corrupt or frame.pts is None or frame.time_base is None:
+                fault = "is damaged" if frame.is_corrupt else "has no time"
+                raise InputError(f"video {path}: frame {number} {fault}")
+            times.append(frame.pts * frame.time_base)
+            rotation = frame.rotation
+    if not times:
+        raise InputError(f"video {path}: it has no frames")
+    if times != sorted(times):
+        raise InputError(f"video {path}: the times of its frames run backwards")
+    return Timeline(times, round(rotation / 90) % 4)
+
+
+def read_frames(path: Path, timeline: Timeline, indices: Sequence[int]) -> Iterator[Tensor]:
+    """Chosen frames of a file, upright, uint8 (H, W, 3), one at a time.
+
+    By decord where it is installed and reads the file, else by PyAV; both give the same bits.
+
+    Args:
+        timeline: the file's own, see `read_timeline`.
+        indices: places in the timeline, ascending; a place may come again.
+    """
+    done = 0
+    if decord is not None:
+        try:
+            for frame in frames_with_decord(path, timeline, indices):
+                yield frame
+                done += 1
+            return
+        except InputError:
+            pass  # PyAV has read the file before, see `read_timeline`: it goes on
+    yield from frames_with_pyav(path, timeline, indices[done:])
+
+
+def frames_with_decord(path: Path, timeline: Timeline, indices: Sequence[int]) -> Iterator[Tensor]:
+    """See :func:`read_frames`; decord turns frames by itself."""
+    with unreadable_is_input_error(path):
+        reader = decord.VideoReader(str(path), num_threads=1)
+        if len(reader) != len(timeline.times):
+            raise InputError(f"video {path}: decord sees other frames than PyAV")
+        for index in indices:
+            yield check_frames(torch.from_numpy(reader[index].asnumpy())[None])[0]
+
+
+def frames_with_pyav(path: Path, timeline: Timeline, indices: Sequence[int]) -> Iterator[Tensor]:
+    """See :func:`read_frames`."""
+    wanted = Counter(indices)
+    with unreadable_is_input_error(path), av.open(str(path)) as container:
+        stream = _video_stream(container, path)
+        for number, frame in enumerate(container.decode(stream)):
+            if number in wanted:
+                upright = np.rot90(frame.to_ndarray(format="rgb24"), timeline.turns)
+                yield from [torch.from_numpy(upright.copy())] * wanted.pop(number)
+            if not wanted:
+                return
+        raise InputError(f"video {path}: it ends before frame {max(wanted)}")
+
+
+def _video_stream(container: av.container.InputContainer, path: Path) -> VideoStream:
+    if not container.streams.video:
+        raise InputError(f"video {path}: it has sound or pictures, but no video")
+    return container.streams.video[0]
+
+
 @contextmanager
 def unreadable_is_input_error(path: Path) -> Iterator[None]:
     """Name the file in whatever a decoder says about it."""
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # decoders raise their own classes, decord's is not exported
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]

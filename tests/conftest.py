@@ -37,6 +37,40 @@ def compose_train(tmp_path: Path) -> ComposeTrain:
     return composed
 
 
+SMALL = (
+    "rollout.prompts=3",
+    "rollout.n=3",
+    "rollout.steps=3",
+    "data.updates=6",
+    "data.batch_size=2",
+    "labelling.pair_rule.margin=0",
+    "labelling.guards.motion_ratio=0",
+    "evaluation.n=1",
+    "evaluation.split=select",
+    "evaluation.prompts=4",
+    "callbacks.iteration.checkpoint_every=2",
+    "callbacks.progress=null",
+    "callbacks.videos=null",
+    "trainer.enable_progress_bar=false",
+    "trainer.accelerator=cpu",
+    "logger=none",
+    "name=run",
+)
+
+
+@pytest.fixture
+def small(compose_train: ComposeTrain, tmp_path: Path) -> ComposeTrain:
+    """A run of seconds: ``small("loss=kto", outputs="elsewhere")``."""
+
+    def compose(*overrides: str, outputs: str = "outputs") -> DictConfig:
+        return compose_train(
+            *SMALL, f"paths.outputs={tmp_path / outputs}",
+            *overrides,
+        )  # fmt: skip
+
+    return compose
+
+
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     """Undo what a test does to the process: a run in this process sets threads and variables."""

@@ -117,7 +117,12 @@ def refusal(compose_train: ComposeTrain, *overrides: str) -> str:
         "loss.beta=abc",
         "loss.beta=null",
         "regularise.winners=-1",
-        "regularise.real=1",
+        "regularise.real=-1",
+        "regularise.safeguard=1",
+        "calibration.logit=0",
+        "step=three_pass",
+        "reference=none",
+        "backbone.density=odd",
         "optim.optimizer.lr=abc",
         "optim.warmup_updates=-1",
         "labelling.pair_rule.margin=abc",
@@ -200,7 +205,10 @@ def test_checks_are_light() -> None:
 def test_every_checked_number_is_a_setting(compose_train: ComposeTrain) -> None:
     """A number that no shipped choice has would be checked in vain."""
     losses = [f"loss={path.stem}" for path in CONF.glob("loss/*.yaml")]
-    configs = [compose_train(one) for one in (*losses, "data=file", "experiment=shapes_lora")]
+    configs = [compose_train(one) for one in (
+        *losses, "data=file", "experiment=shapes_lora", "reference=ema",
+        "labelling=margin_weighted", "labelling=rarity_weighted",
+    )]  # fmt: skip
     missing = {
         key
         for key in (*checks.NUMBERS, *checks.SWITCHES)

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import CogVideoXPipeline
+from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ipo_lightning.backbones.cogvideox import LORA_FILE, CogVideoX, Lora, folder_fingerprint
+from ipo_lightning.backbones.cogvideox import CogVideoX, Lora
+from ipo_lightning.backbones.diffusers_folder import folder_fingerprint
 from ipo_lightning.errors import InputError
-from ipo_lightning.policy import Sampling, put_weights, trained_weights
+from ipo_lightning.policy import LORA_FILE, Sampling, put_weights, trained_weights
 from ipo_lightning.seeds import derive_seed, gaussian, generator
 from tests import tiny
 
@@ -290,6 +291,83 @@ def test_weights_that_do_not_fit_are_refused(folders: Folders) -> None:
     weights.pop("proj_out.bias")
     with pytest.raises(InputError, match=r"1 names differ, as proj_out\.bias"):
         put_weights(network, weights)
+
+
+# -------------------------------------------------------------------- CogVideoX 1.5
+
+
+@pytest.fixture(scope="module")
+def folder_1_5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline in the manner of CogVideoX1.5-5B, for videos of up to 40 x 40 pixels."""
+    pipe = tiny.pipeline("5b", "dpm")
+    changes = {"patch_size_t": 2, "patch_bias": False, "sample_height": 10, "sample_width": 10}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = CogVideoXTransformer3DModel(**{**tiny.transformer(True).config, **changes})
+    pipe.register_modules(transformer=transformer)
+    pipe.save_pretrained(folder := tmp_path_factory.mktemp("pipeline") / "1.5")
+    return folder
+
+
+@pytest.mark.parametrize(("frames", "latent_frames"), [(9, 4), (17, 6)])
+@torch.no_grad()
+def test_videos_of_1_5_are_those_of_diffusers(
+    folder_1_5: Path, frames: int, latent_frames: int
+) -> None:
+    """One latent frame is sampled that nobody sees: 9 frames are 3, 17 are 5."""
+    size = {"num_frames": frames, "height": tiny.HEIGHT, "width": tiny.WIDTH}
+    policy, pipe = tiny.policy(folder_1_5, **size), load_pipeline(folder_1_5)
+    assert policy.latent_shape == (latent_frames, *tiny.LATENT_SHAPE[1:])
+    seeds, text = [11, 12], policy.embed(PROMPTS, CPU)
+    ours = policy.sample(policy.build(), seeds, text, None, Sampling(steps=4))
+    asked = {
+        **size,
+        "prompt": PROMPTS,
+        "num_inference_steps": 4,
+        "guidance_scale": 1.0,
+        "max_sequence_length": tiny.NUM_TOKENS,
+        "latents": torch.stack([gaussian(seed, policy.latent_shape) for seed in seeds]),
+    }
+
+    def draws() -> list[torch.Generator]:
+        return [generator(derive_seed(seed, "sampler")) for seed in seeds]
+
+    theirs = pipe(**asked, generator=draws(), output_type="latent").frames
+    assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)
+    video = torch.from_numpy(pipe(**asked, generator=draws(), output_type="np").frames)
+    found = torch.stack([clip.frames for clip in policy.decode(theirs)])
+    assert found.shape == (2, frames, tiny.HEIGHT, tiny.WIDTH, 3)
+    assert (found.int() - (video * 255).round().int()).abs().max() <= 1
+
+
+@torch.no_grad()
+def test_positions_of_1_5_matter_and_are_its_pipelines(folder_1_5: Path) -> None:
+    policy, pipe = tiny.policy(folder_1_5), load_pipeline(folder_1_5)
+    text, times = tiny.normal(1, 2, *tiny.TEXT_SHAPE), torch.tensor([3, 700])
+    sample = tiny.normal(0, 2, 4, tiny.LATENT_SHAPE[1], 6, 4)
+    rotary = pipe._prepare_rotary_positional_embeddings(24, 16, 4, CPU)
+    asked = {"timestep": times, "encoder_hidden_states": text, "return_dict": False}
+    ours = policy.predict(pipe.transformer, sample, times, text)
+    assert torch.equal(ours, pipe.transformer(sample, **asked, image_rotary_emb=rotary)[0])
+    assert not torch.allclose(ours, pipe.transformer(sample, **asked)[0], atol=1e-3)
+
+
+@torch.no_grad()
+def test_real_videos_of_1_5_start_with_their_first_latent_frame_twice(folder_1_5: Path) -> None:
+    policy = tiny.policy(folder_1_5, height=tiny.HEIGHT, width=tiny.WIDTH)
+    frames = (tiny.normal(0, 1, tiny.FRAMES, tiny.HEIGHT, tiny.WIDTH, 3) * 60 + 128).clamp(0, 255)
+    latents = policy.encode(frames.to(torch.uint8))
+    assert latents.shape == (1, *policy.latent_shape)
+    assert torch.equal(latents[:, 0], latents[:, 1])
+    assert not torch.equal(latents[:, 1], latents[:, 2])
+    whole = tiny.policy(folder_1_5, num_frames=13, height=tiny.HEIGHT, width=tiny.WIDTH)
+    assert torch.equal(policy._to_vae(latents), whole._to_vae(latents)[:, :, 1:])
+
+
+def test_a_1_5_video_beyond_its_positions_is_refused(folder_1_5: Path) -> None:
+    assert tiny.policy(folder_1_5).size == (tiny.FRAMES, 40, 40)
+    with pytest.raises(InputError, match="48 x 16 pixels; .* positions for 40 x 40"):
+        _ = tiny.policy(folder_1_5, height=48, width=16).latent_shape
 
 
 # -------------------------------------------------------------------- export

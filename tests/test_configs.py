@@ -20,7 +20,7 @@ from tests.conftest import ComposeTrain
 
 CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
 FILES = sorted(CONF.rglob("*.yaml"))
-BESIDE = {"reference=adapter": ["experiment=shapes_lora"]}
+BESIDE = {"reference=adapter": ["experiment=shapes_lora"], "reference=none": ["loss=simpo"]}
 """What a choice cannot do without."""
 COMPLETED = ("callbacks.iteration", "trainer")
 """Nodes whose targets get the rest of their arguments in conf/assembly.py."""
@@ -117,8 +117,17 @@ def test_an_experiment_is_a_difference(compose_train: ComposeTrain) -> None:
     """An experiment has the last word but one: the command line comes after it."""
     cfg = compose_train("experiment=shapes_lora", "backbone.lora.rank=2")
     assert cfg.backbone.lora.rank == 2
-    assert cfg.reference._target_.endswith("AdapterReference")
+    assert cfg.optim.optimizer.lr > compose_train().optim.optimizer.lr
     assert compose_train().backbone.lora is None
+
+
+def test_a_loss_may_choose_its_labels_and_reference(compose_train: ComposeTrain) -> None:
+    """And the command line may choose others."""
+    cfg = compose_train("loss=nft")
+    assert cfg.reference._target_.endswith("FrozenReference") and cfg.labelling.middle == "keep"
+    lora = compose_train("loss=nft", "experiment=shapes_lora", "reference=adapter")
+    assert lora.reference._target_.endswith("AdapterReference") and lora.labelling.middle == "keep"
+    assert compose_train("loss=dpo").labelling.middle == "drop"
 
 
 def test_names_of_runs_are_made_of_their_settings(compose_train: ComposeTrain) -> None:

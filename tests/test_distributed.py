@@ -15,7 +15,7 @@ from train import train
 
 REPO = Path(__file__).resolve().parent.parent
 COMMON = (
-    "round=2", "rollout.prompts=3", "rollout.n=2", "rollout.steps=2", "data.updates=4",
+    "rollout.prompts=3", "rollout.n=2", "rollout.steps=2", "data.updates=4",
     "labelling.pair_rule.margin=0", "labelling.guards.motion_ratio=0", "evaluation.n=1",
     "evaluation.split=select", "evaluation.prompts=3", "callbacks.iteration.checkpoint_every=2",
     "callbacks.progress=null", "callbacks.videos=null", "trainer.enable_progress_bar=false",
@@ -23,9 +23,17 @@ COMMON = (
 )  # fmt: skip
 
 
+SETTINGS = {
+    "ddp": ("trainer=ddp",),
+    "ddp, adapter": ("trainer=ddp", "experiment=shapes_lora", "reference=adapter"),
+    "fsdp": ("trainer=fsdp", "trainer.accumulate_grad_batches=2", "backbone.checkpointing=true"),
+    "fsdp, adapter": ("trainer=fsdp", "experiment=shapes_lora", "step=two_pass"),
+}
+
+
 def two_processes(outputs: Path, *more: str) -> int:
     """Run train.py on two CPU processes; its exit status."""
-    words = [sys.executable, "train.py", *COMMON, "trainer=ddp", "trainer.devices=2",
+    words = [sys.executable, "train.py", *COMMON, "trainer.devices=2",
              "data.batch_size=2", f"paths.outputs={outputs}", *more]  # fmt: skip
     return subprocess.run(words, cwd=REPO, capture_output=True, check=False).returncode
 
@@ -37,26 +45,37 @@ def lines(outputs: Path) -> list[dict[str, Any]]:
             for row in text.splitlines()]  # fmt: skip
 
 
-@pytest.mark.slow
-def test_two_processes_make_what_one_makes_and_survive_a_loss(
-    tmp_path: Path, compose_train: Callable[..., DictConfig]
-) -> None:
-    whole, lost, one = tmp_path / "whole", tmp_path / "lost", tmp_path / "one"
-    assert two_processes(whole) == 0
-
+CRASHES = {
     # Lost in round 1's training, then in round 2's rollout, then let alone.
-    assert two_processes(lost, "+callbacks.crash={_target_:tests.crash.CrashAt,updates:3}") != 0
-    assert not (lost / "run" / "round_2").exists()
-    assert two_processes(lost, "+callbacks.crash={_target_:tests.crash.CrashAt,videos_of:4}") != 0
-    assert not (lost / "run" / "round_2" / "candidates.jsonl").exists()
-    assert two_processes(lost) == 0
-    assert lines(lost) == lines(whole)
+    "ddp": {"updates:3": "round_2", "videos_of:4": "round_2/candidates.jsonl"},
+    "fsdp": {"updates:3": "round_1/policy.json"},
+}
+"""Where runs are lost, and what is not there yet."""
 
-    train(compose_train(*COMMON, "data.batch_size=4", f"paths.outputs={one}"))
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_two_processes_make_what_one_makes_and_survive_losses(
+    tmp_path: Path, compose_train: Callable[..., DictConfig], kind: str
+) -> None:
+    two, lost, one = tmp_path / "two", tmp_path / "lost", tmp_path / "one"
+    last = 2 if kind == "ddp" else 1
+    settings = [*SETTINGS[kind], f"round={last}"]
+    assert two_processes(two, *settings) == 0
+    for place, missing in CRASHES.get(kind, {}).items():
+        crash = f"+callbacks.crash={{_target_:tests.crash.CrashAt,{place}}}"
+        assert two_processes(lost, *settings, crash) != 0
+        assert (lost / "run/round_1").exists() and not (lost / "run" / missing).exists()
+    if kind in CRASHES:
+        assert two_processes(lost, *settings) == 0
+        assert lines(lost) == lines(two)
+
+    alone = [word for word in settings if not word.startswith("trainer=")]
+    train(compose_train(*COMMON, *alone, "data.batch_size=4", f"paths.outputs={one}"))
     for name in ("candidates", "verdicts", "pairs"):
         file = f"run/round_1/{name}.jsonl"
-        assert (one / file).read_text() == (whole / file).read_text(), "one process differs"
-    ours, theirs = lines(one)[2], lines(whole)[2]
-    assert ours["train"]["loss"] == pytest.approx(theirs["train"]["loss"], rel=1e-4)
+        assert (one / file).read_text() == (two / file).read_text(), "one process differs"
+    ours, theirs = lines(one)[last], lines(two)[last]
+    assert ours["train"] == pytest.approx(theirs["train"], rel=1e-2, abs=1e-6)
     assert ours["eval_score"] == pytest.approx(theirs["eval_score"], abs=1e-3)
-    assert len(read_jsonl(whole / "run" / "round_2" / "candidates.jsonl")) == 6
+    assert len(read_jsonl(two / f"run/round_{last}/candidates.jsonl")) == 6

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.labelling import Guards, Labelling, Labels, Scored, best_versus_worst
+from ipo_lightning.labelling import (
+    Guards,
+    Labelling,
+    Labels,
+    Scored,
+    best_versus_worst,
+    by_certainty,
+    by_margin,
+    by_rarity,
+    uniform,
+)
 from ipo_lightning.records import Candidate, Pair, Point, Verdict
 
 Round = tuple[list[Candidate], list[Verdict]]
@@ -113,6 +123,87 @@ def test_certainty_becomes_the_weight_of_the_less_sure() -> None:
     assert points == {0: 0.4, 1: 0.9}
 
 
+# -------------------------------------------------------------------- weights of pairs
+
+
+def couple(winner: float, loser: float, *certainty: float) -> tuple[Scored, Scored]:
+    """A pair of these scores."""
+    one = Candidate(0, "a", 0, 7, "l", "v")
+    sure = certainty or (1.0, 1.0)
+    return Scored(one, winner, sure[0]), Scored(one, loser, sure[1])
+
+
+def test_weights_by_hand() -> None:
+    pairs = [couple(0.5, 0.4, 0.9, 0.8), couple(0.9, 0.6), couple(0.7, 0.5)]
+    scores = [one.score for pair in pairs for one in pair]
+    assert by_certainty(pairs, scores) == [0.8, 1.0, 1.0]
+    assert uniform(pairs, scores) == [1.0, 1.0, 1.0]
+    assert by_margin(pairs, scores) == pytest.approx([0.8 * 0.5, 1.5, 1.0])  # mean margin 0.2
+    squared = by_margin(pairs, scores, power=2.0)  # 0.01, 0.09, 0.04: mean 0.14 / 3
+    assert squared == pytest.approx([0.8 * 0.03 / 0.14, 0.27 / 0.14, 0.12 / 0.14])
+    assert by_margin(pairs, scores, power=0.0) == by_certainty(pairs, scores)
+
+
+def test_margins_keep_the_weight_of_a_round() -> None:
+    draw = random.Random(2)
+    pairs = [couple(draw.uniform(1, 2), draw.random()) for _ in range(9)]
+    for power in (0.0, 0.5, 1.0, 3.0):
+        assert sum(by_margin(pairs, [], power=power)) == pytest.approx(9)
+    assert by_margin([couple(0.5, 0.5)], []) == [0.0]  # a rule of one's own may couple ties
+
+
+def test_rarity_by_hand() -> None:
+    # 8 scores: four at 0.5, two at 0.4, one at 0.9 and one at 0.1; p_max = 4 / 8.
+    scores = [0.5] * 4 + [0.4] * 2 + [0.9, 0.1]
+    pairs = [couple(0.5, 0.4), couple(0.9, 0.1, 0.5, 1.0), couple(0.504, 0.496)]
+    # The root of 1 times 2, of 4 times 4, and of 1 times 1.
+    assert by_rarity(pairs, [*scores], alpha=1.0) == pytest.approx([2**0.5, 4 * 0.5, 1.0])
+    half = by_rarity(pairs, [*scores], alpha=0.5)
+    assert half == pytest.approx([2**0.25, 2 * 0.5, 1.0])
+    default = by_rarity(pairs, scores)
+    assert default == pytest.approx([2**0.36, 4**0.72 * 0.5, 1.0])
+    assert by_rarity(pairs, scores, alpha=0.0) == by_certainty(pairs, scores)
+    assert by_rarity(pairs, scores, bin=10.0) == by_certainty(pairs, scores)  # one bin for all
+
+
+def test_rarity_is_symmetric_and_without_ties_says_nothing() -> None:
+    draw = random.Random(3)
+    scores = [round(draw.random(), 1) for _ in range(30)]
+    there = [couple(a, b) for a, b in zip(scores[::2], scores[1::2], strict=True)]
+    back = [(loser, winner) for winner, loser in there]
+    assert by_rarity(there, scores) == pytest.approx(by_rarity(back, scores))
+    assert min(by_rarity(there, scores)) >= 1
+    apart = [k / 10 for k in range(30)]
+    pairs = [couple(a, b) for a, b in zip(apart[::2], apart[1::2], strict=True)]
+    assert by_rarity(pairs, apart) == [1.0] * 15
+
+
+def test_scores_of_few_decimals_do_not_lie_on_an_edge() -> None:
+    for k in range(100):
+        near = [k / 100, sum([0.01] * k), 1 - (100 - k) / 100]
+        assert by_rarity([couple(*near[:2])], near) == [1.0], k
+
+
+def test_a_rounds_pairs_get_their_weights() -> None:
+    data = one_round({0: [0.0, 0.2], 1: [0.4, 1.0], 2: [0.3, 0.3]})
+    rows = labelling(weight=by_margin).pairs(*data).rows
+    assert [row.weight for row in rows] == pytest.approx([0.5, 1.5])
+    seen: list[tuple[int, list[float]]] = []
+
+    def mine(pairs: Any, scores: Any) -> list[float]:
+        seen.append((len(pairs), list(scores)))
+        return [0.25] * len(pairs)
+
+    rows = labelling(weight=mine).pairs(*data).rows
+    assert [row.weight for row in rows] == [0.25, 0.25]
+    assert seen == [(0, []), (2, [0.0, 0.2, 0.4, 1.0, 0.3, 0.3])]  # first a trial on nothing
+
+
+@pytest.mark.parametrize("rule", [by_certainty, by_margin, by_rarity, uniform])
+def test_no_pairs_have_no_weights(rule: Any) -> None:
+    assert rule([], []) == []
+
+
 # -------------------------------------------------------------------- guards, missing verdicts
 
 
@@ -192,6 +283,84 @@ def test_equal_scores_label_nothing(within: Any) -> None:
     assert labels.dropped == {"between lower and upper": 7}
 
 
+def test_the_middle_may_be_kept() -> None:
+    data = one_round({0: [0.0, 1.0, 2.0, 3.0, 4.0]})
+    labels = labelling(lower=0.25, upper=0.75, middle="keep").points(*data)
+    assert verdicts_of(labels) == {(0, k): k >= 2 for k in range(5)}  # the middle is 2
+    assert labels.dropped == {}
+    even = labelling(middle="keep").points(*one_round({0: [0.0, 1.0, 1.0, 3.0]}))
+    assert verdicts_of(even) == {(0, 0): False, (0, 1): True, (0, 2): True, (0, 3): True}
+
+
+def test_keeping_the_middle_changes_no_other_label() -> None:
+    for seed in range(20):
+        data = random_round(seed)
+        for settings in SETTINGS:
+            dropped = verdicts_of(labelling(**settings).points(*data))
+            kept = verdicts_of(labelling(**settings, middle="keep").points(*data))
+            assert dropped.items() <= kept.items()
+
+
+# -------------------------------------------------------------------- graded rewards
+
+
+def rewards_of(labels: Labels) -> dict[tuple[int, int], float]:
+    return {(row.prompt_index, row.candidate): row.reward for row in labels.rows}
+
+
+def test_rewards_by_hand() -> None:
+    # About their means 0.5 and 10: -0.3, 0.1, 0.2 and -0.1, 0.1. Squares 0.14 + 0.02 over 5.
+    scores = {0: [0.2, 0.6, 0.7], 1: [9.9, 10.1]}
+    scale = (0.16 / 5) ** 0.5
+    got = rewards_of(labelling(middle="keep").points(*one_round(scores)))
+    assert got == pytest.approx(
+        {
+            (0, 0): 0.0,  # 0.3 is more than the scale of 0.179
+            (0, 1): 0.5 + 0.05 / scale,
+            (0, 2): 1.0,
+            (1, 0): 0.5 - 0.05 / scale,
+            (1, 1): 0.5 + 0.05 / scale,
+        }
+    )
+
+
+def test_rewards_are_those_of_numpy() -> None:
+    draw = np.random.default_rng(0)
+    scores = draw.random((5, 4))
+    ahead = scores - scores.mean(1, keepdims=True)
+    wanted = 0.5 + 0.5 * np.clip(ahead / ahead.std(), -1, 1)
+    data = one_round({k: list(row) for k, row in enumerate(scores)})
+    for within in ("prompt", "round"):
+        got = rewards_of(labelling(middle="keep", within=within).points(*data))
+        assert got == pytest.approx(
+            {(p, k): wanted[p, k] for p in range(5) for k in range(4)}, rel=1e-9
+        )
+
+
+def test_rewards_mirror_the_scores() -> None:
+    scores = {0: [0.1, 0.4, 0.7, 0.9], 1: [0.2, 0.3]}
+    keep = labelling(middle="keep")
+    there = rewards_of(keep.points(*one_round(scores)))
+    turned = {p: [-3 * s + p for s in row] for p, row in scores.items()}
+    back = rewards_of(keep.points(*one_round(turned)))
+    assert there == pytest.approx({key: 1 - value for key, value in back.items()})
+
+
+@pytest.mark.parametrize(
+    "scores", [{0: [0.1] * 3, 1: [0.7] * 7}, {0: [0.3], 1: [0.9]}], ids=["no spread", "single"]
+)
+def test_without_siblings_that_differ_a_reward_is_a_half(scores: dict[int, list[Any]]) -> None:
+    labels = labelling(middle="keep").points(*one_round(scores))
+    assert set(rewards_of(labels).values()) == {0.5}
+    assert len(labels.rows) == sum(map(len, scores.values()))
+
+
+def test_a_point_written_before_there_were_rewards_can_be_read() -> None:
+    old = {"point": 0, "prompt_index": 0, "prompt": "a", "candidate": 0, "latents": "l",
+           "video": "v", "desirable": True, "score": 0.3}  # fmt: skip
+    assert Point(**old).reward == 0.5  # type: ignore[arg-type]
+
+
 def test_quantiles_are_those_of_numpy() -> None:
     draw = random.Random(1)
     for count in (1, 2, 5, 8):
@@ -221,6 +390,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"margin": 0.25, "depth": 2, "within": "prompt"},
     {"depth": 3, "guards": Guards(min_motion=1.0, motion_ratio=0.6), "within": "round"},
     {"lower": 0.2, "upper": 0.7, "guards": Guards(max_motion=5.0)},
+    {"lower": 0.2, "upper": 0.7, "weight": partial(by_rarity, bin=0.3)},
+    {"depth": 2, "weight": by_margin},
 ]
 
 
@@ -285,6 +456,10 @@ def test_nothing_gives_nothing() -> None:
         ({"upper": 1.1}, "upper=1.1"),
         ({"lower": -0.1}, "lower=-0.1"),
         ({"within": "video"}, "within=video"),
+        ({"middle": "half"}, "middle=half"),
+        ({"weight": partial(by_margin, power=-1.0)}, "labelling.weight.power=-1.0"),
+        ({"weight": partial(by_rarity, alpha=-0.1)}, "labelling.weight.alpha=-0.1"),
+        ({"weight": partial(by_rarity, bin=0.0)}, "labelling.weight.bin=0.0"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], named: str) -> None:

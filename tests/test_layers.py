@@ -13,11 +13,13 @@ LIBRARY = REPO / "ipo_lightning"
 # Each module of the library is named once, a package as one. A module knows of its own layer and of
 # those above it in this table; `shapes` is a world of its own, which nothing else in the library
 # knows of.
-MATHEMATICS = {"batch", "errors", "gauges", "labelling", "losses", "metrics", "objectives",
-               "records", "rounds", "seeds", "store"}  # fmt: skip
-PROTOCOLS = {"critics.base", "critics.critique", "policy", "video", "workers"}
+MATHEMATICS = {"batch", "calibration", "errors", "gauges", "labelling", "losses", "metrics",
+               "objectives", "records", "rounds", "seeds", "sharding", "store",
+               "visits"}  # fmt: skip
+PROTOCOLS = {"critics.base", "critics.critique", "policy", "real", "video", "workers"}
 CONCRETE = {"backbones", "critics", "shapes"}
-ORCHESTRATION = {"cards", "checkpoints", "evaluation", "module", "references", "report", "sampling"}
+ORCHESTRATION = {"cards", "checkpoints", "evaluation", "module", "reference_errors", "references",
+                 "report", "sampling", "strategies"}  # fmt: skip
 
 APPLICATION = {"callbacks", "conf", "data", "train", "sample", "tests", "benchmarks"}
 SETTINGS = {"hydra", "omegaconf", "conf"}

@@ -15,6 +15,8 @@ from torch import Tensor
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import (
     PreferenceLoss,
+    baseline_kind,
+    beyond_errors,
     dpo_loss,
     dpop_loss,
     form,
@@ -24,12 +26,17 @@ from ipo_lightning.losses import (
     kto_loss,
     linear_dpo_loss,
     mapo_loss,
+    nft_loss,
+    reference_free,
     robust_dpo_loss,
     rwr_loss,
+    safeguard_scale,
+    saturation,
+    scale_gradient,
     sft_loss,
     simpo_loss,
-    takes_baseline,
     try_loss,
+    wants,
 )
 
 Loss = Callable[..., PreferenceLoss]
@@ -47,7 +54,17 @@ PAIRWISE: dict[str, Loss] = {
     "mapo": partial(mapo_loss, beta=0.3, snr=0.5, scale=20.0),
 }
 UTILITIES = "sigmoid", "loss_averse", "risk_seeking", "risk_seeking_gains", "exponential"
+POINTWISE: dict[str, Loss] = {
+    **{utility: partial(kto_loss, beta=3.0, utility=utility) for utility in UTILITIES},
+    "classes": partial(kto_loss, beta=3.0, baseline="classes"),
+    "mismatched": partial(kto_loss, beta=3.0, baseline="mismatched"),
+    "rwr": rwr_loss,
+    "rwr graded": partial(rwr_loss, graded=True),
+    "nft": partial(nft_loss, beta=0.7),
+}
+REFERENCE_FREE = {"simpo", "mapo", "sft", "rwr", "rwr graded"}
 pairwise = pytest.mark.parametrize("name", PAIRWISE)
+pointwise = pytest.mark.parametrize("name", POINTWISE)
 
 
 def sigmoid(x: float) -> float:
@@ -105,6 +122,13 @@ def scalar_kto(
         gain = reward - baseline if desirable else baseline - reward
         losses.append((up if desirable else down) * (1 - sigmoid(beta * gain)))
     return losses
+
+
+def given(loss: Loss, count: int = 7, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Something for each tensor that a pointwise loss wants."""
+    drift, reward, _, _ = errors(99, count, dtype)
+    values = {"baseline": torch.tensor(0.05, dtype=dtype), "drift": drift, "reward": reward}
+    return {name: values[name] for name in wants(loss)}
 
 
 def errors(seed: int = 0, count: int = 7, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -474,6 +498,66 @@ def test_kto_the_baseline_is_the_mean_over_ranks_clamped_at_zero() -> None:
     assert (high[~labels] < low[~labels]).all()
 
 
+def test_kto_baselines_by_hand() -> None:
+    reward = torch.tensor([0.1, 0.3, -0.2, -0.6, 0.8], dtype=torch.float64)
+    labels = torch.tensor([True, True, False, False, True])
+    assert kto_baseline(reward, labels).item() == pytest.approx(0.08)
+    # (0.1 + 0.3 + 0.8) / 3 = 0.4 and (-0.2 - 0.6) / 2 = -0.4: their mean is 0.
+    assert kto_baseline(reward, labels, "classes").item() == pytest.approx(0.0, abs=1e-15)
+    lower = kto_baseline(reward - 1, labels, "classes").item()
+    assert lower == pytest.approx(-1.0)  # midway between the classes, not clamped
+    assert kto_baseline(reward, kind="mismatched").item() == pytest.approx(0.08)
+    assert kto_baseline(reward - 1, kind="mismatched").item() == 0.0  # a divergence is not negative
+
+
+def test_kto_a_class_without_a_video_counts_as_the_reference() -> None:
+    reward = torch.tensor([0.2, 0.4])
+    for label, wanted in ((True, 0.15), (False, 0.15)):
+        labels = torch.tensor([label, label])
+        assert kto_baseline(reward, labels, "classes").item() == pytest.approx(wanted)
+
+
+def test_kto_the_baseline_of_classes_does_not_depend_on_their_sizes() -> None:
+    reward, labels = torch.tensor([0.5, -0.1]), torch.tensor([True, False])
+    more = torch.tensor([0, 0, 0, 1])
+    wanted = kto_baseline(reward, labels, "classes")
+    assert torch.allclose(kto_baseline(reward[more], labels[more], "classes"), wanted)
+    assert torch.allclose(kto_baseline(reward, ~labels, "classes"), wanted)  # nor on which is which
+
+
+def test_kto_takes_its_baseline_by_name_or_as_a_number() -> None:
+    policy, ref, _, _ = errors(24)
+    labels = some_labels()
+    for kind in ("mean", "classes"):
+        scalar = kto_baseline(ref - policy, labels, kind)
+        assert torch.equal(
+            kto(policy, ref, labels, baseline=kind).loss,
+            kto(policy, ref, labels, baseline=scalar).loss,
+        )
+    rewards = [r - p for p, r in zip(policy.tolist(), ref.tolist(), strict=True)]
+    good = [x for x, yes in zip(rewards, labels.tolist(), strict=True) if yes]
+    bad = [x for x, yes in zip(rewards, labels.tolist(), strict=True) if not yes]
+    middle = (sum(good) / len(good) + sum(bad) / len(bad)) / 2
+    wanted = [
+        sigmoid(-3 * (x - middle if yes else middle - x))
+        for x, yes in zip(rewards, labels.tolist(), strict=True)
+    ]
+    got = kto(policy, ref, labels, baseline="classes").loss.tolist()
+    assert got == pytest.approx(wanted, rel=1e-12)
+
+
+def test_kto_baselines_are_refused_where_they_cannot_be() -> None:
+    policy, ref, _, _ = errors(25)
+    with pytest.raises(InputError, match="baseline=mismatched: the caller must ask"):
+        kto(policy, ref, some_labels(), baseline="mismatched")
+    with pytest.raises(InputError, match="baseline=median: it must be one of mean, classes"):
+        kto(policy, ref, some_labels(), baseline="median")
+    with pytest.raises(ValueError, match="which videos are desirable"):
+        kto_baseline(policy, kind="classes")
+    with pytest.raises(InputError, match="baseline=none"):
+        kto_baseline(policy, kind="none")
+
+
 @pytest.mark.parametrize("side", [1.0, -1.0])
 def test_kto_large_errors_stay_finite(side: float) -> None:
     policy = torch.tensor([1e6, 2e6, 1e-30], requires_grad=True)
@@ -625,6 +709,367 @@ def test_rwr_refuses_wrong_shapes_and_labels() -> None:
         rwr_loss(stray[:, 0], stray[:, 0], torch.tensor([1, 0]))
 
 
+def test_rwr_weighs_by_graded_rewards() -> None:
+    policy, ref, reward, _ = errors(26)
+    labels = some_labels()
+    result = rwr_loss(policy, ref, labels, graded=True, reward=reward)
+    wanted = [r * p for r, p in zip(reward.tolist(), policy.tolist(), strict=True)]
+    assert result.loss.tolist() == pytest.approx(wanted, rel=1e-15)
+    assert torch.equal(result.margin, rwr_loss(policy, ref, labels).margin)
+    by_label = rwr_loss(policy, ref, labels, reward=reward)  # not graded: it does not matter
+    assert torch.equal(by_label.loss, rwr_loss(policy, ref, labels).loss)
+    with pytest.raises(ValueError, match="graded=true needs the rewards"):
+        rwr_loss(policy, ref, labels, graded=True)
+
+
+# -------------------------------------------------------------------- DiffusionNFT
+
+
+def nft(*args: Tensor, **settings: Any) -> PreferenceLoss:
+    return nft_loss(*args, **{"beta": 0.7, **settings})
+
+
+def predictions(seed: int, count: int = 5) -> list[Tensor]:
+    """The policy's, the reference's and the target, float64, (B, 2, 3, 4)."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(count, 2, 3, 4, generator=generator, dtype=torch.float64) for _ in range(3)]
+
+
+def mean_square(difference: Tensor) -> Tensor:
+    return difference.square().flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 5.0])
+def test_nft_is_the_loss_of_two_mixed_predictions(beta: float) -> None:
+    """The tensor form of the paper, with its gradient on the policy's prediction."""
+    policy, old, target = predictions(0)
+    policy.requires_grad_()
+    reward = torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0], dtype=torch.float64)
+    toward = (1 - beta) * old + beta * policy
+    away = (1 + beta) * old - beta * policy
+    wanted = reward * mean_square(toward - target) + (1 - reward) * mean_square(away - target)
+    got = nft_loss(
+        mean_square(policy - target),
+        mean_square(old - target),
+        some_labels(5),
+        drift=mean_square(policy - old),
+        reward=reward,
+        beta=beta,
+    ).loss
+    assert torch.allclose(got, wanted, rtol=1e-12)
+    (gradient,) = torch.autograd.grad(got.sum(), policy, retain_graph=True)
+    (by_tensors,) = torch.autograd.grad(wanted.sum(), policy)
+    assert torch.allclose(gradient, by_tensors, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(("beta", "reward"), [(1.0, 1.0), (2.0, 0.75), (0.5, 0.1)])
+def test_nft_draws_a_video_its_rewards_share_of_the_way(beta: float, reward: float) -> None:
+    _, old, target = predictions(1)
+    best = old + (2 * reward - 1) / beta * (target - old)
+    policy = best.clone().requires_grad_()
+    loss = nft_loss(
+        mean_square(policy - target),
+        mean_square(old - target),
+        some_labels(5),
+        drift=mean_square(policy - old),
+        reward=torch.full((5,), reward, dtype=torch.float64),
+        beta=beta,
+    ).loss
+    (gradient,) = torch.autograd.grad(loss.sum(), policy)
+    assert gradient.abs().max() < 1e-14
+
+
+def test_nft_by_hand() -> None:
+    # reward 0.8: s = 0.6. 0.5 + 2 * 0.6 * (0.4 - 0.5) + 2 * (2 - 0.6) * 0.01
+    columns = [torch.tensor([x], dtype=torch.float64) for x in (0.4, 0.5, 0.01, 0.8)]
+    policy, ref, drift, reward = columns
+    settings = {"drift": drift, "reward": reward, "beta": 2.0}
+    result = nft(policy, ref, torch.tensor([True]), **settings)
+    assert result.loss.item() == pytest.approx(0.5 - 0.12 + 0.028)
+    assert result.margin.item() == pytest.approx(0.1)
+    assert nft(policy, ref, torch.tensor([False]), **settings).margin.item() == pytest.approx(-0.1)
+
+
+def test_nft_parity_with_scalar_arithmetic() -> None:
+    policy, ref, drift, reward = errors(27)
+    got = nft(policy, ref, some_labels(), drift=drift, reward=reward).loss.tolist()
+    wanted = [
+        r * (0.3 * o + 0.7 * p - 0.7 * 0.3 * d) + (1 - r) * (1.7 * o - 0.7 * p + 0.7 * 1.7 * d)
+        for p, o, d, r in zip(*(c.tolist() for c in (policy, ref, drift, reward)), strict=True)
+    ]
+    assert got == pytest.approx(wanted, rel=1e-12)
+
+
+def test_nft_of_the_reference_itself_costs_its_error() -> None:
+    policy, _, _, reward = errors(28)
+    result = nft(policy, policy, some_labels(), drift=torch.zeros_like(policy), reward=reward)
+    assert torch.equal(result.loss, policy)
+    assert not result.margin.any()
+
+
+def test_nft_gradient_signs() -> None:
+    policy, _, _, _ = errors(29)
+    reward = torch.tensor([0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0], dtype=torch.float64)
+    policy.requires_grad_()
+    zero = torch.zeros_like(policy)
+    loss = nft(policy, policy.detach(), some_labels(), drift=zero, reward=reward).loss
+    (gradient,) = torch.autograd.grad(loss.sum(), policy)
+    assert torch.allclose(gradient, 0.7 * (2 * reward - 1))
+
+
+# -------------------------------------------------------------------- all pointwise losses
+
+
+@pointwise
+def test_pointwise_gradcheck(name: str) -> None:
+    policy, ref, _, _ = errors(30, count=4)
+    loss, labels = POINTWISE[name], some_labels(4)
+    extra = given(loss, 4)
+    drift = extra.pop("drift", torch.zeros(4, dtype=torch.float64))
+    ref = ref.requires_grad_(name not in REFERENCE_FREE)
+
+    def value(policy: Tensor, ref: Tensor, drift: Tensor) -> Tensor:
+        more = {"drift": drift} if "drift" in wants(loss) else {}
+        return loss(policy, ref, labels, **extra, **more).loss
+
+    drift.requires_grad_("drift" in wants(loss))
+    assert torch.autograd.gradcheck(value, [policy.requires_grad_(), ref, drift])
+
+
+@pointwise
+def test_flipping_a_label_flips_the_margin_without_gradient(name: str) -> None:
+    policy, ref, _, _ = (c.requires_grad_() for c in errors(31))
+    loss, labels = POINTWISE[name], some_labels()
+    margin = loss(policy, ref, labels, **given(loss)).margin
+    assert not margin.requires_grad
+    assert torch.equal(loss(policy, ref, ~labels, **given(loss)).margin, -margin)
+
+
+@pointwise
+def test_pointwise_losses_refuse_a_stray_axis(name: str) -> None:
+    stray = torch.rand(2, 64)
+    loss = POINTWISE[name]
+    with pytest.raises(ValueError, match="must all be"):
+        loss(stray, stray, stray > 0, **given(loss))
+    for odd in wants(loss) - {"baseline"}:
+        with pytest.raises(ValueError, match="must all be"):
+            extra = {**given(loss, 2, torch.float32), odd: stray}
+            loss(stray[:, 0], stray[:, 0], stray[:, 0] > 0, **extra)
+
+
+@pointwise
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_pointwise_losses_of_large_errors_stay_finite(name: str, side: float) -> None:
+    policy = torch.tensor([1e6, 2e6, 1e-30], requires_grad=True)
+    ref = policy.detach() + side * torch.tensor([9e5, -9e5, 1e6])
+    loss = POINTWISE[name]
+    settings = {"beta": 5000.0} if "beta" in getattr(loss, "keywords", {}) else {}
+    extra = given(loss, 3, torch.float32)
+    result = loss(policy, ref, torch.tensor([True, False, True]), **extra, **settings)
+    result.loss.sum().backward()
+    assert result.loss.isfinite().all() and result.margin.isfinite().all()
+    assert policy.grad.isfinite().all()
+
+
+# -------------------------------------------------------------------- without a reference
+
+
+@pytest.mark.parametrize("name", [*PAIRWISE, *POINTWISE])
+def test_a_loss_without_a_reference_is_told_by_trying(name: str) -> None:
+    assert reference_free({**PAIRWISE, **POINTWISE}[name]) == (name in REFERENCE_FREE)
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCE_FREE))
+def test_without_a_reference_loss_and_gradient_are_finite(name: str) -> None:
+    columns = [c.requires_grad_() for c in errors(32)]
+    nowhere = torch.full_like(columns[0], math.nan)
+    if name in PAIRWISE:
+        result = PAIRWISE[name](*columns[:2], nowhere, nowhere)
+        known = PAIRWISE[name](*columns)
+    else:
+        loss = POINTWISE[name]
+        result, known = (
+            loss(columns[0], ref, some_labels(), **given(loss)) for ref in (nowhere, columns[2])
+        )
+    assert result.margin.isnan().all()
+    assert torch.equal(result.loss, known.loss)
+    gradient, wanted = (torch.autograd.grad(r.loss.sum(), columns[0])[0] for r in (result, known))
+    assert gradient.isfinite().all()
+    assert torch.equal(gradient, wanted)
+
+
+# -------------------------------------------------------------------- the safeguard
+
+
+def residuals(*rows: tuple[list[float], list[float]]) -> tuple[Tensor, Tensor]:
+    """Residuals of winners and losers, (B, 2)."""
+    win, lose = zip(*rows, strict=True)
+    return torch.tensor(win), torch.tensor(lose)
+
+
+def test_the_safeguard_by_hand() -> None:
+    win, lose = residuals(
+        ([1.0, 0.0], [4.0, 3.0]),  # 1 / 4
+        ([1.0, 2.0], [1.0, 0.0]),  # 5 / 1: no more than all
+        ([1.0, 0.0], [-4.0, 3.0]),  # opposed: raising the loser's error lowers the winner's
+        ([1.0, 0.0], [0.0, 3.0]),  # indifferent
+    )
+    assert safeguard_scale(win, lose, mu=0.0).tolist() == pytest.approx([0.25, 1, 1, 1])
+    assert safeguard_scale(win, lose, mu=0.9).tolist() == pytest.approx([0.025, 0.5, 1, 1])
+
+
+def test_the_safeguard_leaves_the_winner_its_share_of_the_step() -> None:
+    """-g_w + scale g_l along g_w is at most -mu |g_w|^2: a larger mu is the safer."""
+    win, lose, _ = (part.float() for part in predictions(2, count=64))
+    lose = lose + 0.5 * win
+    last = torch.ones(64)
+    for mu in (0.0, 0.5, 0.9, 0.99):
+        scale = safeguard_scale(win, lose, mu=mu)
+        along = (win * (scale.view(-1, 1, 1, 1) * lose - win)).flatten(1).sum(1)
+        assert (along <= -mu * win.square().flatten(1).sum(1) + 1e-4).all()
+        assert (scale <= last).all() and (scale < last).any() and (scale >= 0).all()
+        last = scale
+
+
+@pytest.mark.parametrize("zero", ["win", "lose", "both"])
+def test_the_safeguard_of_nothing_is_finite(zero: str) -> None:
+    win, lose = torch.ones(2, 3), torch.ones(2, 3)
+    win, lose = win * (zero == "lose"), lose * (zero == "win")
+    assert safeguard_scale(win, lose, mu=0.5).tolist() == [1.0, 1.0]
+
+
+def test_the_safeguard_of_a_pair_is_its_own_and_float32() -> None:
+    win, lose, _ = predictions(3)
+    together = safeguard_scale(win.bfloat16(), lose.bfloat16(), mu=0.3)
+    assert together.dtype == torch.float32
+    alone = [
+        safeguard_scale(w[None].bfloat16(), r[None].bfloat16(), mu=0.3)
+        for w, r in zip(win, lose, strict=True)
+    ]
+    assert torch.allclose(torch.cat(alone), together)
+    assert not safeguard_scale(win.requires_grad_(), lose, mu=0.3).requires_grad
+
+
+def test_a_common_weight_does_not_change_the_safeguard() -> None:
+    win, lose, _ = predictions(4)
+    scale = safeguard_scale(win, lose, mu=0.5)
+    assert torch.allclose(safeguard_scale(3 * win, 3 * lose, mu=0.5), scale)
+
+
+@pytest.mark.parametrize("mu", [-0.1, 1.0, math.nan])
+def test_the_safeguard_refuses_other_shares(mu: float) -> None:
+    with pytest.raises(InputError, match=r"mu=.*in \[0, 1\)"):
+        safeguard_scale(torch.ones(1, 2), torch.ones(1, 2), mu=mu)
+    with pytest.raises(ValueError, match="differ"):
+        safeguard_scale(torch.ones(1, 2), torch.ones(2, 2), mu=0.5)
+
+
+def test_a_scaled_gradient_leaves_the_value() -> None:
+    error = errors(33)[0].requires_grad_()
+    scale = torch.tensor([0.0, 0.1, 0.25, 0.5, 0.7, 0.9, 1.0], dtype=torch.float64)
+    held = scale_gradient(error, scale)
+    assert torch.equal(held, error)
+    (gradient,) = torch.autograd.grad(held.square().sum(), error)
+    assert torch.allclose(gradient, scale * 2 * error)
+    with pytest.raises(ValueError, match="must all be"):
+        scale_gradient(error, scale[:, None])
+
+
+@pairwise
+def test_a_safeguarded_loss_pulls_as_hard_at_the_winner(name: str) -> None:
+    win, lose, ref_win, ref_lose = errors(34)
+    win.requires_grad_()
+    lose.requires_grad_()
+    half = torch.full_like(win, 0.5)
+    plain, held = (
+        torch.autograd.grad(
+            PAIRWISE[name](win, one, ref_win, ref_lose).loss.sum(),
+            [win, lose],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for one in (lose, scale_gradient(lose, half))
+    )
+    assert torch.equal(held[0], plain[0])
+    assert torch.allclose(held[1], plain[1] / 2)
+
+
+# -------------------------------------------------------------------- saturation
+
+
+def at_margins(*margins: float) -> list[Tensor]:
+    """Pairs of these margins, half won by the winner's error and half by the loser's."""
+    half = torch.tensor(margins, dtype=torch.float64) / 2
+    one = torch.ones_like(half)
+    return [one - half, one + half, one, one]
+
+
+@pytest.mark.parametrize(
+    ("name", "saturated", "not_yet"),
+    [
+        ("dpo", math.log(19) / 3 + 1e-6, math.log(19) / 3 - 1e-6),  # sigmoid(-3 m) = 0.05
+        ("identity", (0.5 + 0.049) / 3, (0.5 - 0.051) / 3),
+        ("hinge", 0.34, 0.33),
+    ],
+)
+def test_a_pair_saturates_at_a_tenth_of_its_first_pull(
+    name: str, saturated: float, not_yet: float
+) -> None:
+    got = saturation(PAIRWISE[name], *at_margins(saturated, not_yet, 0.0, -5.0))
+    assert got.tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert got.dtype == torch.float32
+
+
+@pairwise
+def test_no_pair_is_saturated_at_the_start(name: str) -> None:
+    win, lose, _, _ = errors(35)
+    assert not saturation(PAIRWISE[name], win, lose, win, lose).any()
+
+
+@pointwise
+def test_no_point_is_saturated_at_the_start(name: str) -> None:
+    policy, _, _, _ = errors(36)
+    assert not saturation(POINTWISE[name], policy, policy, some_labels(), **zeroed(name)).any()
+
+
+def zeroed(name: str) -> dict[str, Tensor]:
+    """What a pointwise loss wants, where the policy is the reference."""
+    extra = given(POINTWISE[name])
+    return {key: one if key == "reward" else 0 * one for key, one in extra.items()}
+
+
+def test_a_point_saturates_on_either_side() -> None:
+    # The slope of sigmoid(-x) is 1/4 at 0, and 0.025 at |x| = 3.637.
+    ref = torch.full((4,), 10.0, dtype=torch.float64)
+    policy = ref - torch.tensor([3.7, 3.5, -3.7, -3.5], dtype=torch.float64)
+    labels = torch.tensor([True, False, True, False])
+    loss = partial(kto_loss, beta=1.0)
+    zero = torch.zeros((), dtype=torch.float64)
+    assert saturation(loss, policy, ref, labels, baseline=zero).tolist() == [1, 0, 1, 0]
+    shifted = saturation(loss, policy, ref, labels, baseline=zero + 0.3)
+    assert shifted.tolist() == [0, 0, 1, 1]
+
+
+def test_saturation_touches_no_graph() -> None:
+    policy, ref, drift, reward = (c.requires_grad_() for c in errors(37))
+    doubled = 2 * drift
+    loss = POINTWISE["nft"]
+    with torch.no_grad():  # as some loops run
+        got = saturation(loss, policy, ref, some_labels(), drift=doubled, reward=reward)
+    assert not got.requires_grad
+    assert all(column.grad is None for column in (policy, ref, drift, reward))
+    doubled.sum().backward()  # its graph is still whole
+    assert not sum(saturation(sft_loss, *errors(38)))  # a constant pull
+
+
+@pytest.mark.parametrize("name", ["dpo", "sft"])
+def test_saturation_is_unknown_without_a_reference(name: str) -> None:
+    win, lose, ref_win, ref_lose = errors(39)
+    ref_lose[2] = math.nan
+    got = saturation(PAIRWISE[name], win, lose, ref_win, ref_lose)
+    assert got.isnan().tolist() == [place == 2 for place in range(7)]
+
+
 # -------------------------------------------------------------------- settings
 
 
@@ -640,6 +1085,11 @@ def test_rwr_refuses_wrong_shapes_and_labels() -> None:
         (partial(kto_loss, beta=1.0, desirable_weight=-1), "desirable_weight=-1"),
         (partial(kto_loss, beta=1.0, undesirable_weight=-1), "undesirable_weight=-1"),
         (partial(kto_loss, beta=1.0, utility="happy"), "utility=happy: it must be one of sigmoid"),
+        (partial(kto_loss, beta=1.0, baseline="median"), "baseline=median: it must be one of mean"),
+        (partial(kto_loss, beta=1.0, baseline=0.1), "baseline=0.1"),
+        (partial(nft_loss, beta=0.0), "beta=0.0"),
+        (partial(nft_loss, beta=math.nan), "beta=nan"),
+        (partial(rwr_loss, graded=True, undesirable_reward=-1.0), "undesirable_reward=-1.0"),
         (partial(robust_dpo_loss, beta=0.0), "beta=0.0"),
         (partial(robust_dpo_loss, beta=1.0, flip_rate=0.5), "flip_rate=0.5"),
         (partial(robust_dpo_loss, beta=1.0, flip_rate=-0.1), "flip_rate=-0.1"),
@@ -680,8 +1130,7 @@ def test_try_loss_refuses_what_is_not_one_value_a_pair() -> None:
 
 
 def test_every_loss_of_ours_passes_the_trial() -> None:
-    utilities = [partial(kto_loss, beta=1.0, utility=utility) for utility in UTILITIES]
-    for loss in (*PAIRWISE.values(), *utilities, rwr_loss):
+    for loss in (*PAIRWISE.values(), *POINTWISE.values()):
         try_loss(loss)
 
 
@@ -690,10 +1139,41 @@ def test_a_loss_says_by_its_parameters_what_it_judges() -> None:
         return PreferenceLoss(policy, ref)
 
     assert {form(loss) for loss in PAIRWISE.values()} == {"pairwise"}
-    assert form(partial(kto_loss, beta=1.0)) == form(mine) == "pointwise"
-    assert takes_baseline(partial(kto_loss, beta=1.0))
-    assert form(rwr_loss) == "pointwise"
-    assert not takes_baseline(mine) and not takes_baseline(rwr_loss)
+    assert {form(loss) for loss in (*POINTWISE.values(), mine)} == {"pointwise"}
+
+
+def test_a_loss_says_by_its_parameters_what_it_wants() -> None:
+    def mine(
+        policy: Tensor, ref: Tensor, desirable: Tensor, baseline: Tensor | None = None
+    ) -> PreferenceLoss:
+        return PreferenceLoss(policy - ref, ref)
+
+    kto = partial(kto_loss, beta=1.0)
+    assert wants(kto) == wants(mine) == {"baseline"}
+    assert wants(partial(kto, baseline=torch.tensor(0.1))) == wants(rwr_loss) == frozenset()
+    assert wants(partial(rwr_loss, graded=True)) == {"reward"}
+    assert wants(nft_loss) == wants(partial(nft_loss, beta=2.0)) == {"drift", "reward"}
+    assert {wants(loss) for loss in PAIRWISE.values()} == {frozenset()}
+
+    assert baseline_kind(kto) == baseline_kind(mine) == "mean"
+    assert baseline_kind(partial(kto, baseline="classes")) == "classes"
+    assert baseline_kind(partial(kto, baseline=torch.tensor(0.1))) is None
+    assert baseline_kind(rwr_loss) is None
+
+
+def test_a_loss_says_why_errors_of_the_reference_do_not_suffice() -> None:
+    told = {name: beyond_errors(loss) for name, loss in {**PAIRWISE, **POINTWISE}.items()}
+    told_of_nft = "nft_loss compares predictions (drift)"
+    assert told.pop("nft") == told_of_nft
+    wanted = "kto_loss with baseline=mismatched asks the reference about other prompts"
+    assert told.pop("mismatched") == wanted
+    assert set(told.values()) == {None}
+
+    class Deferred(partial[PreferenceLoss]):
+        """As Hydra's own partials: functools does not flatten what is made of it."""
+
+    nested = partial(Deferred(nft_loss, beta=1.0), beta=2.0)
+    assert beyond_errors(nft_loss) == beyond_errors(nested) == told_of_nft
 
 
 @pytest.mark.parametrize("odd", [lambda win, lose: win, torch.add])

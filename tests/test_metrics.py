@@ -163,10 +163,25 @@ def test_health_by_hand() -> None:
     assert health.compute() == pytest.approx({"loss": 3.0, "margin": 1 / 3, "accuracy": 0.5})
 
 
-def test_health_weighs() -> None:
+def test_a_missing_value_counts_for_nobody() -> None:
     health = TrainingHealth()
-    health.update(loss=torch.tensor([1.0, 4.0]), weight=torch.tensor([3.0, 1.0]))
-    assert health.compute() == {"loss": 1.75}
+    health.update(error_win=torch.tensor([1.0, NAN, 4.0]), margin=torch.tensor([NAN, NAN, NAN]))
+    assert health.compute() == {"error_win": 2.5}
+
+
+def test_quarters_of_the_timesteps_by_hand() -> None:
+    health = TrainingHealth()
+    health.update(
+        margin=torch.tensor([1.0, 3.0, -2.0, 0.0]),
+        drift=torch.tensor([1.0, 1.0, 1.0, 1.0]),
+        place=torch.tensor([0.0, 0.2499, 0.25, 0.9999]),
+    )
+    found = health.compute()
+    assert {k: v for k, v in found.items() if k.startswith("margin")} == {
+        "margin": 0.5, "margin_q1": 2.0, "margin_q2": -2.0, "margin_q4": 0.0,
+    }  # fmt: skip
+    assert found["accuracy_q1"] == 1.0 and found["accuracy_q4"] == 0.5
+    assert found["drift"] == 1.0 and "drift_q1" not in found
 
 
 def test_empty_health_has_no_values() -> None:
@@ -187,31 +202,28 @@ def test_a_resumed_round_reports_what_an_unbroken_one_does() -> None:
     batches = [batch(3, seed) for seed in range(6)]
     unbroken = updated(TrainingHealth(), *batches).compute()
     killed = updated(TrainingHealth(), *batches[:4])
-    resumed = TrainingHealth()
-    resumed.load_state_dict(killed.state_dict(), strict=True)
+    resumed, other = TrainingHealth(), TrainingHealth()
+    resumed.resume(killed.state(), leads=True)
     assert updated(resumed, *batches[4:]).compute() == unbroken
+    other.resume(killed.state(), leads=False)  # another rank: the counts are of all together
+    assert other.compute() == {}
 
 
-def test_a_loaded_state_replaces_a_result_computed_before() -> None:
+def test_a_state_replaces_a_result_computed_before() -> None:
     one, other = updated(TrainingHealth(), batch(4, 0)), updated(TrainingHealth(), batch(4, 1))
     assert one.compute() != other.compute()
-    one.load_state_dict(other.state_dict())
+    one.resume(other.state(), leads=True)
     assert one.compute() == other.compute()
 
 
-def test_health_travels_in_a_module_and_stays_float64() -> None:
+def test_health_is_no_weight_of_its_module_and_stays_float64() -> None:
     module = torch.nn.Module()
     module.health = updated(TrainingHealth(), batch(4, 0))
+    before = module.health.compute()
     module.half()
-    state = module.state_dict()
-    assert {k: v.dtype for k, v in state.items()} == {
-        "health.totals": torch.float64,
-        "health.weights": torch.float64,
-    }
-    other = torch.nn.Module()
-    other.health = TrainingHealth()
-    other.load_state_dict(state)
-    assert other.health.compute() == module.health.compute()
+    assert module.state_dict() == {}
+    assert {v.dtype for v in module.health.state().values()} == {torch.float64}
+    assert updated(module.health, {}).compute() == before
 
 
 def test_reset_starts_a_new_round() -> None:

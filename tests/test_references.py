@@ -6,16 +6,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ipo_lightning.backbones.cogvideox import CogVideoX, Lora
+from ipo_lightning.batch import Videos
 from ipo_lightning.errors import InputError
-from ipo_lightning.losses import dpo_loss
+from ipo_lightning.losses import dpo_loss, kto_loss, nft_loss, simpo_loss
 from ipo_lightning.module import PreferenceModule
+from ipo_lightning.objectives import squared_error
 from ipo_lightning.policy import trained_weights
-from ipo_lightning.references import AdapterReference, FrozenReference, Reference
+from ipo_lightning.references import (
+    AdapterReference,
+    CachedReference,
+    FrozenReference,
+    MovingReference,
+    NoReference,
+    Reference,
+)
 from tests import tiny
 
 Weights = dict[str, Tensor]
@@ -23,6 +33,7 @@ Weights = dict[str, Tensor]
 KINDS = {
     "frozen, full": (FrozenReference, "round_start", None),
     "frozen, base, full": (FrozenReference, "base", None),
+    "moving, full": (MovingReference, "round_start", None),
     "frozen, lora": (FrozenReference, "round_start", Lora(rank=2, alpha=3)),
     "adapter, base": (AdapterReference, "base", Lora(rank=2, alpha=3)),
     "adapter, round_start": (AdapterReference, "round_start", Lora(rank=2, alpha=3)),
@@ -235,3 +246,114 @@ def test_a_reference_that_knows_no_policy_says_so(make: Any) -> None:
         make().predict(*QUESTION)
     with pytest.raises(RuntimeError, match="attach"):
         make().refresh(None)
+
+
+# -------------------------------------------------------------------- references that are not asked
+
+
+def module_of(folder: Path, loss: Any, reference: Reference, **settings: Any) -> PreferenceModule:
+    module = PreferenceModule(
+        tiny.policy(folder), loss, reference, partial(torch.optim.SGD, lr=0.1), **settings
+    )
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.configure_model()
+    module.on_fit_start()
+    module.reference.refresh(None)
+    return module
+
+
+@torch.no_grad()
+def base_errors(module: PreferenceModule, videos: Videos) -> Tensor:
+    noised = module.objective.noise(videos.latents, videos.noise, videos.u)
+    seen = module.policy.predict(module.policy.build(), noised.sample, noised.timestep, videos.text)
+    return squared_error(seen, noised)
+
+
+@pytest.mark.parametrize("form", ["pairs", "points"])
+def test_errors_computed_in_advance_train_as_a_live_reference(form: str, folder: Path) -> None:
+    loss = partial(dpo_loss if form == "pairs" else kto_loss, beta=50.0)
+    batch = tiny.pair_batch(3) if form == "pairs" else tiny.point_batch([True, False, True])
+    gradients = []
+    for reference in (FrozenReference(), CachedReference()):
+        module = module_of(folder, loss, reference)
+        train(module.network)
+        known = base_errors(module, batch.videos())
+        if form == "pairs":
+            batch = batch._replace(ref_win=known[:3], ref_lose=known[3:])
+        else:
+            batch = batch._replace(ref=known)
+        step = module.pair_step if form == "pairs" else module.point_step
+        step(batch)[0].backward()
+        gradients.append({n: p.grad for n, p in module.network.named_parameters()})
+    for name, live in gradients[0].items():
+        assert torch.allclose(gradients[1][name], live, rtol=1e-4, atol=1e-6), name
+
+
+def test_a_cached_reference_is_refused_where_numbers_are_not_enough(folder: Path) -> None:
+    for loss in (nft_loss, partial(kto_loss, beta=1.0, baseline="mismatched")):
+        with pytest.raises(InputError, match="choose reference=frozen"):
+            module_of(folder, loss, CachedReference())
+        module_of(folder, loss, FrozenReference())
+
+
+def test_no_reference_is_refused_where_the_loss_learns_from_one(folder: Path) -> None:
+    with pytest.raises(InputError, match="this loss learns from a reference"):
+        module_of(folder, partial(dpo_loss, beta=1.0), NoReference())
+    with pytest.raises(InputError, match=r"reference\.batch_size=0"):
+        CachedReference(batch_size=0)
+    with pytest.raises(InputError, match=r"reference\.decay=1"):
+        MovingReference(decay=1)
+
+
+def test_a_loss_without_reference_trains_without_one(folder: Path) -> None:
+    batch, gradients = tiny.pair_batch(3), []
+    for reference in (FrozenReference(), NoReference()):
+        module = module_of(folder, partial(simpo_loss, beta=2.0), reference, winner_weight=0.5)
+        train(module.network)
+        total, values = module.pair_step(batch)
+        total.backward()
+        gradients.append({n: p.grad for n, p in module.network.named_parameters()})
+    assert all(torch.equal(gradients[0][name], g) for name, g in gradients[1].items())
+    assert values["margin"].isnan().all() and values["error_win_change"].isnan().all()
+    assert values["loss"].isfinite().all() and values["error_win"].isfinite().all()
+
+
+# -------------------------------------------------------------------- a reference that moves
+
+
+def test_a_moving_reference_is_the_average_by_hand(folder: Path) -> None:
+    policy = tiny.policy(folder)
+    network, reference = policy.build(), MovingReference(decay=0.75)
+    reference.attach(policy, network)
+    reference.refresh(None)
+    start = kept(network)
+    train(network, seed=1)
+    first = kept(network)
+    reference.follow(network)
+    train(network, seed=2)
+    second = kept(network)
+    reference.follow(network)
+    for name, average in reference.state().items():
+        wanted = 0.75 * (0.75 * start[name] + 0.25 * first[name]) + 0.25 * second[name]
+        assert torch.allclose(average, wanted, atol=1e-6), name
+
+
+def test_a_moving_reference_goes_on_where_its_round_was_stopped(folder: Path) -> None:
+    policy = tiny.policy(folder)
+    network = policy.build()
+    stopped, resumed = MovingReference(decay=0.5), MovingReference(decay=0.5)
+    for reference in (stopped, resumed):
+        reference.attach(policy, network)
+        reference.refresh(None)
+    start = kept(network)
+    train(network)
+    stopped.follow(network)
+    resumed.refresh(start)
+    resumed.resume(stopped.state())
+    train(network, seed=9)
+    for reference in (stopped, resumed):
+        reference.follow(network)
+    there = resumed.state()
+    assert all(torch.equal(weight, there[name]) for name, weight in stopped.state().items())
+    stopped.refresh(None)  # the next round starts anew
+    assert all(torch.equal(weight, start[name]) for name, weight in stopped.state().items())

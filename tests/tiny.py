@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from ipo_lightning.backbones.cogvideox import CogVideoX
-from ipo_lightning.batch import PairBatch, PointBatch
+from ipo_lightning.batch import PairBatch, PointBatch, Videos
 
 WORDS = ("a", "red", "blue", "ring", "cross", "moving", "left", "right")
 NUM_TOKENS = 6
@@ -152,6 +152,8 @@ def pair_batch(count: int = 3, seed: int = 0, weight: Sequence[float] | None = N
         u=torch.linspace(0.1, 0.9, count, dtype=torch.float64),
         weight=torch.tensor(weight or [1.0] * count),
         row=torch.arange(10, 10 + count),
+        ref_win=torch.full((count,), torch.nan),
+        ref_lose=torch.full((count,), torch.nan),
     )
 
 
@@ -165,5 +167,17 @@ def point_batch(desirable: Sequence[bool], seed: int = 0) -> PointBatch:
         u=pairs.u,
         weight=pairs.weight,
         desirable=torch.tensor(desirable),
+        reward=torch.linspace(0.1, 0.9, len(desirable)),
         row=pairs.row,
+        ref=pairs.ref_win,
+    )
+
+
+def real_batch(count: int = 2, seed: int = 50) -> Videos:
+    """Random latents in the place of real clips."""
+    return Videos(
+        latents=normal(seed + 1, count, *LATENT_SHAPE),
+        text=normal(seed + 2, count, *TEXT_SHAPE),
+        noise=normal(seed + 3, count, *LATENT_SHAPE),
+        u=torch.linspace(0.2, 0.8, count, dtype=torch.float64),
     )

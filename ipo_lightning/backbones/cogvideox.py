@@ -1,23 +1,17 @@
-"""CogVideoX 1.0 (2B, 5B and anything of their classes) through the diffusers classes.
+"""CogVideoX 1.0 and 1.5 (2B, 5B and anything of their classes) through the diffusers classes.
 
 Latents are (B, F, C, H, W), scaled by the VAE's ``scaling_factor``; what differs between
-checkpoints (``snr_shift_scale``, scale, rotary positions, text length) is read from their configs.
+checkpoints (``snr_shift_scale``, scale, rotary positions, text length, patches in time) is read
+from their configs.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
-from threading import Lock
-from typing import Any, cast
+from typing import cast
 
-import diffusers
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
@@ -28,47 +22,24 @@ from diffusers import (
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
-from huggingface_hub import hf_hub_download
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, T5EncoderModel
+from transformers import T5EncoderModel
 
+from ipo_lightning.backbones.diffusers_folder import DiffusersFolder, Lora, initial_noise
 from ipo_lightning.errors import InputError
-from ipo_lightning.objectives import VPrediction, Weighting
+from ipo_lightning.objectives import Density, VPrediction, Weighting
 from ipo_lightning.policy import Sampling
-from ipo_lightning.seeds import derive_seed, gaussian, generator
-from ipo_lightning.store import fingerprint
-from ipo_lightning.video import Clip
+from ipo_lightning.seeds import derive_seed, generator
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-ADAPTER = "default"
+__all__ = ["CogVideoX", "Lora"]  # configs name an adapter beside its family
 
 
-@dataclass(frozen=True)
-class Lora:
-    """A low-rank adapter in place of full fine-tuning."""
-
-    rank: int
-    """Rank of the update, >= 1: trainable parameters grow with it."""
-    alpha: float
-    """The update is scaled by alpha / rank; exports carry it in their metadata."""
-    targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Names of the linear layers that get an adapter."""
-    seed: int = 0
-    """Seed of the adapter's first factor (the second starts at zero)."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not self.targets:
-            raise InputError(
-                f"backbone.lora: rank={self.rank}, alpha={self.alpha}, targets="
-                f"{list(self.targets)}: give rank >= 1, alpha > 0 and at least one layer name"
-            )
-
-
-class CogVideoX:
+class CogVideoX(DiffusersFolder):
     """The CogVideoX family as a `Policy`.
+
+    The transformer of 1.5 takes latent frames two by two. Where their number is odd, as of 81
+    frames, one more is sampled at the front and never decoded, and real videos start with a second
+    copy of their first latent frame, as in the authors' training script.
 
     Args:
         path: a diffusers folder or a hub id.
@@ -78,11 +49,18 @@ class CogVideoX:
             checkpoint's own.
         fps: frames per second of the mp4 files, and what critics are told.
         lora: train an adapter of these settings; None trains all weights.
-        weighting, window: of the error, see `VPrediction`.
+        weighting, window, density: of the error, see `VPrediction`.
         checkpointing: recompute activations in the backward pass: about a third more time for a
             small part of the memory; needed at real sizes.
         decode_batch: videos that the VAE decodes together: memory against speed.
     """
+
+    family = "CogVideoX"
+    pipeline_class = CogVideoXPipeline
+    transformer_class = CogVideoXTransformer3DModel
+    vae_class = AutoencoderKLCogVideoX
+    text_encoder_class = T5EncoderModel
+    scheduler_classes = (CogVideoXDDIMScheduler, CogVideoXDPMScheduler)
 
     def __init__(
         self,
@@ -97,101 +75,97 @@ class CogVideoX:
         lora: Lora | None = None,
         weighting: Weighting = "v",
         window: tuple[float, float] = (0.0, 1.0),
+        density: Density = "uniform",
         checkpointing: bool = False,
         decode_batch: int = 1,
     ) -> None:
-        self.path, self.name, self.revision, self.fps, self.lora = path, name, revision, fps, lora
-        self.checkpointing, self.decode_batch = checkpointing, decode_batch
-        self._loading = Lock()
-        self._error = (weighting, (window[0], window[1]))
+        self._error = (weighting, (window[0], window[1]), density)
         VPrediction(torch.ones(1), *self._error)  # refuses wrong settings before a file is read
-        if lora is not None and not isinstance(lora, Lora):
-            raise InputError(f"backbone.lora={lora}: give it _target_={Lora.__module__}.Lora")
-        _check_path(path)
+        super().__init__(
+            path,
+            name=name,
+            revision=revision,
+            num_frames=num_frames,
+            fps=fps,
+            lora=lora,
+            checkpointing=checkpointing,
+            decode_batch=decode_batch,
+        )
         self._size = (num_frames, height, width)
-        if num_frames is not None and num_frames % 4 != 1:
-            raise InputError(f"backbone.num_frames={num_frames}: CogVideoX makes 4k + 1 frames")
 
     # ---------------------------------------------------------------- what it is
-
-    @property
-    def adapter(self) -> dict[str, Any] | None:
-        """See `Policy.adapter`."""
-        return None if self.lora is None else {**asdict(self.lora), "targets": [*self.lora.targets]}
-
-    @cached_property
-    def identity(self) -> str:
-        """See `Policy.identity`; a folder counts by its contents, a hub id by its commit."""
-        if Path(self.path).is_dir():
-            return fingerprint([folder_fingerprint(self.path), list(self.latent_shape)])
-        with _named(self.path):
-            index = hf_hub_download(self.path, "model_index.json", revision=self.revision)
-        return fingerprint([self.path, Path(index).parent.name, list(self.latent_shape)])
-
-    @cached_property
-    def scheduler(self) -> CogVideoXDDIMScheduler | CogVideoXDPMScheduler:
-        """The checkpoint's own scheduler."""
-        with _named(self.path):
-            kind = _read_index(self.path, self.revision)["scheduler"][1]
-            if kind not in ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"):
-                raise InputError(f"{self.path}: scheduler {kind} is not one of CogVideoX's")
-            return getattr(diffusers, kind).from_pretrained(**self._part("scheduler"))
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """The transformer's config."""
-        with _named(self.path):
-            return dict(CogVideoXTransformer3DModel.load_config(**self._part("transformer")))
 
     @cached_property
     def size(self) -> tuple[int, int, int]:
         """Frames, height and width of the videos, in pixels."""
         frames, height, width = self._size
-        ratio = self._spatial_ratio
+        ratio, largest = self._spatial_ratio, self._largest
         size = (
             frames or self.config["sample_frames"],
-            height or self.config["sample_height"] * ratio,
-            width or self.config["sample_width"] * ratio,
+            height or largest[0] * ratio,
+            width or largest[1] * ratio,
         )
-        grid = ratio * self.config["patch_size"]
-        if size[1] % grid or size[2] % grid:
-            raise InputError(f"backbone: {size[1]} x {size[2]} pixels; give multiples of {grid}")
+        self._check_grid(size[1], size[2], self.config["patch_size"])
+        beyond = size[1] > largest[0] * ratio or size[2] > largest[1] * ratio
+        if beyond and self._patch_frames > 1:
+            raise InputError(
+                f"backbone: {size[1]} x {size[2]} pixels; this checkpoint has positions for "
+                f"{largest[0] * ratio} x {largest[1] * ratio}"
+            )
         return size
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(F, C, H, W) of one video."""
+        """(F, C, H, W) of one video, with the frames that fill the last patch."""
         frames, height, width = self.size
         ratio = self._spatial_ratio
         return (
-            (frames - 1) // self._vae_config["temporal_compression_ratio"] + 1,
-            self.config["in_channels"],
+            self._latent_frames + self._fill,
+            self._latent_channels,
             height // ratio,
             width // ratio,
         )
 
-    # ---------------------------------------------------------------- the network
+    @property
+    def _spatial_ratio(self) -> int:
+        return int(2 ** (len(self._vae_config["block_out_channels"]) - 1))
 
-    def build(self) -> CogVideoXTransformer3DModel:
-        """See `Policy.build`: float32 weights."""
-        with _named(self.path):
-            network = CogVideoXTransformer3DModel.from_pretrained(
-                **self._part("transformer"), torch_dtype=torch.float32
-            )
-        if self.lora is not None:
-            self._add_adapter(network, self.lora)
-        if self.checkpointing:
-            network.enable_gradient_checkpointing()
-        return network
+    @property
+    def _latent_channels(self) -> int:
+        return int(self._vae_config["latent_channels"])
+
+    @property
+    def _largest(self) -> tuple[int, int]:
+        """Height and width that the transformer was made for, in latents."""
+        return self.config["sample_height"], self.config["sample_width"]
+
+    @property
+    def _latent_frames(self) -> int:
+        return int((self.size[0] - 1) // self._vae_config["temporal_compression_ratio"] + 1)
+
+    @property
+    def _patch_frames(self) -> int:
+        """Latent frames in a patch: 1 before CogVideoX 1.5."""
+        return int(self.config.get("patch_size_t") or 1)
+
+    @property
+    def _fill(self) -> int:
+        """Latent frames at the front that only fill the last patch."""
+        return -self._latent_frames % self._patch_frames
+
+    def _from_vae(self, mean: Tensor) -> Tensor:
+        latents = mean.permute(0, 2, 1, 3, 4) * self._vae_config["scaling_factor"]
+        return torch.cat([latents[:, :1]] * self._fill + [latents], dim=1)
+
+    def _to_vae(self, latents: Tensor) -> Tensor:
+        seen = latents[:, self._fill :]
+        return seen.permute(0, 2, 1, 3, 4) / self._vae_config["scaling_factor"]
+
+    # ---------------------------------------------------------------- the network
 
     def objective(self) -> VPrediction:
         """v-prediction on the checkpoint's own schedule."""
-        weighting, window = self._error
-        return VPrediction(
-            self.scheduler.alphas_cumprod,
-            weighting=weighting,
-            window=window,
-        )
+        return VPrediction(self.scheduler.alphas_cumprod, *self._error)
 
     def predict(self, network: nn.Module, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         """See `Policy.predict`."""
@@ -203,8 +177,6 @@ class CogVideoX:
             return_dict=False,
         )[0]
         return answer
-
-    # ---------------------------------------------------------------- text and pixels
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], device: torch.device) -> Tensor:
@@ -218,32 +190,6 @@ class CogVideoX:
         )
         encoder = self._text_encoder.to(device)
         return cast(Tensor, encoder(tokens.input_ids.to(device))[0]).cpu()
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> list[Clip]:
-        """See `Policy.decode`; latents are (B, F, C, H, W)."""
-        with self._loading:  # threads that sample side by side must not load it twice
-            vae = self._vae.to(latents.device)
-        scaled = latents.float().permute(0, 2, 1, 3, 4) / vae.config.scaling_factor
-        clips = []
-        for some in scaled.split(self.decode_batch):
-            pixels = vae.decode(some).sample  # (B, C, T, H, W) in [-1, 1]
-            frames = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-            clips += [Clip(video, self.fps) for video in frames.permute(0, 2, 3, 4, 1).cpu()]
-        return clips
-
-    @torch.no_grad()
-    def encode(self, frames: Tensor) -> Tensor:
-        """See `Policy.encode`."""
-        vae = self._vae.to(frames.device)
-        pixels = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        mean = vae.encode(pixels).latent_dist.mean
-        return cast(Tensor, mean.permute(0, 2, 1, 3, 4) * vae.config.scaling_factor)
-
-    def release(self) -> None:
-        """See `Policy.release`."""
-        for name in ("_text_encoder", "_vae"):
-            self.__dict__.pop(name, None)
 
     # ---------------------------------------------------------------- sampling
 
@@ -261,7 +207,7 @@ class CogVideoX:
         Each video has a generator of its own, so that its noise does not depend on the batch.
         """
         device = next(network.parameters()).device
-        latents = torch.stack([gaussian(seed, self.latent_shape) for seed in seeds]).to(device)
+        latents = initial_noise(seeds, self.latent_shape, device)
         prompts = text.to(device).expand(len(seeds), -1, -1)
         if sampling.guided:
             if negative is None:
@@ -278,85 +224,6 @@ class CogVideoX:
             latents = stepper.step(answer, timestep, latents)
         return latents
 
-    # ---------------------------------------------------------------- export
-
-    def export(self, network: nn.Module, folder: Path) -> None:
-        """See `Policy.export`; float32, so that an export is the policy and not a copy of it."""
-        if self.lora is None:
-            cast(CogVideoXTransformer3DModel, network).save_pretrained(folder)
-            return
-        CogVideoXPipeline.save_lora_weights(
-            folder,
-            transformer_lora_layers=get_peft_model_state_dict(network, adapter_name=ADAPTER),
-            transformer_lora_adapter_metadata=network.peft_config[ADAPTER].to_dict(),  # type: ignore[union-attr,index]
-        )
-
-    def load_export(self, folder: Path) -> dict[str, Tensor]:
-        """See `Policy.load_export`."""
-        if self.lora is None:
-            network = CogVideoXTransformer3DModel.from_pretrained(folder)
-            return {name: parameter.detach() for name, parameter in network.named_parameters()}
-        return {
-            name.removeprefix("transformer.").replace(".weight", f".{ADAPTER}.weight"): tensor
-            for name, tensor in load_file(folder / LORA_FILE).items()
-        }
-
-    def load_lora(self, network: nn.Module, file: Path) -> None:
-        """See `Policy.load_lora`."""
-        names = load_file(file)
-        prefix = "transformer" if any(k.startswith("transformer.") for k in names) else None
-        try:
-            cast(CogVideoXTransformer3DModel, network).load_lora_adapter(
-                str(file.parent), prefix=prefix, weight_name=file.name, use_safetensors=True
-            )
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise InputError(f"{file} is no LoRA of this model: {error}") from error
-
-    # ---------------------------------------------------------------- parts
-
-    def _part(self, subfolder: str) -> dict[str, Any]:
-        return {
-            "pretrained_model_name_or_path": self.path,
-            "subfolder": subfolder,
-            "revision": self.revision,
-        }
-
-    @cached_property
-    def _vae_config(self) -> dict[str, Any]:
-        with _named(self.path):
-            return dict(AutoencoderKLCogVideoX.load_config(**self._part("vae")))
-
-    @property
-    def _spatial_ratio(self) -> int:
-        return int(2 ** (len(self._vae_config["block_out_channels"]) - 1))
-
-    @cached_property
-    def _vae(self) -> AutoencoderKLCogVideoX:
-        vae = AutoencoderKLCogVideoX.from_pretrained(**self._part("vae"), torch_dtype=torch.float32)
-        return vae.eval().requires_grad_(False)
-
-    @cached_property
-    def _text_encoder(self) -> T5EncoderModel:
-        encoder = T5EncoderModel.from_pretrained(
-            self.path, subfolder="text_encoder", revision=self.revision, dtype=torch.float32
-        )
-        return encoder.eval().requires_grad_(False)
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(
-            self.path, subfolder="tokenizer", revision=self.revision
-        )
-
-    def _add_adapter(self, network: CogVideoXTransformer3DModel, lora: Lora) -> None:
-        network.requires_grad_(False)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(lora.seed, "lora"))
-            network.add_adapter(
-                LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets)),
-                adapter_name=ADAPTER,
-            )
-
     def _rotary(self, sample: Tensor) -> tuple[Tensor, Tensor] | None:
         """Rotary positions for latents (B, F, C, H, W); None for the 2B family."""
         if not self.config["use_rotary_positional_embeddings"]:
@@ -365,9 +232,10 @@ class CogVideoX:
         return _rotary_table(
             self.config["attention_head_dim"],
             (height, width),
-            (self.config["sample_height"], self.config["sample_width"]),
+            self._largest,
             frames,
             self.config["patch_size"],
+            self.config.get("patch_size_t"),
             sample.device,
         )
 
@@ -415,74 +283,21 @@ def _rotary_table(
     sample_size: tuple[int, int],
     frames: int,
     patch: int,
+    patch_frames: int | None,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of CogVideoX 1.0's three-dimensional rotary positions."""
-    grid = (latent_size[0] // patch, latent_size[1] // patch)
-    crops = get_resize_crop_region_for_grid(grid, sample_size[1] // patch, sample_size[0] // patch)
-    return get_3d_rotary_pos_embed(
-        embed_dim=head_dim,
-        crops_coords=crops,
-        grid_size=grid,
-        temporal_size=frames,
-        device=device,
-    )
+    """Cosines and sines of CogVideoX's three-dimensional rotary positions.
 
-
-@contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Say whose files they were when they cannot be had: a wrong hub id, or no network."""
-    try:
-        yield
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"backbone.path={path} cannot be read: {reason} (a folder is read from disk; a hub id "
-            "needs the network, or a copy in the local cache)"
-        ) from error
-
-
-def _check_path(path: str) -> None:
-    """Refuse what is neither a diffusers folder nor looks like ``owner/name`` on a hub."""
-    folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise InputError(
-                f"backbone.path={path}: no model_index.json there; give the folder of a diffusers "
-                "pipeline or a hub id"
-            )
-    elif path.count("/") != 1 or path.startswith((".", "~", "/")) or folder.parent.is_dir():
-        raise InputError(f"backbone.path={path}: there is no such folder, nor is it a hub id")
-
-
-def _read_index(path: str, revision: str | None) -> dict[str, Any]:
-    return dict(CogVideoXPipeline.load_config(path, revision=revision))
-
-
-WHOLE = 64 * 2**20
-"""Files up to this size, in bytes, enter a fingerprint whole; larger ones by three samples."""
-
-
-def folder_fingerprint(folder: str | Path) -> str:
-    """sha256 over the files of a diffusers folder.
-
-    Of a file above 64 MiB only its size and 4 MiB of its head, middle and tail are read: enough to
-    tell two checkpoints apart in seconds, not a defence against forgery.
+    In 1.0 those of the trained size are stretched over the video; in 1.5 (``patch_frames`` set)
+    they are whole numbers, and a smaller video takes the first of them.
     """
-    parts = []
-    for file in sorted(Path(folder).rglob("*")):
-        if file.is_file() and not file.name.startswith(".") and file.suffix != ".md":
-            parts.append([str(file.relative_to(folder)), _sampled_hash(file)])
-    return fingerprint(parts)
-
-
-def _sampled_hash(file: Path) -> str:
-    size, piece = file.stat().st_size, 4 * 2**20
-    if size <= WHOLE:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    digest = hashlib.sha256(json.dumps(size).encode())
-    with open(file, "rb") as handle:
-        for place in (0, size // 2, size - piece):
-            handle.seek(place)
-            digest.update(handle.read(piece))
-    return digest.hexdigest()
+    grid = (latent_size[0] // patch, latent_size[1] // patch)
+    trained = (sample_size[0] // patch, sample_size[1] // patch)
+    if patch_frames is None:
+        crops = get_resize_crop_region_for_grid(grid, trained[1], trained[0])
+        places = {"crops_coords": crops, "temporal_size": frames}
+    else:
+        steps = -(-frames // patch_frames)
+        places = {"crops_coords": None, "temporal_size": steps, "grid_type": "slice"}
+        places["max_size"] = trained
+    return get_3d_rotary_pos_embed(embed_dim=head_dim, grid_size=grid, device=device, **places)

@@ -1,7 +1,7 @@
 """Line charts over rounds as SVG, and those that a run is shown with."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ipo_lightning.report.markup import Html, tag
@@ -213,7 +213,7 @@ def marks_of(values: Iterable[tuple[Row, Any]]) -> list[Mark]:
 
 def charts(lines: Sequence[Row]) -> Html:
     """All charts of a run."""
-    training = {one.name: [one] for one in nested(lines, "train")}
+    training = {one.name: one for one in nested(lines, "train")}
     figures = [
         chart("Score", [with_error(lines, "score")], note="training critic, 95 % band"),
         chart("Held-out score", [with_error(lines, "eval_score")], note="held-out judge"),
@@ -230,15 +230,32 @@ def charts(lines: Sequence[Row]) -> Html:
         if any(one.get(group) for one in lines):
             figures.append(chart(title, nested(lines, group)))
     figures += [
-        chart(title, training.get(name, []), note=note, reference=reference)
-        for title, name, note, reference in TRAINING_CHARTS
+        chart(title, relabelled(training, names), note=note, reference=reference)
+        for title, names, note, reference in TRAINING_CHARTS
     ]
     return tag("div", *figures, class_="charts")
 
 
-TRAINING_CHARTS = (
-    ("Training loss", "loss", "", None),
-    ("Training accuracy", "accuracy", "a tie counts half", 0.5),
-    ("Training margin", "margin", "implicit reward, winner minus loser", 0.0),
-    ("Winner's error", "error_win_change", "policy minus reference; above 0 it unlearns", 0.0),
+def relabelled(found: Mapping[str, Series], names: Mapping[str, str]) -> list[Series]:
+    """The series that there are, under the labels given (label -> name)."""
+    there = ((label, found[name]) for label, name in names.items() if name in found)
+    return [one._replace(name=label) for label, one in there]
+
+
+QUARTERS = {f"quarter {i}": f"margin_q{i}" for i in (1, 2, 3, 4)}
+
+TRAINING_CHARTS: tuple[tuple[str, Mapping[str, str], str, float | None], ...] = (
+    ("Training loss", {"loss": "loss"}, "", None),
+    ("Training accuracy", {"accuracy": "accuracy"}, "a tie counts half", 0.5),
+    ("Training margin", {"margin": "margin"}, "implicit reward, winner minus loser", 0.0),
+    (
+        "Errors against the reference",
+        {"winner": "error_win_change", "loser": "error_lose_change"},
+        "policy minus reference; winner above 0: it unlearns",
+        0.0,
+    ),
+    ("Drift", {"drift": "drift"}, "mean change of error on the reference's own videos", 0.0),
+    ("Margin by timestep", QUARTERS, "cleanest quarter first", 0.0),
+    ("Saturated pairs", {"saturated": "saturated"}, "share that hardly pull any more", None),
+    ("Gradient norm", {"gradient norm": "gradient_norm"}, "before clipping", None),
 )

@@ -1,0 +1,290 @@
+"""Captioned video files as real clips for the paper's lambda_2: found, cut to size, encoded once.
+
+Frames are uint8 RGB. Nothing is loaded before `RealVideos.prepare`; what is wrong with the list of
+clips is said when it is read, what is wrong with a clip when its turn comes.
+"""
+
+import csv
+import hashlib
+import json
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ipo_lightning.errors import InputError
+from ipo_lightning.policy import Policy
+from ipo_lightning.real import DAMAGED, Footage, LeftOut, RealData, encode_once
+from ipo_lightning.store import Store, fingerprint
+from ipo_lightning.video import read_frames, read_timeline
+from ipo_lightning.workers import Workers
+
+RECIPE = 1
+"""Part of every clip's fingerprint: raise it when the same file gives other frames."""
+VIDEOS = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
+LISTS = (".csv", ".jsonl", ".parquet")
+TOO_SHORT = "too short"
+TOO_SLOW = "too few frames a second"
+ENOUGH = Fraction(99, 100)
+"""Share of the policy's frame rate that a file must have: 23.976 passes for 24, 15 not for 16."""
+
+
+class Captioned(NamedTuple):
+    """A video file and what is seen in it."""
+
+    video: Path
+    caption: str
+
+
+class RealVideos:
+    """Video files with captions, as a `RealSource`.
+
+    Args:
+        path: a folder, searched with all its subfolders, in which ``clip.txt`` lies beside
+            ``clip.mp4`` and holds its caption; or a list: ``.csv`` with a header, ``.jsonl`` or
+            ``.parquet``, a clip a row. Hidden files and those of other endings are passed over in
+            a folder, and refused in a list.
+        video: the list's column with paths, absolute or relative to the list's folder.
+        caption: the list's column with captions. White space in a caption counts as one blank.
+
+    Raises:
+        InputError: no such path, no clips, a missing column, file or caption.
+    """
+
+    def __init__(self, path: str, *, video: str = "video", caption: str = "caption") -> None:
+        self.path = Path(path).expanduser()
+        if self.path.is_dir():
+            self.clips = _of_folder(self.path)
+        elif self.path.is_file():
+            self.clips = _of_list(self.path, video, caption)
+        else:
+            raise InputError(f"data.real.path={path}: there is no such folder or file")
+        self._hashes: list[str] | None = None
+
+    def prepare(
+        self, policy: Policy, store: Store, workers: Workers, device: torch.device
+    ) -> RealData:
+        """See `RealSource.prepare`; a file's contents are looked at once in a process."""
+        hashes = workers.agree(self._contents(workers))
+        size, fps = policy.size, float(policy.fps)
+        footage = [
+            Footage(
+                fingerprint({"recipe": RECIPE, "file": file, "size": list(size), "fps": fps}),
+                clip.caption,
+                str(clip.video),
+                partial(read_clip, clip.video, size, fps),
+            )
+            for file, clip in zip(hashes, self.clips, strict=True)
+        ]
+        return encode_once(footage, policy, store, workers, device, f"data.real.path={self.path}")
+
+    def _contents(self, workers: Workers) -> list[str]:
+        """sha256 (hex) of each file."""
+        if self._hashes is None:
+            files = [clip.video for clip in self.clips]
+            bar = tqdm(files, "real videos: hashes", unit=" files", disable=not workers.leads)
+            self._hashes = [_sha256(file) for file in bar]
+        return self._hashes
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"real video {path} cannot be read: {error.strerror}") from error
+
+
+# --- Lists ---------------------------------------------------------------------------------------
+
+
+def _of_folder(folder: Path) -> list[Captioned]:
+    """The clips of a folder, by path."""
+    clips = sorted(
+        (file for file in _files(folder) if file.suffix.lower() in VIDEOS),
+        key=lambda file: file.relative_to(folder).parts,
+    )
+    if not clips:
+        raise InputError(f"data.real.path={folder}: no {', '.join(VIDEOS)} in this folder")
+    bare = [clip for clip in clips if not clip.with_suffix(".txt").is_file()]
+    if bare:
+        raise InputError(
+            f"{bare[0]}: no caption; write it to {bare[0].with_suffix('.txt').name} beside it "
+            f"({len(bare)} of {len(clips)} clips of {folder} have none)"
+        )
+    return [Captioned(clip, _caption_file(clip.with_suffix(".txt"))) for clip in clips]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder but hidden ones; linked folders are followed, each once."""
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link in a circle
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def _caption_file(path: Path) -> str:
+    try:
+        return _one_line(path.read_text(encoding="utf-8-sig"), str(path))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def _of_list(path: Path, video: str, caption: str) -> list[Captioned]:
+    """The clips of a list, in its order."""
+    if path.suffix.lower() not in LISTS:
+        raise InputError(f"data.real.path={path}: give a folder, or a list: {', '.join(LISTS)}")
+    clips = []
+    for place, row in _rows(path):
+        for key, setting in ((video, "video"), (caption, "caption")):
+            if key not in row:
+                columns = ", ".join(str(name) for name in row)
+                raise InputError(f"{place}: no column {key!r} among {columns}; name yours with "
+                                 f"data.real.{setting}=COLUMN")  # fmt: skip
+        file = path.parent / _one_line(row[video], f"{place}: {video!r}")
+        if file.suffix.lower() not in VIDEOS:
+            raise InputError(f"{place}: {file.name!r} is none of {', '.join(VIDEOS)}")
+        if not file.is_file():
+            raise InputError(f"{place}: there is no file {file}")
+        clips.append(Captioned(file, _one_line(row[caption], f"{place}: {caption!r}")))
+    if not clips:
+        raise InputError(f"data.real.path={path}: the list has no rows")
+    return clips
+
+
+def _one_line(text: Any, place: str) -> str:
+    """A text with its white space made one blank each."""
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{place} must be a text, got {text!r}")
+    return " ".join(text.split())
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows of a list, each with its place for messages."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            yield from ((f"{path}: row {n}", row) for n, row in enumerate(_parquet(path), 1))
+            return
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if suffix == ".csv":
+                reader = csv.DictReader(file, strict=True)
+                yield from ((f"{path}:{reader.line_num}", row) for row in reader)
+                return
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield f"{path}:{number}", _object(line, f"{path}:{number}")
+    except InputError:
+        raise
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _object(line: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{place}: not JSON: {line.strip()[:60]!r}") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: expected an object, got {line.strip()[:60]!r}")
+    return row
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    """The rows of a parquet file, by pyarrow or whatever pandas finds."""
+    try:
+        try:
+            rows: list[dict[str, Any]] = (
+                import_module("pyarrow.parquet").read_table(path).to_pylist()
+            )
+        except ImportError:
+            rows = import_module("pandas").read_parquet(path).to_dict("records")
+    except ImportError as error:
+        raise InputError(
+            f"{path}: parquet needs a package that is not installed: pip install pyarrow, or give "
+            "a .csv or .jsonl"
+        ) from error
+    except (ValueError, OSError) as error:  # pyarrow's own errors are of these classes
+        raise InputError(f"{path} is no parquet file: {error}") from error
+    return rows
+
+
+# --- Clips ---------------------------------------------------------------------------------------
+
+
+def read_clip(path: Path, size: tuple[int, int, int], fps: float) -> Tensor | LeftOut:
+    """The middle of a video at the policy's size and rate, uint8 (T, H, W, 3), or why not.
+
+    Args:
+        size: frames, height, width.
+        fps: frames a second of the result.
+    """
+    count, height, width = size
+    try:
+        timeline = read_timeline(path)
+        chosen = choose_frames(timeline.times, count, fps)
+        if isinstance(chosen, LeftOut):
+            return chosen
+        frames = [fit(frame, height, width) for frame in read_frames(path, timeline, chosen)]
+    except InputError as error:
+        return LeftOut(DAMAGED, str(error).removeprefix(f"video {path}: "))
+    return torch.stack(frames)
+
+
+def choose_frames(times: Sequence[Fraction], count: int, fps: float) -> list[int] | LeftOut:
+    """Which frames of a video show ``count`` moments, 1/fps apart, from its middle.
+
+    The first moment is that of a frame, the last one at or before the middle of what room there is;
+    each following moment takes the nearest frame, the earlier one of two. A frame stands for half a
+    frame's time around it, so 97 frames at 16 fps are the least for 49 at 8 fps.
+
+    Args:
+        times: when each frame appears, in seconds, ascending; at least one.
+    """
+    step = 1 / Fraction(fps).limit_denominator(1001)
+    length, span = times[-1] - times[0], (count - 1) * step
+    intervals = len(times) - 1
+    if span > length + length / (2 * max(intervals, 1)):
+        return LeftOut(TOO_SHORT)
+    if intervals * step < ENOUGH * length:
+        return LeftOut(TOO_SLOW)
+    middle = times[0] + max(length - span, Fraction(0)) / 2
+    start = times[bisect_right(times, middle) - 1]
+    return [_nearest(times, start + number * step) for number in range(count)]
+
+
+def _nearest(times: Sequence[Fraction], moment: Fraction) -> int:
+    after = min(bisect_left(times, moment), len(times) - 1)
+    before = max(after - 1, 0)
+    return before if moment - times[before] <= times[after] - moment else after
+
+
+def fit(frame: Tensor, height: int, width: int) -> Tensor:
+    """Scale a frame, uint8 (H, W, 3), until it just covers the size, and take the centre.
+
+    Bicubic and antialiased; a frame of the right size keeps its values. Pixels count as square.
+    """
+    old_height, old_width = frame.shape[:2]
+    scale = max(height / old_height, width / old_width)
+    tall, wide = max(height, round(old_height * scale)), max(width, round(old_width * scale))
+    if (tall, wide) != (old_height, old_width):
+        pixels = F.interpolate(
+            frame.permute(2, 0, 1)[None].float(), (tall, wide), mode="bicubic", antialias=True
+        )
+        frame = pixels[0].clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0)
+    top, left = (tall - height) // 2, (wide - width) // 2
+    return frame[top : top + height, left : left + width]

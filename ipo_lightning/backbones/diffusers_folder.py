@@ -1,0 +1,378 @@
+"""What families of models share whose checkpoints are diffusers folders.
+
+A folder is read from disk, a hub id from the network or the local cache. A family says what its
+latents are and how it is asked; loading, adapters, pixels and exports are the same for all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any, ClassVar, cast
+
+import torch
+from huggingface_hub import hf_hub_download
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from ipo_lightning.errors import InputError
+from ipo_lightning.policy import LORA_FILE
+from ipo_lightning.seeds import derive_seed, gaussian
+from ipo_lightning.store import fingerprint
+from ipo_lightning.video import Clip
+
+ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A low-rank adapter in place of full fine-tuning."""
+
+    rank: int
+    """Rank of the update, >= 1: trainable parameters grow with it."""
+    alpha: float
+    """The update is scaled by alpha / rank; exports carry it in their metadata."""
+    targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Names of the linear layers that get an adapter; these are all of a family's attention."""
+    seed: int = 0
+    """Seed of the adapter's first factor (the second starts at zero)."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0 or not self.targets:
+            raise InputError(
+                f"backbone.lora: rank={self.rank}, alpha={self.alpha}, targets="
+                f"{list(self.targets)}: give rank >= 1, alpha > 0 and at least one layer name"
+            )
+
+
+class DiffusersFolder(ABC):
+    """A `Policy` but for what a family must say of itself.
+
+    Args: see a family's own class.
+    """
+
+    family: ClassVar[str]
+    """What messages call it."""
+    pipeline_class: ClassVar[Any]
+    transformer_class: ClassVar[Any]
+    vae_class: ClassVar[Any]
+    text_encoder_class: ClassVar[Any]
+    scheduler_classes: ClassVar[tuple[Any, ...]]
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        name: str,
+        revision: str | None,
+        num_frames: int | None,
+        fps: float,
+        lora: Lora | None,
+        checkpointing: bool,
+        decode_batch: int,
+    ) -> None:
+        self.path, self.name, self.revision, self.fps, self.lora = path, name, revision, fps, lora
+        self.checkpointing, self.decode_batch = checkpointing, decode_batch
+        self._loading = Lock()
+        self._vae_turn: AbstractContextManager[Any] = nullcontext()
+        """Entered while the VAE is at work: a family whose VAE keeps state gives a lock."""
+        if lora is not None and not isinstance(lora, Lora):
+            raise InputError(f"backbone.lora={lora}: give it _target_={type(self).__module__}.Lora")
+        check_path(path)
+        if num_frames is not None and num_frames % 4 != 1:
+            raise InputError(f"backbone.num_frames={num_frames}: {self.family} makes 4k + 1 frames")
+
+    # ---------------------------------------------------------------- what a family says
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int, int]:
+        """See `Policy.size`."""
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """See `Policy.latent_shape`."""
+
+    @property
+    @abstractmethod
+    def _spatial_ratio(self) -> int:
+        """Pixels of height or width to one latent."""
+
+    @property
+    @abstractmethod
+    def _latent_channels(self) -> int:
+        """Channels of the VAE's latents."""
+
+    @abstractmethod
+    def _from_vae(self, mean: Tensor) -> Tensor:
+        """Latents (B, ...) of the VAE's (B, C, F, H, W)."""
+
+    @abstractmethod
+    def _to_vae(self, latents: Tensor) -> Tensor:
+        """The VAE's (B, C, F, H, W) of latents (B, ...)."""
+
+    def _check_index(self, index: dict[str, Any]) -> None:
+        """Refuse checkpoints of another pipeline by name; ``index`` is model_index.json."""
+        found, wanted = index["_class_name"], self.pipeline_class.__name__
+        if found != wanted:
+            raise InputError(f"backbone.path={self.path} is a {found}; {self.family} is a {wanted}")
+
+    def _settle_scheduler(self, scheduler: Any) -> Any:
+        """The checkpoint's scheduler with the policy's own settings."""
+        return scheduler
+
+    def _own_settings(self) -> list[Any]:
+        """Plain JSON: settings beside the size that samples depend on."""
+        return []
+
+    # ---------------------------------------------------------------- what it is
+
+    @property
+    def adapter(self) -> dict[str, Any] | None:
+        """See `Policy.adapter`."""
+        return None if self.lora is None else {**asdict(self.lora), "targets": [*self.lora.targets]}
+
+    @cached_property
+    def identity(self) -> str:
+        """See `Policy.identity`; a folder counts by its contents, a hub id by its commit."""
+        if Path(self.path).is_dir():
+            files = [folder_fingerprint(self.path)]
+        else:
+            with named(self.path):
+                index = hf_hub_download(self.path, "model_index.json", revision=self.revision)
+            files = [self.path, Path(index).parent.name]
+        return fingerprint([*files, list(self.latent_shape), *self._own_settings()])
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """The folder's model_index.json."""
+        with named(self.path):
+            index = dict(self.pipeline_class.load_config(self.path, revision=self.revision))
+        self._check_index(index)
+        return index
+
+    @cached_property
+    def scheduler(self) -> Any:
+        """The checkpoint's own scheduler, as this policy uses it."""
+        kind = self.index["scheduler"][1]
+        known = {one.__name__: one for one in self.scheduler_classes}
+        if kind not in known:
+            raise InputError(f"{self.path}: scheduler {kind} is not one of {self.family}'s")
+        with named(self.path):
+            own = known[kind].from_pretrained(**self._part("scheduler"))
+        return self._settle_scheduler(own)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The transformer's config."""
+        with named(self.path):
+            config = dict(self.transformer_class.load_config(**self._part("transformer")))
+        if config["in_channels"] != self._latent_channels:
+            raise InputError(
+                f"backbone.path={self.path}: its transformer takes {config['in_channels']} "
+                f"channels, its VAE makes {self._latent_channels}: it wants an image or a video "
+                f"beside the text; {self.family} makes videos of text alone"
+            )
+        return config
+
+    def _check_grid(self, height: int, width: int, patch: int) -> None:
+        """Refuse sizes in pixels that are not whole patches."""
+        grid = self._spatial_ratio * patch
+        if height % grid or width % grid:
+            raise InputError(f"backbone: {height} x {width} pixels; give multiples of {grid}")
+
+    # ---------------------------------------------------------------- the network
+
+    def build(self) -> Any:
+        """See `Policy.build`: float32 weights."""
+        _ = self.config  # refuses what is not the family's before it is loaded
+        with named(self.path):
+            network = self.transformer_class.from_pretrained(
+                **self._part("transformer"), torch_dtype=torch.float32
+            )
+        if self.lora is not None:
+            self._add_adapter(network, self.lora)
+        if self.checkpointing:
+            network.enable_gradient_checkpointing()
+        return network
+
+    def _add_adapter(self, network: Any, lora: Lora) -> None:
+        network.requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(lora.seed, "lora"))
+            network.add_adapter(
+                LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets)),
+                adapter_name=ADAPTER,
+            )
+
+    # ---------------------------------------------------------------- pixels
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Clip]:
+        """See `Policy.decode`."""
+        vae = self._vae_on(latents.device)
+        clips = []
+        for some in self._to_vae(latents.float()).split(self.decode_batch):
+            with self._vae_turn:
+                pixels = vae.decode(some).sample  # (B, C, T, H, W) in [-1, 1]
+            frames = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+            clips += [Clip(video, self.fps) for video in frames.permute(0, 2, 3, 4, 1).cpu()]
+        return clips
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """See `Policy.encode`."""
+        vae = self._vae_on(frames.device)
+        pixels = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        with self._vae_turn:
+            mean = vae.encode(pixels).latent_dist.mean
+        return self._from_vae(mean)
+
+    def release(self) -> None:
+        """See `Policy.release`."""
+        for name in ("_text_encoder", "_vae"):
+            self.__dict__.pop(name, None)
+
+    # ---------------------------------------------------------------- export
+
+    def export(self, network: nn.Module, folder: Path) -> None:
+        """See `Policy.export`; float32, so that an export is the policy and not a copy of it."""
+        if self.lora is None:
+            cast(Any, network).save_pretrained(folder)
+            return
+        self.pipeline_class.save_lora_weights(
+            folder,
+            transformer_lora_layers=get_peft_model_state_dict(network, adapter_name=ADAPTER),
+            transformer_lora_adapter_metadata=cast(Any, network).peft_config[ADAPTER].to_dict(),
+        )
+
+    def load_export(self, folder: Path) -> dict[str, Tensor]:
+        """See `Policy.load_export`."""
+        if self.lora is None:
+            network = self.transformer_class.from_pretrained(folder)
+            return {name: parameter.detach() for name, parameter in network.named_parameters()}
+        return {
+            name.removeprefix("transformer.").replace(".weight", f".{ADAPTER}.weight"): tensor
+            for name, tensor in load_file(folder / LORA_FILE).items()
+        }
+
+    def load_lora(self, network: nn.Module, file: Path) -> None:
+        """See `Policy.load_lora`; formats that diffusers converts for the family are read too."""
+        try:
+            weights, metadata = self.pipeline_class.lora_state_dict(
+                str(file.parent),
+                weight_name=file.name,
+                use_safetensors=True,
+                local_files_only=True,
+                return_lora_metadata=True,
+            )
+            prefix = "transformer" if any(k.startswith("transformer.") for k in weights) else None
+            cast(Any, network).load_lora_adapter(weights, prefix=prefix, metadata=metadata)
+        except (ValueError, RuntimeError, KeyError, OSError, SafetensorError) as error:
+            raise InputError(f"{file} is no LoRA of this model: {error}") from error
+
+    # ---------------------------------------------------------------- parts
+
+    def _part(self, subfolder: str) -> dict[str, Any]:
+        _ = self.index  # refuses other pipelines before any of their parts is read
+        return {
+            "pretrained_model_name_or_path": self.path,
+            "subfolder": subfolder,
+            "revision": self.revision,
+        }
+
+    @cached_property
+    def _vae_config(self) -> dict[str, Any]:
+        with named(self.path):
+            return dict(self.vae_class.load_config(**self._part("vae")))
+
+    @cached_property
+    def _vae(self) -> Any:
+        vae = self.vae_class.from_pretrained(**self._part("vae"), torch_dtype=torch.float32)
+        return vae.eval().requires_grad_(False)
+
+    def _vae_on(self, device: torch.device) -> Any:
+        with self._loading:  # threads that sample side by side must not load it twice
+            return self._vae.to(device)
+
+    @cached_property
+    def _text_encoder(self) -> Any:
+        part = self._part("text_encoder")
+        encoder = self.text_encoder_class.from_pretrained(**part, dtype=torch.float32)
+        return encoder.eval().requires_grad_(False)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(**self._part("tokenizer"))
+
+
+@contextmanager
+def named(path: str) -> Iterator[None]:
+    """Say whose files they were when they cannot be had: a wrong hub id, or no network."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"backbone.path={path} cannot be read: {reason} (a folder is read from disk; a hub id "
+            "needs the network, or a copy in the local cache)"
+        ) from error
+
+
+def check_path(path: str) -> None:
+    """Refuse what is neither a diffusers folder nor looks like ``owner/name`` on a hub."""
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise InputError(
+                f"backbone.path={path}: no model_index.json there; give the folder of a diffusers "
+                "pipeline or a hub id"
+            )
+    elif path.count("/") != 1 or path.startswith((".", "~", "/")) or folder.parent.is_dir():
+        raise InputError(f"backbone.path={path}: there is no such folder, nor is it a hub id")
+
+
+WHOLE = 64 * 2**20
+"""Files up to this size, in bytes, enter a fingerprint whole; larger ones by three samples."""
+
+
+def folder_fingerprint(folder: str | Path) -> str:
+    """sha256 over the files of a diffusers folder.
+
+    Of a file above 64 MiB only its size and 4 MiB of its head, middle and tail are read: enough to
+    tell two checkpoints apart in seconds, not a defence against forgery.
+    """
+    parts = []
+    for file in sorted(Path(folder).rglob("*")):
+        if file.is_file() and not file.name.startswith(".") and file.suffix != ".md":
+            parts.append([str(file.relative_to(folder)), _sampled_hash(file)])
+    return fingerprint(parts)
+
+
+def _sampled_hash(file: Path) -> str:
+    size, piece = file.stat().st_size, 4 * 2**20
+    if size <= WHOLE:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = hashlib.sha256(json.dumps(size).encode())
+    with open(file, "rb") as handle:
+        for place in (0, size // 2, size - piece):
+            handle.seek(place)
+            digest.update(handle.read(piece))
+    return digest.hexdigest()
+
+
+def initial_noise(seeds: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """(B, ...) float32 noise, each video's from a generator of its own, whatever its batch."""
+    return torch.stack([gaussian(seed, shape) for seed in seeds]).to(device)

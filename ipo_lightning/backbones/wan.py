@@ -1,0 +1,255 @@
+"""Wan 2.1 text-to-video (1.3B, 14B and anything of their classes) through the diffusers classes.
+
+Latents are (B, C, F, H, W), each channel of the VAE less its mean and over its standard deviation;
+both, and the sampler, are read from the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from functools import cached_property
+from threading import Lock
+from typing import Any, cast
+
+import torch
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from torch import Tensor, nn
+from transformers import UMT5EncoderModel
+
+from ipo_lightning.backbones.diffusers_folder import DiffusersFolder, Lora, initial_noise
+from ipo_lightning.errors import InputError
+from ipo_lightning.objectives import Density, FlowMatching, Weighting
+from ipo_lightning.policy import Sampling
+
+__all__ = ["Lora", "Wan"]  # configs name an adapter beside its family
+
+SHIFT = {"UniPCMultistepScheduler": "flow_shift", "FlowMatchEulerDiscreteScheduler": "shift"}
+"""What a scheduler calls its shift."""
+
+FLOW: dict[str, dict[str, Any]] = {
+    "UniPCMultistepScheduler": {
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "use_dynamic_shifting": False,
+    },
+    "FlowMatchEulerDiscreteScheduler": {
+        "use_dynamic_shifting": False,
+        "stochastic_sampling": False,  # its noise would be the batch's, not a video's own
+        "invert_sigmas": False,
+    },
+}
+"""The settings with which a scheduler walks the path that `FlowMatching` trains on."""
+
+
+class Wan(DiffusersFolder):
+    """The Wan 2.1 text-to-video family as a `Policy`.
+
+    Args:
+        path: a diffusers folder or a hub id.
+        name: what people call it; part of run names and model cards, of no fingerprint.
+        revision: of the hub id; None for a folder.
+        num_frames, height, width: of the videos, in frames (4k + 1) and pixels.
+        fps: frames per second of the mp4 files, and what critics are told.
+        lora: train an adapter of these settings; None trains all weights.
+        weighting, window, density: of the error, see `FlowMatching`.
+        shift: of the noise levels, in sampling and in training alike; None takes the checkpoint's
+            own. More of it spends more steps on much noise, which larger videos need.
+        text_length: tokens that a prompt is padded or cut to.
+        checkpointing: recompute activations in the backward pass: about a third more time for a
+            small part of the memory; needed at real sizes.
+        decode_batch: videos that the VAE decodes together: memory against speed.
+    """
+
+    family = "Wan 2.1 text-to-video"
+    pipeline_class = WanPipeline
+    transformer_class = WanTransformer3DModel
+    vae_class = AutoencoderKLWan
+    text_encoder_class = UMT5EncoderModel
+    scheduler_classes = (UniPCMultistepScheduler, FlowMatchEulerDiscreteScheduler)
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        name: str = "wan",
+        revision: str | None = None,
+        num_frames: int = 81,
+        height: int = 480,
+        width: int = 832,
+        fps: float = 16,
+        lora: Lora | None = None,
+        weighting: Weighting = "v",
+        window: tuple[float, float] = (0.0, 1.0),
+        density: Density = "uniform",
+        shift: float | None = None,
+        text_length: int = 512,
+        checkpointing: bool = False,
+        decode_batch: int = 1,
+    ) -> None:
+        self._error = (weighting, (window[0], window[1]), density)
+        FlowMatching(1.0 if shift is None else shift, *self._error)  # refuses wrong settings early
+        super().__init__(
+            path,
+            name=name,
+            revision=revision,
+            num_frames=num_frames,
+            fps=fps,
+            lora=lora,
+            checkpointing=checkpointing,
+            decode_batch=decode_batch,
+        )
+        self._size, self._shift, self.text_length = (num_frames, height, width), shift, text_length
+        self._vae_turn = Lock()  # this VAE keeps what it has seen of a video in itself
+
+    # ---------------------------------------------------------------- what it is
+
+    @property
+    def shift(self) -> float:
+        """Of the noise levels, see `FlowMatching`."""
+        return float(self.scheduler.config[SHIFT[type(self.scheduler).__name__]])
+
+    @cached_property
+    def size(self) -> tuple[int, int, int]:
+        """Frames, height and width of the videos, in pixels."""
+        self._check_grid(self._size[1], self._size[2], self.config["patch_size"][1])
+        return self._size
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, F, H, W) of one video."""
+        frames, height, width = self.size
+        ratio = self._spatial_ratio
+        return (
+            self._latent_channels,
+            (frames - 1) // self._vae_config["scale_factor_temporal"] + 1,
+            height // ratio,
+            width // ratio,
+        )
+
+    @property
+    def _spatial_ratio(self) -> int:
+        return int(self._vae_config["scale_factor_spatial"])
+
+    @property
+    def _latent_channels(self) -> int:
+        return int(self._vae_config["z_dim"])
+
+    def _check_index(self, index: dict[str, Any]) -> None:
+        super()._check_index(index)
+        two = (index.get("transformer_2") or [None, None])[1] is not None
+        if two or index.get("boundary_ratio") is not None:
+            raise InputError(
+                f"backbone.path={self.path} has one transformer for much noise and one for little "
+                f"(Wan 2.2 A14B); {self.family} has one"
+            )
+        if index.get("expand_timesteps"):
+            raise InputError(
+                f"backbone.path={self.path} takes a timestep for each token (Wan 2.2 TI2V); "
+                f"{self.family} takes one a video"
+            )
+
+    def _settle_scheduler(self, scheduler: Any) -> Any:
+        kind, config = type(scheduler).__name__, scheduler.config
+        odd = [f"{k}={config.get(k)}" for k, v in FLOW[kind].items() if config.get(k) != v]
+        if odd:
+            raise InputError(f"{self.path}: a {kind} with {', '.join(odd)} is not {self.family}'s")
+        if self._shift is None:
+            return scheduler
+        return type(scheduler).from_config(config, **{SHIFT[kind]: self._shift})
+
+    def _own_settings(self) -> list[Any]:
+        return [self.text_length, self.shift]
+
+    # ---------------------------------------------------------------- latents
+
+    def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the VAE's channels, (1, C, 1, 1, 1)."""
+        both = (self._vae_config["latents_mean"], self._vae_config["latents_std"])
+        mean, std = (torch.tensor(one, device=like.device).view(1, -1, 1, 1, 1) for one in both)
+        return mean, std
+
+    def _from_vae(self, mean: Tensor) -> Tensor:
+        center, spread = self._moments(mean)
+        return (mean - center) / spread
+
+    def _to_vae(self, latents: Tensor) -> Tensor:
+        center, spread = self._moments(latents)
+        return latents * spread + center
+
+    # ---------------------------------------------------------------- the network
+
+    def objective(self) -> FlowMatching:
+        """Flow matching at the noise levels of the checkpoint's own sampler.
+
+        The UniPC sampler of Wan's authors and of diffusers gives the network whole timesteps; the
+        Euler sampler gives exact ones. The network is trained on what it will be asked.
+        """
+        whole = isinstance(self.scheduler, UniPCMultistepScheduler)
+        return FlowMatching(self.shift, *self._error, whole=whole)
+
+    def predict(self, network: nn.Module, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        """See `Policy.predict`."""
+        answer: Tensor = network(
+            hidden_states=sample, timestep=timestep, encoder_hidden_states=text, return_dict=False
+        )[0]
+        return answer
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str], device: torch.device) -> Tensor:
+        """See `Policy.embed`; as diffusers does it: cleaned, and zero beyond the prompt's tokens.
+
+        The network sees no attention mask: the zeros are part of what it was trained on. Cleaning
+        repairs broken Unicode where ftfy is installed, and only undoes HTML and spaces elsewhere.
+        """
+        tokens = self._tokenizer(
+            [prompt_clean(prompt) for prompt in prompts],
+            padding="max_length",
+            max_length=self.text_length,
+            truncation=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).to(device)
+        encoder = self._text_encoder.to(device)
+        hidden: Tensor = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        return hidden.masked_fill(tokens.attention_mask[..., None] == 0, 0).cpu()
+
+    # ---------------------------------------------------------------- sampling
+
+    @torch.no_grad()
+    def sample(
+        self,
+        network: nn.Module,
+        seeds: Sequence[int],
+        text: Tensor,
+        negative: Tensor | None,
+        sampling: Sampling,
+    ) -> Tensor:
+        """See `Policy.sample`: the loop of diffusers' pipeline on cached embeddings.
+
+        Guidance asks twice, first with the prompt; neither sampler draws noise of its own.
+        """
+        device = next(network.parameters()).device
+        latents = initial_noise(seeds, self.latent_shape, device)
+        prompts = text.to(device).expand(len(seeds), -1, -1)
+        if sampling.guided and negative is None:
+            raise ValueError("guidance needs the embedding of the negative prompt")
+        scheduler = deepcopy(self.scheduler)
+        scheduler.set_timesteps(sampling.steps, device=device)
+        scheduler.set_begin_index(0)
+        for timestep in scheduler.timesteps:
+            times = timestep.expand(len(seeds))
+            answer = self.predict(network, latents, times, prompts).float()
+            if sampling.guided:
+                other = cast(Tensor, negative).to(device).expand_as(prompts)
+                without = self.predict(network, latents, times, other).float()
+                answer = without + sampling.guidance_scale * (answer - without)
+            latents = scheduler.step(answer, timestep, latents, return_dict=False)[0]
+        return latents

@@ -1,0 +1,103 @@
+"""Beta that means the same on any model: ``loss.beta=auto``.
+
+A logit is beta times a difference of errors, and how large errors are depends on the model, its
+latents and what the error is measured on. At the start of a round there is no margin yet to go by;
+what can be measured is how far apart the errors of two videos lie under the reference at one
+timestep and noise. Beta is set so that a pair whose margin is that large has a stated logit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ipo_lightning.errors import InputError
+from ipo_lightning.losses import PreferenceLoss, form, wants
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How ``loss.beta=auto`` is settled."""
+
+    logit: float = 7.0
+    """Beta times the typical difference between two videos' errors, > 0. On the embedded world 7
+    gives the beta of 1000 that was found by search."""
+    visits: int = 256
+    """Draws that the typical difference is taken over, >= 2; it is known to a tenth then."""
+    batch_size: int = 32
+    """Visits a forward, without gradients."""
+
+    def __post_init__(self) -> None:
+        if not self.logit > 0 or self.visits < 2 or self.batch_size < 1:
+            raise InputError(
+                f"calibration: logit={self.logit}, visits={self.visits}, batch_size="
+                f"{self.batch_size}: give logit > 0, visits >= 2, batch_size >= 1"
+            )
+
+
+def wants_beta(loss: Callable[..., PreferenceLoss]) -> bool:
+    """Whether the loss was given ``beta="auto"``.
+
+    Raises:
+        InputError: it was, but its beta multiplies no error.
+    """
+    if not isinstance(loss, partial) or loss.keywords.get("beta") != AUTO:
+        return False
+    if not _scales_errors(loss):
+        name = getattr(loss.func, "__name__", str(loss.func))
+        raise InputError(f"loss.beta=auto: beta of {name} multiplies no error; give a number")
+    return True
+
+
+def settle_beta(loss: Callable[..., PreferenceLoss], beta: float) -> Callable[..., PreferenceLoss]:
+    """The loss with a number for its beta."""
+    return partial(loss, beta=beta)
+
+
+def typical_gap(errors: Tensor, u: Tensor) -> float:
+    """Median absolute difference between two videos' errors at one noise level.
+
+    The median, since these differences have heavy tails: their root mean square is four times as
+    large, and a few draws decide it.
+
+    Args:
+        errors: (V, 2) errors of winners and losers, which share timestep and noise, or (V, 1) of
+            single videos: these are compared with their neighbours in ``u``.
+        u: (V,) places of the visits' timesteps.
+    """
+    pairs = errors.shape[1] == 2
+    gaps = errors[:, 0] - errors[:, 1] if pairs else errors[u.argsort(), 0].diff()
+    return float(gaps.double().abs().median())
+
+
+def auto_beta(errors: Tensor, u: Tensor, logit: float) -> float:
+    """Beta that gives a pair whose margin is the typical gap the logit asked for.
+
+    Raises:
+        InputError: fewer than two videos, or all errors are equal.
+    """
+    gap = typical_gap(errors, u) if len(errors) > 1 else 0.0
+    if not gap > 0:
+        raise InputError(
+            f"loss.beta=auto: the reference's errors at {len(errors)} visits do not differ; give a "
+            "number, or raise calibration.visits"
+        )
+    return logit / gap
+
+
+def _scales_errors(loss: partial) -> bool:
+    """Whether twice the beta on half the errors is the same loss."""
+    one, other = torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.1])
+    errors = [one, other, other, other] if form(loss) == "pairwise" else [one, other]
+    rest = [] if form(loss) == "pairwise" else [torch.tensor([True, False])]
+    wanted = wants(loss)
+    if wanted - {"baseline"}:
+        return False
+    extra = dict.fromkeys(wanted, torch.zeros(()))
+    plain = loss(*errors, *rest, beta=2.0, **extra).loss
+    halved = loss(*(error / 2 for error in errors), *rest, beta=4.0, **extra).loss
+    return bool(torch.allclose(plain, halved))

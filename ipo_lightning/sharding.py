@@ -1,0 +1,73 @@
+"""Networks whose weights lie in shards on several ranks (FSDP2), and how to see them whole.
+
+FSDP2 swaps the class of a network and turns its parameters into DTensors; names, configs and
+adapters stay. The functions here also take a network that is not sharded, and leave it alone.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard a network over a mesh of one dimension: each block of its lists, then the rest."""
+    for child in network.children():
+        if isinstance(child, nn.ModuleList):
+            for block in child:
+                fully_shard(block, mesh=mesh)
+    # By default the outermost group stays whole after a forward: an optimizer or a copy would then
+    # meet plain tensors among the shards.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
+
+
+def mesh_of(network: nn.Module) -> DeviceMesh | None:
+    """The mesh that a network is sharded over; None where it is not."""
+    tensors = (p for p in network.parameters() if isinstance(p, DTensor))
+    return next((tensor.device_mesh for tensor in tensors), None)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with the shards of all ranks; every rank must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """See `whole`."""
+    return {name: whole(tensor) for name, tensor in tensors.items()}
+
+
+def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, the same on all ranks, cut as ``other`` is; nothing is sent."""
+    if isinstance(tensor, DTensor) or not isinstance(other, DTensor):
+        return tensor
+    near = tensor.to(other.to_local().device)
+    return distribute_tensor(near, other.device_mesh, other.placements, src_data_rank=None)
+
+
+@contextmanager
+def gathered(network: nn.Module) -> Iterator[None]:
+    """Keep all weights on every rank meanwhile.
+
+    A forward of a sharded network is a collective: ranks with unequal numbers of them would wait
+    for each other for ever. For work without gradients alone.
+    """
+    groups = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    for group in groups:
+        group.set_reshard_after_forward(False, recurse=False)
+        group.unshard()
+    try:
+        yield
+    finally:
+        for group in groups:
+            group.set_reshard_after_forward(True, recurse=False)
+            group.reshard()
+
+
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """The 2-norm of all gradients together, over all shards; a plain scalar."""
+    return whole(torch.nn.utils.get_total_norm(gradients))
