@@ -1,0 +1,82 @@
+"""What a piece of work costs: seconds, floating-point operations, bytes at its peak."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+Work = Callable[[], object]
+
+
+def seconds(work: Work, device: torch.device) -> float:
+    """Wall-clock seconds of one call."""
+    synchronize(device)
+    started = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def interleaved(
+    works: Mapping[str, Work], device: torch.device, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each piece of work, in turns, so that a slow minute hits all of them alike."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for repeat in range(repeats + 1):
+        for name, work in works.items():
+            spent = seconds(work, device)
+            if repeat:  # the first turn warms up
+                found[name].append(spent)
+    return found
+
+
+def ratio(times: Sequence[float], base: Sequence[float]) -> float:
+    """Median of the ratios within the same turn."""
+    return statistics.median(one / other for one, other in zip(times, base, strict=True))
+
+
+def flops(work: Work) -> int:
+    """Floating-point operations of matrix products, convolutions and attention."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def peak_bytes(work: Work, device: torch.device) -> int:
+    """The most memory held at one time beyond what was held before."""
+    if device.type == "cuda":
+        synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    held = peak = 0
+    for event in sorted(_allocations(seen), key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 0) -> float:
+    """Operations a second of a large matrix product, the best of five."""
+    size = size or (8192 if device.type == "cuda" else 2048)
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / min(seconds(lambda: left @ right, device) for _ in range(5))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _allocations(seen: Any) -> list[Any]:
+    results = seen.profiler.kineto_results.events()
+    return [event for event in results if event.name() == "[memory]"]

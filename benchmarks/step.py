@@ -1,0 +1,438 @@
+"""What a training step costs: each way of comparing with the reference, and the loop around it.
+
+python benchmarks/step.py                            a small transformer on one CPU thread: minutes
+python benchmarks/step.py --shape 2b --device cuda --bf16    CogVideoX-2B's shape, random weights
+
+Every variant takes the same pair of videos, in turns within one process; "x SFT" is the median over
+the turns of its time against that of plain fine-tuning on the same two videos.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measure import (  # noqa: E402
+    flops,
+    interleaved,
+    matrix_rate,
+    peak_bytes,
+    ratio,
+    seconds,
+)
+from data.datamodule import PreferenceDataModule, VisitLoader  # noqa: E402
+from ipo_lightning.backbones.cogvideox import CogVideoX, Lora  # noqa: E402
+from ipo_lightning.batch import PairBatch  # noqa: E402
+from ipo_lightning.losses import dpo_loss  # noqa: E402
+from ipo_lightning.module import PreferenceModule  # noqa: E402
+from ipo_lightning.objectives import squared_error  # noqa: E402
+from ipo_lightning.records import Pair  # noqa: E402
+from ipo_lightning.references import (  # noqa: E402
+    AdapterReference,
+    CachedReference,
+    FrozenReference,
+    Reference,
+)
+from ipo_lightning.rounds import RoundData, RoundDir  # noqa: E402
+from ipo_lightning.store import Store  # noqa: E402
+from ipo_lightning.visits import Visits, collate  # noqa: E402
+from tests import tiny  # noqa: E402
+
+COMMON = {"in_channels": 16, "out_channels": 16, "patch_size": 2, "attention_head_dim": 64}
+SHAPES: dict[str, dict[str, Any]] = {
+    # 13 x 8 x 10 = 1040 video tokens and 32 of text
+    "small": {
+        "num_layers": 6, "num_attention_heads": 4, "time_embed_dim": 128, "text_embed_dim": 64,
+        "max_text_seq_length": 32, "sample_frames": 49, "sample_height": 16, "sample_width": 20,
+    },
+    # 13 x 30 x 45 = 17550 video tokens and 226 of text: 49 x 480 x 720 pixels
+    "2b": {
+        "num_layers": 30, "num_attention_heads": 30, "time_embed_dim": 512, "text_embed_dim": 4096,
+        "max_text_seq_length": 226, "sample_frames": 49, "sample_height": 60, "sample_width": 90,
+    },
+    "5b": {
+        "num_layers": 42, "num_attention_heads": 48, "time_embed_dim": 512, "text_embed_dim": 4096,
+        "max_text_seq_length": 226, "sample_frames": 49, "sample_height": 60, "sample_width": 90,
+        "use_rotary_positional_embeddings": True,
+    },
+}  # fmt: skip
+
+
+def main() -> None:
+    """The command line."""
+    options = parse()
+    torch.manual_seed(0)
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    device = torch.device(options.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(Path(scratch), options.shape, device, options.bf16, options.repeats)
+        print(bench.title())
+        result: dict[str, Any] = {"hardware": bench.hardware(), "shape": options.shape}
+        for name in options.parts:
+            result[name] = getattr(bench, name)()
+            print(f"\n{table(result[name])}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    """What was asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--parts", nargs="+", default=["steps", "trainer", "loading"],
+                        choices=["steps", "trainer", "loading"])  # fmt: skip
+    return parser.parse_args()
+
+
+class Bench:
+    """The things that are measured, on one shape and device."""
+
+    def __init__(
+        self, scratch: Path, shape: str, device: torch.device, bf16: bool, repeats: int
+    ) -> None:
+        self.scratch, self.shape, self.device = scratch, shape, device
+        self.bf16, self.repeats = bf16, repeats
+        self.folder = scratch / "pipeline"
+        pipe = tiny.pipeline()
+        pipe.transformer = CogVideoXTransformer3DModel(**COMMON, **SHAPES[shape])
+        channels = {"latent_channels": COMMON["in_channels"]}
+        pipe.vae = AutoencoderKLCogVideoX.from_config({**pipe.vae.config, **channels})
+        pipe.save_pretrained(self.folder)
+
+    def hardware(self) -> str:
+        """What it runs on."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        model = next((line.partition(": ")[2] for line in _cpu_info() if "model name" in line), "")
+        return f"{model or platform.processor()}, one thread"
+
+    def title(self) -> str:
+        """What is measured where."""
+        policy = CogVideoX(str(self.folder))
+        latents = " x ".join(map(str, policy.latent_shape))
+        size = sum(p.numel() for p in policy.build().parameters()) / 1e6
+        kind = "bf16-mixed" if self.bf16 else "float32"
+        return (
+            f"{self.hardware()}; {self.shape}: {size:.1f} M parameters, latents {latents}, one "
+            f"pair a step, AdamW, {kind}, torch {torch.__version__}"
+        )
+
+    # ---------------------------------------------------------------- the step
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Time, operations and memory of each variant, without and with checkpointing."""
+        rows = []
+        for checkpointing in (False, True):
+            works = {name: make(checkpointing) for name, make in self._variants().items()}
+            rows += self._measure(works, checkpointing)
+        return rows
+
+    def _measure(self, works: dict[str, "Step"], checkpointing: bool) -> list[dict[str, Any]]:
+        times = interleaved({n: w.update for n, w in works.items()}, self.device, self.repeats)
+        counts = {name: flops(work.backward) for name, work in works.items()}
+        peaks = {name: peak_bytes(work.backward, self.device) for name, work in works.items()}
+        rate = matrix_rate(self.device, torch.bfloat16 if self.bf16 else torch.float32)
+        rows = []
+        for name in works:
+            median = statistics.median(times[name])
+            rows.append({
+                "step": name,
+                "checkpointing": "yes" if checkpointing else "",
+                "ms": round(1000 * median, 1),
+                "x SFT": round(ratio(times[name], times["SFT on both videos"]), 3),
+                "x four forwards": round(ratio(times[name], times["DPO, four forwards"]), 3),
+                "GFLOP": round(counts[name] / 1e9, 1),
+                "FLOP x SFT": round(counts[name] / counts["SFT on both videos"], 3),
+                "MFU": round(counts[name] / median / rate, 3),
+                "peak MiB": round(peaks[name] / 2**20, 1),
+                "x cached peak": round(peaks[name] / peaks["DPO, cached"], 3),
+            })  # fmt: skip
+        return rows
+
+    def _variants(self) -> dict[str, Callable[[bool], "Step"]]:
+        lora = Lora(rank=16, alpha=16)
+        return {
+            "SFT on both videos": partial(self._step, self._sft, None),
+            "DPO, four forwards": partial(self._step, self._four, FrozenReference()),
+            "DPO, two forwards": partial(self._step, _ours, FrozenReference()),
+            "DPO, cached": partial(self._step, _ours, CachedReference()),
+            "DPO, two-pass": partial(self._step, _ours, FrozenReference(), two_pass=True),
+            "DPO, cached, two-pass": partial(self._step, _ours, CachedReference(), two_pass=True),
+            "DPO, LoRA, toggled": partial(self._step, _ours, AdapterReference("base"), lora=lora),
+            "DPO, LoRA, cached": partial(self._step, _ours, CachedReference(), lora=lora),
+        }
+
+    def _step(
+        self,
+        loss: Callable[[PreferenceModule, PairBatch], Tensor],
+        reference: Reference | None,
+        checkpointing: bool,
+        *,
+        lora: Lora | None = None,
+        two_pass: bool = False,
+    ) -> "Step":
+        module = self._module(reference or CachedReference(), checkpointing, lora, two_pass)
+        return Step(module, loss, self._batch(module), self._autocast)
+
+    def _module(
+        self,
+        reference: Reference,
+        checkpointing: bool = False,
+        lora: Lora | None = None,
+        two_pass: bool = False,
+    ) -> PreferenceModule:
+        module = PreferenceModule(
+            CogVideoX(str(self.folder), lora=lora, checkpointing=checkpointing),
+            partial(dpo_loss, beta=1000.0),
+            reference,
+            partial(torch.optim.AdamW, lr=1e-5),
+            two_pass=two_pass,
+        )
+        module.configure_model()
+        module.to(self.device)
+        module.on_fit_start()
+        module.reference.refresh(None)
+        return module
+
+    def _batch(self, module: PreferenceModule) -> PairBatch:
+        shape, config = module.policy.latent_shape, SHAPES[self.shape]
+        text = (config["max_text_seq_length"], config["text_embed_dim"])
+        normal = partial(torch.randn, device=self.device)
+        one = torch.ones(1, device=self.device)
+        return PairBatch(
+            win=normal(1, *shape), lose=normal(1, *shape), text=normal(1, *text),
+            noise=normal(1, *shape), u=torch.tensor([0.5], dtype=torch.float64), weight=one,
+            row=torch.zeros(1, dtype=torch.int64), ref_win=one, ref_lose=one,
+        )  # fmt: skip
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            yield
+
+    def _sft(self, module: PreferenceModule, batch: PairBatch) -> Tensor:
+        """The floor: two videos, one forward, no preference."""
+        videos = batch.videos()
+        noised = module.objective.noise(videos.latents, videos.noise, videos.u)
+        answer = module.policy.predict(module.network, noised.sample, noised.timestep, videos.text)
+        return squared_error(answer, noised).mean()
+
+    def _four(self, module: PreferenceModule, batch: PairBatch) -> Tensor:
+        """As most public code has it: each video through each network alone."""
+        errors = []
+        for latents in (batch.win, batch.lose):
+            noised = module.objective.noise(latents, batch.noise, batch.u)
+            asked = (noised.sample, noised.timestep, batch.text)
+            reference = squared_error(module.reference.predict(*asked), noised)
+            policy = module.policy.predict(module.network, *asked)
+            errors.append((squared_error(policy, noised), reference))
+        (win, ref_win), (lose, ref_lose) = errors
+        return dpo_loss(win, lose, ref_win, ref_lose, beta=1000.0).loss.mean()
+
+    # ---------------------------------------------------------------- the loop around it
+
+    def trainer(self, steps: int = 12, turns: int = 5) -> list[dict[str, Any]]:
+        """Our module in `Trainer.fit`, with its loader and logger, beside a bare loop."""
+        store, data = self._stored(100, self._latents)
+        with_trainer, bare = [], []
+        for turn in range(turns + 1):
+            pair = self._fit(store, data, steps), self._bare(store, data, steps)
+            if turn:
+                with_trainer.append(pair[0])
+                bare.append(pair[1])
+        figures = {"bare loop": bare, "Trainer.fit": with_trainer}
+        return [
+            {
+                "loop": name,
+                "ms a step": round(1000 * statistics.median(times), 1),
+                "x bare": round(ratio(times, bare), 3),
+            }
+            for name, times in figures.items()
+        ]
+
+    def _fit(self, store: Store, data: RoundData, steps: int) -> float:
+        clock = Clock()
+        datamodule = PreferenceDataModule(store, batch_size=1, updates=steps + 1)
+        datamodule.source = Source(data)
+        trainer = L.Trainer(
+            accelerator="cpu" if self.device.type == "cpu" else "cuda", devices=1, max_epochs=1,
+            precision="bf16-mixed" if self.bf16 else "32-true", gradient_clip_val=1.0,
+            logger=TensorBoardLogger(self.scratch), log_every_n_steps=5, callbacks=[clock],
+            enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
+        )  # fmt: skip
+        trainer.fit(self._module(CachedReference()), datamodule=datamodule)
+        return clock.spent / steps
+
+    def _bare(self, store: Store, data: RoundData, steps: int) -> float:
+        """The same arithmetic on batches that are there already."""
+        module = self._module(CachedReference())
+        visits = Visits(data, store, 0, steps + 1)
+        batches = [_on(collate([visits[i]]), self.device) for i in range(steps + 1)]
+        optimizer = module.configure_optimizers()
+        started = 0.0
+
+        def work(batch: PairBatch) -> None:
+            with self._autocast():
+                total = module.pair_step(batch)[0]
+            optimizer.zero_grad()
+            total.backward()
+            nn.utils.clip_grad_norm_(module.network.parameters(), 1.0)
+            optimizer.step()
+
+        work(batches[0])
+        started = time.perf_counter()
+        for batch in batches[1:]:
+            work(batch)
+            float(optimizer.param_groups[0]["lr"])
+        return (time.perf_counter() - started) / steps
+
+    # ---------------------------------------------------------------- the loader
+
+    def loading(self) -> list[dict[str, Any]]:
+        """Start-up and time a batch from stores of three sizes, of a round that stays the same and
+        of one that is the whole store; small latents, so that finding them is what counts."""
+        rows = []
+        for count in (100, 1000, 10000):
+            store, data = self._stored(count, tiny.LATENT_SHAPE)
+            for pairs in sorted({100, count}):
+                rows.append(self._load(store, data._replace(rows=data.rows[:pairs]), count))
+        return rows
+
+    def _load(self, store: Store, data: RoundData, count: int) -> dict[str, Any]:
+        folder = RoundDir(self.scratch / f"round_{count}_{len(data.rows)}", 1)
+        folder.write(folder.pairs_file, data.rows)
+        first, batches = [], []
+        for _ in range(5):
+            fresh = Store(store.root)  # what a new process knows: nothing is checked yet
+
+            def start(fresh: Store = fresh) -> Iterator[Any]:
+                visits = Visits(data._replace(rows=folder.pairs()), fresh, 0, 51 * 8)
+                walk = iter(VisitLoader(visits, batch_size=8, batches=51))
+                next(walk)
+                return walk
+
+            started = time.perf_counter()
+            walk = start()
+            first.append(time.perf_counter() - started)
+            batches.append(seconds(lambda walk=walk: [*walk], self.device) / 50)
+        return {
+            "pairs in the store": count,
+            "pairs in the round": len(data.rows),
+            "start-up ms": round(1000 * statistics.median(first), 1),
+            "ms a batch of 8": round(1000 * statistics.median(batches), 2),
+        }
+
+    @property
+    def _latents(self) -> tuple[int, ...]:
+        return CogVideoX(str(self.folder)).latent_shape
+
+    def _stored(self, pairs: int, shape: tuple[int, ...]) -> tuple[Store, RoundData]:
+        """A store of so many pairs of random videos, and a round of all of them."""
+        store = Store(self.scratch / f"store-{pairs}-{len(shape)}-{shape[-1]}")
+        config = SHAPES[self.shape]
+        text = torch.randn(config["max_text_seq_length"], config["text_embed_dim"])
+        texts = {"p": store.put_tensors("text", {"text": text})}
+        blobs = [
+            store.put_tensors("latents", {"latents": torch.randn(shape)}) for _ in range(2 * pairs)
+        ]
+        rows = [
+            Pair(i, i, "p", 0, 1, blobs[2 * i], blobs[2 * i + 1], "v", "w", 0.5)
+            for i in range(pairs)
+        ]
+        return store, RoundData(1, rows, texts, errors=torch.ones(max(pairs, 1000), 2))
+
+
+class Step:
+    """A module and its batch, ready to be stepped again and again."""
+
+    def __init__(
+        self,
+        module: PreferenceModule,
+        loss: Callable[[PreferenceModule, PairBatch], Tensor],
+        batch: PairBatch,
+        autocast: Callable[[], Any],
+    ) -> None:
+        self.module, self.loss, self.batch, self.autocast = module, loss, batch, autocast
+        self.optimizer = module.configure_optimizers()
+
+    def backward(self) -> None:
+        """Forwards and backward; gradients are added to those that are there."""
+        with self.autocast():
+            total = self.loss(self.module, self.batch)
+        total.backward()
+
+    def update(self) -> None:
+        """A whole training step."""
+        self.optimizer.zero_grad(set_to_none=False)  # their memory is not the step's
+        self.backward()
+        self.optimizer.step()
+
+
+class Source:
+    """A round that is there already."""
+
+    def __init__(self, data: RoundData) -> None:
+        self.data = data
+
+    def ensure_round(self, number: int, visits: int) -> RoundData:
+        """See `RoundSource`."""
+        return self.data
+
+
+class Clock(L.Callback):
+    """Seconds from the end of the first step to the end of the last."""
+
+    spent = 0.0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Start after the step that warms up."""
+        if trainer.global_step == 1:
+            self._started = time.perf_counter()
+        self.spent = time.perf_counter() - self._started
+
+
+def _ours(module: PreferenceModule, batch: PairBatch) -> Tensor:
+    return module.pair_step(batch)[0]
+
+
+def _on(batch: Any, device: torch.device) -> Any:
+    return batch._replace(**{
+        name: value.to(device) for name, value in batch._asdict().items() if value is not None
+    })  # fmt: skip
+
+
+def _cpu_info() -> list[str]:
+    file = Path("/proc/cpuinfo")
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as a Markdown table."""
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([str(row[n]) for n in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
