@@ -417,6 +417,7 @@ class IterationCallback(L.Callback):
         figures = {name: line.get(name) for name in ("score", "eval_score", "win_rate")}
         figures |= {f"gauge/{name}": value for name, value in line.get("gauges", {}).items()}
         figures |= {f"dims/{name}": value for name, value in line.get("dims", {}).items()}
+        figures["beta"] = (line.get("train") or {}).get("beta")  # where it was settled by itself
         shown = {f"round/{name}": value for name, value in figures.items() if value is not None}
         for logger in self.trainer.loggers:
             logger.log_metrics({**shown, "round": number}, step=self.trainer.global_step)
