@@ -19,17 +19,20 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
+from PIL import Image
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ipo_lightning.backbones.wan import Wan  # noqa: E402
+from ipo_lightning.critics.base import PointCritic  # noqa: E402
 from ipo_lightning.objectives import squared_error  # noqa: E402
 from ipo_lightning.policy import Sampling  # noqa: E402
 from ipo_lightning.shapes import build, world  # noqa: E402
@@ -258,7 +261,8 @@ def draw(policy: Wan, network: nn.Module, asked: Sequence[str]) -> list[Clip]:
 def scores(clips: Sequence[Clip], asked: Sequence[str]) -> dict[str, float]:
     """What critic and judge say of videos, on average."""
     found = {}
-    for name, rater in {"critic": ShapesCritic(), "judge": ShapesJudge()}.items():
+    raters: dict[str, PointCritic] = {"critic": ShapesCritic(), "judge": ShapesJudge()}
+    for name, rater in raters.items():
         ratings = rater.rate(clips, asked)
         found[name] = sum(float(rating.score or 0) for rating in ratings) / len(ratings)
         found[f"follow ({name})"] = sum(rating.dims["follow"] for rating in ratings) / len(ratings)
@@ -276,14 +280,34 @@ def print_table(columns: Mapping[str, Mapping[str, float]]) -> None:
 
 def draw_sheet(videos: Mapping[str, Sequence[Clip]], asked: Sequence[str], file: Path) -> None:
     """The same evenly spaced prompts in each of the sets of videos, one above the other."""
-    rows = [(place, name) for place in spread(len(prompts("select")), 5) for name in videos]
+    rows = [(place, name) for place in spread(len(prompts("select")), 4) for name in videos]
     sheet = contact_sheet(
         [videos[name][place].frames for place, name in rows],
         [f"{asked[place]}: {name}" for place, name in rows],
         scale=2,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(128).save(file, optimize=True)
+    # Noise does not compress: 256 colours, of which the rare ones are not left out.
+    sheet.quantize(256, Image.Quantize.MAXCOVERAGE).save(file, optimize=True)
+
+
+def show(policy: Wan, networks: Mapping[str, nn.Module], count: int, sheet: Path | None) -> None:
+    """Print the figures of the networks on ``count`` videos a prompt, between their bounds."""
+    asked = prompts("select") * count
+    videos = {name: draw(policy, network, asked) for name, network in networks.items()}
+    real = policy.decode(policy.encode(world.clean_clips(asked, seed=77)))
+    columns = {
+        name: {"error on held-out clips": held_out_error(policy, network)}
+        | scores(videos[name], asked)
+        for name, network in networks.items()
+    }
+    columns["linear, each number by itself"] = {
+        "error on held-out clips": error_without_seeing(policy)
+    }
+    columns["clean clips through the VAE"] = scores(real, asked)
+    print_table(columns)
+    if sheet:
+        draw_sheet(videos, asked, sheet)
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -298,29 +322,20 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=4, help="of each prompt")
     options = parser.parse_args()
     torch.set_num_threads(1)  # as the embedded run: one thread always sums in one order
-    recipe, asked = replace(RECIPE, base_steps=options.steps), prompts("select") * options.videos
-    started = time.perf_counter()
+    recipe = replace(RECIPE, base_steps=options.steps)
+    times = [time.perf_counter()]
     clips, captions = training_clips(recipe)
     save_pipeline(recipe, clips, options.out)
     policy = load_policy(options.out)
     before = policy.build().eval()
-    made = time.perf_counter()
+    times.append(time.perf_counter())
     after = fine_tune(recipe, policy, Captioned.encode(policy, clips, captions))
     policy.export(after, options.out / "transformer")
-    trained = time.perf_counter()
-    videos = {name: draw(policy, network, asked) for name, network in
-              {"before": before, "after": after}.items()}  # fmt: skip
-    real = policy.decode(policy.encode(world.clean_clips(asked, seed=77)))
-    print_table({
-        "before": {"error": held_out_error(policy, before)} | scores(videos["before"], asked),
-        "after": {"error": held_out_error(policy, after)} | scores(videos["after"], asked),
-        "a latent number by itself": {"error": error_without_seeing(policy)},
-        "clean clips through the VAE": scores(real, asked),
-    })  # fmt: skip
-    print(f"seconds: {made - started:.0f} to make it, {trained - made:.0f} to train it, "
-          f"{time.perf_counter() - trained:.0f} to look at it")  # fmt: skip
-    if options.sheet:
-        draw_sheet(videos, asked, options.sheet)
+    times.append(time.perf_counter())
+    show(policy, {"before": before, "after": after}, options.videos, options.sheet)
+    times.append(time.perf_counter())
+    made, trained, shown = (end - start for start, end in pairwise(times))
+    print(f"seconds: {made:.0f} to make it, {trained:.0f} to train it, {shown:.0f} to look at it")
 
 
 if __name__ == "__main__":

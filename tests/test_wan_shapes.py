@@ -14,7 +14,7 @@ from ipo_lightning.seeds import gaussian
 from ipo_lightning.shapes import build, world
 from ipo_lightning.shapes.prompts import prompts
 
-FEW = replace(wan_shapes.RECIPE, base_clips=60, base_steps=60, base_batch=16)
+FEW = replace(wan_shapes.RECIPE, base_clips=60, base_steps=100, base_batch=16)
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +59,15 @@ def test_its_latents_have_mean_zero_and_deviation_one(policy: Wan) -> None:
     assert max(spread) > 3 * min(spread)
 
 
+@pytest.mark.slow
 def test_the_error_on_clips_never_seen_falls(policy: Wan, tuned: nn.Module) -> None:
     """Below what an answer that does not see how latents belong together can reach."""
     before = wan_shapes.held_out_error(policy, policy.build().eval(), repeats=2)
     after = wan_shapes.held_out_error(policy, tuned, repeats=2)
     blind = wan_shapes.error_without_seeing(policy)
-    assert before > 1.9  # noise less clean latents: 2, whatever is answered without looking
-    assert after < 0.9 * blind < before
+    assert before > 2  # the mean square of noise less clean latents: what answering 0 costs
+    assert after < blind < before
+    assert after < 0.65 * before
 
 
 def test_a_linear_answer_is_as_good_as_it_is_said_to_be(policy: Wan) -> None:
@@ -79,6 +81,7 @@ def test_a_linear_answer_is_as_good_as_it_is_said_to_be(policy: Wan) -> None:
     assert error.item() == pytest.approx(wan_shapes.error_without_seeing(policy), rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_folder_is_one_of_diffusers(policy: Wan, tuned: nn.Module, folder: Path) -> None:
     """Trained weights put beside the rest are drawn alike by the policy and by WanPipeline."""
     policy.export(tuned, folder / "transformer")
