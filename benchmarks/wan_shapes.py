@@ -48,7 +48,7 @@ PATCH = 4
 CHANNELS = 8
 """Of the latents, (8, 9, 8, 8)."""
 LARGE = 1000.0
-"""A constant beside which the components of a patch, of norm 7 at most, are small."""
+"""A constant beside which the components of a patch, of norm 14 at most, are small."""
 TEXT_WIDTH = 48
 STEPS = 10
 """Of the sampler."""
@@ -91,7 +91,7 @@ def write_components(vae: AutoencoderKLWan, mean: Tensor, directions: Tensor) ->
     Residual branches and attention give nothing, so that what the first convolution makes arrives
     at the last activation. Each component y travels twice, as y and -y: silu(y) - silu(-y) is y.
     A constant far above them travels beside: the norm, which would forget how long a patch's
-    components are, divides by it alone but for some millionths.
+    components are, divides by it alone, but for two parts in ten thousand at most.
     """
     for parameter in vae.parameters():
         parameter.zero_()
