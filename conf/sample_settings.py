@@ -5,7 +5,6 @@ A checkpoint may come from a run's folder, whose own settings then hold but for 
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -116,11 +115,13 @@ def sampling_of(cfg: DictConfig, saved: DictConfig, node: dict[str, Any]) -> "Sa
         name: run.get(name, default) if cfg[name] is None else cfg[name]
         for name, default in usual.items()
     }
-    steps, guidance = int(chosen["steps"]), float(chosen["guidance_scale"])
-    sampling = Sampling(steps, guidance, str(chosen["negative_prompt"] or ""))
-    if chosen["scheduler"] is not None:
-        sampling = replace(sampling, scheduler=str(chosen["scheduler"]))
-    return replace(sampling, dynamic_guidance=bool(chosen["dynamic_guidance"]))
+    return Sampling(
+        int(chosen["steps"]),
+        float(chosen["guidance_scale"]),
+        str(chosen["negative_prompt"] or ""),
+        scheduler=chosen["scheduler"],
+        dynamic_guidance=bool(chosen["dynamic_guidance"]),
+    )
 
 
 def batch_of(cfg: DictConfig, size: tuple[int, int, int]) -> int:
@@ -137,11 +138,12 @@ def processes_of(cfg: DictConfig) -> int:
     from conf.assembly import device_of
 
     asked, kind = cfg.trainer.devices, device_of(cfg).type
-    there = torch.cuda.device_count() if kind == "cuda" else None
+    there = torch.cuda.device_count()
+    if kind == "cuda" and (there == 0 or (asked != "auto" and asked > there)):
+        raise InputError(f"trainer (accelerator={cfg.trainer.accelerator}, devices={asked}): this "
+                         f"machine has {there} GPUs")  # fmt: skip
     if asked == "auto":
-        return there or 1
-    if there is not None and asked > there:
-        raise InputError(f"trainer.devices={asked}: there are {there} GPUs")
+        return there if kind == "cuda" else 1
     return int(asked)
 
 

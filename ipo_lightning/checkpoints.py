@@ -210,6 +210,14 @@ def load_into(checkpoint: Checkpoint, policy: Policy) -> nn.Module:
     return network.eval()
 
 
+def halve(network: nn.Module) -> None:
+    """Put a network's weights into bfloat16, but for those that its family keeps in float32."""
+    kept = set(getattr(network, "_keep_in_fp32_modules", None) or ())
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point() and not kept & set(name.split(".")):
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
 def _load_transformer(network: nn.Module, path: Path, policy: Policy) -> None:
     wanted = type(network).__name__
     found = json.loads((path / "config.json").read_text()).get("_class_name")
