@@ -51,6 +51,7 @@ def settle(cfg: DictConfig) -> None:
     disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")  # diffusers, of hub ids
 
 
 def claim(run: RunDir, cfg: DictConfig) -> None:
