@@ -158,7 +158,7 @@ def usage(base: Base, adapter: bool, chosen: Mapping[str, Any]) -> str:
     asked = [f"num_inference_steps={int(rollout.get('steps') or 50)}",
              f"guidance_scale={float(rollout.get('guidance_scale') or 6)}", *size]  # fmt: skip
     made = (f'transformer = {base.transformer}.from_pretrained("policy", '
-            "torch_dtype=torch.bfloat16)")  # fmt: skip
+            "dtype=torch.bfloat16)")  # fmt: skip
     lines = [
         "import torch",
         f"from diffusers import {base.pipeline}{'' if adapter else ', ' + base.transformer}",
@@ -166,13 +166,17 @@ def usage(base: Base, adapter: bool, chosen: Mapping[str, Any]) -> str:
         "",
         *([] if adapter else [made]),
         f"pipeline = {base.pipeline}.from_pretrained(",
-        f"    {origin}, {revision}{loaded}torch_dtype=torch.bfloat16",
+        f"    {origin}, {revision}{loaded}dtype=torch.bfloat16",
         ').to("cuda")',
         *(['pipeline.load_lora_weights("policy")'] if adapter else []),
         f'video = pipeline(prompt="a prompt", {", ".join(asked)}).frames[0]',
         f'export_to_video(video, "video.mp4", fps={float(backbone.get("fps") or 8):g})',
     ]
-    return fenced("\n".join(lines), "python")
+    told = (
+        "Here `policy` is this folder, or the id of this repository. With diffusers before 0.42 "
+        "write `torch_dtype` for `dtype`; `export_to_video` wants imageio and imageio-ffmpeg."
+    )
+    return f"{told}\n\n{fenced(chr(10).join(lines), 'python')}"
 
 
 def making(chosen: Mapping[str, Any], last: Mapping[str, Any], command: Sequence[str]) -> str:
