@@ -403,13 +403,14 @@ class IterationCallback(L.Callback):
     def _write_card(self, number: int, line: Mapping[str, Any]) -> None:
         policy = self.module.policy
         if number:
-            config = self.run.config_file
+            config, units = self.run.config_file, self.evaluation.units
             card = model_card(
                 name=self.run.path.name,
                 base=Base(policy.name, policy.path, policy.revision, *policy.diffusers_classes),
                 adapter=policy.adapter is not None,
                 lines=[*(old for old in self.run.lines() if old["round"] < number), line],
                 data=[self._data(one) for one in range(1, number + 1)],
+                held_out=Data(number, len(units), sum(len(unit.seeds) for unit in units)),
                 settings=config.read_text() if config.exists() else "",
                 command=started_with(),
             )

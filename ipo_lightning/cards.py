@@ -73,7 +73,7 @@ class Base(NamedTuple):
 
 
 class Data(NamedTuple):
-    """How much a round was trained on."""
+    """How many videos a round was trained or scored on."""
 
     round: int
     prompts: int
@@ -87,6 +87,7 @@ def model_card(
     adapter: bool,
     lines: Sequence[Mapping[str, Any]],
     data: Sequence[Data],
+    held_out: Data,
     settings: str,
     command: Sequence[str] = (),
 ) -> str:
@@ -98,6 +99,7 @@ def model_card(
         adapter: whether the policy is a LoRA over the base.
         lines: of rounds.jsonl, up to the round of this policy.
         data: of the rounds that trained it.
+        held_out: what it was scored on.
         settings: the run's config.yaml.
         command: the words that the run was started with, if they are known.
     """
@@ -116,7 +118,7 @@ def model_card(
         making(chosen, last, command),
         rounds(lines, data),
         "## Scores",
-        scores(lines),
+        scores(lines, held_out),
         "## Limits",
         limits(base),
     ]
@@ -211,7 +213,7 @@ def rounds(lines: Sequence[Mapping[str, Any]], data: Sequence[Data]) -> str:
     return grid(("round", "prompts", "videos of the policy", "labels kept"), rows)
 
 
-def scores(lines: Sequence[Mapping[str, Any]]) -> str:
+def scores(lines: Sequence[Mapping[str, Any]], held_out: Data) -> str:
     """On held-out prompts, by round; the intervals are of 95 %."""
     rows = [
         (
@@ -224,7 +226,11 @@ def scores(lines: Sequence[Mapping[str, Any]]) -> str:
         for line in lines
     ]
     head = ("round", "training critic", "held-out judge", "win rate over the base, 95 %")
-    return "On prompts that were not trained on:\n\n" + grid((*head, *gauges(lines)), rows)
+    told = (
+        f"On {held_out.prompts} prompts that were not trained on, {held_out.videos} videos in all, "
+        "with the same noise in each round. A score has its standard error beside it, over prompts."
+    )
+    return f"{told}\n\n{grid((*head, *gauges(lines)), rows)}"
 
 
 def gauges(lines: Sequence[Mapping[str, Any]]) -> list[str]:

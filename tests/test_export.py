@@ -81,30 +81,34 @@ FAMILIES = {"cogvideox": (), "wan": WAN}
 ADAPTER = "{_target_: ipo_lightning.backbones.FAMILY.Lora, rank: 2, alpha: 7}"
 
 
+def words(place: Path, family: str, adapter: bool) -> list[str]:
+    """The settings of a run of one round."""
+    given = [
+        f"hydra.searchpath=[file://{place}/conf]", "data=file", "critic=any",
+        "eval_critic=any", f"data.prompts.path={place}/prompts.txt", *FAMILIES[family],
+        f"backbone.path={place / family}", f"backbone.lora={ADAPTER if adapter else 'null'}",
+        f"paths.outputs={place}/outputs", f"name={family}{'-lora' if adapter else ''}",
+        "rollout.prompts=2", "rollout.n=2", "rollout.steps=3", "rollout.guidance_scale=3",
+        "data.updates=3", "data.batch_size=2", "data.num_workers=0",
+        "labelling.pair_rule.margin=0", "labelling.guards.motion_ratio=0", "evaluation.n=1",
+        "evaluation.prompts=2", "evaluation.gauges=null", "evaluation.real_clips=null",
+        "callbacks.videos=null", "callbacks.progress=null", "trainer.enable_progress_bar=false",
+        "trainer.accelerator=cpu", "logger=none", "round=1", "optim.optimizer.lr=0.05",
+    ]  # fmt: skip
+    return [word.replace("FAMILY", family) for word in given]
+
+
 @pytest.fixture(scope="module")
 def runs(place: Path) -> Callable[[str, bool], Path]:
     """(family, adapter) -> a finished run of one round, made once."""
 
     def run(family: str, adapter: bool) -> Path:
-        name = f"{family}{'-lora' if adapter else ''}"
-        if (place / "outputs" / name / "rounds.jsonl").exists():
-            return place / "outputs" / name
-        words = [
-            f"hydra.searchpath=[file://{place}/conf]", "data=file", "critic=any",
-            "eval_critic=any", f"data.prompts.path={place}/prompts.txt", *FAMILIES[family],
-            f"backbone.path={place / family}", f"backbone.lora={ADAPTER if adapter else 'null'}",
-            f"paths.outputs={place}/outputs", f"name={name}", "rollout.prompts=2", "rollout.n=2",
-            "rollout.steps=3", "rollout.guidance_scale=3", "data.updates=3", "data.batch_size=2",
-            "data.num_workers=0", "labelling.pair_rule.margin=0",
-            "labelling.guards.motion_ratio=0", "evaluation.n=1", "evaluation.prompts=2",
-            "evaluation.gauges=null", "evaluation.real_clips=null", "callbacks.videos=null",
-            "callbacks.progress=null", "trainer.enable_progress_bar=false",
-            "trainer.accelerator=cpu", "logger=none", "round=1", "optim.optimizer.lr=0.05",
-        ]  # fmt: skip
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("train", [word.replace("FAMILY", family) for word in words])
-        assert train(cfg)
-        return place / "outputs" / name
+            cfg = compose("train", words(place, family, adapter))
+        path = Path(cfg.paths.outputs) / cfg.name
+        if not (path / "rounds.jsonl").exists():
+            assert train(cfg)
+        return path
 
     return run
 
@@ -219,7 +223,8 @@ def test_a_card_tells_losses_data_and_scores_and_no_folder(
     card = (run / "round_1" / "policy" / "README.md").read_text()
     line = json.loads((run / "rounds.jsonl").read_text().splitlines()[1])
     for told in ("dpo_loss (beta 1000.0", "| 1 | 2 | 4 |", "winners 40.0", "Bright", "Dark",
-                 str(line["policy"]), "0, the base", "path: prompts.txt"):  # fmt: skip
+                 str(line["policy"]), "0, the base", "path: prompts.txt", "On 2 prompts",
+                 "2 videos in all"):  # fmt: skip
         assert told in card, told
     assert str(place) not in card and str(REPO) not in card and "/tmp" not in card
     assert "outputs" not in card
@@ -232,7 +237,14 @@ LINE = {"round": 2, "score": 0.5, "score_se": 0.01, "eval_score": 0.6, "eval_sco
 
 def card(path: str, adapter: bool = False, **more: Any) -> str:
     base = Base("model", path, None, "CogVideoXPipeline", "CogVideoXTransformer3DModel")
-    given = {"name": "run", "lines": [LINE], "data": [Data(1, 5, 20)], "settings": "", **more}
+    given = {
+        "name": "run",
+        "lines": [LINE],
+        "data": [Data(1, 5, 20)],
+        "held_out": Data(2, 7, 14),
+        "settings": "",
+        **more,
+    }
     return model_card(base=base, adapter=adapter, **given)
 
 
@@ -392,28 +404,27 @@ def hub() -> Iterator[tuple[str, type[Hub]]]:
     server.server_close()
 
 
-def publish_to(endpoint: str, policy: Path) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, which may use the network."""
-    program = (
-        "import sys; from pathlib import Path; from ipo_lightning.hub import publish\n"
-        "from conf.entry import friendly\n"
-        "with friendly(False): print(publish(Path(sys.argv[1]), 'me/model', 'run, round 1'))"
-    )
+def published_by_the_command(endpoint: str, place: Path) -> "subprocess.CompletedProcess[str]":
+    """The finished adapter run of CogVideoX once more, in a process that may use the network."""
+    command = [sys.executable, "train.py", *words(place, "cogvideox", True),
+               "push_to_hub=me/model"]  # fmt: skip
     quiet = {key: value for key, value in os.environ.items() if "PROXY" not in key.upper()}
     environment = {**quiet, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret",
                    "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
-    return subprocess.run([sys.executable, "-c", program, str(policy)], cwd=REPO, check=False,
-                          env=environment, capture_output=True, text=True)  # fmt: skip
+    return subprocess.run(command, cwd=REPO, check=False, env=environment, capture_output=True,
+                          text=True)  # fmt: skip
 
 
 @pytest.mark.slow
-def test_what_a_hub_receives(hub: tuple[str, type[Hub]], runs: Callable[[str, bool], Path]) -> None:
+def test_what_a_hub_receives(
+    hub: tuple[str, type[Hub]], runs: Callable[[str, bool], Path], place: Path
+) -> None:
     """A private repository, one commit of the policy's files; the token in the header alone."""
     policy = runs("cogvideox", True) / "round_1" / "policy"
     endpoint, kind = hub
-    done = publish_to(endpoint, policy)
+    done = published_by_the_command(endpoint, place)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"{endpoint}/me/model"
+    assert done.stdout.splitlines()[-1] == f"published: {endpoint}/me/model"
     create = next(json.loads(body) for path, _, body in kind.asked if path.endswith("create"))
     assert (create["name"], create["organization"]) == ("model", "me")
     assert create.get("private") is True or create.get("visibility") == "private"
@@ -430,11 +441,12 @@ def test_what_a_hub_receives(hub: tuple[str, type[Hub]], runs: Callable[[str, bo
 
 @pytest.mark.slow
 def test_a_hub_that_refuses_is_told_of_in_a_sentence(
-    hub: tuple[str, type[Hub]], runs: Callable[[str, bool], Path]
+    hub: tuple[str, type[Hub]], runs: Callable[[str, bool], Path], place: Path
 ) -> None:
+    runs("cogvideox", True)
     endpoint, kind = hub
     kind.status = 403
-    done = publish_to(endpoint, runs("cogvideox", True) / "round_1" / "policy")
+    done = published_by_the_command(endpoint, place)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "error: push_to_hub=me/model: " in done.stderr and "nothing is lost" in done.stderr
     assert "hf_secret" not in done.stdout + done.stderr
