@@ -240,9 +240,13 @@ class IterationCallback(L.Callback):
             # Embeddings may have been lost from the store while the videos were kept.
             self.sampler.embed([u.prompt for u in units], self.module.device, self.workers)
             return one.candidates()
-        with self._stage("rollout", number), self._policy_of(number - 1) as network:
+        with (
+            self._stage("rollout", number),
+            self._policy_of(number - 1) as network,
+            self.critique.beside(str(self.module.device)) as tell,
+        ):
             candidates = self.sampler.draw(
-                policy, units, network, self.workers, f"round {number}: rollout"
+                policy, units, network, self.workers, f"round {number}: rollout", tell
             )
             if self.workers.leads:
                 if one.candidates_file.exists() and one.candidates() != candidates:
