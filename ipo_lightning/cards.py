@@ -6,6 +6,7 @@ people is escaped.
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -196,7 +197,7 @@ def making(chosen: Mapping[str, Any], last: Mapping[str, Any], command: Sequence
         "reference": target(chosen.get("reference") or {}),
         "critic that labelled": target(chosen.get("critic") or {}),
         "held-out judge": target(chosen.get("eval_critic") or {}),
-        "command": " ".join(without_paths(word) for word in command),
+        "command": shlex.join(without_paths(word) for word in command),
     }
     return "\n".join(f"- {key}: {code(value)}" for key, value in rows.items() if value)
 
