@@ -20,10 +20,17 @@ from torch import Tensor, nn
 
 from conf.entry import REPO
 from ipo_lightning.backbones.cogvideox import Lora
-from ipo_lightning.checkpoints import Checkpoint, find_checkpoint, halve, load_into
+from ipo_lightning.checkpoints import (
+    TRANSFORMER_FILE,
+    Checkpoint,
+    find_checkpoint,
+    halve,
+    load_into,
+)
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import LORA_FILE, trained_weights
 from tests import tiny, tiny_wan
+from tests.hub import hub_server
 from tests.test_cogvideox import ask, moved
 from tests.test_distributed import COMMON
 
@@ -176,14 +183,19 @@ def test_a_transformer_in_several_files_is_read(base: Path, other: Path, tmp_pat
 def test_transformers_that_do_not_fit_are_refused(base: Path, tmp_path: Path) -> None:
     wan = tiny_wan.save_pipeline(tmp_path / "wan")
     rotary = tiny.save_pipeline(tmp_path / "5b", "5b")
-    (rotary / "transformer" / "config.json").write_text(
-        json.dumps(
-            json.loads((rotary / "transformer" / "config.json").read_text()) | {"num_layers": 1}
-        )
-    )
+    shutil.copytree(base / "transformer", tmp_path / "short")
+    file = tmp_path / "short" / TRANSFORMER_FILE
+    weights = load_file(file)
+    for odd in (
+        {name: w for name, w in weights.items() if "blocks.1." not in name},
+        {**weights, "proj_out.weight": weights["proj_out.weight"][:1].clone()},
+    ):
+        save_file(odd, file)
+        with pytest.raises(InputError, match=r"does not fit its base model: \d+ weights have"):
+            answer(base, find_checkpoint(str(tmp_path / "short")))
     with pytest.raises(InputError, match=r"is a WanTransformer3DModel; .*give the backbone="):
         answer(base, find_checkpoint(str(wan / "transformer")))
-    with pytest.raises(InputError, match=r"does not fit its base model.*give the backbone="):
+    with pytest.raises(InputError, match=r"its use_rotary_positional_embeddings is True, not Fal"):
         answer(base, find_checkpoint(str(rotary / "transformer")))
 
 
@@ -250,7 +262,7 @@ def test_a_repository_with_a_lora(
     for ckpt in ("them/style", "them/style/other.safetensors", "them/peft.style-v1.5",
                  f"them/style@{COMMIT}/other.safetensors"):  # fmt: skip
         torch.testing.assert_close(answer(base, find_checkpoint(ckpt)), expected, rtol=0, atol=1e-6)
-    with pytest.raises(InputError, match="no such file there"):
+    with pytest.raises(InputError, match=r"has no missing\.safetensors; it has other"):
         find_checkpoint("them/style/missing.safetensors")
 
 
@@ -258,9 +270,23 @@ def test_what_a_hub_cannot_give_is_named(hub: Callable[[str, Path], None], tmp_p
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "notes.txt").write_text("nothing")
     hub("them/notes", tmp_path / "files")
-    for ckpt in ("them/notes", "nobody/nothing-v1.0"):
-        with pytest.raises(InputError, match=f"ckpt={ckpt} cannot be read: no network"):
-            find_checkpoint(ckpt)
+    with pytest.raises(InputError, match=r"has no diffusers pipeline, .*; it has notes\.txt\."):
+        find_checkpoint("them/notes")
+    with pytest.raises(InputError, match="cannot be read: no network, and no copy in the local"):
+        find_checkpoint("nobody/nothing-v1.0")
+
+
+def test_what_a_hub_refuses_is_told(
+    monkeypatch: pytest.MonkeyPatch, hub: Callable[[str, Path], None]
+) -> None:
+    """A server of the test's own answers as a hub does for a repository that is not there."""
+    with hub_server(monkeypatch) as server:
+        server.status = 401
+        with pytest.raises(
+            InputError, match="ckpt=them/secret cannot be read: .*401 Unauth"
+        ) as error:
+            find_checkpoint("them/secret")
+    assert server.asked and "\n" not in str(error.value)
 
 
 # -------------------------------------------------------------------- shards

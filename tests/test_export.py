@@ -1,13 +1,10 @@
 """Exports in plain diffusers, the card beside them, and what would be published of them."""
 
 import json
-import os
 import re
 import sys
-import threading
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ import pytest
 import torch
 import yaml
 from diffusers import CogVideoXPipeline, WanPipeline
-from huggingface_hub import close_session, constants
+from huggingface_hub import constants
 from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 
@@ -30,6 +27,7 @@ from ipo_lightning.hub import check_hub, published
 from ipo_lightning.seeds import derive_seed, gaussian
 from ipo_lightning.video import Clip
 from tests import tiny, tiny_wan
+from tests.hub import Hub, hub_server
 from train import train
 
 PROMPT = "a red ring moving left"
@@ -370,53 +368,11 @@ def test_an_upload_that_would_fail_is_refused_before_the_run(
     check_hub("me/model")
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of a hub as an upload of small files asks of it."""
-
-    asked: list[tuple[str, dict[str, str], bytes]]
-    status = 200
-
-    def do_POST(self) -> None:
-        """Keep what is asked, and agree."""
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        type(self).asked.append((self.path, dict(self.headers), body))
-        address = f"http://{self.headers['Host']}/me/model"
-        answer: dict[str, Any] = {"url": address}
-        if "preupload" in self.path:
-            files = json.loads(body)["files"]
-            modes = [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
-                     for one in files]  # fmt: skip
-            answer = {"files": modes}
-        if "commit" in self.path:
-            answer = {"success": True, "commitOid": "0" * 40, "commitUrl": f"{address}/commit/0"}
-        content = json.dumps(answer).encode()
-        self.send_response(type(self).status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing."""
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Hub]]]:
-    """A server on this machine that stands for the hub, and what it was asked."""
-    kind = type("OneHub", (Hub,), {"asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    for name in [key for key in os.environ if key.upper().endswith("_PROXY")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    close_session()
-    yield address, kind
-    close_session()
-    server.shutdown()
-    server.server_close()
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """See `hub_server`."""
+    with hub_server(monkeypatch) as server:
+        yield server
 
 
 def publish_again(place: Path) -> None:
@@ -427,39 +383,38 @@ def publish_again(place: Path) -> None:
 
 
 def test_what_a_hub_receives(
-    hub: tuple[str, type[Hub]],
+    hub: Hub,
     runs: Callable[[str, bool], Path],
     place: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A private repository, one commit of the policy's files; the token in the header alone."""
     policy = runs("cogvideox", True) / "round_1" / "policy"
-    address, kind = hub
     capfd.readouterr()
     publish_again(place)
     out, err = capfd.readouterr()
-    assert out.splitlines()[-1] == f"published: {address}/me/model"
-    create = next(json.loads(body) for path, _, body in kind.asked if path.endswith("create"))
+    assert out.splitlines()[-1] == f"published: {hub.address}/me/model"
+    create = next(json.loads(body) for path, _, body in hub.asked if path.endswith("create"))
     assert (create["name"], create["organization"]) == ("model", "me")
     assert create.get("private") is True or create.get("visibility") == "private"
-    commit = next(body for path, _, body in kind.asked if "/commit/" in path)
+    commit = next(body for path, _, body in hub.asked if "/commit/" in path)
     rows = [json.loads(row) for row in commit.splitlines()]
     sent = {row["value"]["path"]: b64decode(row["value"]["content"])
             for row in rows if row["key"] == "file"}  # fmt: skip
     assert sent.keys() == {"README.md", "pytorch_lora_weights.safetensors"}
     assert all(content == (policy / name).read_bytes() for name, content in sent.items())
-    assert all(headers["authorization"] == "Bearer hf_secret" for _, headers, _ in kind.asked)
-    assert not any(b"hf_secret" in body for _, _, body in kind.asked)
+    assert all(headers["authorization"] == "Bearer hf_secret" for _, headers, _ in hub.asked)
+    assert not any(b"hf_secret" in body for _, _, body in hub.asked)
     assert "hf_secret" not in out + err
     files = [file for file in policy.parent.parent.rglob("*") if file.is_file()]
     assert not any(b"hf_secret" in file.read_bytes() for file in files)
 
 
 def test_a_hub_that_refuses_is_told_of_in_a_sentence(
-    hub: tuple[str, type[Hub]], runs: Callable[[str, bool], Path], place: Path
+    hub: Hub, runs: Callable[[str, bool], Path], place: Path
 ) -> None:
     runs("cogvideox", True)
-    hub[1].status = 403
+    hub.status = 403
     with pytest.raises(InputError, match=r"push_to_hub=me/model: .*nothing is lost") as error:
         publish_again(place)
     assert "hf_secret" not in str(error.value) and "\n" not in str(error.value)
