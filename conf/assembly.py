@@ -51,6 +51,7 @@ def settle(cfg: DictConfig) -> None:
     disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")  # diffusers, of hub ids
 
 
 def claim(run: RunDir, cfg: DictConfig) -> None:
@@ -175,8 +176,16 @@ def _accelerator(cfg: DictConfig) -> str:
 
 
 def _sampling(cfg: DictConfig) -> Sampling:
+    rollout = cfg.rollout
     return Sampling(
-        cfg.rollout.steps, cfg.rollout.guidance_scale, cfg.rollout.negative_prompt or ""
+        rollout.steps,
+        rollout.guidance_scale,
+        rollout.negative_prompt or "",
+        scheduler=rollout.scheduler,
+        dynamic_guidance=rollout.dynamic_guidance,
+        shared=rollout.shared,
+        batch_size=rollout.batch_size,
+        cache=build(rollout.cache, "rollout.cache") if rollout.cache else None,
     )
 
 

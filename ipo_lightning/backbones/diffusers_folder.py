@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,9 +26,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from ipo_lightning.backbones.lora_files import plain_lora
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import LORA_FILE
-from ipo_lightning.seeds import derive_seed, gaussian
+from ipo_lightning.seeds import derive_seed
 from ipo_lightning.store import fingerprint
 from ipo_lightning.video import Clip
 
@@ -84,6 +85,7 @@ class DiffusersFolder(ABC):
     ) -> None:
         self.path, self.name, self.revision, self.fps, self.lora = path, name, revision, fps, lora
         self.checkpointing, self.decode_batch = checkpointing, decode_batch
+        self._tiling = self._slicing = self._offload = False
         self._loading = Lock()
         self._vae_turn: AbstractContextManager[Any] = nullcontext()
         """Entered while the VAE is at work: a family whose VAE keeps state gives a lock."""
@@ -143,6 +145,11 @@ class DiffusersFolder(ABC):
     def adapter(self) -> dict[str, Any] | None:
         """See `Policy.adapter`."""
         return None if self.lora is None else {**asdict(self.lora), "targets": [*self.lora.targets]}
+
+    @property
+    def diffusers_classes(self) -> tuple[str, str]:
+        """See `Policy.diffusers_classes`."""
+        return self.pipeline_class.__name__, self.transformer_class.__name__
 
     @cached_property
     def identity(self) -> str:
@@ -226,9 +233,17 @@ class DiffusersFolder(ABC):
         clips = []
         for some in self._to_vae(latents.float()).split(self.decode_batch):
             with self._vae_turn:
-                pixels = vae.decode(some).sample  # (B, C, T, H, W) in [-1, 1]
+                pixels = vae.decode(some).sample.float()  # (B, C, T, H, W) in [-1, 1]
+            if pixels.shape[-2:] != self.size[1:]:
+                height, width = self.size[1:]
+                raise InputError(
+                    f"tiling=true: diffusers' tiles of this VAE do not fit {height} x {width} "
+                    "pixels; give false"
+                )
             frames = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
             clips += [Clip(video, self.fps) for video in frames.permute(0, 2, 3, 4, 1).cpu()]
+        if self._offload:
+            self._vae_on(torch.device("cpu"))
         return clips
 
     @torch.no_grad()
@@ -240,6 +255,11 @@ class DiffusersFolder(ABC):
             mean = vae.encode(pixels).latent_dist.mean
         return self._from_vae(mean)
 
+    def spare(self, *, tiling: bool = False, slicing: bool = False, offload: bool = False) -> None:
+        """See `Policy.spare`."""
+        self._tiling, self._slicing, self._offload = tiling, slicing, offload
+        self.release()
+
     def release(self) -> None:
         """See `Policy.release`."""
         for name in ("_text_encoder", "_vae"):
@@ -250,6 +270,8 @@ class DiffusersFolder(ABC):
     def export(self, network: nn.Module, folder: Path) -> None:
         """See `Policy.export`; float32, so that an export is the policy and not a copy of it."""
         if self.lora is None:
+            # Else its config.json would name the folder of this machine that the base lay in.
+            cast(Any, network).register_to_config(_name_or_path=self.name)
             cast(Any, network).save_pretrained(folder)
             return
         self.pipeline_class.save_lora_weights(
@@ -269,7 +291,7 @@ class DiffusersFolder(ABC):
         }
 
     def load_lora(self, network: nn.Module, file: Path) -> None:
-        """See `Policy.load_lora`; formats that diffusers converts for the family are read too."""
+        """See `Policy.load_lora`; of diffusers, peft and others, see `plain_lora`."""
         try:
             weights, metadata = self.pipeline_class.lora_state_dict(
                 str(file.parent),
@@ -278,9 +300,13 @@ class DiffusersFolder(ABC):
                 local_files_only=True,
                 return_lora_metadata=True,
             )
-            prefix = "transformer" if any(k.startswith("transformer.") for k in weights) else None
-            cast(Any, network).load_lora_adapter(weights, prefix=prefix, metadata=metadata)
-        except (ValueError, RuntimeError, KeyError, OSError, SafetensorError) as error:
+            layers = [name for name, _ in network.named_modules()]
+            weights, metadata = plain_lora(weights, metadata, file, layers)
+            if not weights:
+                raise ValueError("it holds no layers of a transformer")
+            cast(Any, network).load_lora_adapter(weights, prefix=None, metadata=metadata)
+            _refuse_left_over(network, weights)
+        except (ValueError, RuntimeError, KeyError, OSError, TypeError, SafetensorError) as error:
             raise InputError(f"{file} is no LoRA of this model: {error}") from error
 
     # ---------------------------------------------------------------- parts
@@ -301,6 +327,10 @@ class DiffusersFolder(ABC):
     @cached_property
     def _vae(self) -> Any:
         vae = self.vae_class.from_pretrained(**self._part("vae"), torch_dtype=torch.float32)
+        if self._tiling:
+            vae.enable_tiling()
+        if self._slicing:
+            vae.enable_slicing()
         return vae.eval().requires_grad_(False)
 
     def _vae_on(self, device: torch.device) -> Any:
@@ -316,6 +346,14 @@ class DiffusersFolder(ABC):
     @cached_property
     def _tokenizer(self) -> Any:
         return AutoTokenizer.from_pretrained(**self._part("tokenizer"))
+
+
+def _refuse_left_over(network: Any, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a LoRA some of whose weights found no place; diffusers would go on without them."""
+    name = list(network.peft_config)[-1]
+    left = sorted(weights.keys() - get_peft_model_state_dict(network, adapter_name=name).keys())
+    if left:
+        raise ValueError(f"{len(left)} of its {len(weights)} weights have no place, as {left[0]}")
 
 
 @contextmanager
@@ -371,8 +409,3 @@ def _sampled_hash(file: Path) -> str:
             handle.seek(place)
             digest.update(handle.read(piece))
     return digest.hexdigest()
-
-
-def initial_noise(seeds: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """(B, ...) float32 noise, each video's from a generator of its own, whatever its batch."""
-    return torch.stack([gaussian(seed, shape) for seed in seeds]).to(device)
