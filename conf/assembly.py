@@ -116,6 +116,7 @@ def _module(cfg: DictConfig, policy: Policy) -> PreferenceModule:
         safeguard=cfg.regularise.safeguard,
         two_pass=cfg.step == "two_pass",
         warmup_updates=cfg.optim.warmup_updates,
+        ema=cfg.optim.ema,
         seed=cfg.seed,
     )
 

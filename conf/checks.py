@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from conf.memory import check_memory
 from ipo_lightning.errors import InputError
 
 STEPS = ("plain", "two_pass")
@@ -95,12 +96,14 @@ NUMBERS = {
     "optim.optimizer.lr": Number(0, above=True),
     "optim.optimizer.weight_decay": Number(0),
     "optim.warmup_updates": Number(0, whole=True),
+    "optim.ema": Number(0, null="off"),
     "callbacks.iteration.checkpoint_every": Number(1, whole=True),
     "trainer.accumulate_grad_batches": Number(1, whole=True),
     "backbone.lora.rank": Number(1, whole=True),
     "backbone.lora.alpha": Number(0, above=True),
 }
-SWITCHES = ("dry_run", "debug", "rollout.lossless", "backbone.checkpointing", "loss.graded")
+SWITCHES = ("dry_run", "debug", "rollout.lossless", "backbone.checkpointing", "backbone.compile",
+            "loss.graded", "reference.offload")  # fmt: skip
 FILES = ("data.prompts.path",)
 NEEDED = ("backbone", "data", "loss", "reference", "rollout", "critic", "eval_critic", "labelling",
           "evaluation", "optim", "trainer", "callbacks.iteration")  # fmt: skip
@@ -143,6 +146,7 @@ def _check_combinations(cfg: DictConfig) -> None:
             "trainer.precision=16-mixed: float16 overflows in these networks, and a skipped step "
             "is an error here; choose bf16-mixed or 32-true"
         )
+    check_memory(cfg)
     if cfg.regularise.real and cfg.data.get("real") is None:
         raise InputError(
             f"regularise.real={cfg.regularise.real}, but there are no real clips: give data.real "
