@@ -14,8 +14,8 @@ LIBRARY = REPO / "ipo_lightning"
 # those above it in this table; `shapes` is a world of its own, which nothing else in the library
 # knows of.
 MATHEMATICS = {"averages", "batch", "calibration", "errors", "gauges", "labelling", "losses",
-               "metrics", "objectives", "offload", "records", "rounds", "seeds", "sharding", "store",
-               "visits"}  # fmt: skip
+               "metrics", "objectives", "offload", "records", "rounds", "seeds", "sharding",
+               "store", "visits"}  # fmt: skip
 PROTOCOLS = {"critics.base", "critics.critique", "policy", "real", "video", "workers"}
 CONCRETE = {"backbones", "critics", "shapes"}
 ORCHESTRATION = {"cards", "checkpoints", "evaluation", "module", "reference_errors", "references",
