@@ -24,6 +24,7 @@ from ipo_lightning.policy import Policy, Sampling
 from ipo_lightning.rounds import RunDir
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.store import Store, write_atomically
+from ipo_lightning.strategies import CheckpointsOnCpu
 
 Prompts = Callable[[str], Sequence[str]]
 
@@ -150,6 +151,7 @@ def build_trainer(cfg: DictConfig, iteration: IterationCallback) -> L.Trainer:
             max_epochs=cfg.round,
             callbacks=[*listeners, iteration],  # a bar closes before the next stage opens its own
             logger=build(cfg.logger, "logger"),
+            plugins=[CheckpointsOnCpu()],
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
             enable_checkpointing=False,  # the iteration callback does it, by round
