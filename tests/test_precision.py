@@ -329,9 +329,12 @@ def test_a_kernel_that_is_not_there_is_named(folders: dict[str, Path]) -> None:
 
 
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+torchs_own = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+"""What torch itself imports when it compiles."""
 
 
 @compiler
+@torchs_own
 @pytest.mark.slow
 @families
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
@@ -343,6 +346,7 @@ def test_compiled_blocks_compute_the_same(
 
 
 @compiler
+@torchs_own
 @pytest.mark.slow
 def test_a_run_of_compiled_blocks(small: Compose) -> None:
     common = ("round=1", "until=training", "experiment=shapes_lora", "reference=adapter",
