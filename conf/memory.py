@@ -12,6 +12,9 @@ PACKAGES = ("bitsandbytes", "torchao")
 NEAREST = ("torch", *PACKAGES)
 """Packages whose optimizers round weights to the nearest unless they are told otherwise."""
 
+MIXED = ("ipo_lightning.backbones.wan.Wan",)
+"""Families some of whose weights stay float32 in a network of bfloat16."""
+
 
 def check_memory(cfg: DictConfig) -> None:
     """Refuse settings of precision, optimizer and reference that exclude each other."""
@@ -60,6 +63,11 @@ def _check_bfloat16(cfg: DictConfig) -> None:
         )
     if cfg.backbone.get("lora"):
         return  # an adapter is float32
+    if _sharded(cfg) and str(cfg.backbone._target_) in MIXED:
+        raise InputError(
+            "backbone.weights=bfloat16 with trainer=fsdp: this family keeps some weights in "
+            "float32, and shards of one block must be alike; give float32, or backbone.lora"
+        )
     optimizer = cfg.optim.optimizer
     package = str(optimizer._target_).split(".")[0]
     if package in NEAREST and not optimizer.get("bf16_stochastic_round"):
