@@ -96,6 +96,8 @@ def assemble(cfg: DictConfig) -> Parts:
         last_round=cfg.round,
         until=None if cfg.until == "evaluation" else cfg.until,
     )
+    if cfg.backbone.get("attention") or cfg.backbone.get("compile"):
+        iteration.together = 1  # which kernels run, and what is compiled, is the process's own
     datamodule = PreferenceDataModule(
         store,
         batch_size=cfg.data.batch_size,
