@@ -337,6 +337,7 @@ def test_prompts_are_sampled_one_by_one_where_kernels_are_chosen(small: Compose)
 
 torchs_own = pytest.mark.filterwarnings(
     "ignore:.*torch.jit.script_method.*:DeprecationWarning",
+    "ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning",
     "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
 )
 """What torch itself does when it compiles."""
