@@ -198,6 +198,7 @@ class IterationCallback(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The round is trained: keep its policy, then see what it is worth."""
         number = self.module.round
+        self.module.finish_round()
         self._save_checkpoint(int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
         if self.until == "training" and number == self.last_round:
             self._export(number)

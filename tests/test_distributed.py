@@ -26,7 +26,12 @@ COMMON = (
 SETTINGS = {
     "ddp": ("trainer=ddp",),
     "ddp, adapter": ("trainer=ddp", "experiment=shapes_lora", "reference=adapter"),
-    "fsdp": ("trainer=fsdp", "trainer.accumulate_grad_batches=2", "backbone.checkpointing=true"),
+    "fsdp": (
+        "trainer=fsdp",
+        "trainer.accumulate_grad_batches=2",
+        "backbone.checkpointing=true",
+        "optim.ema=0.5",
+    ),
     "fsdp, adapter": ("trainer=fsdp", "experiment=shapes_lora", "step=two_pass"),
 }
 

@@ -28,6 +28,8 @@ from transformers import T5EncoderModel
 
 from ipo_lightning.backbones.denoising import Ask, Denoising, Job, Walk, context
 from ipo_lightning.backbones.diffusers_folder import DiffusersFolder, Lora
+from ipo_lightning.backbones.held import Attention, Held, Precision
+from ipo_lightning.backbones.quantised import Kind
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Density, VPrediction, Weighting
 from ipo_lightning.policy import Sampling
@@ -55,6 +57,8 @@ class CogVideoX(Denoising, DiffusersFolder):
         checkpointing: recompute activations in the backward pass: about a third more time for a
             small part of the memory; needed at real sizes.
         decode_batch: videos that the VAE decodes together: memory against speed.
+        weights, quantize, compile, attention: how the network is held, see `Held`.
+        text_dtype: precision in which the text encoder is loaded.
     """
 
     family = "CogVideoX"
@@ -81,6 +85,11 @@ class CogVideoX(Denoising, DiffusersFolder):
         density: Density = "uniform",
         checkpointing: bool = False,
         decode_batch: int = 1,
+        weights: Precision = "float32",
+        quantize: Kind | None = None,
+        compile: bool = False,
+        attention: Attention | None = None,
+        text_dtype: Precision = "float32",
     ) -> None:
         self._error = (weighting, (window[0], window[1]), density)
         VPrediction(torch.ones(1), *self._error)  # refuses wrong settings before a file is read
@@ -91,7 +100,8 @@ class CogVideoX(Denoising, DiffusersFolder):
             num_frames=num_frames,
             fps=fps,
             lora=lora,
-            checkpointing=checkpointing,
+            held=Held(weights, quantize, compile, attention, checkpointing),
+            text_dtype=text_dtype,
             decode_batch=decode_batch,
         )
         self._size = (num_frames, height, width)
@@ -172,13 +182,14 @@ class CogVideoX(Denoising, DiffusersFolder):
 
     def predict(self, network: nn.Module, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         """See `Policy.predict`."""
-        answer: Tensor = network(
-            hidden_states=sample,
-            encoder_hidden_states=text,
-            timestep=timestep,
-            image_rotary_emb=self._rotary(sample),
-            return_dict=False,
-        )[0]
+        with self.held.computing(sample.device):
+            answer: Tensor = network(
+                hidden_states=sample,
+                encoder_hidden_states=text,
+                timestep=timestep,
+                image_rotary_emb=self._rotary(sample),
+                return_dict=False,
+            )[0]
         return answer
 
     @torch.no_grad()
@@ -192,7 +203,7 @@ class CogVideoX(Denoising, DiffusersFolder):
             return_tensors="pt",
         )
         encoder = self._text_encoder.to(device)
-        return cast(Tensor, encoder(tokens.input_ids.to(device))[0]).cpu()
+        return cast(Tensor, encoder(tokens.input_ids.to(device))[0]).float().cpu()
 
     # ---------------------------------------------------------------- sampling
 
