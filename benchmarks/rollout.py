@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
@@ -185,7 +186,11 @@ class Bench:
     # ---------------------------------------------------------------- branches
 
     def branched(self) -> list[dict[str, Any]]:
-        """Cost and variety of candidates that share their first steps; denoising alone is timed."""
+        """Cost and variety of candidates that share their first steps.
+
+        Denoising alone is timed; on the CPU in the process's own seconds on one thread, which
+        neighbours on the machine hardly change.
+        """
         torch.set_num_threads(1)
         texts = [self.policy.embed([unit.prompt], self.device) for unit in self.units]
         latents: dict[float, list[Tensor]] = {}
@@ -204,7 +209,8 @@ class Bench:
 
         ways = {str(shared): way(shared) for shared in SHARES}
         rows = {name: self._rows(work) for name, work in ways.items()}
-        times = interleaved(ways, self.device, self.options.repeats)
+        clock = time.process_time if self.device.type == "cpu" else time.perf_counter
+        times = interleaved(ways, self.device, self.options.repeats, clock)
         figures = []
         for shared in SHARES:
             name = str(shared)
