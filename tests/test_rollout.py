@@ -211,7 +211,7 @@ def test_shipped_rollouts_say_what_they_are(choice: str, compose_train: ComposeT
 
     sampling = _sampling(compose_train(f"rollout={choice}"))
     if choice == "branched":
-        assert sampling == Sampling(10, shared=0.3)
+        assert sampling == Sampling(10, shared=0.2)
     else:
         assert (sampling.steps, sampling.batch_size, sampling.shared) == (50, "auto", 0)
         assert sampling.dynamic_guidance is (choice == "cogvideox")
