@@ -12,25 +12,29 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 Work = Callable[[], object]
+Clock = Callable[[], float]
 
 
-def seconds(work: Work, device: torch.device) -> float:
-    """Wall-clock seconds of one call."""
+def seconds(work: Work, device: torch.device, clock: Clock = time.perf_counter) -> float:
+    """Seconds of one call, on the wall unless another clock is given."""
     synchronize(device)
-    started = time.perf_counter()
+    started = clock()
     work()
     synchronize(device)
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def interleaved(
-    works: Mapping[str, Work], device: torch.device, repeats: int
+    works: Mapping[str, Work],
+    device: torch.device,
+    repeats: int,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each piece of work, in turns, so that a slow minute hits all of them alike."""
     found: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(repeats + 1):
         for name, work in works.items():
-            spent = seconds(work, device)
+            spent = seconds(work, device, clock)
             if repeat:  # the first turn warms up
                 found[name].append(spent)
     return found

@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
@@ -45,6 +46,7 @@ from tests import tiny  # noqa: E402
 
 SHIPPED = Path(__file__).resolve().parent.parent / "ipo_lightning/shapes/pipeline"
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.5)
+PARTS = ("throughput", "branched", "equal_cost")
 
 
 def main() -> None:
@@ -73,8 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--parts", nargs="+", default=["throughput", "branched"],
-                        choices=["throughput", "branched"])  # fmt: skip
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     return parser.parse_args()
 
 
@@ -94,7 +95,7 @@ class Bench:
         self.pipe.set_progress_bar_config(disable=True)
         words = prompts("train") if shipped else [" ".join(tiny.WORDS)] * options.prompts
         self.units = [
-            Unit(i, prompt, tuple(derive_seed("benchmark", i, k) for k in range(options.n)))
+            Unit(i, prompt, _seeds(i, options.n))
             for i, prompt in enumerate(words[: options.prompts])
         ]
         self.cores = os.cpu_count() or 1
@@ -185,26 +186,25 @@ class Bench:
     # ---------------------------------------------------------------- branches
 
     def branched(self) -> list[dict[str, Any]]:
-        """Cost and variety of candidates that share their first steps; denoising alone is timed."""
+        """Cost and variety of candidates that share their first steps.
+
+        Denoising alone is timed; on the CPU in the process's own seconds on one thread, which
+        neighbours on the machine hardly change.
+        """
         torch.set_num_threads(1)
-        texts = [self.policy.embed([unit.prompt], self.device) for unit in self.units]
         latents: dict[float, list[Tensor]] = {}
+        texts = self._texts()
 
         def way(shared: float) -> Callable[[], None]:
-            sampling = Sampling(self.options.steps, shared=shared)
-
             def draw() -> None:
-                with self.autocast():
-                    latents[shared] = [
-                        self.policy.sample(self.network, unit.seeds, text, None, sampling)
-                        for unit, text in zip(self.units, texts, strict=True)
-                    ]
+                latents[shared] = self._drawn(self.units, texts, shared)
 
             return draw
 
         ways = {str(shared): way(shared) for shared in SHARES}
         rows = {name: self._rows(work) for name, work in ways.items()}
-        times = interleaved(ways, self.device, self.options.repeats)
+        clock = time.process_time if self.device.type == "cpu" else time.perf_counter
+        times = interleaved(ways, self.device, self.options.repeats, clock)
         figures = []
         for shared in SHARES:
             name = str(shared)
@@ -220,6 +220,33 @@ class Bench:
                 **self._variety(latents[shared]),
             })  # fmt: skip
         return figures
+
+    def equal_cost(self) -> list[dict[str, Any]]:
+        """What as many evaluations as independent candidates take buy where steps are shared."""
+        torch.set_num_threads(1)
+        budget, texts, figures = self.options.steps * self.options.n, self._texts(), []
+        for shared in SHARES:
+            sampling = Sampling(self.options.steps, shared=shared)
+            n = (budget - sampling.shared_steps) // (sampling.steps - sampling.shared_steps)
+            units = [unit._replace(seeds=_seeds(unit.prompt_index, n)) for unit in self.units]
+            figures.append({
+                "shared": shared,
+                "candidates": n,
+                "evaluations a prompt": sampling.evaluations(n),
+                **self._variety(self._drawn(units, texts, shared)),
+            })  # fmt: skip
+        return figures
+
+    def _texts(self) -> list[Tensor]:
+        return [self.policy.embed([unit.prompt], self.device) for unit in self.units]
+
+    def _drawn(self, units: Sequence[Unit], texts: Sequence[Tensor], shared: float) -> list[Tensor]:
+        sampling = Sampling(self.options.steps, shared=shared)
+        with self.autocast():
+            return [
+                self.policy.sample(self.network, unit.seeds, text, None, sampling)
+                for unit, text in zip(units, texts, strict=True)
+            ]
 
     def _rows(self, work: Callable[[], None]) -> int:
         """Videos put to the network, counted at its door."""
@@ -247,12 +274,17 @@ class Bench:
             return found
         scores = [self._scores(unit, clips) for unit, clips in zip(self.units, groups, strict=True)]
         found["mean score"] = round(statistics.mean(map(statistics.mean, scores)), 3)
+        found["best score"] = round(statistics.mean(map(max, scores)), 3)
         found["best - worst"] = round(statistics.mean(max(s) - min(s) for s in scores), 3)
         return found
 
     def _scores(self, unit: Unit, clips: Sequence[Clip]) -> list[float]:
         ratings = ShapesCritic().rate(clips, [unit.prompt] * len(clips))
         return [rating.score for rating in ratings if rating.score is not None]
+
+
+def _seeds(prompt_index: int, n: int) -> tuple[int, ...]:
+    return tuple(derive_seed("benchmark", prompt_index, k) for k in range(n))
 
 
 class Quiet(Workers):

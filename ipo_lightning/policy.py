@@ -70,6 +70,11 @@ class Sampling:
         """How many steps the videos of one prompt have in common; at least one is their own."""
         return min(round(self.shared * self.steps), self.steps - 1)
 
+    def evaluations(self, videos: int) -> int:
+        """How many videos are put to the network to make so many of one prompt."""
+        own = videos * (self.steps - self.shared_steps)
+        return (self.shared_steps + own) * (2 if self.guided else 1)
+
     @property
     def departures(self) -> dict[str, Any]:
         """The later choices where they are not the default, as plain JSON.

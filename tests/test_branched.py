@@ -72,6 +72,7 @@ def test_shared_steps_are_computed_once(policies: Policies, kind: str, guidance:
     sampling = Sampling(steps=5, guidance_scale=guidance, shared=0.4, batch_size=2)
     policy.sample(network, SEEDS, text[:1], text[1:], sampling)
     assert sum(rows) == (2 + 3 * (5 - 2)) * (2 if sampling.guided else 1)
+    assert sum(rows) == sampling.evaluations(len(SEEDS))
 
 
 @KINDS

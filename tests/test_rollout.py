@@ -22,6 +22,7 @@ from diffusers import (
     UniPCMultistepScheduler,
     WanPipeline,
 )
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ipo_lightning.critics.base import Rating
@@ -29,6 +30,7 @@ from ipo_lightning.critics.critique import Critique
 from ipo_lightning.errors import InputError
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.policy import Sampling
+from ipo_lightning.rounds import RunDir
 from ipo_lightning.sampling import Sampler, Unit
 from ipo_lightning.seeds import derive_seed, gaussian, generator
 from ipo_lightning.store import Store
@@ -36,6 +38,7 @@ from ipo_lightning.video import Clip
 from ipo_lightning.workers import WAITING, Workers
 from tests import tiny, tiny_wan
 from tests.conftest import ComposeTrain
+from train import train
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red ring moving left", "a blue cross"]
@@ -208,7 +211,7 @@ def test_shipped_rollouts_say_what_they_are(choice: str, compose_train: ComposeT
 
     sampling = _sampling(compose_train(f"rollout={choice}"))
     if choice == "branched":
-        assert sampling == Sampling(10, shared=0.3)
+        assert sampling == Sampling(10, shared=0.2)
     else:
         assert (sampling.steps, sampling.batch_size, sampling.shared) == (50, "auto", 0)
         assert sampling.dynamic_guidance is (choice == "cogvideox")
@@ -470,12 +473,10 @@ def test_evaluation_shares_nothing(sampler: Sampler) -> None:
 def test_a_critic_beside_the_rollout_leaves_nothing_to_the_stage(sampler: Sampler) -> None:
     critic = Brightness()
     critique = Critique(critic, sampler.store)
-    told = []
     with critique.beside("cpu") as tell:
         assert tell is not None
         drawn = sampler.draw("abc", units(), sampler.policy.build(), Workers(), "test", tell)
-        told = [tell([])]
-        told[0].result()  # the last of the queue
+        tell([]).result()  # the last of the queue
     assert sum(critic.asked) == len(drawn) and critic.loaded == ["cpu", "released"]
     assert critique.missing(drawn) == 0
     verdicts = critique.judge(drawn, Workers(), "cpu", "test")
@@ -498,3 +499,20 @@ def test_a_critic_that_fails_beside_is_asked_again(sampler: Sampler) -> None:
         drawn = sampler.draw("abc", units(), sampler.policy.build(), Workers(), "test", tell)
     assert critique.missing(drawn) == len(drawn)
     assert len(critique.judge(drawn, Workers(), "cpu", "test")) == len(drawn)
+
+
+@pytest.mark.slow
+def test_a_branched_run_is_measured_as_any_other(small: Callable[..., DictConfig]) -> None:
+    """Its rollouts are others, its evaluation the same."""
+    runs = {}
+    for choice in ("shapes", "branched"):
+        cfg = small(f"rollout={choice}", "round=1", "until=rollout", f"name={choice}")
+        train(cfg)
+        runs[choice] = RunDir(Path(cfg.paths.outputs) / choice)
+    plain, branched = runs["shapes"], runs["branched"]
+    assert branched.round(0).evaluation_file.read_text() == (
+        plain.round(0).evaluation_file.read_text()
+    )
+    one, other = (run.round(1).candidates() for run in (plain, branched))
+    assert [c.seed for c in one] == [c.seed for c in other]
+    assert not {c.latents for c in one} & {c.latents for c in other}

@@ -227,8 +227,9 @@ class CogVideoX(Denoising, DiffusersFolder):
     def _walk(
         self, scheduler: Any, steps: int, seeds: Sequence[int], first: int, device: torch.device
     ) -> Walk:
-        kind = _DDIMWalk if isinstance(scheduler, CogVideoXDDIMScheduler) else _DPMWalk
-        return kind(scheduler, steps, seeds, device)
+        if isinstance(scheduler, CogVideoXDDIMScheduler):
+            return _VWalk(scheduler, steps, device)
+        return _DPMWalk(scheduler, steps, seeds, device)
 
     def _ask(self, job: Job) -> Ask:
         """Guidance asks once, for both prompts."""
@@ -281,24 +282,11 @@ class _VWalk(Walk):
 
     def level(self, number: int) -> tuple[Tensor, Tensor]:
         alpha = self.scheduler.alphas_cumprod[self.timesteps[number].item()]
-        return alpha.sqrt().float(), (1 - alpha).sqrt().float()
+        return alpha.sqrt(), (1 - alpha).sqrt()
 
     def clean(self, answer: Tensor, number: int, latents: Tensor) -> Tensor:
         signal, spread = self.level(number)
         return signal * latents - spread * answer
-
-
-class _DDIMWalk(_VWalk):
-    """DDIM: it draws no noise."""
-
-    def __init__(
-        self, scheduler: Any, steps: int, seeds: Sequence[int], device: torch.device
-    ) -> None:
-        super().__init__(scheduler, steps, device)
-
-    def step(self, answer: Tensor, number: int, latents: Tensor) -> Tensor:
-        after = self.scheduler.step(answer, self.timesteps[number], latents, return_dict=False)
-        return cast(Tensor, after[0])
 
 
 class _DPMWalk(_VWalk):

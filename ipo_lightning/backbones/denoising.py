@@ -36,7 +36,7 @@ _cache_turn = Lock()
 
 
 class Walk(ABC):
-    """One batch's way down a scheduler, from the step ``first`` on.
+    """One batch's way down a scheduler.
 
     Every walk has a scheduler of its own: a multistep history is never another batch's, and a
     branch starts with none.
@@ -51,9 +51,10 @@ class Walk(ABC):
         """(T,) what the network is told at each step, noisiest first."""
         return cast(Tensor, self.scheduler.timesteps)
 
-    @abstractmethod
     def step(self, answer: Tensor, number: int, latents: Tensor) -> Tensor:
         """The latents at step ``number + 1``, from the network's answer at step ``number``."""
+        after = self.scheduler.step(answer, self.timesteps[number], latents, return_dict=False)
+        return cast(Tensor, after[0])
 
     @abstractmethod
     def level(self, number: int) -> tuple[Tensor, Tensor]:
@@ -105,8 +106,9 @@ class Denoising(ABC):
         """The scheduler that a sampling names, with the settings of the checkpoint's own."""
 
     @abstractmethod
-    def _walk(self, scheduler: Any, steps: int, seeds: Sequence[int], first: int,
-              device: torch.device) -> Walk:  # fmt: skip
+    def _walk(
+        self, scheduler: Any, steps: int, seeds: Sequence[int], first: int, device: torch.device
+    ) -> Walk:
         """A walk for the videos of the seeds, from the step ``first`` on."""
 
     @abstractmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from threading import Lock
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from diffusers import (
@@ -290,10 +290,6 @@ class _FlowWalk(Walk):
     def __init__(self, scheduler: Any, steps: int, first: int, device: torch.device) -> None:
         super().__init__(scheduler, steps, device)
         self.scheduler.set_begin_index(first)
-
-    def step(self, answer: Tensor, number: int, latents: Tensor) -> Tensor:
-        after = self.scheduler.step(answer, self.timesteps[number], latents, return_dict=False)
-        return cast(Tensor, after[0])
 
     def level(self, number: int) -> tuple[Tensor, Tensor]:
         level = self.scheduler.sigmas[number]

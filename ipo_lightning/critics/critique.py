@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 from ipo_lightning.critics.base import PointCritic, Rating
@@ -11,7 +11,7 @@ from ipo_lightning.store import Store, fingerprint
 from ipo_lightning.video import read_video
 from ipo_lightning.workers import Workers
 
-Tell = Callable[[Sequence[Candidate]], object]
+Tell = Callable[[Sequence[Candidate]], Future[None]]
 """Told of candidates as soon as they are in the store."""
 
 
