@@ -56,6 +56,9 @@ class Policy(Protocol):
     """Of a hub id."""
     fps: float
     """Frames per second of its videos."""
+    guidance_videos: int
+    """Videos in one forward for each that is sampled with guidance: 2 where both predictions are
+    made together, 1 where one after the other."""
 
     @property
     def identity(self) -> str:
@@ -79,6 +82,18 @@ class Policy(Protocol):
 
     def build(self) -> nn.Module:
         """A new network with the base weights; what is trained has ``requires_grad``."""
+        ...
+
+    @property
+    def blocks(self) -> int:
+        """Transformer blocks of its network, all alike in what they cost."""
+        ...
+
+    def outline(self, blocks: int | None = None) -> "Policy":
+        """This policy with random weights, made of configs alone, of all blocks or of so many.
+
+        For planning on fake tensors: it reads no weights and no tokenizer.
+        """
         ...
 
     def objective(self) -> Objective:

@@ -61,6 +61,7 @@ class CogVideoX(DiffusersFolder):
     vae_class = AutoencoderKLCogVideoX
     text_encoder_class = T5EncoderModel
     scheduler_classes = (CogVideoXDDIMScheduler, CogVideoXDPMScheduler)
+    guidance_videos = 2
 
     def __init__(
         self,

@@ -11,11 +11,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -26,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from ipo_lightning.backbones.outline import FullLength, OfConfig
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import LORA_FILE
 from ipo_lightning.seeds import derive_seed, gaussian
@@ -69,6 +71,8 @@ class DiffusersFolder(ABC):
     vae_class: ClassVar[Any]
     text_encoder_class: ClassVar[Any]
     scheduler_classes: ClassVar[tuple[Any, ...]]
+    guidance_videos = 1
+    """See `Policy.guidance_videos`."""
 
     def __init__(
         self,
@@ -194,6 +198,23 @@ class DiffusersFolder(ABC):
             raise InputError(f"backbone: {height} x {width} pixels; give multiples of {grid}")
 
     # ---------------------------------------------------------------- the network
+
+    @property
+    def blocks(self) -> int:
+        """See `Policy.blocks`."""
+        return int(self.config["num_layers"])
+
+    def outline(self, blocks: int | None = None) -> Self:
+        """See `Policy.outline`."""
+        other: Any = copy(self)
+        changes = {} if blocks is None else {"num_layers": blocks}
+        for name in ("config", "_vae", "_text_encoder"):
+            other.__dict__.pop(name, None)
+        other.transformer_class = OfConfig(self.transformer_class, **changes)
+        other.vae_class = OfConfig(self.vae_class)
+        other.text_encoder_class = OfConfig(self.text_encoder_class)
+        other.__dict__["_tokenizer"] = FullLength()
+        return cast(Self, other)
 
     def build(self) -> Any:
         """See `Policy.build`: float32 weights."""
