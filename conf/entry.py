@@ -8,6 +8,7 @@ import functools
 import hashlib
 import inspect
 import json
+import logging
 import os
 import re
 import sys
@@ -32,6 +33,10 @@ from ipo_lightning.errors import InputError
 # operation wait for a whole time slice (measured: 20 to 40 times slower). It must be set before
 # torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Where the extra gpu is installed, diffusers imports it, and each part says what it lacks.
+for part in ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quantizers"):
+    logging.getLogger(part).setLevel(logging.ERROR)
 
 REPO = Path(__file__).resolve().parent.parent
 CONF = REPO / "conf"

@@ -16,13 +16,18 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """Shard a network over a mesh of one dimension: each block of its lists, then the rest."""
-    for child in network.children():
-        if isinstance(child, nn.ModuleList):
-            for block in child:
-                fully_shard(block, mesh=mesh)
+    for block in blocks(network):
+        fully_shard(block, mesh=mesh)
     # By default the outermost group stays whole after a forward: an optimizer or a copy would then
     # meet plain tensors among the shards.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
+
+
+def blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """The blocks of a network's lists, in the order in which they run."""
+    for child in network.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
 
 
 def mesh_of(network: nn.Module) -> DeviceMesh | None:

@@ -44,6 +44,7 @@ SHIPPED = [
 def test_what_is_imported_is_required(path: Path) -> None:
     asked = requirements("options", "install_requires")
     optional = requirements("options.extras_require", "critics")
+    optional |= requirements("options.extras_require", "gpu")
     assert distributions(path) <= asked | optional
 
 

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from transformers import T5EncoderModel
 
 from ipo_lightning.backbones.diffusers_folder import DiffusersFolder, Lora, initial_noise
+from ipo_lightning.backbones.held import Attention, Held, Precision
+from ipo_lightning.backbones.quantised import Kind
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Density, VPrediction, Weighting
 from ipo_lightning.policy import Sampling
@@ -53,6 +55,8 @@ class CogVideoX(DiffusersFolder):
         checkpointing: recompute activations in the backward pass: about a third more time for a
             small part of the memory; needed at real sizes.
         decode_batch: videos that the VAE decodes together: memory against speed.
+        weights, quantize, compile, attention: how the network is held, see `Held`.
+        text_dtype: precision in which the text encoder is loaded.
     """
 
     family = "CogVideoX"
@@ -79,6 +83,11 @@ class CogVideoX(DiffusersFolder):
         density: Density = "uniform",
         checkpointing: bool = False,
         decode_batch: int = 1,
+        weights: Precision = "float32",
+        quantize: Kind | None = None,
+        compile: bool = False,
+        attention: Attention | None = None,
+        text_dtype: Precision = "float32",
     ) -> None:
         self._error = (weighting, (window[0], window[1]), density)
         VPrediction(torch.ones(1), *self._error)  # refuses wrong settings before a file is read
@@ -89,7 +98,8 @@ class CogVideoX(DiffusersFolder):
             num_frames=num_frames,
             fps=fps,
             lora=lora,
-            checkpointing=checkpointing,
+            held=Held(weights, quantize, compile, attention, checkpointing),
+            text_dtype=text_dtype,
             decode_batch=decode_batch,
         )
         self._size = (num_frames, height, width)
@@ -170,13 +180,14 @@ class CogVideoX(DiffusersFolder):
 
     def predict(self, network: nn.Module, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         """See `Policy.predict`."""
-        answer: Tensor = network(
-            hidden_states=sample,
-            encoder_hidden_states=text,
-            timestep=timestep,
-            image_rotary_emb=self._rotary(sample),
-            return_dict=False,
-        )[0]
+        with self.held.computing(sample.device):
+            answer: Tensor = network(
+                hidden_states=sample,
+                encoder_hidden_states=text,
+                timestep=timestep,
+                image_rotary_emb=self._rotary(sample),
+                return_dict=False,
+            )[0]
         return answer
 
     @torch.no_grad()
@@ -190,7 +201,7 @@ class CogVideoX(DiffusersFolder):
             return_tensors="pt",
         )
         encoder = self._text_encoder.to(device)
-        return cast(Tensor, encoder(tokens.input_ids.to(device))[0]).cpu()
+        return cast(Tensor, encoder(tokens.input_ids.to(device))[0]).float().cpu()
 
     # ---------------------------------------------------------------- sampling
 

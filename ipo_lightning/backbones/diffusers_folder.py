@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from ipo_lightning.backbones.held import DTYPES, Held, Precision, check_precision
 from ipo_lightning.backbones.outline import FullLength, OfConfig
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import LORA_FILE
@@ -83,16 +84,18 @@ class DiffusersFolder(ABC):
         num_frames: int | None,
         fps: float,
         lora: Lora | None,
-        checkpointing: bool,
+        held: Held,
+        text_dtype: Precision,
         decode_batch: int,
     ) -> None:
         self.path, self.name, self.revision, self.fps, self.lora = path, name, revision, fps, lora
-        self.checkpointing, self.decode_batch = checkpointing, decode_batch
+        self.held, self.text_dtype, self.decode_batch = held, text_dtype, decode_batch
         self._loading = Lock()
         self._vae_turn: AbstractContextManager[Any] = nullcontext()
         """Entered while the VAE is at work: a family whose VAE keeps state gives a lock."""
         if lora is not None and not isinstance(lora, Lora):
             raise InputError(f"backbone.lora={lora}: give it _target_={type(self).__module__}.Lora")
+        check_precision("text_dtype", text_dtype)
         check_path(path)
         if num_frames is not None and num_frames % 4 != 1:
             raise InputError(f"backbone.num_frames={num_frames}: {self.family} makes 4k + 1 frames")
@@ -157,7 +160,11 @@ class DiffusersFolder(ABC):
             with named(self.path):
                 index = hf_hub_download(self.path, "model_index.json", revision=self.revision)
             files = [self.path, Path(index).parent.name]
-        return fingerprint([*files, list(self.latent_shape), *self._own_settings()])
+        parts = [*files, list(self.latent_shape), *self._own_settings()]
+        own = self.held.settings
+        if self.text_dtype != "float32":
+            own["text_dtype"] = self.text_dtype
+        return fingerprint([*parts, own] if own else parts)
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -217,16 +224,16 @@ class DiffusersFolder(ABC):
         return cast(Self, other)
 
     def build(self) -> Any:
-        """See `Policy.build`: float32 weights."""
+        """See `Policy.build`; in float32 but for what `Held` says otherwise."""
         _ = self.config  # refuses what is not the family's before it is loaded
         with named(self.path):
             network = self.transformer_class.from_pretrained(
-                **self._part("transformer"), torch_dtype=torch.float32
+                **self._part("transformer"), torch_dtype=self.held.dtype
             )
+        self.held.quantise(network)
         if self.lora is not None:
             self._add_adapter(network, self.lora)
-        if self.checkpointing:
-            network.enable_gradient_checkpointing()
+        self.held.settle(network)
         return network
 
     def _add_adapter(self, network: Any, lora: Lora) -> None:
@@ -237,6 +244,9 @@ class DiffusersFolder(ABC):
                 LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets)),
                 adapter_name=ADAPTER,
             )
+        for parameter in network.parameters():
+            if parameter.requires_grad:  # peft takes the base's precision; an adapter is small
+                parameter.data = parameter.data.float()
 
     # ---------------------------------------------------------------- pixels
 
@@ -269,7 +279,7 @@ class DiffusersFolder(ABC):
     # ---------------------------------------------------------------- export
 
     def export(self, network: nn.Module, folder: Path) -> None:
-        """See `Policy.export`; float32, so that an export is the policy and not a copy of it."""
+        """See `Policy.export`; in the weights' own precision: an export is the policy, no copy."""
         if self.lora is None:
             cast(Any, network).save_pretrained(folder)
             return
@@ -282,7 +292,7 @@ class DiffusersFolder(ABC):
     def load_export(self, folder: Path) -> dict[str, Tensor]:
         """See `Policy.load_export`."""
         if self.lora is None:
-            network = self.transformer_class.from_pretrained(folder)
+            network = self.transformer_class.from_pretrained(folder, torch_dtype=self.held.dtype)
             return {name: parameter.detach() for name, parameter in network.named_parameters()}
         return {
             name.removeprefix("transformer.").replace(".weight", f".{ADAPTER}.weight"): tensor
@@ -331,7 +341,7 @@ class DiffusersFolder(ABC):
     @cached_property
     def _text_encoder(self) -> Any:
         part = self._part("text_encoder")
-        encoder = self.text_encoder_class.from_pretrained(**part, dtype=torch.float32)
+        encoder = self.text_encoder_class.from_pretrained(**part, dtype=DTYPES[self.text_dtype])
         return encoder.eval().requires_grad_(False)
 
     @cached_property

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
 from ipo_lightning.backbones.diffusers_folder import DiffusersFolder, Lora, initial_noise
+from ipo_lightning.backbones.held import Attention, Held, Precision
+from ipo_lightning.backbones.quantised import Kind
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Density, FlowMatching, Weighting
 from ipo_lightning.policy import Sampling
@@ -66,6 +68,8 @@ class Wan(DiffusersFolder):
         checkpointing: recompute activations in the backward pass: about a third more time for a
             small part of the memory; needed at real sizes.
         decode_batch: videos that the VAE decodes together: memory against speed.
+        weights, quantize, compile, attention: how the network is held, see `Held`.
+        text_dtype: precision in which the text encoder is loaded.
     """
 
     family = "Wan 2.1 text-to-video"
@@ -93,6 +97,11 @@ class Wan(DiffusersFolder):
         text_length: int = 512,
         checkpointing: bool = False,
         decode_batch: int = 1,
+        weights: Precision = "float32",
+        quantize: Kind | None = None,
+        compile: bool = False,
+        attention: Attention | None = None,
+        text_dtype: Precision = "float32",
     ) -> None:
         self._error = (weighting, (window[0], window[1]), density)
         FlowMatching(1.0 if shift is None else shift, *self._error)  # refuses wrong settings early
@@ -103,7 +112,8 @@ class Wan(DiffusersFolder):
             num_frames=num_frames,
             fps=fps,
             lora=lora,
-            checkpointing=checkpointing,
+            held=Held(weights, quantize, compile, attention, checkpointing),
+            text_dtype=text_dtype,
             decode_batch=decode_batch,
         )
         self._size, self._shift, self.text_length = (num_frames, height, width), shift, text_length
@@ -197,9 +207,13 @@ class Wan(DiffusersFolder):
 
     def predict(self, network: nn.Module, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         """See `Policy.predict`."""
-        answer: Tensor = network(
-            hidden_states=sample, timestep=timestep, encoder_hidden_states=text, return_dict=False
-        )[0]
+        with self.held.computing(sample.device):
+            answer: Tensor = network(
+                hidden_states=sample,
+                timestep=timestep,
+                encoder_hidden_states=text,
+                return_dict=False,
+            )[0]
         return answer
 
     @torch.no_grad()
@@ -218,7 +232,7 @@ class Wan(DiffusersFolder):
             return_tensors="pt",
         ).to(device)
         encoder = self._text_encoder.to(device)
-        hidden: Tensor = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        hidden: Tensor = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state.float()
         return hidden.masked_fill(tokens.attention_mask[..., None] == 0, 0).cpu()
 
     # ---------------------------------------------------------------- sampling

@@ -1,0 +1,119 @@
+"""Frozen linear layers kept in 4 or 8 bits, for the base under an adapter.
+
+Only the weight at rest is small: each use makes it whole again in the precision of its input, in
+the forward and once more in the backward, so that no graph holds it. bitsandbytes' own layers are
+not used: they settle their precision by what they are asked first, answer outside of autocast's,
+and repack their weights in evaluation mode on some CPUs.
+"""
+
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ipo_lightning.errors import InputError
+
+Kind = Literal["nf4", "int8"]
+
+BLOCK = 64
+"""Values that share a scale in nf4, as in QLoRA (arXiv 2305.14314)."""
+
+
+def check_quantisation(kind: str | None) -> None:
+    """Refuse an unknown kind, and one whose package is missing."""
+    if kind not in (None, "nf4", "int8"):
+        raise InputError(f"backbone.quantize={kind}: choose nf4, int8, or null for none")
+    if kind == "nf4" and find_spec("bitsandbytes") is None:
+        raise InputError(
+            "backbone.quantize=nf4 needs the package bitsandbytes: install the extra gpu "
+            "(make extras EXTRAS=gpu), or choose int8"
+        )
+
+
+class QuantisedLinear(nn.Linear):
+    """A linear layer whose weight was rounded once and does not train.
+
+    nf4: 4 bits a weight and a float32 scale for each 64, by bitsandbytes: 0.5625 bytes a weight.
+    int8: 8 bits a weight and a float32 scale for each output. Inputs are not rounded in either: the
+    gradient that reaches an adapter is the exact one of the rounded network.
+
+    Args:
+        linear: the layer to round, where it lies.
+    """
+
+    def __init__(self, linear: nn.Linear, kind: Kind) -> None:
+        nn.Module.__init__(self)  # nn.Linear's own would make, and initialise, a whole weight
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.kind: Kind = kind
+        codes, scale = _to_nf4(linear.weight) if kind == "nf4" else _to_int8(linear.weight)
+        # Parameters, not buffers: DDP sends buffers to all ranks at each step.
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.bias = linear.bias
+
+    def whole(self, dtype: torch.dtype) -> Tensor:
+        """(out, in) the rounded weight."""
+        if self.kind == "nf4":
+            shape = torch.Size((self.out_features, self.in_features))
+            return _from_nf4(self.weight, self.scale, shape, dtype)
+        return (self.weight * self.scale[:, None]).to(dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """See `nn.Linear`; under autocast in its precision."""
+        device = input.device.type
+        if torch.is_autocast_enabled(device):
+            input = input.to(torch.get_autocast_dtype(device))
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        answer: Tensor = _FrozenLinear.apply(input, bias, self)
+        return answer
+
+    def extra_repr(self) -> str:
+        """See `nn.Linear`."""
+        return f"{super().extra_repr()}, kind={self.kind}"
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """``x @ weight.T + bias``; autograd's own would keep the whole weight until the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: QuantisedLinear) -> Tensor:
+        ctx.layer = layer
+        return F.linear(x, layer.whole(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        return gradient @ ctx.layer.whole(gradient.dtype), None, None
+
+
+def quantise(module: nn.Module, kind: Kind) -> None:
+    """Put a `QuantisedLinear` in the place of every linear layer within a module."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, QuantisedLinear(child, kind))
+        else:
+            quantise(child, kind)
+
+
+@torch.no_grad()
+def _to_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    from bitsandbytes.functional import quantize_4bit
+
+    codes, state = quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type="nf4")
+    return codes, state.absmax
+
+
+def _from_nf4(codes: Tensor, scale: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    state = QuantState(scale, shape, dtype=dtype, blocksize=BLOCK, quant_type="nf4")
+    return dequantize_4bit(codes, state)
+
+
+@torch.no_grad()
+def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    weight = weight.float()
+    scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    return (weight / scale[:, None]).round().to(torch.int8), scale
