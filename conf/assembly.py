@@ -175,8 +175,16 @@ def _accelerator(cfg: DictConfig) -> str:
 
 
 def _sampling(cfg: DictConfig) -> Sampling:
+    rollout = cfg.rollout
     return Sampling(
-        cfg.rollout.steps, cfg.rollout.guidance_scale, cfg.rollout.negative_prompt or ""
+        rollout.steps,
+        rollout.guidance_scale,
+        rollout.negative_prompt or "",
+        scheduler=rollout.scheduler,
+        dynamic_guidance=rollout.dynamic_guidance,
+        shared=rollout.shared,
+        batch_size=rollout.batch_size,
+        cache=build(rollout.cache, "rollout.cache") if rollout.cache else None,
     )
 
 

@@ -57,6 +57,8 @@ NUMBERS = {
     "rollout.prompts": Number(1, whole=True, null="all"),
     "rollout.steps": Number(1, whole=True),
     "rollout.guidance_scale": Number(1),
+    "rollout.shared": Number(0),
+    "rollout.batch_size": Number(1, whole=True, null="all of a prompt", word="auto"),
     "evaluation.n": Number(1, whole=True),
     "evaluation.prompts": Number(1, whole=True, null="all"),
     "data.batch_size": Number(1, whole=True),
@@ -100,7 +102,14 @@ NUMBERS = {
     "backbone.lora.rank": Number(1, whole=True),
     "backbone.lora.alpha": Number(0, above=True),
 }
-SWITCHES = ("dry_run", "debug", "rollout.lossless", "backbone.checkpointing", "loss.graded")
+SWITCHES = (
+    "dry_run",
+    "debug",
+    "rollout.lossless",
+    "rollout.dynamic_guidance",
+    "backbone.checkpointing",
+    "loss.graded",
+)
 FILES = ("data.prompts.path",)
 NEEDED = ("backbone", "data", "loss", "reference", "rollout", "critic", "eval_critic", "labelling",
           "evaluation", "optim", "trainer", "callbacks.iteration")  # fmt: skip

@@ -81,7 +81,7 @@ class Evaluation:
     ) -> list[Judged]:
         """The policy's evaluation videos, judged."""
         device = str(next(network.parameters()).device)
-        candidates = self.sampler.draw(
+        candidates = self.sampler.independent().draw(
             fingerprint, self.units, network, workers, f"{label}: evaluation videos"
         )
         scores = self.critic.judge(candidates, workers, device, f"{label}: critic")

@@ -6,7 +6,7 @@ the same policy serves the trained network and its frozen reference.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,10 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How videos are drawn from a policy. All of it is part of a rollout's fingerprint."""
+    """How videos are drawn from a policy. All of it is part of a rollout's fingerprint.
+
+    docs/rollouts.md says what each choice costs and changes.
+    """
 
     steps: int
     """Denoising steps; cost is proportional to it."""
@@ -32,17 +35,76 @@ class Sampling:
     """Classifier-free guidance; 1 switches it off and halves the cost."""
     negative_prompt: str = ""
     """What guidance leads away from; unused at guidance_scale 1."""
+    scheduler: str | None = None
+    """A family's name of a sampler, see `Policy.check_sampling`; None: the checkpoint's own."""
+    dynamic_guidance: bool = False
+    """A guidance that changes from step to step as the family's authors do; see the family."""
+    shared: float = 0.0
+    """Share of the steps, in [0, 1), that the videos of one prompt have in common."""
+    batch_size: int | str | None = None
+    """Videos denoised at once; None: all that are asked for; ``auto``: as many as fit a GPU."""
+    cache: Any = None
+    """A cache config of diffusers, a dataclass, for this sampling alone; None: none."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"steps={self.steps}: give at least 1 denoising step")
         if self.guidance_scale < 1:
             raise InputError(f"guidance_scale={self.guidance_scale}: give 1 (off) or more")
+        if self.dynamic_guidance and not self.guided:
+            raise InputError("dynamic_guidance=true: give a guidance_scale above 1, or false")
+        if not 0 <= self.shared < 1:
+            raise InputError(f"shared={self.shared}: give 0 (off) or more, and less than 1")
+        if self.batch_size not in (None, "auto") and not _positive(self.batch_size):
+            raise InputError(f"batch_size={self.batch_size}: give 1 or more, auto, or null (all)")
+        if self.cache is not None:
+            _check_cache(self.cache)
 
     @property
     def guided(self) -> bool:
         """Whether a second prediction, of the negative prompt, is made at each step."""
         return self.guidance_scale > 1
+
+    @property
+    def shared_steps(self) -> int:
+        """How many steps the videos of one prompt have in common; at least one is their own."""
+        return min(round(self.shared * self.steps), self.steps - 1)
+
+    @property
+    def departures(self) -> dict[str, Any]:
+        """The later choices where they are not the default, as plain JSON.
+
+        What is left at its default is not named: a fingerprint made before there was a choice
+        stays what it was.
+        """
+        later = ("scheduler", "dynamic_guidance", "shared", "batch_size")
+        defaults = {field.name: field.default for field in fields(self)}
+        chosen = {name: getattr(self, name) for name in later}
+        named = {name: value for name, value in chosen.items() if value != defaults[name]}
+        if self.cache is not None:
+            named["cache"] = [type(self.cache).__name__, asdict(self.cache)]
+        return named
+
+    def independent(self) -> "Sampling":
+        """This sampling as a policy is measured with: nothing in common, nothing cached."""
+        return replace(self, shared=0.0, cache=None)
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _check_cache(cache: Any) -> None:
+    if not is_dataclass(cache) or isinstance(cache, type):
+        raise InputError(
+            f"cache={cache}: give a cache config of diffusers by its _target_, or null"
+        )
+    called = [field.name for field in fields(cache) if callable(getattr(cache, field.name))]
+    if called:
+        raise InputError(
+            f"cache: {type(cache).__name__} with {', '.join(called)}: functions cannot be part of "
+            "a fingerprint; leave them out (the timestep is filled in)"
+        )
 
 
 class Policy(Protocol):
@@ -108,6 +170,10 @@ class Policy(Protocol):
         """The network's answer to noised latents (B, ...), (B,), (B, L, D); the latents' shape."""
         ...
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Refuse with `InputError` a scheduler, guidance or cache that the family does not know."""
+        ...
+
     def sample(
         self,
         network: nn.Module,
@@ -116,7 +182,11 @@ class Policy(Protocol):
         negative: Tensor | None,
         sampling: Sampling,
     ) -> Tensor:
-        """Latents (B, ...), float32, of one video a seed; ``text`` is (B, L, D) or (1, L, D)."""
+        """Latents (B, ...), float32, of one video a seed; ``text`` is (B, L, D) or (1, L, D).
+
+        Where steps are shared, the seeds are of one prompt, and the first of them gives the noise
+        that all videos start from: it must be the same however many there are.
+        """
         ...
 
     def decode(self, latents: Tensor) -> list[Clip]:

@@ -6,6 +6,7 @@ sampled, so its videos are the same bits on any number of ranks; its noise is ea
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -44,12 +45,19 @@ class Sampler:
     def __init__(
         self, policy: Policy, store: Store, sampling: Sampling, lossless: bool = False
     ) -> None:
+        policy.check_sampling(sampling)
         self.policy, self.store = policy, store
         self.sampling, self.lossless = sampling, lossless
         self.precision = "32-true"
         """Of the arithmetic, in Lightning's words; part of the fingerprint."""
         self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered around each unit: the policy must sample with the numerics it trains with."""
+
+    def independent(self) -> "Sampler":
+        """This sampler as a policy is measured with, see `Sampling.independent`."""
+        other = copy(self)
+        other.sampling = self.sampling.independent()
+        return other
 
     def key(self, policy_fingerprint: str, unit: Unit) -> str:
         """Fingerprint of a unit's videos: all that they depend on."""
@@ -66,6 +74,7 @@ class Sampler:
                 "fps": self.policy.fps,
                 "lossless": self.lossless,
                 "precision": self.precision,
+                **self.sampling.departures,
             }
         )
 

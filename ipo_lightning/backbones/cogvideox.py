@@ -7,10 +7,10 @@ from their configs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from copy import deepcopy
 from functools import cached_property, lru_cache
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers import (
@@ -19,13 +19,15 @@ from diffusers import (
     CogVideoXDPMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    FasterCacheConfig,
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from ipo_lightning.backbones.diffusers_folder import DiffusersFolder, Lora, initial_noise
+from ipo_lightning.backbones.denoising import Ask, Denoising, Job, Walk, context
+from ipo_lightning.backbones.diffusers_folder import DiffusersFolder, Lora
 from ipo_lightning.backbones.held import Attention, Held, Precision
 from ipo_lightning.backbones.quantised import Kind
 from ipo_lightning.errors import InputError
@@ -36,7 +38,7 @@ from ipo_lightning.seeds import derive_seed, generator
 __all__ = ["CogVideoX", "Lora"]  # configs name an adapter beside its family
 
 
-class CogVideoX(DiffusersFolder):
+class CogVideoX(Denoising, DiffusersFolder):
     """The CogVideoX family as a `Policy`.
 
     The transformer of 1.5 takes latent frames two by two. Where their number is odd, as of 81
@@ -64,7 +66,8 @@ class CogVideoX(DiffusersFolder):
     transformer_class = CogVideoXTransformer3DModel
     vae_class = AutoencoderKLCogVideoX
     text_encoder_class = T5EncoderModel
-    scheduler_classes = (CogVideoXDDIMScheduler, CogVideoXDPMScheduler)
+    samplers: ClassVar = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
+    scheduler_classes = tuple(samplers.values())
     guidance_videos = 2
 
     def __init__(
@@ -205,36 +208,45 @@ class CogVideoX(DiffusersFolder):
 
     # ---------------------------------------------------------------- sampling
 
-    @torch.no_grad()
-    def sample(
-        self,
-        network: nn.Module,
-        seeds: Sequence[int],
-        text: Tensor,
-        negative: Tensor | None,
-        sampling: Sampling,
-    ) -> Tensor:
-        """See `Policy.sample`: the loop of diffusers' pipeline on cached embeddings.
+    def check_sampling(self, sampling: Sampling) -> None:
+        """See `Policy.check_sampling`."""
+        super().check_sampling(sampling)
+        if isinstance(sampling.cache, FasterCacheConfig):
+            whole = not (sampling.guided or sampling.cache.is_guidance_distilled)
+            if whole or sampling.cache.tensor_format != "BFCHW":
+                raise InputError(
+                    "cache=FasterCacheConfig: it halves the work of guidance, so give a "
+                    "guidance_scale above 1, and tensor_format=BFCHW for this family"
+                )
 
-        Each video has a generator of its own, so that its noise does not depend on the batch.
-        """
-        device = next(network.parameters()).device
-        latents = initial_noise(seeds, self.latent_shape, device)
-        prompts = text.to(device).expand(len(seeds), -1, -1)
-        if sampling.guided:
-            if negative is None:
-                raise ValueError("guidance needs the embedding of the negative prompt")
-            prompts = torch.cat([negative.to(device).expand_as(prompts), prompts])
-        stepper = _Stepper(self.scheduler, sampling.steps, seeds, device)
-        latents = latents * stepper.scheduler.init_noise_sigma
-        for timestep in stepper.scheduler.timesteps:
-            inputs = torch.cat([latents] * 2) if sampling.guided else latents
-            answer = self.predict(network, inputs, timestep.expand(len(inputs)), prompts).float()
-            if sampling.guided:
-                without, with_prompt = answer.chunk(2)
-                answer = without + sampling.guidance_scale * (with_prompt - without)
-            latents = stepper.step(answer, timestep, latents)
-        return latents
+    def _scheduler_of(self, sampling: Sampling) -> Any:
+        if sampling.scheduler is None:
+            return self.scheduler
+        kind = self.samplers[sampling.scheduler]
+        return kind.from_config(self.scheduler.config, timestep_spacing="trailing")
+
+    def _walk(
+        self, scheduler: Any, steps: int, seeds: Sequence[int], first: int, device: torch.device
+    ) -> Walk:
+        kind = _DDIMWalk if isinstance(scheduler, CogVideoXDDIMScheduler) else _DPMWalk
+        return kind(scheduler, steps, seeds, device)
+
+    def _ask(self, job: Job) -> Ask:
+        """Guidance asks once, for both prompts."""
+        sampling, prompts = job.sampling, job.text
+        if job.negative is not None:
+            prompts = torch.cat([job.negative.expand_as(prompts), prompts])
+
+        def ask(latents: Tensor, timestep: Tensor) -> Tensor:
+            inputs = latents if job.negative is None else torch.cat([latents] * 2)
+            with context(job, "cond_uncond"):
+                answer = self.predict(job.network, inputs, timestep.expand(len(inputs)), prompts)
+            if job.negative is None:
+                return answer.float()
+            without, with_prompt = answer.float().chunk(2)
+            return without + guidance_at(sampling, timestep) * (with_prompt - without)
+
+        return ask
 
     def _rotary(self, sample: Tensor) -> tuple[Tensor, Tensor] | None:
         """Rotary positions for latents (B, F, C, H, W); None for the 2B family."""
@@ -252,29 +264,57 @@ class CogVideoX(DiffusersFolder):
         )
 
 
-class _Stepper:
-    """One video batch's walk down a scheduler, DDIM or the multistep stochastic DPM."""
+def guidance_at(sampling: Sampling, timestep: Tensor) -> float:
+    """The guidance scale at a timestep ().
+
+    The dynamic one is diffusers' ``use_dynamic_cfg`` to the letter, which the IPO authors sample
+    with: it mixes the timestep (0 to 999) with the number of steps, so that at 50 steps it is no
+    ramp but goes up and down between 1 and 1 + guidance_scale.
+    """
+    if not sampling.dynamic_guidance:
+        return sampling.guidance_scale
+    share = (sampling.steps - timestep.item()) / sampling.steps
+    return 1 + sampling.guidance_scale * ((1 - math.cos(math.pi * share**5.0)) / 2)
+
+
+class _VWalk(Walk):
+    """A walk of v-prediction on a variance-preserving schedule."""
+
+    def level(self, number: int) -> tuple[Tensor, Tensor]:
+        alpha = self.scheduler.alphas_cumprod[self.timesteps[number].item()]
+        return alpha.sqrt().float(), (1 - alpha).sqrt().float()
+
+    def clean(self, answer: Tensor, number: int, latents: Tensor) -> Tensor:
+        signal, spread = self.level(number)
+        return signal * latents - spread * answer
+
+
+class _DDIMWalk(_VWalk):
+    """DDIM: it draws no noise."""
 
     def __init__(
-        self,
-        scheduler: CogVideoXDDIMScheduler | CogVideoXDPMScheduler,
-        steps: int,
-        seeds: Sequence[int],
-        device: torch.device,
+        self, scheduler: Any, steps: int, seeds: Sequence[int], device: torch.device
     ) -> None:
-        self.scheduler = deepcopy(scheduler)
-        self.scheduler.set_timesteps(steps, device=device)
-        # Noise that the sampler itself draws is each video's own as well.
+        super().__init__(scheduler, steps, device)
+
+    def step(self, answer: Tensor, number: int, latents: Tensor) -> Tensor:
+        after = self.scheduler.step(answer, self.timesteps[number], latents, return_dict=False)
+        return cast(Tensor, after[0])
+
+
+class _DPMWalk(_VWalk):
+    """The multistep stochastic DPM; the noise that it draws is each video's own as well."""
+
+    def __init__(
+        self, scheduler: Any, steps: int, seeds: Sequence[int], device: torch.device
+    ) -> None:
+        super().__init__(scheduler, steps, device)
         self._generators = [generator(derive_seed(seed, "sampler")) for seed in seeds]
         self._clean: Tensor | None = None
         self._before: Tensor | None = None
 
-    def step(self, answer: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
-        """One step towards the clean latents."""
-        if isinstance(self.scheduler, CogVideoXDDIMScheduler):
-            return cast(
-                Tensor, self.scheduler.step(answer, timestep, latents, return_dict=False)[0]
-            )
+    def step(self, answer: Tensor, number: int, latents: Tensor) -> Tensor:
+        timestep = self.timesteps[number]
         latents, self._clean = self.scheduler.step(
             answer,
             self._clean,

@@ -31,7 +31,7 @@ from ipo_lightning.backbones.held import DTYPES, Held, Precision, check_precisio
 from ipo_lightning.backbones.outline import FullLength, OfConfig
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import LORA_FILE
-from ipo_lightning.seeds import derive_seed, gaussian
+from ipo_lightning.seeds import derive_seed
 from ipo_lightning.store import fingerprint
 from ipo_lightning.video import Clip
 
@@ -402,8 +402,3 @@ def _sampled_hash(file: Path) -> str:
             handle.seek(place)
             digest.update(handle.read(piece))
     return digest.hexdigest()
-
-
-def initial_noise(seeds: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """(B, ...) float32 noise, each video's from a generator of its own, whatever its batch."""
-    return torch.stack([gaussian(seed, shape) for seed in seeds]).to(device)

@@ -7,14 +7,14 @@ both, and the sampler, are read from the checkpoint.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from functools import cached_property
 from threading import Lock
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers import (
     AutoencoderKLWan,
+    FasterCacheConfig,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
     WanPipeline,
@@ -24,7 +24,8 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
-from ipo_lightning.backbones.diffusers_folder import DiffusersFolder, Lora, initial_noise
+from ipo_lightning.backbones.denoising import Ask, Denoising, Job, Walk, context
+from ipo_lightning.backbones.diffusers_folder import DiffusersFolder, Lora
 from ipo_lightning.backbones.held import Attention, Held, Precision
 from ipo_lightning.backbones.quantised import Kind
 from ipo_lightning.errors import InputError
@@ -51,7 +52,7 @@ FLOW: dict[str, dict[str, Any]] = {
 """The settings with which a scheduler walks the path that `FlowMatching` trains on."""
 
 
-class Wan(DiffusersFolder):
+class Wan(Denoising, DiffusersFolder):
     """The Wan 2.1 text-to-video family as a `Policy`.
 
     Args:
@@ -77,7 +78,11 @@ class Wan(DiffusersFolder):
     transformer_class = WanTransformer3DModel
     vae_class = AutoencoderKLWan
     text_encoder_class = UMT5EncoderModel
-    scheduler_classes = (UniPCMultistepScheduler, FlowMatchEulerDiscreteScheduler)
+    samplers: ClassVar = {
+        "unipc": UniPCMultistepScheduler,
+        "euler": FlowMatchEulerDiscreteScheduler,
+    }
+    scheduler_classes = tuple(samplers.values())
 
     def __init__(
         self,
@@ -237,33 +242,62 @@ class Wan(DiffusersFolder):
 
     # ---------------------------------------------------------------- sampling
 
-    @torch.no_grad()
-    def sample(
-        self,
-        network: nn.Module,
-        seeds: Sequence[int],
-        text: Tensor,
-        negative: Tensor | None,
-        sampling: Sampling,
-    ) -> Tensor:
-        """See `Policy.sample`: the loop of diffusers' pipeline on cached embeddings.
+    def check_sampling(self, sampling: Sampling) -> None:
+        """See `Policy.check_sampling`."""
+        super().check_sampling(sampling)
+        if sampling.dynamic_guidance:
+            raise InputError("dynamic_guidance=true: that is CogVideoX's; give false")
+        if isinstance(sampling.cache, FasterCacheConfig):
+            raise InputError(
+                "cache=FasterCacheConfig: it needs both predictions of guidance in one forward, "
+                f"and {self.family} asks twice; choose FirstBlockCacheConfig"
+            )
 
-        Guidance asks twice, first with the prompt; neither sampler draws noise of its own.
-        """
-        device = next(network.parameters()).device
-        latents = initial_noise(seeds, self.latent_shape, device)
-        prompts = text.to(device).expand(len(seeds), -1, -1)
-        if sampling.guided and negative is None:
-            raise ValueError("guidance needs the embedding of the negative prompt")
-        scheduler = deepcopy(self.scheduler)
-        scheduler.set_timesteps(sampling.steps, device=device)
-        scheduler.set_begin_index(0)
-        for timestep in scheduler.timesteps:
-            times = timestep.expand(len(seeds))
-            answer = self.predict(network, latents, times, prompts).float()
-            if sampling.guided:
-                other = cast(Tensor, negative).to(device).expand_as(prompts)
-                without = self.predict(network, latents, times, other).float()
-                answer = without + sampling.guidance_scale * (answer - without)
-            latents = scheduler.step(answer, timestep, latents, return_dict=False)[0]
-        return latents
+    def _scheduler_of(self, sampling: Sampling) -> Any:
+        if sampling.scheduler is None:
+            return self.scheduler
+        kind = self.samplers[sampling.scheduler]
+        if isinstance(self.scheduler, kind):
+            return self.scheduler
+        chosen = {**FLOW[kind.__name__], SHIFT[kind.__name__]: self.shift}
+        return kind.from_config(self.scheduler.config, **chosen)
+
+    def _walk(
+        self, scheduler: Any, steps: int, seeds: Sequence[int], first: int, device: torch.device
+    ) -> Walk:
+        return _FlowWalk(scheduler, steps, first, device)
+
+    def _ask(self, job: Job) -> Ask:
+        """Guidance asks twice, first with the prompt."""
+
+        def ask(latents: Tensor, timestep: Tensor) -> Tensor:
+            times = timestep.expand(len(latents))
+            with context(job, "cond"):
+                answer = self.predict(job.network, latents, times, job.text).float()
+            if job.negative is None:
+                return answer
+            other = job.negative.expand_as(job.text)
+            with context(job, "uncond"):
+                without = self.predict(job.network, latents, times, other).float()
+            return without + job.sampling.guidance_scale * (answer - without)
+
+        return ask
+
+
+class _FlowWalk(Walk):
+    """A walk along a straight path; neither sampler draws noise of its own."""
+
+    def __init__(self, scheduler: Any, steps: int, first: int, device: torch.device) -> None:
+        super().__init__(scheduler, steps, device)
+        self.scheduler.set_begin_index(first)
+
+    def step(self, answer: Tensor, number: int, latents: Tensor) -> Tensor:
+        after = self.scheduler.step(answer, self.timesteps[number], latents, return_dict=False)
+        return cast(Tensor, after[0])
+
+    def level(self, number: int) -> tuple[Tensor, Tensor]:
+        level = self.scheduler.sigmas[number]
+        return 1 - level, level
+
+    def clean(self, answer: Tensor, number: int, latents: Tensor) -> Tensor:
+        return latents - self.scheduler.sigmas[number] * answer
