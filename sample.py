@@ -1,17 +1,21 @@
 """Make videos with a policy: python sample.py ckpt=outputs/NAME prompt="..."."""
 
 import hashlib
+import io
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from conf.entry import (
-    REPO,
     build,
     friendly,
     quote_free_text,
@@ -19,53 +23,65 @@ from conf.entry import (
     refuse_misspelt,
     register_resolvers,
 )
+from conf.sample_settings import (
+    arithmetic,
+    backbone_of,
+    batch_of,
+    check_sample,
+    place_of,
+    processes_of,
+    sampling_of,
+)
 from ipo_lightning.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from ipo_lightning.checkpoints import Checkpoint
-    from ipo_lightning.policy import Sampling
+    from ipo_lightning.policy import Policy, Sampling
     from ipo_lightning.video import Clip
 
 register_resolvers()
 
-SHIPPED = "ipo_lightning/shapes/pipeline"
-TRUSTED = {
-    "ipo_lightning.backbones.cogvideox.CogVideoX",
-    "ipo_lightning.backbones.cogvideox.Lora",
-    "ipo_lightning.backbones.wan.Wan",
-    "ipo_lightning.backbones.wan.Lora",
-}
-"""What the config.yaml beside a checkpoint may name: a run's folder may come from anybody."""
+SHEET_ROWS = 24
+"""Videos on the contact sheet; the first of them, where there are more."""
+
+
+class Job(NamedTuple):
+    """Videos of one prompt that are denoised together: a job is done whole by one process."""
+
+    prompt: int
+    numbers: tuple[int, ...]
+    """k of each video."""
+
+
+class Made(NamedTuple):
+    """A video that is on disk."""
+
+    prompt: int
+    k: int
+    file: Path
+    clip: "Clip | None"
+    """Its exact pixels, for a critic; the file's are enlarged and compressed."""
 
 
 def sample(cfg: DictConfig) -> list[Path]:
     """Write the videos that ``cfg`` asks for, and a contact sheet; the mp4 files in order."""
     refuse_missing(cfg)
+    check_sample(cfg)
     prompts = read_prompts(cfg)
-    for name in ("n", "batch_size"):
-        if not isinstance(cfg[name], int) or cfg[name] < 1:
-            raise InputError(f"{name}={cfg[name]}: give 1 or more")
     from conf.assembly import settle
     from ipo_lightning.checkpoints import find_checkpoint
-    from ipo_lightning.video import contact_sheet
 
     settle(cfg)
-    checkpoint = find_checkpoint(str(cfg.ckpt))
-    saved = OmegaConf.load(checkpoint.config) if checkpoint.config else OmegaConf.create({})
-    clips, tag = generate(cfg, checkpoint, saved, prompts)  # type: ignore[arg-type]
-    folder = Path(cfg.paths.outputs) / "samples"
-    names = [file_name(p, cfg.seed, k, tag) for p in prompts for k in range(cfg.n)]
-    files = [folder / f"{name}.mp4" for name in names]
-    for file, clip in zip(files, clips, strict=True):
-        write(file, clip, cfg.enlarge)
-    labels = [f"{p}  #{k}" for p in prompts for k in range(cfg.n)]
-    sheet = folder / f"sheet-{file_name(prompts[0], cfg.seed, 0, tag)}.png"
-    contact_sheet([clip.frames for clip in clips], labels).save(sheet)
+    checkpoint = find_checkpoint(str(cfg.ckpt))  # one process asks a hub, then all find it
+    made = sorted(shared(cfg, checkpoint, prompts), key=lambda one: (one.prompt, one.k))
+    files = [one.file for one in made]
     for file in files:
         show(str(file))
-    show(f"contact sheet: {sheet}")
+    show(f"contact sheet: {write_sheet(made, prompts, cfg.seed)}")
     if cfg.get("critic"):
-        show(scores(cfg, clips, [p for p in prompts for _ in range(cfg.n)], names))
+        show(scores(cfg, made, prompts))
     return files
 
 
@@ -80,90 +96,177 @@ def read_prompts(cfg: DictConfig) -> list[str]:
     return read(Path(cfg.prompts))
 
 
-def generate(
-    cfg: DictConfig, checkpoint: "Checkpoint", saved: DictConfig, prompts: Sequence[str]
-) -> tuple[list["Clip"], str]:
-    """The videos, prompt by prompt, and a short name of the policy that made them."""
+# -------------------------------------------------------------------- processes
+
+
+def shared(cfg: DictConfig, checkpoint: "Checkpoint", prompts: Sequence[str]) -> list[Made]:
+    """All videos, made by as many processes as devices are asked for."""
+    world = processes_of(cfg)
+    if world == 1:
+        return make(cfg, checkpoint, prompts, 0, 1)
+    # Not forked: CUDA would not survive it. An error of the input is raised here as it was there.
+    with ProcessPoolExecutor(world, mp_context=get_context("spawn")) as pool:
+        parts = [pool.submit(make, cfg, checkpoint, prompts, rank, world) for rank in range(world)]
+        try:
+            return [one for part in parts for one in part.result()]
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"trainer.devices={world}: a process was killed, perhaps for its memory; what is "
+                "finished is kept, the same command makes the rest"
+            ) from error
+
+
+def make(
+    cfg: DictConfig, checkpoint: "Checkpoint", prompts: Sequence[str], rank: int, world: int
+) -> list[Made]:
+    """One process's videos: every ``world``-th job, from the ``rank``-th on."""
+    from conf.assembly import settle
+    from ipo_lightning.checkpoints import load_into
+
+    settle(cfg)
+    saved: Any = OmegaConf.load(checkpoint.config) if checkpoint.config else OmegaConf.create({})
+    node = backbone_of(cfg, checkpoint, saved)
+    policy: Policy = build(node, "backbone")
+    sampling = sampling_of(cfg, saved, node)
+    policy.check_sampling(sampling)
+    policy.spare(tiling=cfg.tiling, slicing=cfg.slicing, offload=cfg.offload)
+    mine = list(jobs(len(prompts), cfg.n, batch_of(cfg, policy.size)))[rank::world]
+    if not mine:  # more processes than jobs
+        return []
+    network = load_into(checkpoint, policy)
+    settings = determined(cfg, checkpoint, policy, network, sampling)
+    files = Files(Path(cfg.paths.outputs) / "samples", prompts, cfg.seed, settings)
+    judged = cfg.get("critic") is not None  # then all are made: a critic sees exact pixels
+    again = cfg.overwrite or judged
+    todo = [job for job in mine if again or not all(files.of(job, k).exists() for k in job.numbers)]
+    made = [Made(job.prompt, k, files.of(job, k), None)
+            for job in mine if job not in todo for k in job.numbers]  # fmt: skip
+    if not todo:
+        return made
+    files.describe(str(cfg.ckpt))
+    for job, clips in draw(cfg, policy, network, sampling, prompts, todo, rank):
+        for k, clip in zip(job.numbers, clips, strict=True):
+            write(files.of(job, k), clip, cfg.enlarge)
+            made.append(Made(job.prompt, k, files.of(job, k), clip if judged else None))
+    return made
+
+
+def jobs(prompts: int, n: int, batch: int) -> Iterator[Job]:
+    """All videos, ``batch`` of a prompt at a time; the same whoever does them."""
+    for prompt in range(prompts):
+        for start in range(0, n, batch):
+            yield Job(prompt, tuple(range(start, min(start + batch, n))))
+
+
+def draw(
+    cfg: DictConfig,
+    policy: "Policy",
+    network: "nn.Module",
+    sampling: "Sampling",
+    prompts: Sequence[str],
+    todo: Sequence[Job],
+    rank: int,
+) -> Iterator[tuple[Job, list["Clip"]]]:
+    """The videos of the jobs, one job at a time."""
     import torch
     from tqdm import tqdm
 
-    from conf.assembly import device_of
-    from ipo_lightning.checkpoints import load_into
-    from ipo_lightning.policy import trained_weights
+    from ipo_lightning.checkpoints import halve
     from ipo_lightning.seeds import derive_seed
+
+    device = place_of(cfg, rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    wanted = [prompts[job.prompt] for job in todo] + [sampling.negative_prompt] * sampling.guided
+    # One by one, so that no embedding depends on the others; before the network comes to the
+    # device, beside which the text encoder might not fit.
+    texts = {text: policy.embed([text], device) for text in dict.fromkeys(wanted)}
+    policy.release()
+    negative = texts[sampling.negative_prompt] if sampling.guided else None
+    if cfg.precision == "bf16":
+        halve(network)
+    for job in tqdm(todo, desc="sampling", unit=" batches", disable=rank > 0):
+        network.to(device)
+        seeds = [derive_seed(cfg.seed, "sample", k) for k in job.numbers]
+        with torch.no_grad(), arithmetic(cfg, device):
+            text = texts[prompts[job.prompt]]
+            latents = policy.sample(network, seeds, text, negative, sampling)
+            if cfg.offload:
+                network.to("cpu")
+            clips = policy.decode(latents)
+        yield job, [clip._replace(fps=cfg.fps or clip.fps) for clip in clips]
+
+
+# -------------------------------------------------------------------- files
+
+
+def determined(
+    cfg: DictConfig,
+    checkpoint: "Checkpoint",
+    policy: "Policy",
+    network: "nn.Module",
+    sampling: "Sampling",
+) -> dict[str, Any]:
+    """All that a video depends on beside its prompt and seed, as plain JSON."""
+    from ipo_lightning.policy import trained_weights
     from ipo_lightning.store import fingerprint_tensors
 
-    node = backbone_of(cfg, checkpoint, saved)
-    policy = build(node, "backbone")
-    device, sampling = device_of(cfg), sampling_of(cfg, saved, str(node["path"]))
-    network = load_into(checkpoint, policy).to(device)
-    texts = policy.embed([*prompts, sampling.negative_prompt], device)
-    policy.release()
-    seeds = [derive_seed(cfg.seed, "sample", k) for k in range(cfg.n)]
-    negative = texts[-1:] if sampling.guided else None
-    jobs = [
-        (i, seeds[start : start + cfg.batch_size])
-        for i in range(len(prompts))
-        for start in range(0, cfg.n, cfg.batch_size)
+    weights: dict[str, Tensor] = trained_weights(network) or dict(network.named_parameters())
+    whole = checkpoint.kind == "pipeline"  # its own identity says which weights it has
+    scales = [
+        [one.r, one.lora_alpha, one.use_rslora, one.rank_pattern, one.alpha_pattern]
+        for one in getattr(network, "peft_config", {}).values()
     ]
-    clips: list[Clip] = []
-    for i, some in tqdm(jobs, desc="sampling", unit=" batches"):
-        latents = policy.sample(network, some, texts[i : i + 1], negative, sampling)
-        clips.extend(policy.decode(latents))
-    weights = trained_weights(network) or dict(network.named_parameters())
-    return clips, fingerprint_tensors({k: torch.as_tensor(v) for k, v in weights.items()})[:6]
+    drawn: dict[str, Any] = {
+        "steps": sampling.steps,
+        "guidance_scale": sampling.guidance_scale,
+    }
+    if sampling.guided:
+        drawn["negative_prompt"] = sampling.negative_prompt
+    return {
+        "base": policy.identity,
+        "weights": None if whole else fingerprint_tensors(weights),
+        "adapters": scales,
+        "sampling": {**drawn, **sampling.departures},
+        "precision": cfg.precision,
+        "tiling": cfg.tiling,
+        "fps": float(cfg.fps or policy.fps),
+        "enlarge": cfg.enlarge,
+    }
 
 
-def backbone_of(cfg: DictConfig, checkpoint: "Checkpoint", saved: DictConfig) -> Any:
-    """The backbone's settings: the run's own, else those given here."""
-    node: dict[str, Any] = OmegaConf.to_container(saved.get("backbone", cfg.backbone), resolve=True)  # type: ignore[assignment]
-    if "backbone" in saved and not set(targets(node)) <= TRUSTED:
-        raise InputError(
-            f"{checkpoint.config}: its backbone names {sorted(set(targets(node)) - TRUSTED)}, none "
-            "of this project's; copy the policy folder out of the run and give backbone="
-        )
-    if str(node["path"]).endswith(SHIPPED):
-        node["path"] = str(REPO / SHIPPED)  # a run may have been made in another clone
-    if checkpoint.kind == "pipeline":
-        node.update(path=checkpoint.path, revision=None, lora=None)
-    if checkpoint.kind in ("lora", "transformer"):
-        node.update(lora=None)  # a LoRA file brings its own rank and layers
-    return node
+class Files:
+    """Where videos go: names that are safe on any file system, and another for any other video."""
 
+    def __init__(
+        self, folder: Path, prompts: Sequence[str], seed: int, settings: dict[str, Any]
+    ) -> None:
+        from ipo_lightning.store import fingerprint
 
-def targets(node: Any) -> Iterator[str]:
-    """Every ``_target_`` at any depth: each of them is code that Hydra would run."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from targets(value)
+        self.folder, self.prompts, self.seed, self.settings = folder, prompts, seed, settings
+        self.tag = fingerprint(settings)[:8]
 
+    def of(self, job: Job, k: int) -> Path:
+        """The file of a job's video."""
+        return self.folder / f"{file_name(self.prompts[job.prompt], self.seed, k, self.tag)}.mp4"
 
-def sampling_of(cfg: DictConfig, saved: DictConfig, base: str) -> "Sampling":
-    """Steps and guidance: given here, else the run's, else CogVideoX's usual."""
-    from ipo_lightning.policy import Sampling
+    def describe(self, ckpt: str) -> None:
+        """Write down what the tag in the names stands for."""
+        from ipo_lightning.store import write_atomically
 
-    run = saved.get("rollout") or {}
-    if not run and base.endswith(SHIPPED):
-        run = OmegaConf.load(REPO / "conf/rollout/shapes.yaml")
-    steps = run.get("steps", 50) if cfg.steps is None else cfg.steps
-    guidance = run.get("guidance_scale", 6.0) if cfg.guidance_scale is None else cfg.guidance_scale
-    return Sampling(int(steps), float(guidance), str(cfg.negative_prompt or ""))
+        text = json.dumps({"ckpt": ckpt, **self.settings}, indent=1)
+        write_atomically(self.folder / f"settings-{self.tag}.json", text.encode())
 
 
 def file_name(prompt: str, seed: int, k: int, tag: str) -> str:
-    """A name that is safe on any file system, and another for any other video."""
+    """The beginning of a prompt, what tells it from others, the draw, and what else matters."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "video"
     mark = hashlib.sha256(prompt.encode()).hexdigest()[:6]
     return f"{words}-{mark}-s{seed}-k{k}-{tag}"
 
 
 def write(file: Path, clip: "Clip", enlarge: int | None) -> None:
-    """An mp4 for people: tiny videos are enlarged by a whole factor."""
+    """An mp4 for people, whole or not at all: tiny videos are enlarged by a whole factor."""
     from ipo_lightning.video import Clip, fitting_scale, write_video
 
     factor = enlarge or fitting_scale(clip.frames.shape[1], 128)
@@ -171,9 +274,23 @@ def write(file: Path, clip: "Clip", enlarge: int | None) -> None:
     write_video(file, Clip(frames, clip.fps))
 
 
-def scores(
-    cfg: DictConfig, clips: Sequence["Clip"], prompts: Sequence[str], names: Sequence[str]
-) -> str:
+def write_sheet(made: Sequence[Made], prompts: Sequence[str], seed: int) -> Path:
+    """The first videos as one picture, from their files: the same whoever made them, and when."""
+    from ipo_lightning.store import write_atomically
+    from ipo_lightning.video import contact_sheet, read_video
+
+    shown = made[:SHEET_ROWS]
+    rows = [read_video(one.file).frames for one in shown]
+    labels = [f"{prompts[one.prompt]}  #{one.k}" for one in shown]
+    first = shown[0].file
+    buffer = io.BytesIO()
+    contact_sheet(rows, labels).save(buffer, "PNG")
+    sheet = first.with_name(f"sheet-{first.stem}.png")
+    write_atomically(sheet, buffer.getvalue())
+    return sheet
+
+
+def scores(cfg: DictConfig, made: Sequence[Made], prompts: Sequence[str]) -> str:
     """What the critic says of the videos, as a table."""
     from conf.assembly import device_of
     from ipo_lightning.report import table
@@ -181,10 +298,13 @@ def scores(
     critic = build(cfg.critic, "critic")
     critic.load(str(device_of(cfg)))
     rows = []
-    for name, rating in zip(names, critic.rate(clips, prompts), strict=True):
+    clips = [one.clip for one in made]
+    for one, rating in zip(
+        made, critic.rate(clips, [prompts[one.prompt] for one in made]), strict=True
+    ):
         score = "no verdict" if rating.score is None else f"{rating.score:.3f}"
         dims = {dim: f"{value:.2f}" for dim, value in rating.dims.items()}
-        rows.append({"video": name, "score": score, **dims})
+        rows.append({"video": one.file.stem, "score": score, **dims})
     critic.release()
     return f"\n{critic.identity}\n{table(rows, list(rows[0]))}"
 

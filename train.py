@@ -46,6 +46,10 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     """
     refuse_missing(cfg)
     check(cfg)
+    if cfg.push_to_hub:
+        from ipo_lightning.hub import check_hub
+
+        check_hub(str(cfg.push_to_hub))
     from conf import assembly  # torch and the like: seconds, spent once the settings are sound
     from ipo_lightning.report import rounds_table, write_report
 
@@ -64,7 +68,20 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     if lines and parts.module.global_rank == 0:
         report = write_report(parts.run.path, command=shlex.join(["python", *sys.argv]))
         show(f"\n{rounds_table(lines)}\n\nreport: {report}\n{next_command(parts)}")
+        if cfg.push_to_hub:
+            show(upload(parts, cfg))
     return lines[-1] if lines else None
+
+
+def upload(parts: "Parts", cfg: DictConfig) -> str:
+    """Publish the policy of the round that was asked for, as a sentence for the terminal."""
+    from ipo_lightning.hub import publish
+
+    if parts.run.line(cfg.round) is None:
+        return f"push_to_hub={cfg.push_to_hub}: round {cfg.round} is not finished; nothing is sent"
+    message = f"{parts.run.path.name}, round {cfg.round}"
+    address = publish(parts.run.round(cfg.round).policy, str(cfg.push_to_hub), message)
+    return f"published: {address}"
 
 
 def finished(parts: "Parts", cfg: DictConfig) -> bool:

@@ -8,6 +8,7 @@ anywhere goes on, and one that asks for another round makes that round alone.
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ipo_lightning.calibration import Calibration, auto_beta
-from ipo_lightning.cards import model_card
+from ipo_lightning.cards import Base, Data, model_card
 from ipo_lightning.critics.critique import Critique
 from ipo_lightning.errors import InputError
 from ipo_lightning.evaluation import Evaluation, Judged, summary
@@ -100,6 +101,11 @@ class Rollout:
 
     def _seed(self, number: int, prompt_index: int, candidate: int) -> int:
         return derive_seed(self.seed, "rollout", number, prompt_index, candidate)
+
+
+def started_with() -> list[str]:
+    """The command line, where it is one of this project's own; nothing within another program."""
+    return ["python", *sys.argv] if Path(sys.argv[0]).name == "train.py" else []
 
 
 class IterationCallback(L.Callback):
@@ -397,15 +403,23 @@ class IterationCallback(L.Callback):
     def _write_card(self, number: int, line: Mapping[str, Any]) -> None:
         policy = self.module.policy
         if number:
+            config = self.run.config_file
             card = model_card(
                 name=self.run.path.name,
-                base=policy.path,
-                revision=policy.revision,
+                base=Base(policy.name, policy.path, policy.revision, *policy.diffusers_classes),
                 adapter=policy.adapter is not None,
-                line=line,
-                settings=self.run.config_file.read_text() if self.run.config_file.exists() else "",
+                lines=[*(old for old in self.run.lines() if old["round"] < number), line],
+                data=[self._data(one) for one in range(1, number + 1)],
+                settings=config.read_text() if config.exists() else "",
+                command=started_with(),
             )
             write_atomically(self.run.round(number).policy / "README.md", card.encode())
+
+    def _data(self, number: int) -> Data:
+        """How much a round was trained on; a round whose list was removed by hand counts none."""
+        one = self.run.round(number)
+        rows = one.candidates() if one.candidates_file.exists() else []
+        return Data(number, len({row.prompt_index for row in rows}), len(rows))
 
     def _health(self, number: int) -> dict[str, float]:
         if not number:

@@ -6,6 +6,7 @@ Only what the settings alone tell is looked at here; the parts check the rest wh
 import math
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,6 +109,7 @@ SWITCHES = (
     "rollout.lossless",
     "rollout.dynamic_guidance",
     "backbone.checkpointing",
+    "backbone.tiling",
     "loss.graded",
 )
 FILES = ("data.prompts.path",)
@@ -124,14 +126,8 @@ def check(cfg: DictConfig) -> None:
     for key in NEEDED:
         if OmegaConf.select(cfg, key) is None:
             raise InputError(f"{key}: a run cannot do without it")
-    for key, number in NUMBERS.items():
-        value = OmegaConf.select(cfg, key, default=_ABSENT)
-        if value is not _ABSENT and not number.takes(value):
-            raise InputError(f"{key}={value}: give {number.wants()}")
-    for key in SWITCHES:
-        value = OmegaConf.select(cfg, key, default=False)
-        if not isinstance(value, bool):
-            raise InputError(f"{key}={value}: give true or false")
+    check_numbers(cfg, NUMBERS)
+    check_switches(cfg, SWITCHES)
     for key in FILES:
         value = OmegaConf.select(cfg, key)
         if value is not None and not Path(value).is_file():
@@ -144,6 +140,22 @@ def check(cfg: DictConfig) -> None:
     if not name or name in (".", "..", "store") or os.sep in name:
         raise InputError(f"name={name}: give the name of a folder, without {os.sep!r}")
     _check_combinations(cfg)
+
+
+def check_numbers(cfg: DictConfig, numbers: Mapping[str, Number]) -> None:
+    """Refuse values that are no such numbers; see `check`."""
+    for key, number in numbers.items():
+        value = OmegaConf.select(cfg, key, default=_ABSENT)
+        if value is not _ABSENT and not number.takes(value):
+            raise InputError(f"{key}={value}: give {number.wants()}")
+
+
+def check_switches(cfg: DictConfig, switches: Sequence[str]) -> None:
+    """Refuse what is neither true nor false; see `check`."""
+    for key in switches:
+        value = OmegaConf.select(cfg, key, default=False)
+        if not isinstance(value, bool):
+            raise InputError(f"{key}={value}: give true or false")
 
 
 def _check_combinations(cfg: DictConfig) -> None:

@@ -1,75 +1,287 @@
-"""The model card of a round's policy: what it is, how it was made, what it scored."""
+"""The model card of a round's policy: what it is, how it was made, what it scored, how it is used.
 
-from collections.abc import Mapping
-from typing import Any
+A card may be published: it names no folder of this machine, and what comes from settings or from
+people is escaped.
+"""
 
-USE_TRANSFORMER = """import torch
-from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-transformer = CogVideoXTransformer3DModel.from_pretrained("policy", torch_dtype=torch.bfloat16)
-pipeline = CogVideoXPipeline.from_pretrained({base!r}, transformer=transformer)"""
+import yaml
+from huggingface_hub import ModelCardData
 
-USE_LORA = """import torch
-from diffusers import CogVideoXPipeline
+from ipo_lightning.report.tables import interval, number, plus_minus
 
-pipeline = CogVideoXPipeline.from_pretrained({base!r}, torch_dtype=torch.bfloat16)
-pipeline.load_lora_weights("policy")"""
+PRIVATE = ("paths", "hydra", "logger", "callbacks", "debug", "dry_run", "until", "push_to_hub")
+"""Settings of the machine or the day, not of the policy."""
+LOCAL = re.compile(r"(?<![\w./-])(?:file:/+|~/|(?:\.\./)+|/(?!/))[^\s,\]}'\"=]+")
+"""A path of this machine within a text."""
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+SHIPPED = "ipo_lightning/shapes/pipeline"
+
+
+class Licence(NamedTuple):
+    """What a hub wants to know of a licence."""
+
+    id: str
+    name: str | None = None
+    link: str | None = None
+
+
+LICENCES = {
+    r"(zai-org|thudm)/cogvideox-2b": Licence("apache-2.0"),
+    r"(zai-org|thudm)/cogvideox(1\.5)?-5b": Licence(
+        "other", "cogvideox", "https://huggingface.co/{base}/blob/main/LICENSE"
+    ),
+    r"wan-ai/wan2\.1-t2v-.*": Licence("apache-2.0"),
+    rf"(.*/)?{re.escape(SHIPPED)}": Licence("apache-2.0"),
+}
+"""Of base models, by their hub id in lower case."""
+
+
+class Base(NamedTuple):
+    """The model that was trained from."""
+
+    name: str
+    """What people call it."""
+    path: str
+    """A folder or a hub id."""
+    revision: str | None
+    pipeline: str
+    transformer: str
+    """Their classes in diffusers."""
+
+    @property
+    def hub_id(self) -> str | None:
+        """Its id on a hub; None for a folder of this machine."""
+        local = Path(self.path).exists() or not HUB_ID.fullmatch(self.path)
+        return None if local else self.path
+
+    @property
+    def licence(self) -> Licence:
+        """The base model's, where it is known; else one that says to look there."""
+        for pattern, known in LICENCES.items():
+            if re.fullmatch(pattern, self.path.lower()):
+                link = known.link and known.link.format(base=self.path)
+                return known._replace(link=link)
+        if self.hub_id is None:
+            return Licence("unknown")
+        return Licence("other", "base-model", f"https://huggingface.co/{self.hub_id}")
+
+
+class Data(NamedTuple):
+    """How much a round was trained on."""
+
+    round: int
+    prompts: int
+    videos: int
 
 
 def model_card(
     *,
     name: str,
-    base: str,
-    revision: str | None,
+    base: Base,
     adapter: bool,
-    line: Mapping[str, Any],
+    lines: Sequence[Mapping[str, Any]],
+    data: Sequence[Data],
     settings: str,
+    command: Sequence[str] = (),
 ) -> str:
     """The card as Markdown with the front matter that model hubs read.
 
     Args:
-        name: of the run. base, revision: the folder or hub id that was trained from.
+        name: of the run.
+        base: what was trained from.
         adapter: whether the policy is a LoRA over the base.
-        line: the round's line of rounds.jsonl.
+        lines: of rounds.jsonl, up to the round of this policy.
+        data: of the rounds that trained it.
         settings: the run's config.yaml.
+        command: the words that the run was started with, if they are known.
     """
-    tags = ["text-to-video", "preference-optimization", "ipo_lightning"]
-    front = [
-        "---",
-        "library_name: diffusers",
-        f"base_model: {base}",
-        "pipeline_tag: text-to-video",
-        "license: other  # the licence of the base model applies to these weights",
-        f"tags: [{', '.join([*tags, 'lora'] if adapter else tags)}]",
-        "---",
+    last, chosen = lines[-1], yaml.safe_load(settings) or {}
+    what = "A LoRA over" if adapter else "All weights of"
+    origin = base.hub_id or base.name
+    revision = f" at revision {code(base.revision)}" if base.revision else ""
+    parts = [
+        front_matter(base, adapter),
+        f"# {plain(name)}, round {last['round']}",
+        f"{what} {code(origin)}{revision}, trained by iterative preference optimisation on videos "
+        f"of its own, labelled by a critic. Fingerprint: {code(last['policy'])}.",
+        "## Use",
+        usage(base, adapter, chosen),
+        "## How it was made",
+        making(chosen, last, command),
+        rounds(lines, data),
+        "## Scores",
+        scores(lines),
+        "## Limits",
+        limits(base),
     ]
-    use = (USE_LORA if adapter else USE_TRANSFORMER).format(base=base)
-    low, high = line["win_rate_ci"]
-    return "\n".join([
-        *front,
+    if chosen:
+        shown = yaml.safe_dump(public(chosen), sort_keys=False, allow_unicode=True)
+        parts += ["## Settings", fenced(shown, "yaml")]
+    return "\n\n".join(parts) + "\n"
+
+
+# -------------------------------------------------------------------- parts
+
+
+def front_matter(base: Base, adapter: bool) -> str:
+    """The YAML between the dashes."""
+    licence = base.licence
+    relation = "adapter" if adapter else "finetune"
+    data = ModelCardData(
+        base_model=base.hub_id,
+        license=licence.id,
+        license_name=licence.name,
+        license_link=licence.link,
+        library_name="diffusers",
+        pipeline_tag="text-to-video",
+        tags=["text-to-video", "preference-optimization", "ipo_lightning"]
+        + (["lora"] if adapter else []),
+        base_model_relation=base.hub_id and relation,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def usage(base: Base, adapter: bool, chosen: Mapping[str, Any]) -> str:
+    """A program that makes a video; ``policy`` is this card's folder, or its id on a hub."""
+    rollout, backbone = chosen.get("rollout") or {}, chosen.get("backbone") or {}
+    origin = json.dumps(base.hub_id or "folder/of/the/base/model")
+    revision = f"revision={json.dumps(base.revision)}, " if base.revision else ""
+    loaded = "" if adapter else "transformer=transformer, "
+    size = [f"{key}={int(backbone[key])}" for key in ("num_frames", "height", "width")
+            if backbone.get(key)]  # fmt: skip
+    asked = [f"num_inference_steps={int(rollout.get('steps') or 50)}",
+             f"guidance_scale={float(rollout.get('guidance_scale') or 6)}", *size]  # fmt: skip
+    made = (f'transformer = {base.transformer}.from_pretrained("policy", '
+            "torch_dtype=torch.bfloat16)")  # fmt: skip
+    lines = [
+        "import torch",
+        f"from diffusers import {base.pipeline}{'' if adapter else ', ' + base.transformer}",
+        "from diffusers.utils import export_to_video",
         "",
-        f"# {name}, round {line['round']}",
-        "",
-        f"{'A LoRA over' if adapter else 'All weights of'} `{base}`"
-        f"{f' at revision `{revision}`' if revision else ''}, trained by iterative preference "
-        "optimisation on videos of its own, labelled by a critic.",
-        "",
-        "| on held-out prompts | |",
-        "|---|---|",
-        f"| training critic | {line['score']} +- {line['score_se']} |",
-        f"| held-out judge | {line['eval_score']} +- {line['eval_score_se']} |",
-        f"| win rate over the base (judge, 95 %) | {line['win_rate']} [{low}, {high}] |",
-        f"| labels of this round | {line['n_pairs']} |",
-        f"| fingerprint | `{line['policy']}` |",
-        "",
-        "```python",
-        use,
-        "```",
-        "",
-        "Settings of the run:",
-        "",
-        "```yaml",
-        settings.strip(),
-        "```",
-        "",
-    ])  # fmt: skip
+        *([] if adapter else [made]),
+        f"pipeline = {base.pipeline}.from_pretrained(",
+        f"    {origin}, {revision}{loaded}torch_dtype=torch.bfloat16",
+        ').to("cuda")',
+        *(['pipeline.load_lora_weights("policy")'] if adapter else []),
+        f'video = pipeline(prompt="a prompt", {", ".join(asked)}).frames[0]',
+        f'export_to_video(video, "video.mp4", fps={float(backbone.get("fps") or 8):g})',
+    ]
+    return fenced("\n".join(lines), "python")
+
+
+def making(chosen: Mapping[str, Any], last: Mapping[str, Any], command: Sequence[str]) -> str:
+    """The loss, who labelled and who judged, the command."""
+    loss = chosen.get("loss") or {}
+    values = {key: value for key, value in loss.items() if not key.startswith("_")}
+    told = ", ".join(f"{key} {value}" for key, value in values.items())
+    beta = (last.get("train") or {}).get("beta")
+    found = f"; beta of this round: {number(beta)}" if loss.get("beta") == "auto" and beta else ""
+    rows = {
+        "loss": f"{target(loss)} ({told}){found}",
+        "regularisation": ", ".join(
+            f"{k} {v}" for k, v in (chosen.get("regularise") or {}).items()
+        ),
+        "reference": target(chosen.get("reference") or {}),
+        "critic that labelled": target(chosen.get("critic") or {}),
+        "held-out judge": target(chosen.get("eval_critic") or {}),
+        "command": " ".join(without_paths(word) for word in command),
+    }
+    return "\n".join(f"- {key}: {code(value)}" for key, value in rows.items() if value)
+
+
+def target(node: Mapping[str, Any]) -> str:
+    """The name of what a node of the settings makes."""
+    return str(node.get("_target_", "")).rpartition(".")[2]
+
+
+def rounds(lines: Sequence[Mapping[str, Any]], data: Sequence[Data]) -> str:
+    """What each round was trained on: prompts of the training split, videos of the policy's own."""
+    labels = {line["round"]: line.get("n_pairs") for line in lines}
+    rows = [(one.round, one.prompts, one.videos, number(labels.get(one.round))) for one in data]
+    return grid(("round", "prompts", "videos of the policy", "labels kept"), rows)
+
+
+def scores(lines: Sequence[Mapping[str, Any]]) -> str:
+    """On held-out prompts, by round; the intervals are of 95 %."""
+    rows = [
+        (
+            line["round"] or "0, the base",
+            plus_minus(line.get("score"), line.get("score_se")),
+            plus_minus(line.get("eval_score"), line.get("eval_score_se")),
+            interval(line.get("win_rate"), line.get("win_rate_ci")),
+            *(number((line.get("gauges") or {}).get(name)) for name in gauges(lines)),
+        )
+        for line in lines
+    ]
+    head = ("round", "training critic", "held-out judge", "win rate over the base, 95 %")
+    return "On prompts that were not trained on:\n\n" + grid((*head, *gauges(lines)), rows)
+
+
+def gauges(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of what was measured without a model."""
+    return sorted({name for line in lines for name in line.get("gauges") or {}})
+
+
+def limits(base: Base) -> str:
+    """What nobody should read into the scores."""
+    licence = base.licence
+    terms = {
+        "unknown": "The base model's licence applies to these weights as well; it lay in a folder "
+        "and is not known to this card.",
+        "other": f"The base model's own licence applies to these weights as well: {licence.link}.",
+    }.get(licence.id, f"The base model's licence ({licence.id}) applies to these weights as well.")
+    return (
+        "- The policy was trained towards one critic's taste, and knows its blind spots. A score "
+        "says what the critics see; motion and drift beside it say what they may have been paid "
+        "with.\n"
+        "- The intervals are over the held-out prompts of this run alone, one training seed.\n"
+        "- What the base model cannot or should not do, this one cannot or should not do either; "
+        f"nothing was done about harmful prompts.\n- {terms}"
+    )
+
+
+# -------------------------------------------------------------------- what may be shown
+
+
+def public(value: Any) -> Any:
+    """Settings without those of the machine, and without its folders."""
+    if isinstance(value, Mapping):
+        return {without_paths(str(k)): public(v) for k, v in value.items() if k not in PRIVATE}
+    if isinstance(value, list):
+        return [public(one) for one in value]
+    return without_paths(value) if isinstance(value, str) else value
+
+
+def without_paths(text: str) -> str:
+    """A text with the last part alone of every path of this machine."""
+    return LOCAL.sub(lambda match: Path(match[0]).name or ".", text)
+
+
+def plain(text: object) -> str:
+    """One line that Markdown takes as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!~$&])", r"\\\1", " ".join(str(text).split()))
+
+
+def code(text: object) -> str:
+    """One line of code within prose."""
+    return f"`{' '.join(str(text).split()).replace('`', chr(39))}`"
+
+
+def fenced(text: str, language: str) -> str:
+    """A block that nothing in it can close."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.strip()}\n{fence}"
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table of Markdown."""
+    lines = [[plain(name) for name in head], ["---"] * len(head)]
+    lines += [[plain(cell) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -142,6 +142,11 @@ class Policy(Protocol):
         """Settings of the adapter (LoRA) that is trained over a frozen base; None: all weights."""
         ...
 
+    @property
+    def diffusers_classes(self) -> tuple[str, str]:
+        """Names of the pipeline and of the transformer in diffusers, for model cards."""
+        ...
+
     def build(self) -> nn.Module:
         """A new network with the base weights; what is trained has ``requires_grad``."""
         ...
@@ -195,6 +200,16 @@ class Policy(Protocol):
 
     def encode(self, frames: Tensor) -> Tensor:
         """Latents (B, ...), float32, of videos uint8 (B, T, H, W, C): the posterior's mean."""
+        ...
+
+    def spare(self, *, tiling: bool = False, slicing: bool = False, offload: bool = False) -> None:
+        """Save memory in `decode`, at the price of time.
+
+        Args:
+            tiling: the VAE decodes a video in overlapping tiles: other pixels at their seams.
+            slicing: the VAE decodes one video after another.
+            offload: the VAE is on the device while it decodes, and on the CPU before and after.
+        """
         ...
 
     def release(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from dataclasses import asdict, dataclass
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from ipo_lightning.backbones.held import DTYPES, Held, Precision, check_precision
+from ipo_lightning.backbones.lora_files import plain_lora
 from ipo_lightning.backbones.outline import FullLength, OfConfig
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import LORA_FILE
@@ -87,9 +88,12 @@ class DiffusersFolder(ABC):
         held: Held,
         text_dtype: Precision,
         decode_batch: int,
+        tiling: bool,
     ) -> None:
         self.path, self.name, self.revision, self.fps, self.lora = path, name, revision, fps, lora
         self.held, self.text_dtype, self.decode_batch = held, text_dtype, decode_batch
+        self.tiling, self._tiling = tiling, tiling
+        self._slicing = self._offload = False
         self._loading = Lock()
         self._vae_turn: AbstractContextManager[Any] = nullcontext()
         """Entered while the VAE is at work: a family whose VAE keeps state gives a lock."""
@@ -151,6 +155,11 @@ class DiffusersFolder(ABC):
         """See `Policy.adapter`."""
         return None if self.lora is None else {**asdict(self.lora), "targets": [*self.lora.targets]}
 
+    @property
+    def diffusers_classes(self) -> tuple[str, str]:
+        """See `Policy.diffusers_classes`."""
+        return self.pipeline_class.__name__, self.transformer_class.__name__
+
     @cached_property
     def identity(self) -> str:
         """See `Policy.identity`; a folder counts by its contents, a hub id by its commit."""
@@ -164,6 +173,8 @@ class DiffusersFolder(ABC):
         own = self.held.settings
         if self.text_dtype != "float32":
             own["text_dtype"] = self.text_dtype
+        if self.tiling:
+            own["tiling"] = True
         return fingerprint([*parts, own] if own else parts)
 
     @cached_property
@@ -257,9 +268,11 @@ class DiffusersFolder(ABC):
         clips = []
         for some in self._to_vae(latents.float()).split(self.decode_batch):
             with self._vae_turn:
-                pixels = vae.decode(some).sample  # (B, C, T, H, W) in [-1, 1]
+                pixels = vae.decode(some).sample.float()  # (B, C, T, H, W) in [-1, 1]
             frames = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
             clips += [Clip(video, self.fps) for video in frames.permute(0, 2, 3, 4, 1).cpu()]
+        if self._offload:
+            self._vae_on(torch.device("cpu"))
         return clips
 
     @torch.no_grad()
@@ -271,6 +284,12 @@ class DiffusersFolder(ABC):
             mean = vae.encode(pixels).latent_dist.mean
         return self._from_vae(mean)
 
+    def spare(self, *, tiling: bool = False, slicing: bool = False, offload: bool = False) -> None:
+        """See `Policy.spare`."""
+        self._tiling = tiling or self.tiling
+        self._slicing, self._offload = slicing, offload
+        self.release()
+
     def release(self) -> None:
         """See `Policy.release`."""
         for name in ("_text_encoder", "_vae"):
@@ -281,6 +300,8 @@ class DiffusersFolder(ABC):
     def export(self, network: nn.Module, folder: Path) -> None:
         """See `Policy.export`; in the weights' own precision: an export is the policy, no copy."""
         if self.lora is None:
+            # Else its config.json would name the folder of this machine that the base lay in.
+            cast(Any, network).register_to_config(_name_or_path=self.name)
             cast(Any, network).save_pretrained(folder)
             return
         self.pipeline_class.save_lora_weights(
@@ -300,7 +321,7 @@ class DiffusersFolder(ABC):
         }
 
     def load_lora(self, network: nn.Module, file: Path) -> None:
-        """See `Policy.load_lora`; formats that diffusers converts for the family are read too."""
+        """See `Policy.load_lora`; of diffusers, peft and others, see `plain_lora`."""
         try:
             weights, metadata = self.pipeline_class.lora_state_dict(
                 str(file.parent),
@@ -309,9 +330,13 @@ class DiffusersFolder(ABC):
                 local_files_only=True,
                 return_lora_metadata=True,
             )
-            prefix = "transformer" if any(k.startswith("transformer.") for k in weights) else None
-            cast(Any, network).load_lora_adapter(weights, prefix=prefix, metadata=metadata)
-        except (ValueError, RuntimeError, KeyError, OSError, SafetensorError) as error:
+            layers = [name for name, _ in network.named_modules()]
+            weights, metadata = plain_lora(weights, metadata, file, layers)
+            if not weights:
+                raise ValueError("it holds no layers of a transformer")
+            cast(Any, network).load_lora_adapter(weights, prefix=None, metadata=metadata)
+            _refuse_left_over(network, weights)
+        except (ValueError, RuntimeError, KeyError, OSError, TypeError, SafetensorError) as error:
             raise InputError(f"{file} is no LoRA of this model: {error}") from error
 
     # ---------------------------------------------------------------- parts
@@ -332,6 +357,10 @@ class DiffusersFolder(ABC):
     @cached_property
     def _vae(self) -> Any:
         vae = self.vae_class.from_pretrained(**self._part("vae"), torch_dtype=torch.float32)
+        if self._tiling:
+            vae.enable_tiling()
+        if self._slicing:
+            vae.enable_slicing()
         return vae.eval().requires_grad_(False)
 
     def _vae_on(self, device: torch.device) -> Any:
@@ -347,6 +376,14 @@ class DiffusersFolder(ABC):
     @cached_property
     def _tokenizer(self) -> Any:
         return AutoTokenizer.from_pretrained(**self._part("tokenizer"))
+
+
+def _refuse_left_over(network: Any, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a LoRA some of whose weights found no place; diffusers would go on without them."""
+    name = list(network.peft_config)[-1]
+    left = sorted(weights.keys() - get_peft_model_state_dict(network, adapter_name=name).keys())
+    if left:
+        raise ValueError(f"{len(left)} of its {len(weights)} weights have no place, as {left[0]}")
 
 
 @contextmanager
