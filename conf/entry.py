@@ -41,8 +41,8 @@ for part in ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quanti
 REPO = Path(__file__).resolve().parent.parent
 CONF = REPO / "conf"
 
-PASSING = ("round", "name", "until", "dry_run", "debug", "push_to_hub", "paths", "logger",
-           "callbacks", "hydra")  # fmt: skip
+PASSING = ("round", "name", "until", "dry_run", "debug", "plan", "push_to_hub", "paths",
+           "logger", "callbacks", "hydra")  # fmt: skip
 """Keys that do not change what a run computes."""
 TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")
 """Keys of the trainer that do."""

@@ -6,11 +6,11 @@ sizes of a deep one are run, and what its blocks add is counted on. Computed, no
 own workspaces, the CUDA context and the critics are not known here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from ipo_lightning.module import PreferenceModule
 from ipo_lightning.policy import Policy, Sampling
 from ipo_lightning.references import MovingReference
 from ipo_lightning.tracing import GpuRules, backward, weightless
+
+T = TypeVar("T")
 
 GIB = 2**30
 FEW_BLOCKS = 8
@@ -76,8 +78,8 @@ class Job:
     make: Callable[[Policy], PreferenceModule]
     """The training module of the run's settings, over another policy."""
     sampling: Sampling
-    videos: int
-    """Sampled in one forward, without guidance's double."""
+    candidates: int
+    """Videos of a prompt, at most."""
     batch_size: int
     """Pairs or points a step on each device."""
     accumulate: int
@@ -87,6 +89,8 @@ class Job:
     """Visits a forward where the reference is asked in advance."""
     optimizer: str
     """Its target."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the policy, by name: what its traces are told apart by. None: its identity does that."""
     fused: bool = False
     """Whether its update works in place."""
     precision: str = "32-true"
@@ -97,6 +101,14 @@ class Job:
     gpu: bool = True
     """Whether autocast has a GPU's rules."""
     decode_batch: int = 1
+    together: int = 1
+    """Prompts whose videos a process makes at the same time."""
+
+    @property
+    def videos(self) -> int:
+        """Videos denoised at once, without guidance's double; at the least where it is ``auto``."""
+        size = self.sampling.batch_size
+        return 1 if size == "auto" else min(int(size or self.candidates), self.candidates)
 
     @property
     def mixed(self) -> bool:
@@ -149,6 +161,13 @@ class Stage:
         return sum(self.parts.values())
 
 
+TEXT = frozenset({"text_dtype", "text_length"})
+PIXELS = frozenset({"tiling", "decode_batch"})
+NETWORK = frozenset({"lora", "checkpointing", "weights", "quantize", "compile", "attention"})
+"""Settings of a policy that concern one part of it alone: a change leaves traces of others as they
+are."""
+
+
 class Estimate:
     """Computes a job's needs, each when it is asked for."""
 
@@ -160,45 +179,43 @@ class Estimate:
     @cached_property
     def step(self) -> Step:
         """One training step."""
-        return Step(*self._grown(self._step))
+        job, module = self.job, self._module
+        reference = (type(module.reference), module.reference.of)
+        added = (module.real_weight > 0, module.safeguard is None, module.two_pass)
+        key = (job.batch_size, _function(module.loss), reference, added)
+        return Step(*_once(self._network("step", *key), lambda: self._grown(self._step)))
 
-    @cached_property
+    @property
     def sampling(self) -> Forward:
         """One forward of a rollout."""
         guided = self.job.policy.guidance_videos if self.job.sampling.guided else 1
         return self._forward(self.job.videos * guided)
 
-    @cached_property
+    @property
     def one_video(self) -> Forward:
         """A forward of one video."""
         return self._forward(1)
 
-    @cached_property
+    @property
     def asking(self) -> Forward:
         """One forward of the reference in advance."""
-        pairs = 2 if self._pairwise else 1
-        return self._forward(self.job.reference_batch * pairs)
+        return self._forward(self.job.reference_batch * (2 if self._pairwise else 1))
 
-    @cached_property
+    @property
     def text(self) -> Forward:
-        """Encoding a prompt, with the encoder's float32 weights."""
-        policy = self.job.policy.outline()
-        with weightless() as tracer:
-            policy.embed(["a"], CPU)  # the encoder is made here, which takes more than it keeps
-            tracer.restart()
-            resident, before = tracer.held, tracer.flops
-            policy.embed(["a"], CPU)
-            peak = tracer.next_phase()
-        return Forward(resident + peak.held, 0, tracer.flops - before)
+        """Encoding a prompt, with the encoder's weights."""
+        return _once(self._key("text", TEXT), self._text)
 
-    @cached_property
+    @property
     def decoding(self) -> Forward:
         """Decoding as many videos as are decoded together, with the VAE's float32 weights."""
-        policy, count = self.job.policy.outline(), self.job.decode_batch
-        with weightless() as tracer:
-            policy.decode(torch.empty(count, *policy.latent_shape))
-            peak = tracer.next_phase()
-        return Forward(peak.held, 0, tracer.flops // count)
+        count = min(self.job.decode_batch, self.job.candidates)
+        return _once((*self._key("decoding", PIXELS), count), lambda: self._decoding(count))
+
+    @property
+    def encoding(self) -> Forward:
+        """Encoding a real clip, with the VAE's float32 weights."""
+        return _once(self._key("encoding", PIXELS), self._encoding)
 
     @property
     def _pairwise(self) -> bool:
@@ -207,6 +224,18 @@ class Estimate:
     @cached_property
     def _module(self) -> PreferenceModule:
         return self.job.make(self.job.policy)
+
+    def _network(self, *more: Any) -> tuple[Any, ...]:
+        """What a trace of the network depends on."""
+        job = self.job
+        return (*self._key("network", NETWORK), job.precision, job.gpu, *more)
+
+    def _key(self, name: str, part: frozenset[str]) -> tuple[Any, ...]:
+        """What a trace of a part of the policy depends on: all settings but those of other parts."""
+        others = (TEXT | PIXELS | NETWORK) - part
+        settings = {k: v for k, v in self.job.settings.items() if k not in others}
+        policy = self.job.policy
+        return (name, repr(settings) if settings else (policy.identity, repr(policy.adapter)))
 
     def _grown(self, work: Callable[[Policy], tuple[int, ...]]) -> tuple[int, ...]:
         """What the work gives for the whole network, from shallow ones where it is deep."""
@@ -263,7 +292,10 @@ class Estimate:
         return module.reference.answers == "live" and module.reference.of == "round_start"
 
     def _forward(self, videos: int) -> Forward:
-        return Forward(*self._grown(lambda policy: self._predict(policy, videos)))
+        def work() -> tuple[int, ...]:
+            return self._grown(lambda policy: self._predict(policy, videos))
+
+        return Forward(*_once(self._network("forward", videos), work))
 
     def _predict(self, policy: Policy, videos: int) -> tuple[int, ...]:
         """A prediction for so many videos, without gradients."""
@@ -278,6 +310,30 @@ class Estimate:
                 policy.predict(network, noised.sample, noised.timestep, made.text)
             peak = tracer.next_phase()
         return (peak.held, peak.casts, tracer.flops)
+
+    def _text(self) -> Forward:
+        policy = self.job.policy.outline()
+        with weightless() as tracer:
+            policy.embed(["a"], CPU)  # the encoder is made here, which takes more than it keeps
+            tracer.restart()
+            resident, before = tracer.held, tracer.flops
+            policy.embed(["a"], CPU)
+            peak = tracer.next_phase()
+        return Forward(resident + peak.held, 0, tracer.flops - before)
+
+    def _decoding(self, count: int) -> Forward:
+        policy = self.job.policy.outline()
+        with weightless() as tracer:
+            policy.decode(torch.empty(count, *policy.latent_shape))
+            peak = tracer.next_phase()
+        return Forward(peak.held, 0, tracer.flops // count)
+
+    def _encoding(self) -> Forward:
+        policy = self.job.policy.outline()
+        with weightless() as tracer:
+            policy.encode(torch.empty(1, *policy.size, 3, dtype=torch.uint8))
+            peak = tracer.next_phase()
+        return Forward(peak.held, 0, tracer.flops)
 
     def _rules(self) -> AbstractContextManager[Any]:
         return GpuRules() if self.job.gpu else nullcontext()
@@ -307,9 +363,12 @@ class Estimate:
             latents=videos.latents, desirable=one.bool(), reward=one, ref=one, **common
         )
 
-    @cached_property
+    @property
     def text_shape(self) -> tuple[int, ...]:
         """(L, D) of a prompt's embedding."""
+        return _once(self._key("text shape", TEXT), self._text_shape)
+
+    def _text_shape(self) -> tuple[int, ...]:
         with weightless():
             return tuple(self.job.policy.outline().embed(["a"], CPU).shape[1:])
 
@@ -347,11 +406,13 @@ class Estimate:
         """The fullest moment of each stage."""
         found = [
             self._stage("text embeddings", self.text, "encoder, VAE"),
-            self._stage("rollout", self.sampling, "activations"),
-            self._stage("VAE decoding", self.decoding, "encoder, VAE"),
+            self._stage("rollout", self.sampling, "activations", self.job.together),
+            self._stage("VAE decoding", self.decoding, "encoder, VAE", self.job.together),
         ]
         if self._module.reference.answers == "in advance":
             found.append(self._stage("reference errors", self.asking, "activations"))
+        if self._module.real_weight:
+            found.append(self._stage("real clips", self.encoding, "encoder, VAE"))
         return [*found, self._training(), self._update()]
 
     @property
@@ -359,10 +420,11 @@ class Estimate:
         """The stage that needs most."""
         return max(self.stages, key=lambda stage: stage.total)
 
-    def _stage(self, name: str, work: Forward, kind: str) -> Stage:
+    def _stage(self, name: str, work: Forward, kind: str, together: int = 1) -> Stage:
         """A stage without gradients; shards are gathered for it, see `sharding.gathered`."""
         gathered = float(self.step.weights) if self.job.sharded else 0.0
-        parts = {"gathered": gathered, "casts": work.casts, kind: work.held - work.casts}
+        held = together * (work.held - work.casts)
+        parts = {"gathered": gathered, "casts": work.casts, kind: held}
         return Stage(name, {**self.resident, **parts})
 
     def _training(self) -> Stage:
@@ -388,11 +450,19 @@ class Estimate:
 
     # ---------------------------------------------------------------- operations
 
-    def sampling_flops(self, videos: int) -> float:
-        """Operations that so many videos take, denoised and decoded."""
-        sampling = self.job.sampling
-        predictions = sampling.steps * (2 if sampling.guided else 1)
-        return videos * (predictions * self.one_video.flops + self.decoding.flops)
+    def rollout_flops(self, prompts: int, videos: int) -> float:
+        """Operations of a round's candidates, so many a prompt, on all devices together."""
+        return prompts * self._prompt_flops(self.job.sampling, videos)
+
+    def evaluation_flops(self, prompts: int, videos: int) -> float:
+        """Operations of an evaluation, which shares no steps."""
+        return prompts * self._prompt_flops(self.job.sampling.independent(), videos)
+
+    def _prompt_flops(self, sampling: Sampling, videos: int) -> float:
+        """A prompt's videos; a cache of the network's answers is not reckoned with."""
+        own = videos * (sampling.steps - sampling.shared_steps)
+        predictions = (own + sampling.shared_steps) * (2 if sampling.guided else 1)
+        return predictions * self.one_video.flops + videos * self.decoding.flops
 
     def reference_flops(self) -> float:
         """Operations of a round's reference errors, on all devices together."""
@@ -421,6 +491,23 @@ class Estimate:
         return 4.0 * self.step.trained
 
 
+_TRACED: dict[tuple[Any, ...], Any] = {}
+"""Traces by what they depend on: a sweep, and a search for what fits, plan one network many times."""
+
+
+def _once(key: tuple[Any, ...], work: Callable[[], T]) -> T:
+    if key not in _TRACED:
+        _TRACED[key] = work()
+    found: T = _TRACED[key]
+    return found
+
+
+def _function(loss: Any) -> str:
+    """The name of a loss, without its settings: they are numbers."""
+    function = getattr(loss, "func", loss)
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function))}"
+
+
 def _loss(module: PreferenceModule, batch: PairBatch | PointBatch) -> Tensor:
     """The total that a step back-propagates."""
     if isinstance(batch, PairBatch):
@@ -435,8 +522,7 @@ def _loss(module: PreferenceModule, batch: PairBatch | PointBatch) -> Tensor:
 def _convert(network: torch.nn.Module, precision: str) -> None:
     """What Lightning does to a network for ``bf16-true``."""
     if precision == "bf16-true":
-        for parameter in network.parameters():
-            parameter.data = parameter.data.bfloat16()
+        network.to(torch.bfloat16)
 
 
 def _largest_block(network: torch.nn.Module) -> int:

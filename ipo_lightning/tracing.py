@@ -99,8 +99,24 @@ class Tracer(TorchDispatchMode):
 @contextmanager
 def weightless() -> Iterator[Tracer]:
     """Make every tensor a fake one, watched by a tracer; real ones that meet them are let be."""
-    with FakeTensorMode(allow_non_fake_inputs=True), Tracer() as tracer:
-        yield tracer
+    swapping = nn.Module._apply
+    nn.Module._apply = _apply  # type: ignore[method-assign]
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), Tracer() as tracer:
+            yield tracer
+    finally:
+        nn.Module._apply = swapping  # type: ignore[method-assign]
+
+
+@torch.no_grad()
+def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+    """What moves and converts a module: torch's own swaps tensors, and refuses fake ones."""
+    for part in module.modules() if recurse else [module]:
+        for parameter in part.parameters(recurse=False):
+            parameter.data = function(parameter.data)
+        for name, buffer in part.named_buffers(recurse=False):
+            part._buffers[name] = function(buffer)
+    return module
 
 
 class GpuRules(TorchFunctionMode):

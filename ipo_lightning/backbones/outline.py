@@ -27,9 +27,7 @@ class OfConfig:
         where = {key: settings.get(key) for key in ("subfolder", "revision")}
         dtype = settings.get("torch_dtype") or settings.get("dtype") or torch.float32
         with _default(dtype):
-            model = self._build(pretrained_model_name_or_path, where)
-        model.to = lambda *_, **__: model  # a module of fake tensors cannot be moved, nor need it be
-        return model
+            return self._build(pretrained_model_name_or_path, where)
 
     def _build(self, path: str, where: dict[str, Any]) -> Any:
         if issubclass(self.kind, PreTrainedModel):
