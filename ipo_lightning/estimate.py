@@ -6,7 +6,7 @@ sizes of a deep one are run, and what its blocks add is counted on. Computed, no
 own workspaces, the CUDA context and the critics are not known here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +28,13 @@ FEW_BLOCKS = 8
 """Networks of up to so many blocks are run whole."""
 SAMPLES = (2, 3)
 """Numbers of blocks that stand for a deeper network: its first block may differ from the rest."""
+CLIPS = (17, 25)
+"""Frames of the videos whose decoding stands for a longer one's; both of an even number of latent
+frames beyond the first."""
+OVERLAP = 1.5
+"""Of a VAE's tiles: their operations to those of the whole video, about (diffusers: 1.4 to 1.65)."""
+GRID = 16
+"""Pixels of which a video's height and width are multiples; tiles are rounded up to them."""
 CPU = torch.device("cpu")
 
 
@@ -204,7 +211,7 @@ class Estimate:
     @property
     def text(self) -> Forward:
         """Encoding a prompt, with the encoder's weights."""
-        return _once(self._key("text", TEXT), self._text)
+        return self._text[0]
 
     @property
     def decoding(self) -> Forward:
@@ -242,9 +249,8 @@ class Estimate:
         blocks = self.job.policy.blocks
         if blocks <= FEW_BLOCKS:
             return work(self.job.policy.outline())
-        few, more = (work(self.job.policy.outline(number)) for number in SAMPLES)
-        beyond = blocks - SAMPLES[1]
-        return tuple(b + beyond * (b - a) for a, b in zip(few, more, strict=True))
+        pair = (work(self.job.policy.outline(number)) for number in SAMPLES)
+        return _further(*pair, (blocks - SAMPLES[1]) / (SAMPLES[1] - SAMPLES[0]))
 
     # ---------------------------------------------------------------- the traces
 
@@ -311,22 +317,51 @@ class Estimate:
             peak = tracer.next_phase()
         return (peak.held, peak.casts, tracer.flops)
 
-    def _text(self) -> Forward:
+    @property
+    def _text(self) -> tuple[Forward, tuple[int, ...]]:
+        return _once(self._key("text", TEXT), self._embed)
+
+    def _embed(self) -> tuple[Forward, tuple[int, ...]]:
         policy = self.job.policy.outline()
         with weightless() as tracer:
             policy.embed(["a"], CPU)  # the encoder is made here, which takes more than it keeps
             tracer.restart()
             resident, before = tracer.held, tracer.flops
-            policy.embed(["a"], CPU)
+            text = policy.embed(["a"], CPU)
             peak = tracer.next_phase()
-        return Forward(resident + peak.held, 0, tracer.flops - before)
+        work = Forward(resident + peak.held, 0, tracer.flops - before)
+        return work, tuple(text.shape[1:])
 
     def _decoding(self, count: int) -> Forward:
-        policy = self.job.policy.outline()
+        """Long videos from short ones: a VAE decodes a few frames at a time, all at the same cost.
+
+        Of tiles one is decoded, and the video that they are put together to is added, twice: joined
+        and in parts.
+        """
+        frames, height, width = self.job.policy.size
+        tile = self.job.policy.tile
+        if tile is None or (tile[0] >= height and tile[1] >= width):
+            return self._decode(count, frames, height, width)
+        tall, wide = (min(-(-part // GRID) * GRID, whole)
+                      for part, whole in zip(tile, (height, width), strict=True))  # fmt: skip
+        one = self._decode(count, frames, tall, wide)
+        joined = 2 * count * frames * 3 * 4 * height * width
+        times = OVERLAP * height * width / (tall * wide)
+        return Forward(one.held + joined, 0, round(one.flops * times))
+
+    def _decode(self, count: int, frames: int, *size: int) -> Forward:
+        few, more = (length + (frames - 1) % 8 for length in CLIPS)
+        if frames <= more:
+            return Forward(*self._decode_whole(count, frames, *size))
+        pair = (self._decode_whole(count, length, *size) for length in (few, more))
+        return Forward(*_further(*pair, (frames - more) / (more - few)))
+
+    def _decode_whole(self, count: int, frames: int, height: int, width: int) -> tuple[int, ...]:
+        policy = self.job.policy.outline(size=(frames, height, width))
         with weightless() as tracer:
             policy.decode(torch.empty(count, *policy.latent_shape))
             peak = tracer.next_phase()
-        return Forward(peak.held, 0, tracer.flops // count)
+        return (peak.held, 0, tracer.flops // count)
 
     def _encoding(self) -> Forward:
         policy = self.job.policy.outline()
@@ -366,11 +401,7 @@ class Estimate:
     @property
     def text_shape(self) -> tuple[int, ...]:
         """(L, D) of a prompt's embedding."""
-        return _once(self._key("text shape", TEXT), self._text_shape)
-
-    def _text_shape(self) -> tuple[int, ...]:
-        with weightless():
-            return tuple(self.job.policy.outline().embed(["a"], CPU).shape[1:])
+        return self._text[1]
 
     # ---------------------------------------------------------------- memory
 
@@ -500,6 +531,11 @@ def _once(key: tuple[Any, ...], work: Callable[[], T]) -> T:
         _TRACED[key] = work()
     found: T = _TRACED[key]
     return found
+
+
+def _further(few: Sequence[int], more: Sequence[int], times: float) -> tuple[int, ...]:
+    """``more`` and so many times what it has beyond ``few``."""
+    return tuple(round(b + times * (b - a)) for a, b in zip(few, more, strict=True))
 
 
 def _function(loss: Any) -> str:

@@ -156,10 +156,19 @@ class Policy(Protocol):
         """Transformer blocks of its network, all alike in what they cost."""
         ...
 
-    def outline(self, blocks: int | None = None) -> "Policy":
-        """This policy with random weights, made of configs alone, of all blocks or of so many.
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """Height and width in pixels that its VAE decodes at once; None: a whole video's."""
+        ...
 
-        For planning on fake tensors: it reads no weights and no tokenizer.
+    def outline(
+        self, blocks: int | None = None, size: tuple[int, int, int] | None = None
+    ) -> "Policy":
+        """This policy with random weights, made of configs alone, for plans on fake tensors.
+
+        Args:
+            blocks: of its network; None: all.
+            size: of its videos, decoded whole; None: as they are.
         """
         ...
 

@@ -222,11 +222,24 @@ class DiffusersFolder(ABC):
         """See `Policy.blocks`."""
         return int(self.config["num_layers"])
 
-    def outline(self, blocks: int | None = None) -> Self:
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """See `Policy.tile`."""
+        if not self.tiling:
+            return None
+        with torch.device("meta"):
+            vae = self.vae_class.from_config(self._vae_config)
+        return int(vae.tile_sample_min_height), int(vae.tile_sample_min_width)
+
+    def outline(
+        self, blocks: int | None = None, size: tuple[int, int, int] | None = None
+    ) -> Self:
         """See `Policy.outline`."""
         other: Any = copy(self)
+        if size is not None:
+            other._size, other.tiling, other._tiling = size, False, False
         changes = {} if blocks is None else {"num_layers": blocks}
-        for name in ("config", "_vae", "_text_encoder"):
+        for name in ("config", "size", "_vae", "_text_encoder"):
             other.__dict__.pop(name, None)
         other.transformer_class = OfConfig(self.transformer_class, **changes)
         other.vae_class = OfConfig(self.vae_class)
