@@ -217,7 +217,14 @@ def _compose(config: str, words: list[str]) -> DictConfig:
 
 
 def _explain(config: str, words: list[str], error: Exception) -> str:
-    """Name the override whose key does not exist, if that is what is wrong."""
+    """Name the choice that was not made, or the override whose key does not exist."""
+    unmade = re.search(r"You must specify '(\w+)'", str(error))
+    if unmade:
+        options = ", ".join(_options(unmade[1]))
+        return (
+            f"{unmade[1]} has no default here: give {unmade[1]}=CHOICE, one of your own "
+            f"(docs/extending.md; shipped are {options})"
+        )
     known = _keys(compose(config, []))
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     for word in words:

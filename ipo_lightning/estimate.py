@@ -127,6 +127,7 @@ class Step(NamedTuple):
     """A training step: bytes, but for the first two and the last."""
 
     parameters: int
+    """Of 4 bits, two lie in a byte."""
     trained: int
     weights: int
     reference: int
@@ -272,15 +273,15 @@ class Estimate:
             trained = [p for p in parameters if p.requires_grad]
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
-            batch = self._batch(policy, module)
+            batch = self.batch(policy, module)
             tracer.restart()
             with self._autocast():
-                loss = _loss(module, batch)
+                loss = total(module, batch)
             forward = tracer.next_phase()
             backward(loss)
             after = tracer.next_phase()
         return tuple(Step(
-            parameters=sum(p.numel() for p in parameters),
+            parameters=sum(p.numel() * (2 if p.dtype is torch.uint8 else 1) for p in parameters),
             trained=sum(p.numel() for p in trained),
             weights=weights,
             reference=reference,
@@ -383,7 +384,8 @@ class Estimate:
         text = torch.empty(count, *self.text_shape)
         return Videos(latents, text, torch.empty_like(latents), _places(count))
 
-    def _batch(self, policy: Policy, module: PreferenceModule) -> PairBatch | PointBatch:
+    def batch(self, policy: Policy, module: PreferenceModule) -> PairBatch | PointBatch:
+        """What a step takes; contents are left as memory has them."""
         count = self.job.batch_size
         videos, one = self._videos(policy, count), torch.ones(count)
         common: dict[str, Any] = {
@@ -544,7 +546,7 @@ def _function(loss: Any) -> str:
     return f"{function.__module__}.{getattr(function, '__qualname__', type(function))}"
 
 
-def _loss(module: PreferenceModule, batch: PairBatch | PointBatch) -> Tensor:
+def total(module: PreferenceModule, batch: PairBatch | PointBatch) -> Tensor:
     """The total that a step back-propagates."""
     if isinstance(batch, PairBatch):
         loss = module.pair_step(batch)[0]

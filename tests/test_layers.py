@@ -14,11 +14,11 @@ LIBRARY = REPO / "ipo_lightning"
 # those above it in this table; `shapes` is a world of its own, which nothing else in the library
 # knows of.
 MATHEMATICS = {"batch", "calibration", "errors", "gauges", "labelling", "losses", "metrics",
-               "objectives", "records", "rounds", "seeds", "sharding", "store",
-               "visits"}  # fmt: skip
+               "objectives", "published", "records", "rounds", "seeds", "sharding", "store",
+               "tracing", "visits"}  # fmt: skip
 PROTOCOLS = {"critics.base", "critics.critique", "policy", "real", "video", "workers"}
 CONCRETE = {"backbones", "critics", "shapes"}
-ORCHESTRATION = {"cards", "checkpoints", "evaluation", "hub", "module", "reference_errors",
+ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "hub", "module", "reference_errors",
                  "references", "report", "sampling", "strategies"}  # fmt: skip
 
 APPLICATION = {"callbacks", "conf", "data", "train", "sample", "tests", "benchmarks"}
