@@ -33,7 +33,14 @@ from ipo_lightning.policy import Policy, Sampling  # noqa: E402
 from ipo_lightning.published import MODELS, Published, write_configs  # noqa: E402
 from ipo_lightning.references import CachedReference, FrozenReference, Reference  # noqa: E402
 
-SMALL_TEXT = {"vocab_size": 32, "d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
+SMALL_TEXT = {
+    "vocab_size": 32,
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_layers": 1,
+    "num_heads": 2,
+}
 SMALL: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     # 13 x 8 x 10 = 1040 video tokens and 32 of text, as in step.py
     "cogvideox": ("zai-org/CogVideoX-2b", {
@@ -70,7 +77,7 @@ class Row(NamedTuple):
         return self.computed / self.measured
 
 
-def small(family: str, folder: Path, blocks: int = 6, **settings: Any) -> Policy:
+def small(family: str, folder: Path, blocks: int = 6, **settings: Any) -> CogVideoX | Wan:
     """A small network of a family, made of configs in ``folder``."""
     name, changes = SMALL[family]
     parts = {part: {**own, **changes.get(part, {})} for part, own in MODELS[name].parts.items()}
@@ -82,7 +89,7 @@ def small(family: str, folder: Path, blocks: int = 6, **settings: Any) -> Policy
     return CogVideoX(path, num_frames=49, height=128, width=160, **settings)
 
 
-def large(shape: str, folder: Path, **settings: Any) -> Policy:
+def large(shape: str, folder: Path, **settings: Any) -> CogVideoX | Wan:
     """A network of a published shape."""
     path = str(write_configs(MODELS[LARGE[shape]], folder))
     if shape == "wan":
@@ -90,7 +97,9 @@ def large(shape: str, folder: Path, **settings: Any) -> Policy:
     return CogVideoX(path, num_frames=49, height=480, width=720, **settings)
 
 
-def job(policy: Policy, reference: Reference, two_pass: bool, bf16: bool, gpu: bool) -> Job:
+def job(
+    policy: CogVideoX | Wan, reference: Reference, two_pass: bool, bf16: bool, gpu: bool
+) -> Job:
     """A step on one pair."""
 
     def make(other: Policy) -> PreferenceModule:
@@ -101,7 +110,7 @@ def job(policy: Policy, reference: Reference, two_pass: bool, bf16: bool, gpu: b
         policy, make, Sampling(steps=2), candidates=1, batch_size=1, accumulate=1, updates=1,
         reference_batch=1, optimizer="torch.optim.AdamW", gpu=gpu,
         precision="bf16-mixed" if bf16 else "32-true",
-        settings={"checkpointing": getattr(policy, "held").checkpointing, "path": policy.path},
+        settings={"checkpointing": policy.held.checkpointing, "path": policy.path},
     )  # fmt: skip
 
 
@@ -138,7 +147,7 @@ def decoding(one: Job, device: torch.device) -> int:
 
 
 def rows(
-    make: Callable[..., Policy], device: torch.device, precisions: tuple[bool, ...]
+    make: Callable[..., CogVideoX | Wan], device: torch.device, precisions: tuple[bool, ...]
 ) -> Iterator[Row]:
     """Every way of a step, and a decoding."""
     gpu = device.type == "cuda"

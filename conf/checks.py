@@ -194,13 +194,14 @@ def _check_shards(cfg: DictConfig) -> None:
         return
     if optimizer.startswith("bitsandbytes."):
         raise InputError(
-            f"optim.optimizer._target_={optimizer} does not know the shards of trainer=fsdp; choose "
-            "torchao.optim.AdamW8bit with trainer.strategy.sharded_checkpoints=true, or trainer=ddp"
+            f"optim.optimizer._target_={optimizer} does not know the shards of trainer=fsdp; "
+            "choose torchao.optim.AdamW8bit with trainer.strategy.sharded_checkpoints=true, or "
+            "trainer=ddp"
         )
     if optimizer.startswith("torchao.") and not strategy.sharded_checkpoints:
         raise InputError(
-            f"optim.optimizer._target_={optimizer}: under trainer=fsdp its state cannot be read back "
-            "from a single file; give trainer.strategy.sharded_checkpoints=true"
+            f"optim.optimizer._target_={optimizer}: under trainer=fsdp its state cannot be read "
+            "back from a single file; give trainer.strategy.sharded_checkpoints=true"
         )
 
 

@@ -152,7 +152,7 @@ def _shards(cfg: DictConfig) -> Iterator[Change]:
 
 def _choice(name: str) -> dict[str, Any]:
     """A group's choice, as it lies on disk."""
-    return dict(OmegaConf.load(CONF / f"{name}.yaml"))  # type: ignore[arg-type]
+    return dict(OmegaConf.load(CONF / f"{name}.yaml"))
 
 
 def _one(key: str, value: Any, *stages: str) -> Change:

@@ -12,7 +12,7 @@ from urllib.request import getproxies
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from conf.assembly import accelerator_of, make_module, make_sampling
@@ -53,9 +53,11 @@ def _refuse_unreachable(path: str) -> None:
         InputError: the hub cannot be reached, nor are the configs in the local cache.
     """
     cached = isinstance(try_to_load_from_cache(path, "model_index.json"), str)
-    if cached or getproxies():
+    if cached or (getproxies() and not HF_HUB_OFFLINE):
         return
     try:
+        if HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
         socket.create_connection((str(urlsplit(ENDPOINT).hostname), 443), timeout=5).close()
     except OSError as error:
         raise InputError(f"backbone.path={path}: the hub cannot be reached") from error

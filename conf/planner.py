@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from conf.assembly import Parts, assemble, device_of
 from conf.fitting import Fit, smallest_change, smallest_changes
-from conf.jobs import devices_of, job_of, on_gpu, readable
+from conf.jobs import job_of, on_gpu, readable
 from ipo_lightning.estimate import GIB, Estimate
 from ipo_lightning.report import table
 from ipo_lightning.rounds import STAGES
@@ -111,7 +111,7 @@ def _memory(estimate: Estimate, cfg: DictConfig) -> Iterator[str]:
     shown = [name for name in PARTS if any(row.get(name, _gib(0)) != _gib(0) for row in rows)]
     for row in rows:
         row.update({name: row.get(name, "") for name in shown})
-    yield "\nmemory of a device at each stage's fullest moment, GiB (computed; without the critics):"
+    yield "\nmemory of a device at each stage's fullest moment, GiB (computed, without critics):"
     yield table(rows, ["stage", *shown, "total"])
     fullest = estimate.fullest
     peak = f"peak: {_gib(fullest.total)} GiB in stage {fullest.name}"
@@ -177,7 +177,7 @@ def _hours(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
     devices = "1 device" if job.devices == 1 else f"{job.devices} devices"
     yield (
         f"\ntime of all rounds on {devices} at {rate / 1e12:.3g} TFLOP/s x {cfg.plan.utilisation:g}"
-        f" (computed; without the critics): {listed}; {_time(sum(hours.values()))} in all"
+        f" (computed, without critics): {listed}; {_time(sum(hours.values()))} in all"
     )
 
 

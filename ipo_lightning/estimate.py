@@ -32,7 +32,7 @@ CLIPS = (17, 25)
 """Frames of the videos whose decoding stands for a longer one's; both of an even number of latent
 frames beyond the first."""
 OVERLAP = 1.5
-"""Of a VAE's tiles: their operations to those of the whole video, about (diffusers: 1.4 to 1.65)."""
+"""Of a VAE's tiles: their operations to those of the whole video; 1.4 to 1.65 in diffusers."""
 GRID = 16
 """Pixels of which a video's height and width are multiples; tiles are rounded up to them."""
 CPU = torch.device("cpu")
@@ -239,7 +239,7 @@ class Estimate:
         return (*self._key("network", NETWORK), job.precision, job.gpu, *more)
 
     def _key(self, name: str, part: frozenset[str]) -> tuple[Any, ...]:
-        """What a trace of a part of the policy depends on: all settings but those of other parts."""
+        """What a trace of a part of the policy depends on: all but the settings of other parts."""
         others = (TEXT | PIXELS | NETWORK) - part
         settings = {k: v for k, v in self.job.settings.items() if k not in others}
         policy = self.job.policy
@@ -250,8 +250,12 @@ class Estimate:
         blocks = self.job.policy.blocks
         if blocks <= FEW_BLOCKS:
             return work(self.job.policy.outline())
-        pair = (work(self.job.policy.outline(number)) for number in SAMPLES)
-        return _further(*pair, (blocks - SAMPLES[1]) / (SAMPLES[1] - SAMPLES[0]))
+        few, more = SAMPLES
+        return _further(
+            work(self.job.policy.outline(few)),
+            work(self.job.policy.outline(more)),
+            (blocks - more) / (more - few),
+        )
 
     # ---------------------------------------------------------------- the traces
 
@@ -261,14 +265,14 @@ class Estimate:
         The gradients of the step before are held throughout: Lightning drops them between forward
         and backward, and where batches are accumulated not even then.
         """
-        module = self.job.make(policy)
+        module, _ = self.job.make(policy), self.text_shape  # a trace of its own, before this one
         with weightless() as tracer, self._rules():
             module.configure_model()
             _convert(module.network, self.job.precision)
-            weights = tracer.held
+            alone = tracer.held
             module.reference.attach(policy, module.network)
             module.reference.refresh(module.trained() if self._needs_weights(module) else None)
-            reference = tracer.held - weights
+            reference = tracer.held - alone
             parameters = list(module.network.parameters())
             trained = [p for p in parameters if p.requires_grad]
             for parameter in trained:
@@ -283,7 +287,7 @@ class Estimate:
         return tuple(Step(
             parameters=sum(p.numel() * (2 if p.dtype is torch.uint8 else 1) for p in parameters),
             trained=sum(p.numel() for p in trained),
-            weights=weights,
+            weights=sum(t.nbytes for t in (*parameters, *module.network.buffers())),
             reference=reference,
             gradients=sum(p.nbytes for p in trained),
             forward=forward.held,
@@ -306,6 +310,7 @@ class Estimate:
 
     def _predict(self, policy: Policy, videos: int) -> tuple[int, ...]:
         """A prediction for so many videos, without gradients."""
+        _ = self.text_shape
         with weightless() as tracer, self._rules(), torch.no_grad():
             network = policy.build().eval()
             _convert(network, self.job.precision)
@@ -354,8 +359,8 @@ class Estimate:
         few, more = (length + (frames - 1) % 8 for length in CLIPS)
         if frames <= more:
             return Forward(*self._decode_whole(count, frames, *size))
-        pair = (self._decode_whole(count, length, *size) for length in (few, more))
-        return Forward(*_further(*pair, (frames - more) / (more - few)))
+        short, longer = (self._decode_whole(count, length, *size) for length in (few, more))
+        return Forward(*_further(short, longer, (frames - more) / (more - few)))
 
     def _decode_whole(self, count: int, frames: int, height: int, width: int) -> tuple[int, ...]:
         policy = self.job.policy.outline(size=(frames, height, width))
@@ -525,7 +530,7 @@ class Estimate:
 
 
 _TRACED: dict[tuple[Any, ...], Any] = {}
-"""Traces by what they depend on: a sweep, and a search for what fits, plan one network many times."""
+"""Traces by what they depend on: a sweep, or a search for what fits, plans one network often."""
 
 
 def _once(key: tuple[Any, ...], work: Callable[[], T]) -> T:

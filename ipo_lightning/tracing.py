@@ -122,8 +122,8 @@ def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: boo
 class GpuRules(TorchFunctionMode):
     """Lets autocast on the CPU do what it does on a GPU: norms, sums and the like in float32.
 
-    The CPU's own rules leave these in bfloat16, at half the activations. Enter it around the forward
-    and the backward, which recomputes what is checkpointed.
+    The CPU's own rules leave these in bfloat16, at half the activations. Enter it around the
+    forward and the backward, which recomputes what is checkpointed.
     """
 
     def __torch_function__(
@@ -145,9 +145,9 @@ def backward(loss: Tensor) -> None:
 
 
 _FLOAT32 = {
-    "__pow__", "cosine_similarity", "cumsum", "exp", "group_norm", "layer_norm", "log", "log_softmax",
-    "mse_loss", "norm", "pow", "prod", "reciprocal", "rms_norm", "rsqrt", "softmax", "softplus",
-    "sum",
+    "__pow__", "cosine_similarity", "cumsum", "exp", "group_norm", "layer_norm", "log",
+    "log_softmax", "mse_loss", "norm", "pow", "prod", "reciprocal", "rms_norm", "rsqrt",
+    "softmax", "softplus", "sum",
 }  # fmt: skip
 """Of the operations that autocast computes in float32 on CUDA, those of such networks: torch's
 documentation, "CUDA ops that can autocast to float32"."""

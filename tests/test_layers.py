@@ -18,8 +18,8 @@ MATHEMATICS = {"batch", "calibration", "errors", "gauges", "labelling", "losses"
                "tracing", "visits"}  # fmt: skip
 PROTOCOLS = {"critics.base", "critics.critique", "policy", "real", "video", "workers"}
 CONCRETE = {"backbones", "critics", "shapes"}
-ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "hub", "module", "reference_errors",
-                 "references", "report", "sampling", "strategies"}  # fmt: skip
+ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "hub", "module",
+                 "reference_errors", "references", "report", "sampling", "strategies"}  # fmt: skip
 
 APPLICATION = {"callbacks", "conf", "data", "train", "sample", "tests", "benchmarks"}
 SETTINGS = {"hydra", "omegaconf", "conf"}

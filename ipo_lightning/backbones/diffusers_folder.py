@@ -231,9 +231,7 @@ class DiffusersFolder(ABC):
             vae = self.vae_class.from_config(self._vae_config)
         return int(vae.tile_sample_min_height), int(vae.tile_sample_min_width)
 
-    def outline(
-        self, blocks: int | None = None, size: tuple[int, int, int] | None = None
-    ) -> Self:
+    def outline(self, blocks: int | None = None, size: tuple[int, int, int] | None = None) -> Self:
         """See `Policy.outline`."""
         other: Any = copy(self)
         if size is not None:
