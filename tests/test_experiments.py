@@ -59,15 +59,15 @@ def test_the_papers_setting_is_the_papers(compose_train: ComposeTrain, prompts: 
 
 
 def test_the_smallest_change_is_found(compose_train: ComposeTrain) -> None:
-    """On the embedded world, whose fullest stage is the decoding, and then the training."""
+    """On the embedded world, whose fullest stage is the training."""
     cfg = compose_train("plan.memory_gib=80")
     estimate = Estimate(job_of(cfg))
-    assert estimate.fullest.name == "VAE decoding"
+    assert estimate.fullest.name == "training"
     need = estimate.fullest.total
     found = smallest_change(cfg, need * 0.99)
     assert found is not None and found.bytes < need
-    assert [change.shown for change in found.changes] == ["backbone.decode_batch=1"]
-    changed = compose_train("plan.memory_gib=80", "backbone.decode_batch=1")
+    assert [change.shown for change in found.changes] == ["backbone.checkpointing=true"]
+    changed = compose_train("plan.memory_gib=80", "backbone.checkpointing=true")
     assert Estimate(job_of(changed)).fullest.total == found.bytes
     assert smallest_change(cfg, 2**20) is None and smallest_changes(cfg, 2**10) is None
     together = smallest_changes(cfg, found.bytes * 0.9)
