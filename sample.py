@@ -65,21 +65,27 @@ class Made(NamedTuple):
     """Its exact pixels, for a critic; the file's are enlarged and compressed."""
 
 
+class Order(NamedTuple):
+    """What is asked for, settled; it goes to other processes as it is."""
+
+    cfg: DictConfig
+    checkpoint: "Checkpoint"
+    backbone: dict[str, Any]
+    sampling: "Sampling"
+    prompts: list[str]
+    jobs: list[Job]
+
+
 def sample(cfg: DictConfig) -> list[Path]:
     """Write the videos that ``cfg`` asks for, and a contact sheet; the mp4 files in order."""
     refuse_missing(cfg)
     check_sample(cfg)
     prompts = read_prompts(cfg)
-    from conf.assembly import settle
-    from ipo_lightning.checkpoints import find_checkpoint
-
-    settle(cfg)
-    checkpoint = find_checkpoint(str(cfg.ckpt))  # one process asks a hub, then all find it
-    made = sorted(shared(cfg, checkpoint, prompts), key=lambda one: (one.prompt, one.k))
+    made = sorted(shared(ordered(cfg, prompts)), key=lambda one: (one.prompt, one.k))
     files = [one.file for one in made]
     for file in files:
         show(str(file))
-    show(f"contact sheet: {write_sheet(made, prompts, cfg.seed)}")
+    show(f"contact sheet: {write_sheet(made, prompts)}")
     if cfg.get("critic"):
         show(scores(cfg, made, prompts))
     return files
@@ -96,17 +102,33 @@ def read_prompts(cfg: DictConfig) -> list[str]:
     return read(Path(cfg.prompts))
 
 
+def ordered(cfg: DictConfig, prompts: list[str]) -> Order:
+    """Everything that can be refused before the weights are loaded, and one look at a hub."""
+    from conf.assembly import settle
+    from ipo_lightning.checkpoints import find_checkpoint
+
+    settle(cfg)
+    checkpoint = find_checkpoint(str(cfg.ckpt))
+    saved: Any = OmegaConf.load(checkpoint.config) if checkpoint.config else OmegaConf.create({})
+    node = backbone_of(cfg, checkpoint, saved)
+    policy: Policy = build(node, "backbone")
+    sampling = sampling_of(cfg, saved, node)
+    policy.check_sampling(sampling)
+    todo = list(jobs(len(prompts), cfg.n, batch_of(cfg, policy.size)))
+    return Order(cfg, checkpoint, node, sampling, prompts, todo)
+
+
 # -------------------------------------------------------------------- processes
 
 
-def shared(cfg: DictConfig, checkpoint: "Checkpoint", prompts: Sequence[str]) -> list[Made]:
+def shared(order: Order) -> list[Made]:
     """All videos, made by as many processes as devices are asked for."""
-    world = processes_of(cfg)
+    world = min(processes_of(order.cfg), len(order.jobs))
     if world == 1:
-        return make(cfg, checkpoint, prompts, 0, 1)
+        return make(order, 0, 1)
     # Not forked: CUDA would not survive it. An error of the input is raised here as it was there.
     with ProcessPoolExecutor(world, mp_context=get_context("spawn")) as pool:
-        parts = [pool.submit(make, cfg, checkpoint, prompts, rank, world) for rank in range(world)]
+        parts = [pool.submit(make, order, rank, world) for rank in range(world)]
         try:
             return [one for part in parts for one in part.result()]
         except BrokenProcessPool as error:
@@ -116,35 +138,28 @@ def shared(cfg: DictConfig, checkpoint: "Checkpoint", prompts: Sequence[str]) ->
             ) from error
 
 
-def make(
-    cfg: DictConfig, checkpoint: "Checkpoint", prompts: Sequence[str], rank: int, world: int
-) -> list[Made]:
+def make(order: Order, rank: int, world: int) -> list[Made]:
     """One process's videos: every ``world``-th job, from the ``rank``-th on."""
     from conf.assembly import settle
     from ipo_lightning.checkpoints import load_into
 
+    cfg = order.cfg
     settle(cfg)
-    saved: Any = OmegaConf.load(checkpoint.config) if checkpoint.config else OmegaConf.create({})
-    node = backbone_of(cfg, checkpoint, saved)
-    policy: Policy = build(node, "backbone")
-    sampling = sampling_of(cfg, saved, node)
-    policy.check_sampling(sampling)
+    policy: Policy = build(order.backbone, "backbone")
     policy.spare(tiling=cfg.tiling, slicing=cfg.slicing, offload=cfg.offload)
-    mine = list(jobs(len(prompts), cfg.n, batch_of(cfg, policy.size)))[rank::world]
-    if not mine:  # more processes than jobs
-        return []
-    network = load_into(checkpoint, policy)
-    settings = determined(cfg, checkpoint, policy, network, sampling)
-    files = Files(Path(cfg.paths.outputs) / "samples", prompts, cfg.seed, settings)
-    judged = cfg.get("critic") is not None  # then all are made: a critic sees exact pixels
-    again = cfg.overwrite or judged
-    todo = [job for job in mine if again or not all(files.of(job, k).exists() for k in job.numbers)]
-    made = [Made(job.prompt, k, files.of(job, k), None)
-            for job in mine if job not in todo for k in job.numbers]  # fmt: skip
-    if not todo:
-        return made
+    network = load_into(order.checkpoint, policy)
+    settings = determined(cfg, order.checkpoint, policy, network, order.sampling)
+    files = Files(Path(cfg.paths.outputs) / "samples", order.prompts, cfg.seed, settings)
     files.describe(str(cfg.ckpt))
-    for job, clips in draw(cfg, policy, network, sampling, prompts, todo, rank):
+    judged = cfg.get("critic") is not None  # then all are made: a critic sees exact pixels
+    made, todo = [], []
+    for job in order.jobs[rank::world]:
+        there = [Made(job.prompt, k, files.of(job, k), None) for k in job.numbers]
+        if judged or cfg.overwrite or not all(one.file.exists() for one in there):
+            todo.append(job)
+        else:
+            made += there
+    for job, clips in draw(order, todo, policy, network, rank) if todo else ():
         for k, clip in zip(job.numbers, clips, strict=True):
             write(files.of(job, k), clip, cfg.enlarge)
             made.append(Made(job.prompt, k, files.of(job, k), clip if judged else None))
@@ -159,13 +174,7 @@ def jobs(prompts: int, n: int, batch: int) -> Iterator[Job]:
 
 
 def draw(
-    cfg: DictConfig,
-    policy: "Policy",
-    network: "nn.Module",
-    sampling: "Sampling",
-    prompts: Sequence[str],
-    todo: Sequence[Job],
-    rank: int,
+    order: Order, todo: Sequence[Job], policy: "Policy", network: "nn.Module", rank: int
 ) -> Iterator[tuple[Job, list["Clip"]]]:
     """The videos of the jobs, one job at a time."""
     import torch
@@ -174,10 +183,13 @@ def draw(
     from ipo_lightning.checkpoints import halve
     from ipo_lightning.seeds import derive_seed
 
+    cfg, sampling = order.cfg, order.sampling
     device = place_of(cfg, rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    wanted = [prompts[job.prompt] for job in todo] + [sampling.negative_prompt] * sampling.guided
+    wanted = [order.prompts[job.prompt] for job in todo] + [
+        sampling.negative_prompt
+    ] * sampling.guided
     # One by one, so that no embedding depends on the others; before the network comes to the
     # device, beside which the text encoder might not fit.
     texts = {text: policy.embed([text], device) for text in dict.fromkeys(wanted)}
@@ -189,7 +201,7 @@ def draw(
         network.to(device)
         seeds = [derive_seed(cfg.seed, "sample", k) for k in job.numbers]
         with torch.no_grad(), arithmetic(cfg, device):
-            text = texts[prompts[job.prompt]]
+            text = texts[order.prompts[job.prompt]]
             latents = policy.sample(network, seeds, text, negative, sampling)
             if cfg.offload:
                 network.to("cpu")
@@ -274,7 +286,7 @@ def write(file: Path, clip: "Clip", enlarge: int | None) -> None:
     write_video(file, Clip(frames, clip.fps))
 
 
-def write_sheet(made: Sequence[Made], prompts: Sequence[str], seed: int) -> Path:
+def write_sheet(made: Sequence[Made], prompts: Sequence[str]) -> Path:
     """The first videos as one picture, from their files: the same whoever made them, and when."""
     from ipo_lightning.store import write_atomically
     from ipo_lightning.video import contact_sheet, read_video

@@ -1,8 +1,10 @@
 """What a piece of work costs: seconds, floating-point operations, bytes at its peak."""
 
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +71,23 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 0) -> floa
     size = size or (8192 if device.type == "cuda" else 2048)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / min(seconds(lambda: left @ right, device) for _ in range(5))
+
+
+def hardware(device: torch.device) -> str:
+    """The name of a GPU, or of this machine's processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    model = next((line.partition(": ")[2] for line in lines if "model name" in line), "")
+    return model or platform.processor()
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a Markdown table."""
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([str(row[n]) for n in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def synchronize(device: torch.device) -> None:

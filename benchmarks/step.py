@@ -9,7 +9,6 @@ the turns of its time against that of plain fine-tuning on the same two videos.
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -30,11 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measure import (  # noqa: E402
     flops,
+    hardware,
     interleaved,
     matrix_rate,
     peak_bytes,
     ratio,
     seconds,
+    table,
 )
 from data.datamodule import PreferenceDataModule, VisitLoader  # noqa: E402
 from ipo_lightning.backbones.cogvideox import CogVideoX, Lora  # noqa: E402
@@ -122,10 +123,8 @@ class Bench:
 
     def hardware(self) -> str:
         """What it runs on."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        model = next((line.partition(": ")[2] for line in _cpu_info() if "model name" in line), "")
-        return f"{model or platform.processor()}, one thread"
+        name = hardware(self.device)
+        return name if self.device.type == "cuda" else f"{name}, one thread"
 
     def title(self) -> str:
         """What is measured where."""
@@ -420,18 +419,6 @@ def _on(batch: Any, device: torch.device) -> Any:
     return batch._replace(**{
         name: value.to(device) for name, value in batch._asdict().items() if value is not None
     })  # fmt: skip
-
-
-def _cpu_info() -> list[str]:
-    file = Path("/proc/cpuinfo")
-    return file.read_text().splitlines() if file.exists() else []
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table."""
-    names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([str(row[n]) for n in names] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

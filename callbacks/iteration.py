@@ -198,6 +198,7 @@ class IterationCallback(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The round is trained: keep its policy, then see what it is worth."""
         number = self.module.round
+        self.module.finish_round()
         self._save_checkpoint(int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
         if self.until == "training" and number == self.last_round:
             self._export(number)
@@ -240,9 +241,13 @@ class IterationCallback(L.Callback):
             # Embeddings may have been lost from the store while the videos were kept.
             self.sampler.embed([u.prompt for u in units], self.module.device, self.workers)
             return one.candidates()
-        with self._stage("rollout", number), self._policy_of(number - 1) as network:
+        with (
+            self._stage("rollout", number),
+            self._policy_of(number - 1) as network,
+            self.critique.beside(str(self.module.device)) as tell,
+        ):
             candidates = self.sampler.draw(
-                policy, units, network, self.workers, f"round {number}: rollout"
+                policy, units, network, self.workers, f"round {number}: rollout", tell
             )
             if self.workers.leads:
                 if one.candidates_file.exists() and one.candidates() != candidates:
@@ -403,13 +408,14 @@ class IterationCallback(L.Callback):
     def _write_card(self, number: int, line: Mapping[str, Any]) -> None:
         policy = self.module.policy
         if number:
-            config = self.run.config_file
+            config, units = self.run.config_file, self.evaluation.units
             card = model_card(
                 name=self.run.path.name,
                 base=Base(policy.name, policy.path, policy.revision, *policy.diffusers_classes),
                 adapter=policy.adapter is not None,
                 lines=[*(old for old in self.run.lines() if old["round"] < number), line],
                 data=[self._data(one) for one in range(1, number + 1)],
+                held_out=Data(number, len(units), sum(len(unit.seeds) for unit in units)),
                 settings=config.read_text() if config.exists() else "",
                 command=started_with(),
             )
@@ -431,6 +437,7 @@ class IterationCallback(L.Callback):
         figures = {name: line.get(name) for name in ("score", "eval_score", "win_rate")}
         figures |= {f"gauge/{name}": value for name, value in line.get("gauges", {}).items()}
         figures |= {f"dims/{name}": value for name, value in line.get("dims", {}).items()}
+        figures["beta"] = (line.get("train") or {}).get("beta")  # where it was settled by itself
         shown = {f"round/{name}": value for name, value in figures.items() if value is not None}
         for logger in self.trainer.loggers:
             logger.log_metrics({**shown, "round": number}, step=self.trainer.global_step)

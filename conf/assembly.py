@@ -24,6 +24,7 @@ from ipo_lightning.policy import Policy, Sampling
 from ipo_lightning.rounds import RunDir
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.store import Store, write_atomically
+from ipo_lightning.strategies import CheckpointsOnCpu
 
 Prompts = Callable[[str], Sequence[str]]
 
@@ -51,6 +52,7 @@ def settle(cfg: DictConfig) -> None:
     disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")  # diffusers, of hub ids
 
 
 def claim(run: RunDir, cfg: DictConfig) -> None:
@@ -95,6 +97,8 @@ def assemble(cfg: DictConfig) -> Parts:
         last_round=cfg.round,
         until=None if cfg.until == "evaluation" else cfg.until,
     )
+    if cfg.backbone.get("attention") or cfg.backbone.get("compile"):
+        iteration.together = 1  # which kernels run, and what is compiled, is the process's own
     datamodule = PreferenceDataModule(
         store,
         batch_size=cfg.data.batch_size,
@@ -117,6 +121,7 @@ def make_module(cfg: DictConfig, policy: Policy) -> PreferenceModule:
         safeguard=cfg.regularise.safeguard,
         two_pass=cfg.step == "two_pass",
         warmup_updates=cfg.optim.warmup_updates,
+        ema=cfg.optim.ema,
         seed=cfg.seed,
     )
 
@@ -150,6 +155,7 @@ def build_trainer(cfg: DictConfig, iteration: IterationCallback) -> L.Trainer:
             max_epochs=cfg.round,
             callbacks=[*listeners, iteration],  # a bar closes before the next stage opens its own
             logger=build(cfg.logger, "logger"),
+            plugins=[CheckpointsOnCpu()],
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
             enable_checkpointing=False,  # the iteration callback does it, by round

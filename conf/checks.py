@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from conf.memory import check_memory
 from ipo_lightning.errors import InputError
 
 STEPS = ("plain", "two_pass")
@@ -98,6 +99,7 @@ NUMBERS = {
     "optim.optimizer.lr": Number(0, above=True),
     "optim.optimizer.weight_decay": Number(0),
     "optim.warmup_updates": Number(0, whole=True),
+    "optim.ema": Number(0, null="off"),
     "callbacks.iteration.checkpoint_every": Number(1, whole=True),
     "trainer.accumulate_grad_batches": Number(1, whole=True),
     "plan.memory_gib": Number(0, above=True, null="of the GPU of this machine"),
@@ -113,8 +115,10 @@ SWITCHES = (
     "rollout.lossless",
     "rollout.dynamic_guidance",
     "backbone.checkpointing",
+    "backbone.compile",
     "backbone.tiling",
     "loss.graded",
+    "reference.offload",
 )
 FILES = ("data.prompts.path",)
 NEEDED = ("backbone", "data", "loss", "reference", "rollout", "critic", "eval_critic", "labelling",
@@ -169,6 +173,7 @@ def _check_combinations(cfg: DictConfig) -> None:
             "trainer.precision=16-mixed: float16 overflows in these networks, and a skipped step "
             "is an error here; choose bf16-mixed or 32-true"
         )
+    check_memory(cfg)
     if cfg.regularise.real and cfg.data.get("real") is None:
         raise InputError(
             f"regularise.real={cfg.regularise.real}, but there are no real clips: give data.real "

@@ -74,8 +74,8 @@ def backbone_of(cfg: DictConfig, checkpoint: "Checkpoint", saved: DictConfig) ->
     if is_shipped(node):
         node["path"] = str(REPO / SHIPPED)  # a run may have been made in another clone
     if checkpoint.kind == "pipeline":
-        if is_shipped(node):
-            node["decode_batch"] = 1  # of the shipped model's many tiny videos; these are another's
+        if is_shipped(node) and not checkpoint.path.endswith(SHIPPED):
+            node["decode_batch"] = 1  # not that of the shipped model's tiny videos
         node.update(path=checkpoint.path, revision=checkpoint.revision, lora=None)
     if checkpoint.kind in ("lora", "transformer"):
         node.update(lora=None)  # a LoRA file brings its own rank and layers

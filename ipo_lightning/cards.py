@@ -6,6 +6,7 @@ people is escaped.
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +74,7 @@ class Base(NamedTuple):
 
 
 class Data(NamedTuple):
-    """How much a round was trained on."""
+    """How many videos a round was trained or scored on."""
 
     round: int
     prompts: int
@@ -87,6 +88,7 @@ def model_card(
     adapter: bool,
     lines: Sequence[Mapping[str, Any]],
     data: Sequence[Data],
+    held_out: Data,
     settings: str,
     command: Sequence[str] = (),
 ) -> str:
@@ -98,6 +100,7 @@ def model_card(
         adapter: whether the policy is a LoRA over the base.
         lines: of rounds.jsonl, up to the round of this policy.
         data: of the rounds that trained it.
+        held_out: what it was scored on.
         settings: the run's config.yaml.
         command: the words that the run was started with, if they are known.
     """
@@ -116,7 +119,7 @@ def model_card(
         making(chosen, last, command),
         rounds(lines, data),
         "## Scores",
-        scores(lines),
+        scores(lines, held_out),
         "## Limits",
         limits(base),
     ]
@@ -158,7 +161,7 @@ def usage(base: Base, adapter: bool, chosen: Mapping[str, Any]) -> str:
     asked = [f"num_inference_steps={int(rollout.get('steps') or 50)}",
              f"guidance_scale={float(rollout.get('guidance_scale') or 6)}", *size]  # fmt: skip
     made = (f'transformer = {base.transformer}.from_pretrained("policy", '
-            "torch_dtype=torch.bfloat16)")  # fmt: skip
+            "dtype=torch.bfloat16)")  # fmt: skip
     lines = [
         "import torch",
         f"from diffusers import {base.pipeline}{'' if adapter else ', ' + base.transformer}",
@@ -166,13 +169,17 @@ def usage(base: Base, adapter: bool, chosen: Mapping[str, Any]) -> str:
         "",
         *([] if adapter else [made]),
         f"pipeline = {base.pipeline}.from_pretrained(",
-        f"    {origin}, {revision}{loaded}torch_dtype=torch.bfloat16",
+        f"    {origin}, {revision}{loaded}dtype=torch.bfloat16",
         ').to("cuda")',
         *(['pipeline.load_lora_weights("policy")'] if adapter else []),
         f'video = pipeline(prompt="a prompt", {", ".join(asked)}).frames[0]',
         f'export_to_video(video, "video.mp4", fps={float(backbone.get("fps") or 8):g})',
     ]
-    return fenced("\n".join(lines), "python")
+    told = (
+        "Here `policy` is this folder, or the id of this repository. With diffusers before 0.42 "
+        "write `torch_dtype` for `dtype`; `export_to_video` wants imageio and imageio-ffmpeg."
+    )
+    return f"{told}\n\n{fenced(chr(10).join(lines), 'python')}"
 
 
 def making(chosen: Mapping[str, Any], last: Mapping[str, Any], command: Sequence[str]) -> str:
@@ -190,7 +197,7 @@ def making(chosen: Mapping[str, Any], last: Mapping[str, Any], command: Sequence
         "reference": target(chosen.get("reference") or {}),
         "critic that labelled": target(chosen.get("critic") or {}),
         "held-out judge": target(chosen.get("eval_critic") or {}),
-        "command": " ".join(without_paths(word) for word in command),
+        "command": shlex.join(without_paths(word) for word in command),
     }
     return "\n".join(f"- {key}: {code(value)}" for key, value in rows.items() if value)
 
@@ -207,7 +214,7 @@ def rounds(lines: Sequence[Mapping[str, Any]], data: Sequence[Data]) -> str:
     return grid(("round", "prompts", "videos of the policy", "labels kept"), rows)
 
 
-def scores(lines: Sequence[Mapping[str, Any]]) -> str:
+def scores(lines: Sequence[Mapping[str, Any]], held_out: Data) -> str:
     """On held-out prompts, by round; the intervals are of 95 %."""
     rows = [
         (
@@ -220,7 +227,11 @@ def scores(lines: Sequence[Mapping[str, Any]]) -> str:
         for line in lines
     ]
     head = ("round", "training critic", "held-out judge", "win rate over the base, 95 %")
-    return "On prompts that were not trained on:\n\n" + grid((*head, *gauges(lines)), rows)
+    told = (
+        f"On {held_out.prompts} prompts that were not trained on, {held_out.videos} videos in all, "
+        "with the same noise in each round. A score has its standard error beside it, over prompts."
+    )
+    return f"{told}\n\n{grid((*head, *gauges(lines)), rows)}"
 
 
 def gauges(lines: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,17 +12,24 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint import metadata as records
 
 from ipo_lightning.errors import InputError
+from ipo_lightning.hub import one_sentence
 from ipo_lightning.policy import LORA_FILE, Policy, put_weights, trained_weights
 from ipo_lightning.rounds import RunDir
 
@@ -142,57 +149,50 @@ def _config(path: Path) -> Path | None:
 
 def _hub(repo: str, revision: str | None, file: str | None) -> Checkpoint:
     """What a repository holds, told by its files: a pipeline, a transformer or a LoRA."""
-    if file is not None:
-        found = _download(repo, revision, file)
-        if found is not None:
-            return Checkpoint("lora", str(found))
-        raise InputError(f"ckpt={repo}/{file}: no such file there, or no network")
-    if _download(repo, revision, "model_index.json") is not None:
+    names = _names(repo, revision)
+    if file is None and "model_index.json" in names:
         return Checkpoint("pipeline", repo, revision=revision)
-    for place in ("transformer/", ""):
-        config = _download(repo, revision, f"{place}config.json")
-        if config is not None:
-            return _hub_transformer(repo, config, place)
-    for name in (LORA_FILE, PEFT_FILE):
-        found = _download(repo, revision, name)
-        if found is not None:
-            if name == PEFT_FILE:
-                _download(repo, revision, "adapter_config.json")
-            return Checkpoint("lora", str(found))
+    for place in ("transformer", "."):
+        within = [name for name in names if str(PurePosixPath(name).parent) == place]
+        weights = [name for name in within if name.endswith(".safetensors")]
+        config = str(PurePosixPath(place, "config.json"))
+        if file is None and config in within and weights:
+            more = [name for name in within if name.endswith(".json")]
+            return Checkpoint("transformer", str(_fetch(repo, revision, [*weights, *more]) / place))
+    for name in (LORA_FILE, PEFT_FILE) if file is None else (file,):
+        if name in names:
+            beside = str(PurePosixPath(name).with_name("adapter_config.json"))
+            return Checkpoint("lora", str(_fetch(repo, revision, [name, beside]) / name))
     raise InputError(
-        f"ckpt={repo} cannot be read: no network and no copy in the local cache, or it holds "
-        f"neither a diffusers pipeline, a transformer nor {LORA_FILE}; of a LoRA by another name "
-        f"give the file, as ckpt={repo}/NAME.safetensors"
+        f"ckpt={repo} has no {file or f'diffusers pipeline, transformer or {LORA_FILE}'}; it has "
+        f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}. A LoRA by another name is "
+        f"ckpt={repo}/NAME.safetensors"
     )
 
 
-def _hub_transformer(repo: str, config: Path, place: str) -> Checkpoint:
-    folder = config.parent
-    commit = (folder.parent if place else folder).name  # the weights of the config that was read
-    with_hub(repo, snapshot_download, revision=commit,
-             allow_patterns=[f"{place}*.safetensors", f"{place}*.json"])  # fmt: skip
-    if not list(folder.glob("*.safetensors")):
-        raise InputError(f"ckpt={repo}: {place}config.json stands alone, without .safetensors")
-    return Checkpoint("transformer", str(folder))
-
-
-def _download(repo: str, revision: str | None, name: str) -> Path | None:
-    """A file of a repository, from the cache where it is there; None where there is no such."""
+def _names(repo: str, revision: str | None) -> list[str]:
+    """A repository's files: as the hub lists them, without network those of the local cache."""
     try:
-        return Path(with_hub(repo, hf_hub_download, filename=name, revision=revision))
-    except EntryNotFoundError:
-        return None
+        return sorted(HfApi().list_repo_files(repo, revision=revision))
+    except (HfHubHTTPError, HFValidationError) as error:  # no such repository, or not allowed
+        raise _unreadable(repo, error) from error
+    except OSError:  # no network
+        folder = _fetch(repo, revision, None, local_files_only=True)
+    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
 
 
-def with_hub(repo: str, ask: Any, **more: Any) -> str:
-    """Ask a hub; what it has against the question ends in a sentence."""
+def _fetch(repo: str, revision: str | None, names: list[str] | None, **more: Any) -> Path:
+    """The folder with a repository's files, from the cache where they are there."""
     try:
-        return str(ask(repo, **more))
-    except EntryNotFoundError:
-        raise
-    except (OSError, HFValidationError) as error:  # no such repository, not allowed, no network
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"ckpt={repo} cannot be read: {reason}") from error
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=names, **more))
+    except (OSError, HFValidationError, EntryNotFoundError) as error:
+        raise _unreadable(repo, error) from error
+
+
+def _unreadable(repo: str, error: Exception) -> InputError:
+    absent = isinstance(error, LocalEntryNotFoundError)
+    reason = "no network, and no copy in the local cache" if absent else one_sentence(error)
+    return InputError(f"ckpt={repo} cannot be read: {reason}")
 
 
 # -------------------------------------------------------------------- weights
@@ -219,27 +219,49 @@ def halve(network: nn.Module) -> None:
 
 
 def _load_transformer(network: nn.Module, path: Path, policy: Policy) -> None:
-    wanted = type(network).__name__
-    found = json.loads((path / "config.json").read_text()).get("_class_name")
+    config, wanted = json.loads((path / "config.json").read_text()), type(network).__name__
+    found = config.get("_class_name")
     if found != wanted:
         raise InputError(f"ckpt={path} is a {found}; {policy.name} has a {wanted}: give the "
                          "backbone= that it was trained from")  # fmt: skip
-    _put(network, policy.load_export(path), path)
+    own = json.loads(json.dumps(dict(cast(Any, network).config)))
+    for key in sorted(own.keys() & config.keys()):
+        size = key.startswith(("_", "sample_"))  # where it came from, and which videos it is for
+        if not size and own[key] != config[key]:
+            raise InputError(
+                f"ckpt={path} does not fit its base model: its {key} is {config[key]}, not "
+                f"{own[key]}; give the backbone= that it was trained from"
+            )
+    _refuse_unlike(network, _shapes(path), path)  # diffusers would fill what lacks with noise
+    put_weights(network, policy.load_export(path))
 
 
-def _put(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """`put_weights`, with names and shapes that do not fit told of the checkpoint."""
-    own = trained_weights(network)
+def _shapes(path: Path) -> dict[str, torch.Size]:
+    """Names and shapes of the tensors in a folder's files, from their headers alone."""
+    shapes = {}
+    try:
+        for file in path.glob("*.safetensors"):
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+                    shapes[name] = torch.Size(tensors.get_slice(name).get_shape())
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"ckpt={file}: cannot be read ({error})") from error
+    return shapes
+
+
+def _refuse_unlike(network: nn.Module, shapes: Mapping[str, torch.Size], path: Path) -> None:
+    """Refuse weights that lack one that the network wants, or have one that it cannot take."""
+    wanted = {name: weight.shape for name, weight in trained_weights(network).items()}
+    there = {name: value.shape for name, value in network.state_dict().items()}
     odd = sorted(
-        own.keys() ^ weights.keys()
-        | {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
+        {name for name, shape in wanted.items() if shapes.get(name) != shape}
+        | {name for name, shape in shapes.items() if there.get(name) != shape}
     )
     if odd:
         raise InputError(
             f"ckpt={path} does not fit its base model: {len(odd)} weights have other names or "
             f"shapes, as {odd[0]}; give the backbone= that it was trained from"
         )
-    put_weights(network, weights)
 
 
 def _load_lightning(network: nn.Module, path: Path, policy: Policy) -> None:
@@ -253,11 +275,10 @@ def _load_lightning(network: nn.Module, path: Path, policy: Policy) -> None:
     if base != policy.identity:
         raise InputError(f"ckpt={path} was trained on another base model; give its backbone=")
     own = trained_weights(network)
-    if path.is_dir():
-        _put(network, _gather(path, own), path)
-    else:
-        weights = {name.removeprefix("network."): tensor for name, tensor in state.items()}
-        _put(network, {name: weights[name] for name in own if name in weights}, path)
+    named = {name.removeprefix("network."): tensor for name, tensor in state.items()}
+    weights = _gather(path, own) if path.is_dir() else {k: w for k, w in named.items() if k in own}
+    _refuse_unlike(network, {name: weight.shape for name, weight in weights.items()}, path)
+    put_weights(network, weights)
 
 
 # -------------------------------------------------------------------- shards

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ipo_lightning.averages import MovingAverage
 from ipo_lightning.batch import PairBatch, PointBatch, Videos
 from ipo_lightning.calibration import settle_beta, wants_beta
 from ipo_lightning.errors import InputError
@@ -33,7 +34,7 @@ from ipo_lightning.losses import (
 )
 from ipo_lightning.metrics import TrainingHealth, agreement
 from ipo_lightning.objectives import Noised, mean_square, squared_error
-from ipo_lightning.policy import Policy, trained_weights
+from ipo_lightning.policy import Policy, put_weights, trained_weights
 from ipo_lightning.references import Reference
 from ipo_lightning.seeds import derive_seed
 from ipo_lightning.sharding import shard, total_norm
@@ -56,6 +57,8 @@ class PreferenceModule(L.LightningModule):
         two_pass: back-propagate one half of the videos (the winners) after the other: half the
             activations for one more forward of the other half; the same gradients.
         warmup_updates: the learning rate rises linearly over the first updates of each round.
+        ema: decay, in [0, 1), of a moving average of the trained weights over a round's updates,
+            which is what the round ends with; None: the last update's weights.
         seed: the run's.
     """
 
@@ -71,6 +74,7 @@ class PreferenceModule(L.LightningModule):
         safeguard: float | None = None,
         two_pass: bool = False,
         warmup_updates: int = 0,
+        ema: float | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -83,9 +87,12 @@ class PreferenceModule(L.LightningModule):
         _refuse_reference(self.loss, reference)
         _refuse_weights(winner_weight, real_weight)
         _refuse_safeguard(safeguard, self.form)
+        _refuse_ema(ema)
         self.optimizer = optimizer
         self.winner_weight, self.real_weight, self.safeguard = winner_weight, real_weight, safeguard
         self.two_pass, self.warmup_updates, self.seed = two_pass, warmup_updates, seed
+        self.ema = ema
+        self.average: MovingAverage | None = None
         self.health = TrainingHealth()
         self.round = 0
         """The round being trained."""
@@ -108,7 +115,10 @@ class PreferenceModule(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer over what is trained."""
-        return self.optimizer([p for p in self.network.parameters() if p.requires_grad])
+        optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
+        for group in optimizer.param_groups:
+            group["plateau_lr"] = float(group["lr"])  # torchao keeps its rate in a tensor
+        return optimizer
 
     # ---------------------------------------------------------------- a round's start and pace
 
@@ -116,8 +126,19 @@ class PreferenceModule(L.LightningModule):
         """Called with each round's data, fresh or resumed; ``reference``: see `refresh` there."""
         self.round = number
         self.reference.refresh(reference)
-        if self._resumed.get("round") == number and self._resumed["reference"]:
+        goes_on = self._resumed.get("round") == number
+        if goes_on and self._resumed["reference"]:
             self.reference.resume(self._resumed["reference"])
+        if self.ema is not None:
+            start = {name: weight.clone() for name, weight in self.trained().items()}
+            self.average = MovingAverage(start, self.ema)
+            if goes_on:
+                self.average.resume(self._resumed["average"])
+
+    def finish_round(self) -> None:
+        """Called after a round's last update: its policy is the average, where one is kept."""
+        if self.average is not None:
+            put_weights(self.network, self.average.weights)
 
     def set_beta(self, beta: float) -> None:
         """Give the loss its beta for this round."""
@@ -136,7 +157,7 @@ class PreferenceModule(L.LightningModule):
         share = min(1.0, (update + 1) / (self.warmup_updates + 1))
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = share * group.setdefault("plateau_lr", group["lr"])
+                _set_rate(group, share * group["plateau_lr"])
 
     # ---------------------------------------------------------------- the step
 
@@ -156,7 +177,12 @@ class PreferenceModule(L.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the gradient's norm, before clipping; stop where it is not finite."""
+        """Log the gradient's norm, before clipping; stop where it is not finite.
+
+        What an optimizer draws, such as stochastic rounding, is the same on all ranks: DDP's copies
+        must not part.
+        """
+        torch.manual_seed(derive_seed(self.seed, "update", self.round, self.trainer.global_step))
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         norm = total_norm(gradients)
         if not torch.isfinite(norm):
@@ -175,9 +201,11 @@ class PreferenceModule(L.LightningModule):
         optimizer: torch.optim.Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Step, and let a moving reference follow, before anything is saved."""
+        """Step, and let what moves with the policy follow, before anything is saved."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.reference.follow(self.network)
+        if self.average is not None:
+            self.average.follow(self.trained())
 
     @property
     def learning_rate(self) -> float:
@@ -313,6 +341,7 @@ class PreferenceModule(L.LightningModule):
             "round": self.round,
             "base": self.policy.identity,
             "reference": self.reference.state(),
+            "average": {} if self.average is None else self.average.state(),
             "health": self.health.state(),
         }
 
@@ -381,6 +410,19 @@ def _refuse_reference(loss: Callable[..., PreferenceLoss], reference: Reference)
             "reference=none: this loss learns from a reference; choose reference=cached, or a loss "
             "without one: simpo, mapo, sft, rwr"
         )
+
+
+def _set_rate(group: dict[str, Any], rate: float) -> None:
+    """Give a group of parameters its learning rate, in place where the optimizer wants a tensor."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def _refuse_ema(decay: float | None) -> None:
+    if decay is not None and not 0 <= decay < 1:
+        raise InputError(f"optim.ema={decay}: give 0 <= ema < 1, or null for off")
 
 
 def _refuse_safeguard(mu: float | None, form: str) -> None:

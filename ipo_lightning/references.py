@@ -10,10 +10,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
+from ipo_lightning.averages import MovingAverage
 from ipo_lightning.errors import InputError
+from ipo_lightning.offload import keep_on_cpu
 from ipo_lightning.policy import Policy, put_weights, trained_weights
-from ipo_lightning.sharding import mesh_of, shard, whole
+from ipo_lightning.sharding import mesh_of, shard
 
 Of = Literal["base", "round_start"]
 
@@ -89,10 +92,13 @@ class FrozenReference(Reference):
     Args:
         of: ``round_start`` lets the policy move further each round, ``base`` holds it to the base
             model for the whole run.
+        offload: its blocks lie in CPU memory (pinned) and come to the GPU one at a time: the
+            memory of a block for the time of a copy at each step.
     """
 
-    def __init__(self, of: Of = "round_start") -> None:
+    def __init__(self, of: Of = "round_start", offload: bool = False) -> None:
         super().__init__(of)
+        self.offload = offload
         self._policy: Policy | None = None
         self._network: nn.Module | None = None
 
@@ -100,7 +106,12 @@ class FrozenReference(Reference):
         """See `Reference.attach`."""
         device, mesh = next(network.parameters()).device, mesh_of(network)
         # Weights keep requires_grad: it is what names them; no graph is ever built through them.
-        self._policy, self._network = policy, policy.build().to(device).eval()
+        self._policy, self._network = policy, policy.build().eval()
+        if self.offload:
+            _refuse_shards(mesh)
+            keep_on_cpu(self._network, device)
+        else:
+            self._network.to(device)
         if mesh is not None:
             shard(self._network, mesh)
         self._is_base = True
@@ -141,29 +152,40 @@ class MovingReference(FrozenReference):
         of: where it starts in each round.
         decay: in [0, 1); 0 is the policy of the update before, near 1 a frozen reference. The
             authors' 0.99 to 0.995 forget half in 70 to 140 updates.
+        offload: see `FrozenReference`; the average is then made on the CPU.
     """
 
-    def __init__(self, of: Of = "round_start", decay: float = 0.99) -> None:
-        super().__init__(of)
+    def __init__(self, of: Of = "round_start", decay: float = 0.99, offload: bool = False) -> None:
+        super().__init__(of, offload)
         if not 0 <= decay < 1:
             raise InputError(f"reference.decay={decay}: give 0 <= decay < 1")
         self.decay = decay
 
-    @torch.no_grad()
+    def refresh(self, weights: Mapping[str, Tensor] | None) -> None:
+        """See `Reference.refresh`."""
+        super().refresh(weights)
+        self._average = MovingAverage(trained_weights(self._attached[1]), self.decay)
+
     def follow(self, network: nn.Module) -> None:
         """See `Reference.follow`."""
-        self._is_base = False
-        policy = trained_weights(network)
-        for name, average in trained_weights(self._attached[1]).items():
-            average.lerp_(policy[name], 1 - self.decay)
+        self._average.follow(trained_weights(network))
+        self._answer_with_average()
 
     def state(self) -> dict[str, Tensor]:
         """See `Reference.state`."""
-        return {name: whole(w).clone() for name, w in trained_weights(self._attached[1]).items()}
+        return self._average.state()
 
     def resume(self, state: Mapping[str, Tensor]) -> None:
         """See `Reference.resume`."""
-        self.refresh(state)
+        self._average.resume(state)
+        self._answer_with_average()
+
+    @torch.no_grad()
+    def _answer_with_average(self) -> None:
+        self._is_base = False
+        for name, weight in trained_weights(self._attached[1]).items():
+            if weight.dtype != torch.float32:  # others are the average itself
+                weight.copy_(self._average.weights[name])
 
 
 class AdapterReference(Reference):
@@ -222,3 +244,11 @@ class AdapterReference(Reference):
         if self._policy is None or self._network is None:
             raise RuntimeError("attach the reference before using it")
         return self._policy, self._network
+
+
+def _refuse_shards(mesh: DeviceMesh | None) -> None:
+    if mesh is not None:
+        raise InputError(
+            "reference.offload=true: the network is in shards (trainer=fsdp), which have no whole "
+            "blocks to move; give false, or reference=cached, which holds no second network"
+        )

@@ -4,10 +4,10 @@ The unit of work is a prompt with its N candidates. It is sampled as one batch w
 sampled, so its videos are the same bits on any number of ranks; its noise is each video's own.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +31,23 @@ class Unit(NamedTuple):
     seeds: tuple[int, ...]
 
 
+class Made(NamedTuple):
+    """A unit's videos, made and yet to be kept."""
+
+    key: str
+    unit: Unit
+    latents: Tensor
+    """(N, ...), float32, on the CPU."""
+    clips: list[Clip]
+
+
 class Sampler:
     """Draws candidates from a policy into a store, and finds those that are already there.
 
     Args:
         policy: the model family.
         store: where latents, videos and embeddings go.
-        sampling: steps and guidance.
+        sampling: steps, guidance and the rest of what a video depends on.
         lossless: write mp4 files that hold the exact pixels, which critics of tiny videos need;
             otherwise mp4 files for people (H.264, crf 18), a tenth of the size.
     """
@@ -87,10 +97,7 @@ class Sampler:
             whole = self.store.has_blob("latents", row["latents"], ".safetensors")
             if not (whole and self.store.has_blob("videos", row["video"], ".mp4")):
                 return None
-        return [
-            Candidate(unit.prompt_index, unit.prompt, number, unit.seeds[number], **row)
-            for number, row in enumerate(rows)
-        ]
+        return _candidates(unit, rows)
 
     def missing(self, policy_fingerprint: str, units: Iterable[Unit]) -> list[Unit]:
         """The units whose videos are yet to be made."""
@@ -103,16 +110,25 @@ class Sampler:
         network: nn.Module,
         workers: Workers,
         label: str,
+        tell: Callable[[Sequence[Candidate]], object] | None = None,
     ) -> list[Candidate]:
-        """All candidates of the units; what the store lacks is sampled with ``network``."""
+        """All candidates of the units; what the store lacks is sampled with ``network``.
+
+        ``tell`` is called with the candidates of each unit made, as soon as the store has them.
+        """
         todo = workers.agree(self.missing(policy_fingerprint, units))
         device = next(network.parameters()).device
         self.embed([unit.prompt for unit in units], device, workers)
 
-        def make(unit: Unit) -> None:
-            self._make(self.key(policy_fingerprint, unit), unit, network)
+        def make(unit: Unit) -> Made:
+            return self._make(self.key(policy_fingerprint, unit), unit, network)
 
-        workers.run(todo, make, label, "prompts", together=True)
+        def keep(made: Made) -> None:
+            candidates = self._keep(made)
+            if tell is not None:
+                tell(candidates)
+
+        workers.run_finishing(todo, make, keep, label, "prompts")
         self.policy.release()
         candidates = []
         for unit in units:
@@ -165,23 +181,35 @@ class Sampler:
 
     # ---------------------------------------------------------------- one unit
 
-    def _make(self, key: str, unit: Unit, network: nn.Module) -> None:
+    def _make(self, key: str, unit: Unit, network: nn.Module) -> Made:
+        """What the device does: it decodes as well, since two at a time would only share it."""
         guided = self.sampling.guided
         negative = self.text(self.sampling.negative_prompt) if guided else None
         text = self.text(unit.prompt)
         with self.autocast():
             latents = self.policy.sample(network, unit.seeds, text, negative, self.sampling)
-        clips = self.policy.decode(latents)
-        gauges = measure(torch.stack([clip.frames for clip in clips]))
-        rows = [
-            self._keep(one, clip, {name: round(float(g[i]), 6) for name, g in gauges.items()})
-            for i, (one, clip) in enumerate(zip(latents, clips, strict=True))
-        ]
-        self.store.put_record("rollouts", key, rows)
+        return Made(key, unit, latents.cpu(), self.policy.decode(latents))
 
-    def _keep(self, latents: Tensor, clip: Clip, gauges: dict[str, float]) -> dict[str, object]:
+    def _keep(self, made: Made) -> list[Candidate]:
+        """What the CPU and the disk do; the record comes last, when all it names is there."""
+        gauges = measure(torch.stack([clip.frames for clip in made.clips]))
+        rows = [
+            self._row(one, clip, {name: round(float(g[i]), 6) for name, g in gauges.items()})
+            for i, (one, clip) in enumerate(zip(made.latents, made.clips, strict=True))
+        ]
+        self.store.put_record("rollouts", made.key, rows)
+        return _candidates(made.unit, rows)
+
+    def _row(self, latents: Tensor, clip: Clip, gauges: dict[str, float]) -> dict[str, Any]:
         return {
             "latents": self.store.put_tensors("latents", {"latents": latents}),
             "video": self.store.put_blob("videos", encode_video(clip, self.lossless), ".mp4"),
             "gauges": gauges,
         }
+
+
+def _candidates(unit: Unit, rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+    return [
+        Candidate(unit.prompt_index, unit.prompt, number, unit.seeds[number], **row)
+        for number, row in enumerate(rows)
+    ]

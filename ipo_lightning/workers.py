@@ -1,13 +1,18 @@
 """Who does which part of a stage: the ranks of a run, or one process alone."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from tqdm import tqdm
 
 T = TypeVar("T")
+M = TypeVar("M")
+
+WAITING = 2
+"""Units that may wait to be finished: each holds its videos in memory."""
 
 
 @dataclass(frozen=True)
@@ -54,23 +59,69 @@ class Workers:
         All ranks must hold the same ``todo``, see `agree`. ``together`` lets the threads share the
         units; the work must then allow it.
         """
+        threads = self.threads if together else 1
+        self._run(todo, lambda units: _shared(units, work, threads), label, unit)
+
+    def run_finishing(
+        self,
+        todo: Sequence[T],
+        work: Callable[[T], M],
+        finish: Callable[[M], None],
+        label: str,
+        unit: str,
+    ) -> None:
+        """As `run` with ``together``, for work in two parts.
+
+        Where threads share the units, each works on its own and finishes it. A single one works on
+        the next unit while another finishes the last: the device need not wait for the disk.
+        """
+        if self.threads == 1:
+            self._run(todo, lambda units: _overlapped(units, work, finish), label, unit)
+            return
+
+        def both(one: T) -> None:
+            finish(work(one))
+
+        self._run(todo, lambda units: _shared(units, both, self.threads), label, unit)
+
+    def _run(
+        self,
+        todo: Sequence[T],
+        results: Callable[[Sequence[T]], Iterator[None]],
+        label: str,
+        unit: str,
+    ) -> None:
         self.barrier()  # every rank knows its part before anyone finishes a unit
         mine = todo[self.rank :: self.world]
         bar = tqdm(total=len(mine), desc=label, unit=f" {unit}", disable=not (self.leads and mine))
         with bar:
-            for _ in self._results(mine, work, self.threads if together else 1):
+            for _ in results(mine):
                 bar.update()
         self.barrier()
 
-    @staticmethod
-    def _results(units: Sequence[T], work: Callable[[T], None], threads: int) -> Iterator[None]:
-        if threads == 1:
-            yield from map(work, units)
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            jobs = [pool.submit(work, one) for one in units]
-            try:
-                for job in as_completed(jobs):
-                    yield job.result()
-            finally:
-                pool.shutdown(cancel_futures=True)  # after a failure nobody starts another unit
+
+def _shared(units: Sequence[T], work: Callable[[T], None], threads: int) -> Iterator[None]:
+    if threads == 1:
+        yield from map(work, units)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        jobs = [pool.submit(work, one) for one in units]
+        try:
+            for job in as_completed(jobs):
+                yield job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure nobody starts another unit
+
+
+def _overlapped(
+    units: Sequence[T], work: Callable[[T], M], finish: Callable[[M], None]
+) -> Iterator[None]:
+    """One result a finished unit; where the work fails, what was made before is finished first."""
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1, "finishing") as pool:
+        for one in units:
+            waiting.append(pool.submit(finish, work(one)))
+            while len(waiting) > WAITING or (waiting and waiting[0].done()):
+                yield waiting.popleft().result()
+        for job in waiting:
+            yield job.result()

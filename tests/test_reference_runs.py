@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 from omegaconf import DictConfig
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conf import assembly
 from ipo_lightning.module import PreferenceModule
@@ -110,11 +111,14 @@ def test_a_round_that_is_stopped_goes_on_as_if_it_had_not(
 
 
 def test_beta_of_its_own_is_written_down(small: Compose) -> None:
-    line = train(small("round=2", "loss.beta=auto", "calibration.logit=3"))
+    line = train(small("round=2", "loss.beta=auto", "calibration.logit=3", "logger=tensorboard"))
     run = RunDir(Path(small().paths.outputs) / "run")
     betas = [json.loads((run.round(n).path / "beta.json").read_text())["beta"] for n in (1, 2)]
     assert line is not None and line["train"]["beta"] == pytest.approx(betas[1])
     assert betas[0] != betas[1] and min(betas) > 0
+    events = EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    assert [e.value for e in events.Scalars("round/beta")] == pytest.approx(betas)
     other = train(small("round=1", "loss.beta=auto", "calibration.logit=6", "name=twice"))
     assert other is not None and other["train"]["beta"] == pytest.approx(2 * betas[0])
 

@@ -1,19 +1,30 @@
 """sample.py on everything that a checkpoint can be."""
 
+import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+import sample as sample_module
 from conf.entry import CONF, quote_free_text, register_resolvers
-from ipo_lightning.checkpoints import find_checkpoint
+from conf.sample_settings import batch_of, sampling_of
+from ipo_lightning.backbones.cogvideox import CogVideoX, Lora
+from ipo_lightning.checkpoints import find_checkpoint, load_into
 from ipo_lightning.errors import InputError
+from ipo_lightning.policy import Sampling, trained_weights
+from ipo_lightning.store import fingerprint
 from ipo_lightning.video import read_video
-from sample import file_name, sample
+from sample import determined, file_name, sample, write
+from tests import tiny, tiny_wan
+from tests.test_rounds import Killed, crash_at
 from train import train
 
 PROMPT = "a red ring moving left"
@@ -115,6 +126,219 @@ def test_files_sheet_and_scores(
     printed = capsys.readouterr().out
     assert "shapes-rules@1" in printed
     assert printed.count("-s0-k") >= 8
+
+
+# -------------------------------------------------------------------- settings
+
+PIPELINE = "ipo_lightning/shapes/pipeline"
+
+
+@pytest.fixture(scope="module")
+def tinies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny random pipelines of both families."""
+    root = tmp_path_factory.mktemp("tinies")
+    return {
+        "cogvideox": tiny.save_pipeline(root / "cogvideox"),
+        "wan": tiny_wan.save_pipeline(root / "wan"),
+    }
+
+
+def test_what_a_video_depends_on_is_in_its_name() -> None:
+    checkpoint = find_checkpoint(PIPELINE)
+    policy = CogVideoX(PIPELINE)
+    network = load_into(checkpoint, policy)
+
+    def tag(*words: str) -> str:
+        cfg = composed("sample", "ckpt=x", *words)
+        sampling = sampling_of(cfg, OmegaConf.create({}), {"path": PIPELINE})
+        return fingerprint(determined(cfg, checkpoint, policy, network, sampling))
+
+    changes = ("steps=2", "guidance_scale=2", "scheduler=dpm", "fps=12", "precision=bf16",
+               "tiling=true", "enlarge=2", "guidance_scale=2 dynamic_guidance=true",
+               "guidance_scale=2 negative_prompt=dark")  # fmt: skip
+    assert len({tag(), *(tag(*change.split()) for change in changes)}) == len(changes) + 1
+    same = ("batch_size=1", "slicing=true", "offload=true", "negative_prompt=dark", "n=2", "fps=8")
+    assert {tag(change) for change in same} == {tag()}
+
+
+@torch.no_grad()
+def test_a_name_says_which_weights_and_alpha(tinies: dict[str, Path], tmp_path: Path) -> None:
+    tags = []
+    for alpha, scale in ((3, 1), (6, 1), (3, 2)):
+        policy = tiny.policy(tinies["cogvideox"], lora=Lora(rank=3, alpha=alpha))
+        for weight in trained_weights(network := policy.build()).values():
+            weight.mul_(scale)
+        policy.export(network, folder := tmp_path / f"{alpha}-{scale}")
+        checkpoint, base = find_checkpoint(str(folder)), tiny.policy(tinies["cogvideox"])
+        cfg, loaded = composed("sample", "ckpt=x"), load_into(checkpoint, base)
+        tags.append(fingerprint(determined(cfg, checkpoint, base, loaded, Sampling(2))))
+    assert len(set(tags)) == 3
+
+
+def test_a_tag_is_explained(draw: Callable[..., list[Path]], tmp_path: Path) -> None:
+    file = draw(PIPELINE, "scheduler=dpm", "fps=12")[0]
+    tag = file.stem.rpartition("-")[2]
+    told = json.loads((tmp_path / "samples" / f"settings-{tag}.json").read_text())
+    assert told["sampling"] == {"steps": 3, "guidance_scale": 1.0, "scheduler": "dpm"}
+    assert (told["ckpt"], told["fps"]) == (PIPELINE, 12.0)
+
+
+def test_finished_videos_are_kept(draw: Callable[..., list[Path]]) -> None:
+    settings = ("n=3", "batch_size=2")
+    files = draw(PIPELINE, *settings)
+    content = [file.read_bytes() for file in files]
+    files[2].unlink()
+    for file in files[:2]:
+        file.write_bytes(content[2])  # stands for a video that must not be touched
+    again = draw(PIPELINE, *settings)
+    assert again == files
+    assert [file.read_bytes() for file in files] == [content[2]] * 3
+    draw(PIPELINE, *settings, "overwrite=true")
+    assert [file.read_bytes() for file in files] == content
+
+
+def test_a_kill_leaves_no_half_video_and_the_rest_is_made(
+    draw: Callable[..., list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = [file.read_bytes() for file in draw(PIPELINE, "n=3", "batch_size=1")]
+    samples = tmp_path / "samples"
+    shutil.rmtree(samples)
+    crash_at(monkeypatch, CogVideoX, "decode", 3)
+    with pytest.raises(Killed):
+        draw(PIPELINE, "n=3", "batch_size=1")
+    assert sorted(file.suffix for file in samples.iterdir()) == [".json", ".mp4", ".mp4"]
+    monkeypatch.undo()
+    assert [file.read_bytes() for file in draw(PIPELINE, "n=3", "batch_size=1")] == whole
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_files_of_one(
+    draw: Callable[..., list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Uneven: three jobs, with a critic that wants the exact pixels back."""
+    listed = tmp_path / "prompts.txt"
+    listed.write_text(f"{PROMPT}\na blue square growing\na green cross shrinking\n")
+    settings = (f"prompts={listed}", "prompt=null", "n=2", "batch_size=2", "critic=shapes")
+    content, told = [], []
+    for devices in (1, 2):
+        files = draw(PIPELINE, *settings, f"trainer.devices={devices}")
+        content.append({file.name: file.read_bytes() for file in sorted(files[0].parent.iterdir())})
+        told.append(capsys.readouterr().out)
+        shutil.rmtree(tmp_path / "samples")
+    assert len(content[0]) == 8, "6 videos, a sheet and what the tag stands for"
+    assert content[0] == content[1]
+    assert told[0] == told[1]
+    with pytest.raises(InputError, match="scheduler=unipc: CogVideoX has"):
+        draw(PIPELINE, "scheduler=unipc", "trainer.devices=2", "n=9")
+
+
+def test_fps_of_the_file(draw: Callable[..., list[Path]]) -> None:
+    assert read_video(draw(PIPELINE, "fps=12")[0]).fps == pytest.approx(12)
+    assert read_video(draw(PIPELINE)[0]).fps == pytest.approx(8)
+
+
+@pytest.mark.parametrize("family", ["cogvideox", "wan"])
+def test_saving_memory(
+    family: str, tinies: dict[str, Path], monkeypatch: pytest.MonkeyPatch, draw: Any
+) -> None:
+    """Slicing and offloading change no bit, half precision a little."""
+    size = ("backbone.num_frames=9", "backbone.height=16", "backbone.width=32")
+    backbone = {"cogvideox": (), "wan": ("backbone=wan_1_3b", "backbone.text_length=6", *size)}
+    common = (*backbone[family], "n=2", "overwrite=true")
+    seen: list[Any] = []
+    monkeypatch.setattr(sample_module, "write", lambda file, clip, scale: (
+        seen.append(clip), write(file, clip, scale)))  # fmt: skip
+
+    def pixels(*more: str) -> torch.Tensor:
+        seen.clear()
+        draw(tinies[family], *common, *more)
+        return torch.stack([clip.frames.float() for clip in seen])
+
+    plain = pixels()
+    for same in ("slicing=true", "offload=true"):
+        assert torch.equal(pixels(same, "backbone.decode_batch=2"),
+                           pixels("backbone.decode_batch=2"))  # fmt: skip
+    half = (pixels("precision=bf16") - plain).abs()
+    assert half.max() > 0 and half.mean() < 4
+
+
+def test_tiles_are_other_pixels_and_must_fit(
+    tinies: dict[str, Path], tmp_path: Path, draw: Callable[..., list[Path]]
+) -> None:
+    """diffusers' tiles of 48 x 40 pixels overlap by whole latents; those of 8 x 12 do not."""
+    folder = tmp_path / "tiled"
+    shutil.copytree(tinies["cogvideox"], folder)
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    (folder / "vae" / "config.json").write_text(
+        json.dumps({**config, "sample_height": 96, "sample_width": 80})
+    )
+    size = ("backbone.height=96", "backbone.width=80")
+    whole = frames(draw(folder, *size))[0].float()
+    tiled = frames(draw(folder, *size, "tiling=true"))[0].float()
+    assert 0 < (tiled - whole).abs().mean() < 20
+    with pytest.raises(InputError, match="tiling=true: diffusers' tiles .* do not fit 16 x 24"):
+        draw(tinies["cogvideox"], "tiling=true")
+
+
+def test_schedulers_of_a_family(tinies: dict[str, Path], draw: Callable[..., list[Path]]) -> None:
+    wan = ("backbone=wan_1_3b", "backbone.text_length=6", "backbone.num_frames=9",
+           "backbone.height=16", "backbone.width=32")  # fmt: skip
+    own, unipc, euler = (
+        frames(draw(tinies["wan"], *wan, *more))[0]
+        for more in ((), ("scheduler=unipc",), ("scheduler=euler",))
+    )
+    assert torch.equal(own, unipc) and not torch.equal(own, euler)
+    with pytest.raises(InputError, match="scheduler=ddim: Wan"):
+        draw(tinies["wan"], *wan, "scheduler=ddim")
+    with pytest.raises(InputError, match=r"is a WanPipeline; CogVideoX is a CogVideoXPipeline"):
+        draw(tinies["wan"])
+
+
+def test_the_sampling_of_ipos_authors_is_a_choice(runs: dict[str, Path]) -> None:
+    """What is given comes first, then rollout=, then the run."""
+    saved = OmegaConf.load(runs["full"] / "config.yaml")
+    node = {"path": "elsewhere"}
+
+    def chosen(*words: str, run: Any = saved) -> Sampling:
+        return sampling_of(composed("sample", "ckpt=x", *words), run, node)
+
+    assert chosen() == Sampling(2)
+    assert chosen("rollout=cogvideox") == Sampling(50, 6.0, scheduler="dpm", dynamic_guidance=True)
+    few = chosen("rollout=cogvideox", "steps=4", "dynamic_guidance=false", "scheduler=ddim")
+    assert few == Sampling(4, 6.0, scheduler="ddim")
+    assert chosen(run=OmegaConf.create({})) == Sampling(50, 6.0)
+
+
+def test_large_videos_are_sampled_one_by_one() -> None:
+    cfg = composed("sample", "ckpt=x")
+    assert batch_of(cfg, (9, 32, 32)) == 8
+    assert batch_of(cfg, (49, 480, 720)) == 1
+    assert batch_of(composed("sample", "ckpt=x", "batch_size=3"), (49, 480, 720)) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["n=0"], "n=0: give a whole number, at least 1"),
+        (["fps=0"], "fps=0: give a number, above 0, or null"),
+        (["scheduler=heun"], "scheduler=heun: choose one of ddim, dpm, unipc, euler, or null"),
+        (["precision=fp16"], "precision=fp16: choose one of float32, bf16"),
+        (["tiling=some"], "tiling=some: give true or false"),
+        (["dynamic_guidance=3"], "dynamic_guidance=3: give true, false or null"),
+        (["dynamic_guidance=true"], "dynamic_guidance=true: give a guidance_scale above 1"),
+        (["trainer.devices=none"], "trainer.devices=none: give a whole number"),
+        (["trainer.accelerator=cuda", "trainer.devices=64"], "this machine has"),
+    ],
+)
+def test_wrong_settings_are_refused(
+    words: list[str], said: str, draw: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        draw(PIPELINE, *words)
+    assert not (tmp_path / "samples").exists()
+
+
+# -------------------------------------------------------------------- words
 
 
 def test_names_are_safe_and_distinct() -> None:

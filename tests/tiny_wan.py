@@ -40,11 +40,11 @@ def scheduler(kind: str = "unipc", shift: float = SHIFT) -> Any:
     )
 
 
-def text_encoder(num_tokens: int) -> UMT5EncoderModel:
+def text_encoder(num_tokens: int, width: int = TEXT_SHAPE[1]) -> UMT5EncoderModel:
     """One layer of UMT5."""
     config = UMT5Config(
         vocab_size=num_tokens,
-        d_model=TEXT_SHAPE[1],
+        d_model=width,
         d_kv=8,
         d_ff=16,
         num_layers=1,
@@ -72,19 +72,25 @@ def transformer(**changes: Any) -> WanTransformer3DModel:
     return WanTransformer3DModel(**{**settings, **changes})
 
 
+def autoencoder(**changes: Any) -> AutoencoderKLWan:
+    """4 times smaller in height, width and time."""
+    settings = {
+        "base_dim": 4,
+        "z_dim": LATENT_SHAPE[0],
+        "dim_mult": [1, 1, 1],
+        "num_res_blocks": 1,
+        "temperal_downsample": [True, True],
+        "latents_mean": list(MEAN),
+        "latents_std": list(STD),
+        "scale_factor_temporal": 4,
+        "scale_factor_spatial": 4,
+    }
+    return AutoencoderKLWan(**{**settings, **changes})
+
+
 def vae() -> AutoencoderKLWan:
-    """4 times smaller in height, width and time; its contrast is raised to be visible."""
-    model = AutoencoderKLWan(
-        base_dim=4,
-        z_dim=LATENT_SHAPE[0],
-        dim_mult=[1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[True, True],
-        latents_mean=list(MEAN),
-        latents_std=list(STD),
-        scale_factor_temporal=4,
-        scale_factor_spatial=4,
-    )
+    """Random weights whose contrast is raised to be visible."""
+    model = autoencoder()
     with torch.no_grad():
         model.decoder.conv_out.weight.mul_(2)
     return model

@@ -280,6 +280,12 @@ class DiffusersFolder(ABC):
         for some in self._to_vae(latents.float()).split(self.decode_batch):
             with self._vae_turn:
                 pixels = vae.decode(some).sample.float()  # (B, C, T, H, W) in [-1, 1]
+            if pixels.shape[-2:] != self.size[1:]:
+                height, width = self.size[1:]
+                raise InputError(
+                    f"tiling=true: diffusers' tiles of this VAE do not fit {height} x {width} "
+                    "pixels; give false"
+                )
             frames = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
             clips += [Clip(video, self.fps) for video in frames.permute(0, 2, 3, 4, 1).cpu()]
         if self._offload:

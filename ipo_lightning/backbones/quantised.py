@@ -56,8 +56,8 @@ class QuantisedLinear(nn.Linear):
     def whole(self, dtype: torch.dtype) -> Tensor:
         """(out, in) the rounded weight."""
         if self.kind == "nf4":
-            shape = torch.Size((self.out_features, self.in_features))
-            return _from_nf4(self.weight, self.scale, shape, dtype)
+            size = self.out_features * self.in_features
+            return _from_nf4(self.weight, self.scale, size, dtype).view(self.out_features, -1)
         return (self.weight * self.scale[:, None]).to(dtype)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -105,10 +105,13 @@ def _to_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes, state.absmax
 
 
-def _from_nf4(codes: Tensor, scale: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def _from_nf4(codes: Tensor, scale: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
-    state = QuantState(scale, shape, dtype=dtype, blocksize=BLOCK, quant_type="nf4")
+    # As one row: blocks run on from row to row, but bitsandbytes 0.50 starts anew with each on the
+    # CPU, and gives other weights than went in where rows are no multiple of a block.
+    row = torch.Size((1, size))
+    state = QuantState(scale, row, dtype=dtype, blocksize=BLOCK, quant_type="nf4")
     return dequantize_4bit(codes, state)
 
 

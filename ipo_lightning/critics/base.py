@@ -26,7 +26,12 @@ class Rating(NamedTuple):
 
 @runtime_checkable
 class PointCritic(Protocol):
-    """Rates one video at a time; batch, order and rank must not change a score."""
+    """Rates one video at a time; batch, order and rank must not change a score.
+
+    A critic that asks others for its answers, or that leaves the device alone, may say so with an
+    attribute ``beside = True``: it is then asked while the next videos are made, in a thread of its
+    own, and the critique stage finds its verdicts in the store.
+    """
 
     @property
     def identity(self) -> str:

@@ -1,12 +1,18 @@
 """The critique stage: every video is put to the critic once, and its answer kept."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from ipo_lightning.critics.base import PointCritic, Rating
 from ipo_lightning.records import Candidate, Verdict
 from ipo_lightning.store import Store, fingerprint
 from ipo_lightning.video import read_video
 from ipo_lightning.workers import Workers
+
+Tell = Callable[[Sequence[Candidate]], object]
+"""Told of candidates as soon as they are in the store."""
 
 
 class Critique:
@@ -30,6 +36,44 @@ class Critique:
         if todo:
             self.critic.release()
         return [self._verdict(candidate) for candidate in candidates]
+
+    @contextmanager
+    def beside(self, device: str) -> Iterator[Tell | None]:
+        """How to put videos to the critic while others are made; None where it would be in the way.
+
+        At the end, videos that it has not begun with are left to the critique stage, and so are
+        all after a failure, which comes up there if it lasts.
+        """
+        if not getattr(self.critic, "beside", False):
+            yield None
+            return
+        failures: list[Exception] = []
+        loaded: list[PointCritic] = []
+
+        def ask(candidates: Sequence[Candidate]) -> None:
+            if failures:
+                return
+            try:
+                if not loaded:
+                    self.critic.load(device)
+                    loaded.append(self.critic)
+                for siblings in self._todo(candidates):
+                    self._ask(siblings)
+            except Exception as error:
+                failures.append(error)
+
+        pool = ThreadPoolExecutor(1, "critic")
+        try:
+            yield lambda candidates: pool.submit(ask, candidates)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            if loaded:
+                self.critic.release()
+        if failures:
+            warnings.warn(
+                f"{self.critic.identity} failed beside the rollout ({failures[0]}); it is asked "
+                "again in the critique stage", stacklevel=3,
+            )  # fmt: skip
 
     def missing(self, candidates: Sequence[Candidate]) -> int:
         """How many videos are yet to be judged."""

@@ -278,10 +278,15 @@ def token_ids(tokenizer: T5Tokenizer, captions: Sequence[str]) -> Tensor:
     return tokens.input_ids
 
 
+def stratified(count: int, generator: torch.Generator) -> Tensor:
+    """One number out of each of ``count`` equal slices of [0, 1), shuffled; rounding may give 1."""
+    slices = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
+    return slices / count
+
+
 def stratified_timesteps(count: int, generator: torch.Generator) -> Tensor:
     """One timestep out of each of ``count`` equal slices of [0, 1000), shuffled."""
-    slices = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
-    return (slices / count * 1000).long().clamp(0, 999)
+    return (stratified(count, generator) * 1000).long().clamp(0, 999)
 
 
 def velocity_errors(
@@ -299,14 +304,15 @@ def velocity_errors(
     return (prediction - target).square().flatten(1).mean(1)
 
 
-def make_optimizers(pipeline: CogVideoXPipeline) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for all else.
+def make_optimizers(transformer: nn.Module, *others: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the transformer's blocks, AdamW for all else.
 
     Muon is what makes the base learn shapes within minutes; see docs/shapes.md.
     """
-    named = list(pipeline.transformer.named_parameters())
-    inner = {n for n, p in named if p.ndim == 2 and n.startswith("transformer_blocks.")}
-    rest = [p for n, p in named if n not in inner] + list(pipeline.text_encoder.parameters())
+    named = list(transformer.named_parameters())
+    inner = {n for n, p in named if p.ndim == 2 and n.partition(".")[0].endswith("blocks")}
+    rest = [p for n, p in named if n not in inner]
+    rest += [parameter for module in others for parameter in module.parameters()]
     matrices = [p for n, p in named if n in inner]
     return [
         torch.optim.Muon(matrices, lr=5e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
@@ -394,7 +400,7 @@ def train_base(recipe: Recipe, vae: AutoencoderKLCogVideoX, device: str) -> CogV
     averaged = CogVideoXPipeline(
         **{**pipeline.components, "transformer": means[0], "text_encoder": means[1]}
     )
-    optimizers = make_optimizers(pipeline)
+    optimizers = make_optimizers(pipeline.transformer, pipeline.text_encoder)
     for step, rows, progress in batches(
         len(data.latents), recipe.base_batch, recipe.base_steps, generator, "base"
     ):

@@ -1,0 +1,285 @@
+"""How fast candidates are made, beside diffusers' own pipeline, and what branching saves and costs.
+
+python benchmarks/rollout.py                         the embedded world on this machine's cores
+python benchmarks/rollout.py --device cuda --shape 2b --steps 4 --prompts 2 --bf16
+                                                     CogVideoX-2B's shape, random weights
+
+All ways make the same videos from the same seeds, in turns within one process; ratios are medians
+over the turns. Ours does more: it also measures gauges, writes mp4 files and fills a store.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: see conf/entry.py
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
+from torch import Tensor
+from transformers import T5Config, T5EncoderModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measure import hardware, interleaved, ratio, table  # noqa: E402
+from benchmarks.step import COMMON, SHAPES  # noqa: E402
+from ipo_lightning.backbones.cogvideox import CogVideoX  # noqa: E402
+from ipo_lightning.policy import Sampling  # noqa: E402
+from ipo_lightning.sampling import Sampler, Unit  # noqa: E402
+from ipo_lightning.seeds import derive_seed, gaussian, generator  # noqa: E402
+from ipo_lightning.shapes.critic import ShapesCritic  # noqa: E402
+from ipo_lightning.shapes.prompts import prompts  # noqa: E402
+from ipo_lightning.store import Store  # noqa: E402
+from ipo_lightning.video import Clip, read_video  # noqa: E402
+from ipo_lightning.workers import Workers  # noqa: E402
+from tests import tiny  # noqa: E402
+
+SHIPPED = Path(__file__).resolve().parent.parent / "ipo_lightning/shapes/pipeline"
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.5)
+
+
+def main() -> None:
+    """The command line."""
+    options = parse()
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(options, Path(scratch))
+        print(bench.title())
+        result: dict[str, Any] = {"title": bench.title()}
+        for name in options.parts:
+            result[name] = getattr(bench, name)()
+            print(f"\n{table(result[name])}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    """What was asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=["shapes", *SHAPES], default="shapes")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument("--n", type=int, default=6, help="candidates a prompt")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--parts", nargs="+", default=["throughput", "branched"],
+                        choices=["throughput", "branched"])  # fmt: skip
+    return parser.parse_args()
+
+
+class Bench:
+    """Ways of making the same videos."""
+
+    def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
+        self.options, self.scratch = options, scratch
+        self.device = torch.device(options.device)
+        shipped = options.shape == "shapes"
+        folder = SHIPPED if shipped else random_pipeline(scratch / "pipeline", options.shape)
+        self.policy = CogVideoX(str(folder), decode_batch=options.n)  # as the stock pipeline does
+        self.network = self.policy.build().to(self.device).eval()
+        self.pipe = CogVideoXPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(
+            self.device
+        )
+        self.pipe.set_progress_bar_config(disable=True)
+        words = prompts("train") if shipped else [" ".join(tiny.WORDS)] * options.prompts
+        self.units = [
+            Unit(i, prompt, tuple(derive_seed("benchmark", i, k) for k in range(options.n)))
+            for i, prompt in enumerate(words[: options.prompts])
+        ]
+        self.cores = os.cpu_count() or 1
+        self.made: dict[str, Callable[[], Tensor]] = {}
+        """The last pixels of each way, uint8 (V, T, H, W, C)."""
+
+    def title(self) -> str:
+        """What is measured where."""
+        size = sum(p.numel() for p in self.network.parameters()) / 1e6
+        kind = "bf16 autocast" if self.options.bf16 else "float32"
+        return (
+            f"{hardware(self.device)}, {self.cores} cores; {self.options.shape}: {size:.1f} M "
+            f"parameters, latents {' x '.join(map(str, self.policy.latent_shape))}, "
+            f"{len(self.units)} prompts x {self.options.n} videos, {self.options.steps} steps, "
+            f"{kind}, torch {torch.__version__}"
+        )
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The precision that was asked for."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
+            yield
+
+    # ---------------------------------------------------------------- videos a second
+
+    def throughput(self) -> list[dict[str, Any]]:
+        """The stock pipeline, by video and by prompt, and ours, alone and side by side."""
+        side_by_side = self.cores if self.device.type == "cpu" else 1
+        ways: dict[str, Callable[[], None]] = {
+            "stock, a video a call": lambda: self._stock("stock, a video a call", 1),
+            "stock, a prompt a call": lambda: self._stock("stock, a prompt a call", self.options.n),
+            "ours, one unit at a time": lambda: self._ours("ours, one unit at a time", 1),
+        }
+        if side_by_side > 1:
+            name = f"ours, {side_by_side} units side by side"
+            ways[name] = lambda: self._ours(name, side_by_side)
+        times = interleaved(ways, self.device, self.options.repeats)
+        base = times["stock, a video a call"]
+        videos = len(self.units) * self.options.n
+        return [
+            {
+                "way": name,
+                "videos/s": round(videos / statistics.median(spent), 2),
+                "x a video a call": round(ratio(base, spent), 2),
+                "largest difference": self._difference(name),
+            }
+            for name, spent in times.items()
+        ]
+
+    def _difference(self, name: str) -> int:
+        """Of any pixel from the stock pipeline's, in grey levels."""
+        stock = self.made["stock, a video a call"]().int()
+        return int((self.made[name]().int() - stock).abs().max())
+
+    def _stock(self, name: str, size: int) -> None:
+        """Each call encodes its text anew and takes all cores, as the pipeline comes."""
+        torch.set_num_threads(self.cores)
+        videos = []
+        for unit in self.units:
+            for start in range(0, len(unit.seeds), size):
+                videos.append(self._call(unit.prompt, unit.seeds[start : start + size]))
+        self.made[name] = lambda: torch.cat(videos)
+
+    def _call(self, prompt: str, seeds: Sequence[int]) -> Tensor:
+        noise = torch.stack([gaussian(seed, self.policy.latent_shape) for seed in seeds])
+        with self.autocast():
+            video = self.pipe(
+                prompt=[prompt] * len(seeds),
+                num_inference_steps=self.options.steps,
+                guidance_scale=1.0,
+                max_sequence_length=self.policy.config["max_text_seq_length"],
+                latents=noise.to(self.device),
+                generator=[generator(derive_seed(seed, "sampler")) for seed in seeds],
+                output_type="pt",
+            ).frames
+        return (video.float() * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).cpu()
+
+    def _ours(self, name: str, threads: int) -> None:
+        """An empty store: embeddings, gauges, mp4 files and records are all part of it."""
+        torch.set_num_threads(1 if threads > 1 else self.cores)
+        store = Store(tempfile.mkdtemp(dir=self.scratch))
+        sampler = Sampler(self.policy, store, Sampling(self.options.steps), lossless=True)
+        sampler.autocast = self.autocast
+        found = sampler.draw("policy", self.units, self.network, Quiet(threads=threads), name)
+        paths = [store.path("videos", one.video, ".mp4") for one in found]
+        self.made[name] = lambda: torch.stack([read_video(path).frames for path in paths])
+
+    # ---------------------------------------------------------------- branches
+
+    def branched(self) -> list[dict[str, Any]]:
+        """Cost and variety of candidates that share their first steps; denoising alone is timed."""
+        torch.set_num_threads(1)
+        texts = [self.policy.embed([unit.prompt], self.device) for unit in self.units]
+        latents: dict[float, list[Tensor]] = {}
+
+        def way(shared: float) -> Callable[[], None]:
+            sampling = Sampling(self.options.steps, shared=shared)
+
+            def draw() -> None:
+                with self.autocast():
+                    latents[shared] = [
+                        self.policy.sample(self.network, unit.seeds, text, None, sampling)
+                        for unit, text in zip(self.units, texts, strict=True)
+                    ]
+
+            return draw
+
+        ways = {str(shared): way(shared) for shared in SHARES}
+        rows = {name: self._rows(work) for name, work in ways.items()}
+        times = interleaved(ways, self.device, self.options.repeats)
+        figures = []
+        for shared in SHARES:
+            name = str(shared)
+            evaluations = rows[name] / rows["0.0"]
+            spent = ratio(times[name], times["0.0"])
+            figures.append({
+                "shared": shared,
+                "evaluations a prompt": rows[name] / len(self.units),
+                "x evaluations": round(evaluations, 3),
+                "seconds": round(statistics.median(times[name]), 2),
+                "x seconds": round(spent, 3),
+                "seconds over evaluations": round(spent / evaluations, 3),
+                **self._variety(latents[shared]),
+            })  # fmt: skip
+        return figures
+
+    def _rows(self, work: Callable[[], None]) -> int:
+        """Videos put to the network, counted at its door."""
+        rows = 0
+
+        def count(_: Any, args: Any, kwargs: dict[str, Tensor]) -> None:
+            nonlocal rows
+            rows += len(kwargs["hidden_states"])
+
+        handle = self.network.register_forward_pre_hook(count, with_kwargs=True)
+        work()
+        handle.remove()
+        return rows
+
+    def _variety(self, latents: Sequence[Tensor]) -> dict[str, float]:
+        """How far a prompt's candidates lie apart, in grey levels and in the critic's score."""
+        groups = [self.policy.decode(some) for some in latents]
+        apart = [
+            float((one.frames.float() - other.frames.float()).square().mean().sqrt())
+            for clips in groups
+            for one, other in combinations(clips, 2)
+        ]
+        found = {"pixels apart": round(statistics.mean(apart), 2)}
+        if self.options.shape != "shapes":
+            return found
+        scores = [self._scores(unit, clips) for unit, clips in zip(self.units, groups, strict=True)]
+        found["mean score"] = round(statistics.mean(map(statistics.mean, scores)), 3)
+        found["best - worst"] = round(statistics.mean(max(s) - min(s) for s in scores), 3)
+        return found
+
+    def _scores(self, unit: Unit, clips: Sequence[Clip]) -> list[float]:
+        ratings = ShapesCritic().rate(clips, [unit.prompt] * len(clips))
+        return [rating.score for rating in ratings if rating.score is not None]
+
+
+class Quiet(Workers):
+    """Workers without progress bars."""
+
+    @property
+    def leads(self) -> bool:
+        """Nobody, so nothing is drawn."""
+        return False
+
+
+def random_pipeline(folder: Path, shape: str) -> Path:
+    """A pipeline whose transformer has a real model's shape and random weights.
+
+    Its VAE and text encoder are tiny: denoising is what is measured.
+    """
+    pipe = tiny.pipeline()
+    pipe.transformer = CogVideoXTransformer3DModel(**COMMON, **SHAPES[shape])
+    channels = {"latent_channels": COMMON["in_channels"]}
+    pipe.vae = AutoencoderKLCogVideoX.from_config({**pipe.vae.config, **channels})
+    width = {"d_model": SHAPES[shape]["text_embed_dim"]}
+    pipe.text_encoder = T5EncoderModel(
+        T5Config.from_dict({**pipe.text_encoder.config.to_dict(), **width})
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Which ways to save memory go together; what cannot work is refused before a heavy import."""
+
+from importlib.util import find_spec
+
+from omegaconf import DictConfig
+
+from ipo_lightning.errors import InputError
+
+TRUE = ("bf16-true", "16-true")
+PACKAGES = ("bitsandbytes", "torchao")
+"""Packages of optimizers, all of the extra gpu."""
+NEAREST = ("torch", *PACKAGES)
+"""Packages whose optimizers round weights to the nearest unless they are told otherwise."""
+
+MIXED = ("ipo_lightning.backbones.wan.Wan",)
+"""Families some of whose weights stay float32 in a network of bfloat16."""
+
+
+def check_memory(cfg: DictConfig) -> None:
+    """Refuse settings of precision, optimizer and reference that exclude each other."""
+    if str(cfg.trainer.precision) in TRUE:
+        raise InputError(
+            f"trainer.precision={cfg.trainer.precision} casts the batch as well, its noise levels "
+            "and noise among it; give backbone.weights=bfloat16 with trainer.precision=bf16-mixed"
+        )
+    _check_optimizer(cfg)
+    if cfg.backbone.get("weights") == "bfloat16":
+        _check_bfloat16(cfg)
+    if cfg.backbone.get("quantize"):
+        _check_quantised(cfg)
+    if cfg.reference.get("offload"):
+        _check_offload(cfg)
+
+
+def _check_optimizer(cfg: DictConfig) -> None:
+    target = str(cfg.optim.optimizer._target_)
+    package, name = target.split(".")[0], target.rpartition(".")[2]
+    if package in PACKAGES and find_spec(package) is None:
+        raise InputError(
+            f"optim.optimizer={target} needs the package {package}: install the extra gpu "
+            "(make extras EXTRAS=gpu), or choose optim=adamw"
+        )
+    if not _sharded(cfg):
+        return
+    if package == "bitsandbytes":
+        raise InputError(
+            f"optim.optimizer={target} does not know shards; under trainer=fsdp choose "
+            "optim=adamw8bit_torchao with trainer.strategy.sharded_checkpoints=true"
+        )
+    small = package == "torchao" and name != "_AdamW"
+    if small and not cfg.trainer.strategy.get("sharded_checkpoints"):
+        raise InputError(
+            f"optim.optimizer={target}: a run in shards cannot resume its 8-bit state from one "
+            "file; give trainer.strategy.sharded_checkpoints=true"
+        )
+
+
+def _check_bfloat16(cfg: DictConfig) -> None:
+    if str(cfg.trainer.precision) != "bf16-mixed":
+        raise InputError(
+            f"backbone.weights=bfloat16 with trainer.precision={cfg.trainer.precision}: weights in "
+            "bfloat16 compute in bfloat16; give trainer.precision=bf16-mixed"
+        )
+    if cfg.backbone.get("lora"):
+        return  # an adapter is float32
+    if _sharded(cfg) and str(cfg.backbone._target_) in MIXED:
+        raise InputError(
+            "backbone.weights=bfloat16 with trainer=fsdp: this family keeps some weights in "
+            "float32, and shards of one block must be alike; give float32, or backbone.lora"
+        )
+    optimizer = cfg.optim.optimizer
+    package = str(optimizer._target_).split(".")[0]
+    if package in NEAREST and not optimizer.get("bf16_stochastic_round"):
+        raise InputError(
+            f"backbone.weights=bfloat16 with {optimizer._target_}: an update below 1/256 of a "
+            "weight is lost in rounding to the nearest; choose optim=adamw_bf16, or "
+            "optim=adamw8bit_torchao with optim.optimizer.bf16_stochastic_round=true"
+        )
+
+
+def _check_quantised(cfg: DictConfig) -> None:
+    kind = cfg.backbone.quantize
+    if not cfg.backbone.get("lora"):
+        raise InputError(
+            f"backbone.quantize={kind}: rounded weights do not train; give backbone.lora"
+        )
+    if _sharded(cfg):
+        raise InputError(
+            f"backbone.quantize={kind}: trainer=fsdp shards float weights alone; choose "
+            "trainer=ddp, whose copies are small now, or backbone.weights=bfloat16"
+        )
+
+
+def _check_offload(cfg: DictConfig) -> None:
+    if _sharded(cfg):
+        raise InputError(
+            "reference.offload=true: the network is in shards (trainer=fsdp), which have no whole "
+            "blocks to move; give false, or reference=cached, which holds no second network"
+        )
+    if cfg.backbone.get("compile"):
+        raise InputError(
+            "reference.offload=true moves the blocks' weights about, which backbone.compile=true "
+            "does not allow; give one of them"
+        )
+
+
+def _sharded(cfg: DictConfig) -> bool:
+    """Whether the network will lie in shards over several devices."""
+    strategy = cfg.trainer.strategy
+    return isinstance(strategy, DictConfig) and str(strategy.get("_target_")).endswith(
+        ".FullyShardedStrategy"
+    )
