@@ -95,7 +95,10 @@ def _changes(cfg: DictConfig) -> Iterator[Change]:
     yield from _switches(cfg)
     yield from _batches(cfg)
     if str(cfg.optim.optimizer._target_).startswith("torch.optim.Adam") and not is_sharded(cfg):
-        yield _one("optim.optimizer._target_", "bitsandbytes.optim.AdamW8bit")
+        node = {**_choice("optim/adamw8bit")["optimizer"], "lr": cfg.optim.optimizer.lr}
+        yield Change(
+            f"optim=adamw8bit optim.optimizer.lr={node['lr']:g}", {"optim.optimizer": node}
+        )
     if cfg.backbone.get("lora") is None:
         target = str(cfg.backbone._target_).rpartition(".")[0] + ".Lora"
         yield _one("backbone.lora", {"_target_": target, "rank": 64, "alpha": 64})
