@@ -28,12 +28,6 @@ if TYPE_CHECKING:
 
 register_resolvers()
 
-REFERENCES = {
-    "in advance": "errors computed once before it, in batches without gradients",
-    "live": "asked at each step",
-    "never": "none",
-}
-
 
 def train(cfg: DictConfig) -> dict[str, Any] | None:
     """Bring the run that ``cfg`` describes to its round.
@@ -54,10 +48,12 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     from ipo_lightning.report import rounds_table, write_report
 
     assembly.settle(cfg)
-    parts = assembly.assemble(cfg)
     if cfg.dry_run:
-        show(plan(parts, cfg))
+        from conf.planner import plan
+
+        show(plan(cfg))
         return None
+    parts = assembly.assemble(cfg)
     # The trainer refuses wrong settings too: before they are written down as the folder's.
     done = finished(parts, cfg)
     trainer = None if done else assembly.build_trainer(cfg, parts.iteration)
@@ -102,42 +98,6 @@ def fit(parts: "Parts", cfg: DictConfig, trainer: "Trainer") -> None:
     except StageReached as reached:
         if trainer.is_global_zero:
             show(str(reached))
-
-
-def plan(parts: "Parts", cfg: DictConfig) -> str:
-    """What a run would do: a row a round, and what there is to make."""
-    from ipo_lightning.report import table
-    from ipo_lightning.rounds import STAGES
-
-    rows: list[dict[str, str]] = []
-    for number in range(cfg.round + 1):
-        done = parts.run.done(number, parts.module.form)
-        row = {"round": str(number)}
-        for stage in STAGES:
-            made = number or stage == "evaluation"  # the base model is evaluated, nothing else
-            row[stage] = ("done" if done[stage] else "to do") if made else ""
-        rows.append(row)
-    prompts = len(parts.rollout.units(1))
-    batch = cfg.trainer.accumulate_grad_batches * cfg.data.batch_size
-    labels = "pairs" if parts.module.form == "pairwise" else "points"
-    return "\n".join([
-        f"run {parts.run.path}: {cfg.round} rounds, {parts.module.form} loss",
-        table(rows, ["round", *STAGES]),
-        f"a round: {prompts} prompts x {parts.rollout.n} candidates = "
-        f"{prompts * parts.rollout.n} videos and critic calls, {cfg.rollout.steps} steps each; "
-        f"{disk(parts, prompts * parts.rollout.n)} of latents",
-        f"its training: {parts.datamodule.updates} updates of {batch} {labels} a device, "
-        f"{cfg.step} step; reference {REFERENCES[parts.module.reference.answers]}",
-        f"an evaluation: {len(parts.evaluation.prompts)} prompts x {cfg.evaluation.n} videos",
-    ])  # fmt: skip
-
-
-def disk(parts: "Parts", videos: int) -> str:
-    """Size of so many videos' latents."""
-    size = videos * 4
-    for extent in parts.policy.latent_shape:
-        size *= extent
-    return f"{size / 2**20:.1f} MiB"
 
 
 def next_command(parts: "Parts") -> str:

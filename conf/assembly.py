@@ -77,10 +77,10 @@ def assemble(cfg: DictConfig) -> Parts:
     """Instantiate the parts of a run; nothing heavy is loaded yet."""
     run, store = RunDir(f"{cfg.paths.outputs}/{cfg.name}"), Store(cfg.paths.store)
     policy: Policy = build(cfg.backbone, "backbone")
-    module = _module(cfg, policy)
+    module = make_module(cfg, policy)
     prompts: Prompts = build(cfg.data.prompts, "data.prompts")
     rollout = Rollout(prompts("train"), cfg.rollout.n, cfg.rollout.prompts, cfg.seed)
-    sampler = Sampler(policy, store, _sampling(cfg), cfg.rollout.lossless)
+    sampler = Sampler(policy, store, make_sampling(cfg), cfg.rollout.lossless)
     critique = Critique(build(cfg.critic, "critic"), store)
     evaluation = _evaluation(cfg, prompts, sampler, critique)
     iteration: IterationCallback = build(
@@ -109,7 +109,8 @@ def assemble(cfg: DictConfig) -> Parts:
     return Parts(run, policy, module, datamodule, rollout, sampler, evaluation, iteration)
 
 
-def _module(cfg: DictConfig, policy: Policy) -> PreferenceModule:
+def make_module(cfg: DictConfig, policy: Policy) -> PreferenceModule:
+    """The training module over a policy; no network yet."""
     return PreferenceModule(
         policy,
         build(cfg.loss, "loss"),
@@ -149,7 +150,7 @@ def build_trainer(cfg: DictConfig, iteration: IterationCallback) -> L.Trainer:
     ]
     try:
         trainer: L.Trainer = build(
-            OmegaConf.merge(cfg.trainer, {"accelerator": _accelerator(cfg)}),
+            OmegaConf.merge(cfg.trainer, {"accelerator": accelerator_of(cfg)}),
             "trainer",
             max_epochs=cfg.round,
             callbacks=[*listeners, iteration],  # a bar closes before the next stage opens its own
@@ -170,17 +171,18 @@ def build_trainer(cfg: DictConfig, iteration: IterationCallback) -> L.Trainer:
 
 def device_of(cfg: DictConfig) -> torch.device:
     """Where a single process computes."""
-    return torch.device("cpu" if _accelerator(cfg) == "cpu" else "cuda")
+    return torch.device("cpu" if accelerator_of(cfg) == "cpu" else "cuda")
 
 
-def _accelerator(cfg: DictConfig) -> str:
+def accelerator_of(cfg: DictConfig) -> str:
     """What ``auto`` stands for: CUDA or the CPU; Apple's GPUs lack the float64 we count with."""
     if cfg.trainer.accelerator == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return str(cfg.trainer.accelerator)
 
 
-def _sampling(cfg: DictConfig) -> Sampling:
+def make_sampling(cfg: DictConfig) -> Sampling:
+    """How candidates are drawn."""
     rollout = cfg.rollout
     return Sampling(
         rollout.steps,

@@ -102,6 +102,10 @@ NUMBERS = {
     "optim.ema": Number(0, null="off"),
     "callbacks.iteration.checkpoint_every": Number(1, whole=True),
     "trainer.accumulate_grad_batches": Number(1, whole=True),
+    "plan.memory_gib": Number(0, above=True, null="of the GPU of this machine"),
+    "plan.reserve_gib": Number(0),
+    "plan.tflops": Number(0, above=True, null="measured here"),
+    "plan.utilisation": Number(0, above=True),
     "backbone.lora.rank": Number(1, whole=True),
     "backbone.lora.alpha": Number(0, above=True),
 }
@@ -112,6 +116,7 @@ SWITCHES = (
     "rollout.dynamic_guidance",
     "backbone.checkpointing",
     "backbone.compile",
+    "backbone.tiling",
     "loss.graded",
     "reference.offload",
 )
@@ -162,6 +167,7 @@ def check_switches(cfg: DictConfig, switches: Sequence[str]) -> None:
 
 
 def _check_combinations(cfg: DictConfig) -> None:
+    _check_shards(cfg)
     if str(cfg.trainer.precision) == "16-mixed":
         raise InputError(
             "trainer.precision=16-mixed: float16 overflows in these networks, and a skipped step "
@@ -183,6 +189,24 @@ def _check_combinations(cfg: DictConfig) -> None:
             "reference=adapter: the reference is the policy with its adapter off, but all weights "
             "are trained here; choose reference=cached, or give backbone.lora (see "
             "experiment=shapes_lora)"
+        )
+
+
+def _check_shards(cfg: DictConfig) -> None:
+    """Refuse 8-bit optimizers that do not know shards, or cannot be read back."""
+    strategy, optimizer = cfg.trainer.strategy, str(cfg.optim.optimizer._target_)
+    if not str(OmegaConf.select(cfg, "trainer.strategy._target_")).endswith("FullyShardedStrategy"):
+        return
+    if optimizer.startswith("bitsandbytes."):
+        raise InputError(
+            f"optim.optimizer._target_={optimizer} does not know the shards of trainer=fsdp; "
+            "choose torchao.optim.AdamW8bit with trainer.strategy.sharded_checkpoints=true, or "
+            "trainer=ddp"
+        )
+    if optimizer.startswith("torchao.") and not strategy.sharded_checkpoints:
+        raise InputError(
+            f"optim.optimizer._target_={optimizer}: under trainer=fsdp its state cannot be read "
+            "back from a single file; give trainer.strategy.sharded_checkpoints=true"
         )
 
 

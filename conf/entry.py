@@ -41,8 +41,8 @@ for part in ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quanti
 REPO = Path(__file__).resolve().parent.parent
 CONF = REPO / "conf"
 
-PASSING = ("round", "name", "until", "dry_run", "debug", "push_to_hub", "paths", "logger",
-           "callbacks", "hydra")  # fmt: skip
+PASSING = ("round", "name", "until", "dry_run", "debug", "plan", "push_to_hub", "paths",
+           "logger", "callbacks", "hydra")  # fmt: skip
 """Keys that do not change what a run computes."""
 TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")
 """Keys of the trainer that do."""
@@ -217,7 +217,14 @@ def _compose(config: str, words: list[str]) -> DictConfig:
 
 
 def _explain(config: str, words: list[str], error: Exception) -> str:
-    """Name the override whose key does not exist, if that is what is wrong."""
+    """Name the choice that was not made, or the override whose key does not exist."""
+    unmade = re.search(r"You must specify '(\w+)'", str(error))
+    if unmade:
+        options = ", ".join(_options(unmade[1]))
+        return (
+            f"{unmade[1]} has no default here: give {unmade[1]}=CHOICE, one of your own "
+            f"(docs/extending.md; shipped are {options})"
+        )
     known = _keys(compose(config, []))
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     for word in words:

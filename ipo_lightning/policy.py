@@ -123,6 +123,9 @@ class Policy(Protocol):
     """Of a hub id."""
     fps: float
     """Frames per second of its videos."""
+    guidance_videos: int
+    """Videos in one forward for each that is sampled with guidance: 2 where both predictions are
+    made together, 1 where one after the other."""
 
     @property
     def identity(self) -> str:
@@ -151,6 +154,27 @@ class Policy(Protocol):
 
     def build(self) -> nn.Module:
         """A new network with the base weights; what is trained has ``requires_grad``."""
+        ...
+
+    @property
+    def blocks(self) -> int:
+        """Transformer blocks of its network, all alike in what they cost."""
+        ...
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """Height and width in pixels that its VAE decodes at once; None: a whole video's."""
+        ...
+
+    def outline(
+        self, blocks: int | None = None, size: tuple[int, int, int] | None = None
+    ) -> "Policy":
+        """This policy with random weights, made of configs alone, for plans on fake tensors.
+
+        Args:
+            blocks: of its network; None: all.
+            size: of its videos, decoded whole; None: as they are.
+        """
         ...
 
     def objective(self) -> Objective:

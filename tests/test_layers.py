@@ -14,12 +14,12 @@ LIBRARY = REPO / "ipo_lightning"
 # those above it in this table; `shapes` is a world of its own, which nothing else in the library
 # knows of.
 MATHEMATICS = {"averages", "batch", "calibration", "errors", "gauges", "labelling", "losses",
-               "metrics", "objectives", "offload", "records", "rounds", "seeds", "sharding",
-               "store", "visits"}  # fmt: skip
+               "metrics", "objectives", "offload", "published", "records", "rounds", "seeds",
+               "sharding", "store", "tracing", "visits"}  # fmt: skip
 PROTOCOLS = {"critics.base", "critics.critique", "policy", "real", "video", "workers"}
 CONCRETE = {"backbones", "critics", "shapes"}
-ORCHESTRATION = {"cards", "checkpoints", "evaluation", "hub", "module", "reference_errors",
-                 "references", "report", "sampling", "strategies"}  # fmt: skip
+ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "hub", "module",
+                 "reference_errors", "references", "report", "sampling", "strategies"}  # fmt: skip
 
 APPLICATION = {"callbacks", "conf", "data", "train", "sample", "tests", "benchmarks"}
 SETTINGS = {"hydra", "omegaconf", "conf"}

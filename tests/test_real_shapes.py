@@ -1,66 +1,23 @@
 """The published transformers, without their weights: torch's meta device holds shapes alone."""
 
-from typing import Any, NamedTuple
+from pathlib import Path
 
+import diffusers
 import pytest
 import torch
-from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
+import transformers
 from torch import nn
 
 from ipo_lightning.backbones.cogvideox import CogVideoX
 from ipo_lightning.backbones.diffusers_folder import Lora
 from ipo_lightning.backbones.wan import Wan
-
-
-class Published(NamedTuple):
-    """A transformer of a hub and the size of its files there."""
-
-    kind: Any
-    config: dict[str, Any]
-    """Where it differs from the class's defaults."""
-    parameters: int
-    gigabytes: float
-    """Of the published weights, in 10^9 bytes."""
-    bytes_each: int
-
-
-COGVIDEOX_5B = {
-    "num_attention_heads": 48,
-    "attention_head_dim": 64,
-    "num_layers": 42,
-    "use_rotary_positional_embeddings": True,
-}
-COGVIDEOX_1_5 = {"patch_size_t": 2, "patch_bias": False, "sample_frames": 81}
-WAN = {"attention_head_dim": 128, "freq_dim": 256, "text_dim": 4096, "in_channels": 16}
-
-MODELS = {
-    "CogVideoX-2b": Published(
-        CogVideoXTransformer3DModel,
-        {"num_attention_heads": 30, "attention_head_dim": 64, "num_layers": 30},
-        1_693_783_872, 3.39, 2,
-    ),
-    "CogVideoX-5b": Published(
-        CogVideoXTransformer3DModel, COGVIDEOX_5B, 5_570_283_072, 11.1, 2
-    ),
-    "CogVideoX1.5-5B": Published(
-        CogVideoXTransformer3DModel, {**COGVIDEOX_5B, **COGVIDEOX_1_5}, 5_570_676_352, 11.15, 2
-    ),
-    "Wan2.1-T2V-1.3B": Published(
-        WanTransformer3DModel,
-        {**WAN, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
-        1_418_996_800, 5.68, 4,
-    ),
-    "Wan2.1-T2V-14B": Published(
-        WanTransformer3DModel,
-        {**WAN, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
-        14_288_491_584, 28.58, 2,
-    ),
-}  # fmt: skip
+from ipo_lightning.published import MODELS, T5_XXL, UMT5_XXL, write_configs
 
 
 def build(name: str) -> nn.Module:
+    config = MODELS[name].parts["transformer"]
     with torch.device("meta"):
-        network: nn.Module = MODELS[name].kind(**MODELS[name].config)
+        network: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
     return network
 
 
@@ -72,16 +29,17 @@ def test_a_transformer_of_the_published_shape_has_the_published_size(name: str) 
     assert published.gigabytes == pytest.approx(count * published.bytes_each / 1e9, rel=0.005)
 
 
-@pytest.mark.parametrize("name", ["CogVideoX-2b", "Wan2.1-T2V-1.3B"])
+@pytest.mark.parametrize("name", ["zai-org/CogVideoX-2b", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"])
 def test_the_default_adapter_fits_all_attention_layers(name: str) -> None:
-    family = Wan if name.startswith("Wan") else CogVideoX
+    family = Wan if name.startswith("Wan-AI") else CogVideoX
+    config = MODELS[name].parts["transformer"]
     network, lora = build(name), Lora(rank=4, alpha=4)
     attentions = 2 if family is Wan else 1  # Wan attends to itself and to the text apart
-    layers = attentions * MODELS[name].config["num_layers"]
+    layers = attentions * config["num_layers"]
     policy = object.__new__(family)  # no folder: the adapter alone is asked for
     with torch.device("meta"):
         policy._add_adapter(network, lora)
-    width = MODELS[name].config["num_attention_heads"] * MODELS[name].config["attention_head_dim"]
+    width = config["num_attention_heads"] * config["attention_head_dim"]
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert trained == layers * 4 * 2 * lora.rank * width  # four layers, two factors each
 
@@ -90,5 +48,28 @@ def test_the_first_patch_is_what_makes_1_5_larger() -> None:
     """Two latent frames in and out of each patch, where 1.0 has one."""
     width, patch = 48 * 64, 2 * 2 * 16
     more = patch * width + (patch * width + patch)
-    sizes = [MODELS[name].parameters for name in ("CogVideoX-5b", "CogVideoX1.5-5B")]
+    names = ("zai-org/CogVideoX-5b", "zai-org/CogVideoX1.5-5B")
+    sizes = [MODELS[name].parameters for name in names]
     assert sizes[1] - sizes[0] == more
+
+
+@pytest.mark.parametrize(("config", "billions"), [(T5_XXL, 4.762), (UMT5_XXL, 5.681)])
+def test_a_text_encoder_has_the_published_size(config: dict[str, str], billions: float) -> None:
+    kind = getattr(transformers, config["_class_name"])
+    with torch.device("meta"):
+        encoder = kind(kind.config_class(**config))
+    assert sum(p.numel() for p in encoder.parameters()) / 1e9 == pytest.approx(billions, abs=0.001)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_published_configs_are_a_folder_that_policies_read(name: str, tmp_path: Path) -> None:
+    path = str(write_configs(MODELS[name], tmp_path))
+    policy = Wan(path) if name.startswith("Wan-AI") else CogVideoX(path)
+    assert policy.latent_shape and policy.objective()
+    own = getattr(diffusers, MODELS[name].parts["vae"]["_class_name"])
+    written = own.load_config(path, subfolder="vae")
+    with torch.device("meta"):
+        taken = own.from_config(written).config
+    for key in written.keys() - {"_class_name"}:
+        value = taken[key]  # a key that the class does not know would be missing
+        assert (list(value) if isinstance(value, tuple) else value) == written[key]

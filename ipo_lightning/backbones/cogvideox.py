@@ -59,6 +59,8 @@ class CogVideoX(Denoising, DiffusersFolder):
         decode_batch: videos that the VAE decodes together: memory against speed.
         weights, quantize, compile, attention: how the network is held, see `Held`.
         text_dtype: precision in which the text encoder is loaded.
+        tiling: decode a video in overlapping tiles: other pixels at their seams, a part of the
+            memory.
     """
 
     family = "CogVideoX"
@@ -68,6 +70,7 @@ class CogVideoX(Denoising, DiffusersFolder):
     text_encoder_class = T5EncoderModel
     samplers: ClassVar = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
     scheduler_classes = tuple(samplers.values())
+    guidance_videos = 2
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class CogVideoX(Denoising, DiffusersFolder):
         compile: bool = False,
         attention: Attention | None = None,
         text_dtype: Precision = "float32",
+        tiling: bool = False,
     ) -> None:
         self._error = (weighting, (window[0], window[1]), density)
         VPrediction(torch.ones(1), *self._error)  # refuses wrong settings before a file is read
@@ -103,6 +107,7 @@ class CogVideoX(Denoising, DiffusersFolder):
             held=Held(weights, quantize, compile, attention, checkpointing),
             text_dtype=text_dtype,
             decode_batch=decode_batch,
+            tiling=tiling,
         )
         self._size = (num_frames, height, width)
 

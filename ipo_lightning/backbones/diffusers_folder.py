@@ -11,11 +11,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -28,6 +29,7 @@ from transformers import AutoTokenizer
 
 from ipo_lightning.backbones.held import DTYPES, Held, Precision, check_precision
 from ipo_lightning.backbones.lora_files import plain_lora
+from ipo_lightning.backbones.outline import FullLength, OfConfig
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import LORA_FILE
 from ipo_lightning.seeds import derive_seed
@@ -71,6 +73,8 @@ class DiffusersFolder(ABC):
     vae_class: ClassVar[Any]
     text_encoder_class: ClassVar[Any]
     scheduler_classes: ClassVar[tuple[Any, ...]]
+    guidance_videos = 1
+    """See `Policy.guidance_videos`."""
 
     def __init__(
         self,
@@ -84,10 +88,12 @@ class DiffusersFolder(ABC):
         held: Held,
         text_dtype: Precision,
         decode_batch: int,
+        tiling: bool,
     ) -> None:
         self.path, self.name, self.revision, self.fps, self.lora = path, name, revision, fps, lora
         self.held, self.text_dtype, self.decode_batch = held, text_dtype, decode_batch
-        self._tiling = self._slicing = self._offload = False
+        self.tiling, self._tiling = tiling, tiling
+        self._slicing = self._offload = False
         self._loading = Lock()
         self._vae_turn: AbstractContextManager[Any] = nullcontext()
         """Entered while the VAE is at work: a family whose VAE keeps state gives a lock."""
@@ -167,6 +173,8 @@ class DiffusersFolder(ABC):
         own = self.held.settings
         if self.text_dtype != "float32":
             own["text_dtype"] = self.text_dtype
+        if self.tiling:
+            own["tiling"] = True
         return fingerprint([*parts, own] if own else parts)
 
     @cached_property
@@ -208,6 +216,34 @@ class DiffusersFolder(ABC):
             raise InputError(f"backbone: {height} x {width} pixels; give multiples of {grid}")
 
     # ---------------------------------------------------------------- the network
+
+    @property
+    def blocks(self) -> int:
+        """See `Policy.blocks`."""
+        return int(self.config["num_layers"])
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """See `Policy.tile`."""
+        if not self.tiling:
+            return None
+        with torch.device("meta"):
+            vae = self.vae_class.from_config(self._vae_config)
+        return int(vae.tile_sample_min_height), int(vae.tile_sample_min_width)
+
+    def outline(self, blocks: int | None = None, size: tuple[int, int, int] | None = None) -> Self:
+        """See `Policy.outline`."""
+        other: Any = copy(self)
+        if size is not None:
+            other._size, other.tiling, other._tiling = size, False, False
+        changes = {} if blocks is None else {"num_layers": blocks}
+        for name in ("config", "size", "_vae", "_text_encoder"):
+            other.__dict__.pop(name, None)
+        other.transformer_class = OfConfig(self.transformer_class, **changes)
+        other.vae_class = OfConfig(self.vae_class)
+        other.text_encoder_class = OfConfig(self.text_encoder_class)
+        other.__dict__["_tokenizer"] = FullLength()
+        return cast(Self, other)
 
     def build(self) -> Any:
         """See `Policy.build`; in float32 but for what `Held` says otherwise."""
@@ -267,7 +303,8 @@ class DiffusersFolder(ABC):
 
     def spare(self, *, tiling: bool = False, slicing: bool = False, offload: bool = False) -> None:
         """See `Policy.spare`."""
-        self._tiling, self._slicing, self._offload = tiling, slicing, offload
+        self._tiling = tiling or self.tiling
+        self._slicing, self._offload = slicing, offload
         self.release()
 
     def release(self) -> None:

@@ -71,6 +71,8 @@ class Wan(Denoising, DiffusersFolder):
         decode_batch: videos that the VAE decodes together: memory against speed.
         weights, quantize, compile, attention: how the network is held, see `Held`.
         text_dtype: precision in which the text encoder is loaded.
+        tiling: decode a video in overlapping tiles: other pixels at their seams, a part of the
+            memory.
     """
 
     family = "Wan 2.1 text-to-video"
@@ -107,6 +109,7 @@ class Wan(Denoising, DiffusersFolder):
         compile: bool = False,
         attention: Attention | None = None,
         text_dtype: Precision = "float32",
+        tiling: bool = False,
     ) -> None:
         self._error = (weighting, (window[0], window[1]), density)
         FlowMatching(1.0 if shift is None else shift, *self._error)  # refuses wrong settings early
@@ -120,6 +123,7 @@ class Wan(Denoising, DiffusersFolder):
             held=Held(weights, quantize, compile, attention, checkpointing),
             text_dtype=text_dtype,
             decode_batch=decode_batch,
+            tiling=tiling,
         )
         self._size, self._shift, self.text_length = (num_frames, height, width), shift, text_length
         self._vae_turn = Lock()  # this VAE keeps what it has seen of a video in itself
