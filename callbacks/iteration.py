@@ -200,6 +200,7 @@ class IterationCallback(L.Callback):
         number = self.module.round
         self.module.finish_round()
         self._save_checkpoint(int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+        self.module.drop_moments()  # videos are made next: they may need the room
         if self.until == "training" and number == self.last_round:
             self._export(number)
             raise StageReached("training", number)

@@ -414,20 +414,25 @@ class Estimate:
 
     @cached_property
     def resident(self) -> dict[str, float]:
-        """What lies on each device from the first update on, by part, in bytes.
-
-        Gradients and the optimizer's state outlive the training of a round: they are dropped when
-        the next one's starts, and lie there while its videos are made.
-        """
-        step, job = self.step, self.job
-        share = job.devices if job.sharded else 1
-        buckets = job.devices > 1 and not job.sharded
+        """What lies on each device in every stage, by part, in bytes."""
+        step, share = self.step, self._share
+        copies = self.job.devices > 1 and not self.job.sharded  # what DDP sends, and keeps
         return {
             "weights": step.weights / share,
-            "gradients": step.gradients * (2 if buckets else 1) / share,  # DDP sends copies
-            "optimizer": self._state / share,
+            "gradients": step.gradients if copies else 0,
             "reference": step.reference / share,
         }
+
+    @property
+    def while_training(self) -> dict[str, float]:
+        """What lies there while a round trains; the rest is dropped before videos are made."""
+        gradients = self.resident["gradients"] + self.step.gradients / self._share
+        return {**self.resident, "gradients": gradients, "optimizer": self._state / self._share}
+
+    @property
+    def _share(self) -> int:
+        """Devices that what is stored lies on."""
+        return self.job.devices if self.job.sharded else 1
 
     @property
     def _optimizer(self) -> Optimizer:
@@ -468,7 +473,7 @@ class Estimate:
     def _training(self) -> Stage:
         peak, casts = self.step.peak
         parts = {"gathered": self._unsharded(), "casts": casts, "activations": peak - casts}
-        return Stage("training", {**self.resident, **parts})
+        return Stage("training", {**self.while_training, **parts})
 
     def _unsharded(self) -> float:
         """Weights that FSDP2 holds whole during a step: what lies outside the blocks, the block at
@@ -481,10 +486,9 @@ class Estimate:
 
     def _update(self) -> Stage:
         """The optimizer's step: activations are gone, its own copies are there."""
-        share = self.job.devices if self.job.sharded else 1
         copies = 0 if self.job.fused or not self.job.gpu else self._optimizer.update
-        extra = copies * self.step.gradients / share
-        return Stage("update", {**self.resident, "update": extra})
+        extra = copies * self.step.gradients / self._share
+        return Stage("update", {**self.while_training, "update": extra})
 
     # ---------------------------------------------------------------- operations
 

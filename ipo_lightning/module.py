@@ -140,14 +140,19 @@ class PreferenceModule(L.LightningModule):
         if self.average is not None:
             put_weights(self.network, self.average.weights)
 
+    def drop_moments(self) -> None:
+        """Give back the memory of gradients and moments; the next round starts without them."""
+        for optimizer in self.trainer.optimizers:
+            optimizer.zero_grad()
+            optimizer.state.clear()
+
     def set_beta(self, beta: float) -> None:
         """Give the loss its beta for this round."""
         self.loss = settle_beta(self.loss, beta)
 
     def on_train_epoch_start(self) -> None:
         """A round starts (not a resumed one): fresh moments, fresh counts."""
-        for optimizer in self.trainer.optimizers:
-            optimizer.state.clear()
+        self.drop_moments()
         self.health.reset()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

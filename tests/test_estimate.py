@@ -130,7 +130,7 @@ def test_published_sizes(tmp_path: Path) -> None:
     assert two.one_video.flops / 1e12 == pytest.approx(120, rel=0.01)  # counted on torch's meta
     assert two.text_shape == (226, 4096)
     assert two.text.held / 4 == pytest.approx(4.76e9, rel=0.01)
-    assert 25 < sum(two.resident.values()) / GIB < 26  # weights, gradients and AdamW, by hand
+    assert 25 < sum(two.while_training.values()) / GIB < 26  # weights, gradients and AdamW, by hand
     assert 8 < two.step.peak[0] / GIB < 10
 
 
@@ -159,14 +159,16 @@ def test_optimizers_hold_what_they_hold() -> None:
 def test_shards_divide_and_are_gathered(make: MakePolicy) -> None:
     alone = Estimate(job(make()))
     shared = Estimate(job(make(), devices=4, sharded=True))
-    for part, size in alone.resident.items():
-        assert shared.resident[part] == size / 4
+    for part, size in alone.while_training.items():
+        assert shared.while_training[part] == size / 4
     stage = next(stage for stage in shared.stages if stage.name == "rollout")
     assert stage.parts["gathered"] == alone.step.weights
     training = next(stage for stage in shared.stages if stage.name == "training")
     assert 0 < training.parts["gathered"] < 2 * alone.step.weights
     copies = Estimate(job(make(), devices=4))
-    assert copies.resident["gradients"] == 2 * alone.resident["gradients"]  # DDP's buckets
+    own = alone.while_training["gradients"]
+    assert copies.while_training["gradients"] == 2 * own  # DDP's buckets, which stay
+    assert (copies.resident["gradients"], alone.resident["gradients"]) == (own, 0)
 
 
 def test_what_a_rollout_asks(make: MakePolicy) -> None:

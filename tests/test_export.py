@@ -403,7 +403,9 @@ def test_what_a_hub_receives(
             for row in rows if row["key"] == "file"}  # fmt: skip
     assert sent.keys() == {"README.md", "pytorch_lora_weights.safetensors"}
     assert all(content == (policy / name).read_bytes() for name, content in sent.items())
-    assert all(headers["authorization"] == "Bearer hf_secret" for _, headers, _ in hub.asked)
+    # diffusers counts its users in a thread of its own: these requests carry no token.
+    ours = [headers for path, headers, _ in hub.asked if "telemetry" not in path]
+    assert ours and all(headers["authorization"] == "Bearer hf_secret" for headers in ours)
     assert not any(b"hf_secret" in body for _, _, body in hub.asked)
     assert "hf_secret" not in out + err
     files = [file for file in policy.parent.parent.rglob("*") if file.is_file()]
