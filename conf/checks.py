@@ -167,7 +167,6 @@ def check_switches(cfg: DictConfig, switches: Sequence[str]) -> None:
 
 
 def _check_combinations(cfg: DictConfig) -> None:
-    _check_shards(cfg)
     if str(cfg.trainer.precision) == "16-mixed":
         raise InputError(
             "trainer.precision=16-mixed: float16 overflows in these networks, and a skipped step "
@@ -189,24 +188,6 @@ def _check_combinations(cfg: DictConfig) -> None:
             "reference=adapter: the reference is the policy with its adapter off, but all weights "
             "are trained here; choose reference=cached, or give backbone.lora (see "
             "experiment=shapes_lora)"
-        )
-
-
-def _check_shards(cfg: DictConfig) -> None:
-    """Refuse 8-bit optimizers that do not know shards, or cannot be read back."""
-    strategy, optimizer = cfg.trainer.strategy, str(cfg.optim.optimizer._target_)
-    if not str(OmegaConf.select(cfg, "trainer.strategy._target_")).endswith("FullyShardedStrategy"):
-        return
-    if optimizer.startswith("bitsandbytes."):
-        raise InputError(
-            f"optim.optimizer._target_={optimizer} does not know the shards of trainer=fsdp; "
-            "choose torchao.optim.AdamW8bit with trainer.strategy.sharded_checkpoints=true, or "
-            "trainer=ddp"
-        )
-    if optimizer.startswith("torchao.") and not strategy.sharded_checkpoints:
-        raise InputError(
-            f"optim.optimizer._target_={optimizer}: under trainer=fsdp its state cannot be read "
-            "back from a single file; give trainer.strategy.sharded_checkpoints=true"
         )
 
 

@@ -71,6 +71,8 @@ class Evaluation:
         self.sampler, self.critic, self.eval_critic = sampler, critic, eval_critic
         self.gauges, self.real_clips = dict(gauges or {}), real_clips
         self.prompts, self.seed = list(prompts), seed
+        self._real: Tensor | None = None
+        """Latents of the real clips, once they have been asked for."""
         self.units = [
             Unit(i, prompt, tuple(derive_seed(seed, "evaluation", i, k) for k in range(n)))
             for i, prompt in enumerate(prompts)
@@ -119,11 +121,9 @@ class Evaluation:
             return None
         device = next(network.parameters()).device
         seed = derive_seed(self.seed, "real clips") % 2**31  # as far as providers' generators go
-        shape = self.sampler.policy.latent_shape
-        latents = torch.cat([
-            policy.encode(clip[None].to(device))
-            for clip in self.real_clips(self.prompts, seed)
-        ])  # fmt: skip
+        if self._real is None:
+            self._real = self._encoded(policy, self.real_clips(self.prompts, seed), device)
+        latents, shape = self._real.to(device), policy.latent_shape
         noise = torch.stack(
             [gaussian(derive_seed(seed, "noise", i), shape) for i in range(len(latents))]
         )
@@ -135,8 +135,14 @@ class Evaluation:
             noised = objective.noise(latents[one], noise[one].to(device), u[one])
             answer = policy.predict(network, noised.sample, noised.timestep, texts[one])
             errors.append(squared_error(answer, noised))
-        policy.release()
         return float(torch.cat(errors).double().mean())
+
+    @staticmethod
+    def _encoded(policy: Policy, clips: Tensor, device: torch.device) -> Tensor:
+        """Latents of the clips, one by one, on the CPU: the VAE is needed once a run."""
+        latents = [policy.encode(clip[None].to(device)).cpu() for clip in clips]
+        policy.release()
+        return torch.cat(latents)
 
 
 def summary(rows: Sequence[Judged], base: Sequence[Judged]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 import train
 from conf import assembly
 from conf.entry import CONF, register_resolvers
+from tests import tiny_wan
 from tests.conftest import ComposeTrain
 
 CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
@@ -31,6 +32,8 @@ def beside(choice: str, tmp_path: Path) -> list[str]:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a video of {number} apples\n" for number in range(200)))
     files = {"data=file": [f"data.prompts.path={prompts}", "evaluation.real_clips=null"]}
+    if choice == "experiment=shapes_wan":  # its folder is made, not shipped
+        return [choice, f"backbone.path={tiny_wan.save_pipeline(tmp_path / 'wan')}"]
     if choice.startswith("experiment=ipo_"):
         critics = ["critic=shapes", "eval_critic=shapes_judge"]
         return [choice, *critics, f"data.prompts.path={prompts}"]
@@ -78,7 +81,8 @@ def test_every_choice_composes_and_its_targets_take_its_keys(
             pytest.fail(f"{choice}: {place}: {error}")
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+# Those of real models are planned in test_experiments.py, for their cards.
+@pytest.mark.parametrize("choice", [c for c in CHOICES if not c.startswith("experiment=ipo_")])
 def test_every_choice_is_planned(
     choice: str,
     compose_train: ComposeTrain,

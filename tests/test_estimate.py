@@ -44,6 +44,7 @@ def job(policy: Policy, reference: Reference | None = None, **changes: Any) -> J
 # ---------------------------------------------------------------- against measurements
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("two_pass", [False, True], ids=["plain", "two-pass"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("family", bench.SMALL)

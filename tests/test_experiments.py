@@ -58,6 +58,7 @@ def test_the_papers_setting_is_the_papers(compose_train: ComposeTrain, prompts: 
 # ---------------------------------------------------------------- what would fit
 
 
+@pytest.mark.slow
 def test_the_smallest_change_is_found(compose_train: ComposeTrain) -> None:
     """On the embedded world, whose fullest stage is the training."""
     cfg = compose_train("plan.memory_gib=80")
@@ -74,6 +75,7 @@ def test_the_smallest_change_is_found(compose_train: ComposeTrain) -> None:
     assert together is not None and len(together.changes) > 1
 
 
+@pytest.mark.slow
 def test_a_whole_network_that_is_too_large_is_trained_by_an_adapter(
     compose_train: ComposeTrain, prompts: str
 ) -> None:
@@ -82,21 +84,6 @@ def test_a_whole_network_that_is_too_large_is_trained_by_an_adapter(
     with readable(cfg) as (settled, _):
         found = smallest_change(settled, 60 * GIB)
     assert found is not None and "backbone.lora" in found.changes[0].settings
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "said"),
-    [
-        ("bitsandbytes.optim.AdamW8bit", "does not know the shards"),
-        ("torchao.optim.AdamW8bit", "sharded_checkpoints=true"),
-    ],
-)
-def test_an_optimizer_that_shards_break_is_refused(
-    optimizer: str, said: str, compose_train: ComposeTrain
-) -> None:
-    cfg = compose_train("trainer=fsdp", f"optim.optimizer._target_={optimizer}", "dry_run=true")
-    with pytest.raises(InputError, match=said):
-        train(cfg)
 
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`")

@@ -207,9 +207,9 @@ def test_choices_count_only_where_they_are_made(
 
 @pytest.mark.parametrize("choice", ["cogvideox", "wan", "branched"])
 def test_shipped_rollouts_say_what_they_are(choice: str, compose_train: ComposeTrain) -> None:
-    from conf.assembly import _sampling
+    from conf.assembly import make_sampling
 
-    sampling = _sampling(compose_train(f"rollout={choice}"))
+    sampling = make_sampling(compose_train(f"rollout={choice}"))
     if choice == "branched":
         assert sampling == Sampling(10, shared=0.2)
     else:
@@ -219,7 +219,7 @@ def test_shipped_rollouts_say_what_they_are(choice: str, compose_train: ComposeT
         f"rollout={choice}",
         "rollout.cache={_target_: diffusers.FirstBlockCacheConfig, threshold: 0.2}",
     )
-    assert _sampling(cached).cache == FirstBlockCacheConfig(0.2)
+    assert make_sampling(cached).cache == FirstBlockCacheConfig(0.2)
 
 
 # -------------------------------------------------------------------- batches

@@ -70,6 +70,7 @@ CRASHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "method", "call"), CRASHES, ids=lambda v: getattr(v, "__name__", str(v))
 )
@@ -174,6 +175,7 @@ def test_a_damaged_video_is_named_and_made_anew(small: Compose) -> None:
     assert run.round(1).candidates()[0] == candidate
 
 
+@pytest.mark.slow
 def test_videos_lost_in_mid_round_are_made_by_the_policy_that_the_round_began_with(
     small: Compose,
 ) -> None:
