@@ -14,12 +14,15 @@ HAS_TORCH = -c 'from importlib.metadata import version as v; \
 # A torch that the system brings, such as a GPU container's, is kept; VENV_FLAGS= starts bare.
 VENV_FLAGS ?= $(shell $(PYTHON) $(HAS_TORCH) && echo --system-site-packages)
 
+# In the files' own order: the largest first would leave the longest for the end.
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
 # Whatever is installed next must not replace it: torchvision's newest release would.
 KEEP_TORCH = $(VENV)/torch.txt
 PIP_INSTALL = $(BIN)/python -m pip install --constraint $(KEEP_TORCH)
 EXTRAS ?= gpu
 
-.PHONY: help demo test check format wheel extras clean
+.PHONY: help demo test quick check format wheel extras clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
@@ -28,7 +31,10 @@ demo: $(VENV)/demo.stamp  ## install into .venv, then train the embedded model: 
 	$(BIN)/python train.py
 
 test: $(VENV)/dev.stamp  ## install into .venv, then run the test suite
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(PYTEST)
+
+quick: $(VENV)/dev.stamp  ## the same without what takes more than a few seconds a test
+	$(PYTEST) -m "not slow"
 
 check: $(VENV)/dev.stamp  ## formatter, linter, types, layers
 	$(BIN)/ruff format --check .

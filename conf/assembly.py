@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
 from callbacks.iteration import IterationCallback, Rollout
-from conf.entry import build, differences, one_line, settings
+from conf.entry import build, differences, one_line, settings, settings_but_batches
 from data.datamodule import PreferenceDataModule
 from ipo_lightning.critics.critique import Critique
 from ipo_lightning.errors import InputError
@@ -58,8 +58,10 @@ def settle(cfg: DictConfig) -> None:
 def claim(run: RunDir, cfg: DictConfig) -> None:
     """Write config.yaml, or refuse a folder that holds a run of other settings."""
     if run.config_file.exists():
-        old = OmegaConf.load(run.config_file)
-        changed = list(differences(settings(old), settings(cfg)))  # type: ignore[arg-type]
+        old: Any = OmegaConf.load(run.config_file)
+        changed = list(differences(settings(old), settings(cfg)))
+        if changed and not list(differences(settings_but_batches(old), settings_but_batches(cfg))):
+            changed = []  # another number of devices, and batches to match
         if changed:
             raise InputError(
                 f"{run.path} holds a run of other settings ({'; '.join(changed[:3])}"

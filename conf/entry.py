@@ -68,6 +68,20 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     return plain
 
 
+def settings_but_batches(cfg: DictConfig) -> dict[str, Any]:
+    """`settings`, with the labels an update takes on all devices in place of how it gets them.
+
+    Two batches of 8 and one of 16 train the same; where the number of devices is left to be found
+    out, nothing is known and nothing replaced.
+    """
+    found = settings(cfg)
+    devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
+    if isinstance(devices, int) and devices > 0:
+        batch = found["data"].pop("batch_size") * found["trainer"].pop("accumulate_grad_batches")
+        found["labels an update"] = batch * devices * nodes
+    return found
+
+
 def run_name(*, _root_: DictConfig) -> str:
     """``BACKBONE-LOSS[-lora]-sSEED-HASH``: equal settings share a name, others never do."""
     loss = str(_root_.loss.get("_target_", "loss")).rpartition(".")[2].removesuffix("_loss")

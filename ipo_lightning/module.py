@@ -196,7 +196,8 @@ class PreferenceModule(L.LightningModule):
                 f"{self.trainer.global_step}, last with labels {self._labels.tolist()}: lower "
                 "optim.optimizer.lr or loss.beta"
             )
-        self.health.update(gradient_norm=norm.view(1))
+        if self.trainer.is_global_zero:  # the same on all ranks: it counts once an update
+            self.health.update(gradient_norm=norm.view(1))
         self.log("train/gradient_norm", norm)
 
     def optimizer_step(

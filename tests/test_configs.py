@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 import train
 from conf import assembly
-from conf.entry import CONF, register_resolvers
+from conf.entry import CONF, register_resolvers, settings_but_batches
 from tests import tiny_wan
 from tests.conftest import ComposeTrain
 
@@ -145,3 +145,16 @@ def test_names_of_runs_are_made_of_their_settings(compose_train: ComposeTrain) -
     others = {"seed=1", "loss=kto", "loss.beta=7", "rollout.n=3", "trainer.precision=bf16-mixed",
               "data.batch_size=4", "experiment=shapes_lora", "threads=2"}  # fmt: skip
     assert len({name, *(compose_train(other).name for other in others)}) == len(others) + 1
+
+
+def test_batches_may_change_with_the_devices(compose_train: ComposeTrain) -> None:
+    """As long as an update takes as many labels; how many devices there are must be said."""
+
+    def taken(*words: str) -> object:
+        return settings_but_batches(compose_train("name=x", *words))
+
+    two = taken("trainer=ddp", "trainer.devices=2", "data.batch_size=8")
+    assert two == taken("data.batch_size=16")
+    assert two == taken("data.batch_size=4", "trainer.accumulate_grad_batches=4")
+    assert two != taken("data.batch_size=8")
+    assert two != taken("trainer=ddp", "data.batch_size=8")  # devices=auto
