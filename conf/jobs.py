@@ -17,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from conf.assembly import accelerator_of, make_module, make_sampling
 from conf.entry import build
+from conf.memory import shards
 from ipo_lightning.errors import InputError
 from ipo_lightning.estimate import Job
 from ipo_lightning.policy import Policy
@@ -114,9 +115,8 @@ def devices_of(cfg: DictConfig) -> int:
 
 
 def is_sharded(cfg: DictConfig) -> bool:
-    """Whether the network is shared among the devices (FSDP2)."""
-    target = str(OmegaConf.select(cfg, "trainer.strategy._target_"))
-    return target.endswith("FullyShardedStrategy") and devices_of(cfg) > 1
+    """Whether the network is shared among several devices (FSDP2)."""
+    return shards(cfg) and devices_of(cfg) > 1
 
 
 def _together(cfg: DictConfig) -> int:

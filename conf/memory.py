@@ -40,7 +40,7 @@ def _check_optimizer(cfg: DictConfig) -> None:
             f"optim.optimizer={target} needs the package {package}: install the extra gpu "
             "(make extras EXTRAS=gpu), or choose optim=adamw"
         )
-    if not _sharded(cfg):
+    if not shards(cfg):
         return
     if package == "bitsandbytes":
         raise InputError(
@@ -63,7 +63,7 @@ def _check_bfloat16(cfg: DictConfig) -> None:
         )
     if cfg.backbone.get("lora"):
         return  # an adapter is float32
-    if _sharded(cfg) and str(cfg.backbone._target_) in MIXED:
+    if shards(cfg) and str(cfg.backbone._target_) in MIXED:
         raise InputError(
             "backbone.weights=bfloat16 with trainer=fsdp: this family keeps some weights in "
             "float32, and shards of one block must be alike; give float32, or backbone.lora"
@@ -84,7 +84,7 @@ def _check_quantised(cfg: DictConfig) -> None:
         raise InputError(
             f"backbone.quantize={kind}: rounded weights do not train; give backbone.lora"
         )
-    if _sharded(cfg):
+    if shards(cfg):
         raise InputError(
             f"backbone.quantize={kind}: trainer=fsdp shards float weights alone; choose "
             "trainer=ddp, whose copies are small now, or backbone.weights=bfloat16"
@@ -92,7 +92,7 @@ def _check_quantised(cfg: DictConfig) -> None:
 
 
 def _check_offload(cfg: DictConfig) -> None:
-    if _sharded(cfg):
+    if shards(cfg):
         raise InputError(
             "reference.offload=true: the network is in shards (trainer=fsdp), which have no whole "
             "blocks to move; give false, or reference=cached, which holds no second network"
@@ -104,8 +104,8 @@ def _check_offload(cfg: DictConfig) -> None:
         )
 
 
-def _sharded(cfg: DictConfig) -> bool:
-    """Whether the network will lie in shards over several devices."""
+def shards(cfg: DictConfig) -> bool:
+    """Whether the strategy is the one that shards the network (FSDP2)."""
     strategy = cfg.trainer.strategy
     return isinstance(strategy, DictConfig) and str(strategy.get("_target_")).endswith(
         ".FullyShardedStrategy"
