@@ -21,6 +21,9 @@ PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loa
 KEEP_TORCH = $(VENV)/torch.txt
 PIP_INSTALL = $(BIN)/python -m pip install --constraint $(KEEP_TORCH)
 EXTRAS ?= gpu
+# The release that goes with torch 2.N is 0.(N + 15).
+VISION_OF_TORCH = -c 'from importlib.metadata import version as v; \
+	print("0.%d.*" % (int(v("torch").split(".")[1]) + 15))'
 
 .PHONY: help demo test quick check format wheel extras clean
 
@@ -66,6 +69,10 @@ $(VENV)/demo.stamp: setup.cfg pyproject.toml | $(VENV)/torch.stamp
 	$(PIP_INSTALL) --editable .
 	touch $@
 
+# transformers prepares videos with torchvision. The registry's build is for CUDA; beside a CPU build
+# of torch it would break every import, so it lies apart, where the tests alone look (conftest.py).
 $(VENV)/dev.stamp: setup.cfg pyproject.toml | $(VENV)/torch.stamp
 	$(PIP_INSTALL) --editable .[dev]
+	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip install --no-deps \
+		--upgrade --target $(VENV)/vision torchvision==$$($(BIN)/python $(VISION_OF_TORCH))
 	touch $@ $(VENV)/demo.stamp

@@ -7,7 +7,9 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import importlib.util
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +23,27 @@ from omegaconf import DictConfig
 from conf.entry import CONF, register_resolvers
 
 torch.set_num_threads(1)
+
+VISION = Path(sys.prefix) / "vision"
+"""Where the Makefile puts torchvision beside a CPU build of torch."""
+TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")
+
+
+def find_torchvision() -> None:
+    """Let video processors have torchvision.
+
+    Its compiled operators are for CUDA and do not load beside a CPU build of torch, where its import
+    fails for want of two of them; the processors need its Python alone.
+    """
+    if importlib.util.find_spec("torchvision") is not None or not VISION.is_dir():
+        return
+    sys.path.append(str(VISION))
+    if torch.version.cuda is None:
+        for name in ("nms", "qnms"):
+            TORCHVISION.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+find_torchvision()
 
 ComposeTrain = Callable[..., DictConfig]
 
