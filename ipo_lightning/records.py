@@ -45,6 +45,36 @@ class Verdict(Row):
     dims: Mapping[str, float] = field(default_factory=dict)
     certainty: float = 1.0
     raw: str = ""
+    fault: str = ""
+    """Why there is no score."""
+
+
+@dataclass(frozen=True)
+class Duel(Row):
+    """What a critic said of two candidates of a prompt, freed of the order in which it saw them."""
+
+    prompt_index: int
+    first: int
+    """Candidate index; smaller than ``second``."""
+    second: int
+    first_video: str
+    second_video: str
+    critic: str
+    """The critic's identity."""
+    p_first: float | None
+    """Chance that the first is better; with ``p_tie`` and ``p_second`` it sums to 1. All three are
+    None where there is no verdict."""
+    p_tie: float | None
+    p_second: float | None
+    dims: Mapping[str, float] = field(default_factory=dict)
+    """By dimension: chance that the first is better, a tie counting half."""
+    certainty: float = 1.0
+    consistent: bool = True
+    """Whether both orders had the same outcome; where not, the duel is a tie."""
+    raw: tuple[str, ...] = ()
+    """The answers, one an order shown: (first, second), then (second, first)."""
+    fault: str = ""
+    """Why there is no verdict."""
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")
 def find_torchvision() -> None:
     """Let video processors have torchvision.
 
-    Its compiled operators are for CUDA and do not load beside a CPU build of torch, where its import
-    fails for want of two of them; the processors need its Python alone.
+    Its compiled operators are for CUDA and do not load beside a CPU build of torch, where its
+    import fails for want of two of them; the processors need its Python alone.
     """
     if importlib.util.find_spec("torchvision") is not None or not VISION.is_dir():
         return

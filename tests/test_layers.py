@@ -13,10 +13,18 @@ LIBRARY = REPO / "ipo_lightning"
 # Each module of the library is named once, a package as one. A module knows of its own layer and of
 # those above it in this table; `shapes` is a world of its own, which nothing else in the library
 # knows of.
-MATHEMATICS = {"averages", "batch", "calibration", "errors", "gauges", "labelling", "losses",
-               "metrics", "objectives", "offload", "published", "records", "rounds", "seeds",
-               "sharding", "store", "tracing", "visits"}  # fmt: skip
-PROTOCOLS = {"critics.base", "critics.critique", "policy", "real", "video", "workers"}
+MATHEMATICS = {"annotations", "averages", "batch", "calibration", "errors", "gauges", "labelling",
+               "losses", "metrics", "objectives", "offload", "preferences", "published", "records",
+               "rounds", "seeds", "sharding", "store", "tracing", "visits"}  # fmt: skip
+PROTOCOLS = {
+    "critics.base",
+    "critics.chat",
+    "critics.critique",
+    "policy",
+    "real",
+    "video",
+    "workers",
+}
 CONCRETE = {"backbones", "critics", "shapes"}
 ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "hub", "module",
                  "reference_errors", "references", "report", "sampling", "strategies"}  # fmt: skip

@@ -4,9 +4,11 @@ A critic sees pixels and prompts, never latents, seeds or file names. Adding one
 these methods and a YAML that names it in ``_target_``; nothing is inherited or registered.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn, Protocol, runtime_checkable
 
+from ipo_lightning.preferences import Preference
 from ipo_lightning.video import Clip
 
 
@@ -22,11 +24,31 @@ class Rating(NamedTuple):
     """How sure the critic is of its score, in [0, 1]."""
     raw: str = ""
     """The critic's own words or logits, kept for whoever audits a verdict."""
+    fault: str = ""
+    """Why there is no score, in a few words that failures can be counted by ("unreadable")."""
+    transient: bool = False
+    """Whether asking again may help, as after a time-out: the answer is not kept for other runs."""
 
 
-@runtime_checkable
-class PointCritic(Protocol):
-    """Rates one video at a time; batch, order and rank must not change a score.
+class Comparison(NamedTuple):
+    """What a pairwise critic said of two videos in the order in which it saw them."""
+
+    preference: Preference | None
+    """None: no verdict could be read out."""
+    dims: Mapping[str, float] = {}
+    """By dimension: chance that the first is better, a tie counting half, in [0, 1]."""
+    certainty: float = 1.0
+    """How sure the critic is, in [0, 1]; the share of its votes, where it has several."""
+    raw: str = ""
+    """The critic's own words or logits."""
+    fault: str = ""
+    """Why there is no verdict, as in `Rating`."""
+    transient: bool = False
+    """Whether asking again may help, as in `Rating`."""
+
+
+class Critic(Protocol):
+    """What pointwise and pairwise critics have in common.
 
     A critic that asks others for its answers, or that leaves the device alone, may say so with an
     attribute ``beside = True``: it is then asked while the next videos are made, in a thread of its
@@ -47,6 +69,67 @@ class PointCritic(Protocol):
         """Give that memory back; called after the stage, before training."""
         ...
 
+
+@runtime_checkable
+class PointCritic(Critic, Protocol):
+    """Rates one video at a time; batch, order and rank must not change a score."""
+
     def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
         """One rating a clip, in order."""
         ...
+
+
+@runtime_checkable
+class PairCritic(Critic, Protocol):
+    """Compares two videos of one prompt as they are shown; batch and rank must not matter.
+
+    It need not be fair to both places: whoever asks shows both orders, see
+    `ipo_lightning.preferences.both_orders`.
+    """
+
+    def compare(
+        self, first: Sequence[Clip], second: Sequence[Clip], prompts: Sequence[str]
+    ) -> list[Comparison]:
+        """One comparison a prompt, in order."""
+        ...
+
+
+class Question(NamedTuple):
+    """Two videos of one prompt, by the names (sha256) of their mp4 files."""
+
+    first: str
+    second: str
+    prompt: str
+
+
+@runtime_checkable
+class RecordedCritic(Protocol):
+    """Has its verdicts from elsewhere, from people above all: looked up, never computed.
+
+    It takes care of the order itself (people see random sides), so each question is asked once.
+    """
+
+    @property
+    def identity(self) -> str:
+        """As a `Critic`'s."""
+        ...
+
+    def recall(self, question: Question) -> Comparison | None:
+        """What is known of (first, second), or of (second, first) turned round; None: nothing."""
+        ...
+
+    def request(self, unanswered: Sequence[Question], find: Callable[[str], Path]) -> NoReturn:
+        """Ask for what is missing, all at once. ``find`` gives the file of a video.
+
+        Raises:
+            AnswersPending: always; it tells what to do and how to go on.
+        """
+        ...
+
+
+class AnswersPending(Exception):
+    """The run stops politely until somebody has answered."""
+
+
+class CriticGone(Exception):
+    """A critic cannot be reached at all: the stage stops, what was answered is kept."""

@@ -118,4 +118,8 @@ def _plain(rating: Rating) -> dict[str, object]:
     """A rating as JSON: NaN, which JSON has no word for, is no verdict."""
     dims = {name: float(value) for name, value in rating.dims.items() if value == value}
     score = None if rating.score is None or rating.score != rating.score else float(rating.score)
-    return {"score": score, "dims": dims, "certainty": float(rating.certainty), "raw": rating.raw}
+    return {
+        "score": score, "dims": dims, "certainty": float(rating.certainty), "raw": rating.raw,
+        "fault": rating.fault or ("not a number" if rating.score is not None else "unreadable")
+        if score is None else "",
+    }  # fmt: skip

@@ -1,0 +1,95 @@
+"""What people said of pairs of videos: the canonical JSON lines.
+
+One row is one annotator's verdict on one pair, by dimension. Field names are VideoAlign's, so that
+a table of these rows is one of its CSV files.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ipo_lightning.errors import InputError
+from ipo_lightning.store import write_jsonl
+
+Choice = Literal["A", "B", "same", "invalid"]
+"""Which video is better; ``invalid``: no verdict can be given."""
+CHOICES: tuple[Choice, ...] = get_args(Choice)
+OVERALL = "Overall"
+PLAIN = ("pair_id", "prompt", "path_A", "path_B", "video_A", "video_B", "annotator", "shown_left",
+         "seconds", "timestamp", "round", "source")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One annotator's verdict on one pair."""
+
+    pair_id: str
+    prompt: str
+    path_A: str  # noqa: N815 - VideoAlign's name
+    """The video's file, relative to the file of annotations; empty where only its hash is known."""
+    path_B: str  # noqa: N815
+    labels: Mapping[str, Choice]
+    """By dimension; `OVERALL` is the verdict as a whole. An absent dimension was not asked."""
+    video_A: str = ""  # noqa: N815
+    """sha256 of the mp4 file: its name in a run's store."""
+    video_B: str = ""  # noqa: N815
+    annotator: str = ""
+    shown_left: str = ""
+    """"A" or "B": which one was on the left."""
+    seconds: float | None = None
+    timestamp: str = ""
+    """ISO 8601, UTC."""
+    round: int | None = None
+    source: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further columns of the file it came from (fps, models)."""
+
+    def row(self) -> dict[str, Any]:
+        """The row as plain JSON: labels stand beside the other fields."""
+        plain = {name: getattr(self, name) for name in PLAIN}
+        kept = {name: value for name, value in plain.items() if value not in ("", None)}
+        return {**self.extra, **kept, **self.labels}
+
+
+def read_annotations(path: Path) -> list[Annotation]:
+    """The rows of a canonical file.
+
+    Raises:
+        InputError: names the line and what is wrong with it.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(annotation(json.loads(line)))
+            except (ValueError, TypeError) as error:  # InputError is a ValueError
+                raise InputError(f"{path}, line {number}: {error}") from error
+    return rows
+
+
+def annotation(row: Mapping[str, Any]) -> Annotation:
+    """A row of JSON as an annotation; a column whose value is a `Choice` is a label.
+
+    Raises:
+        InputError: a field is missing, or there is no label.
+    """
+    for name in ("prompt", OVERALL):
+        if name not in row:
+            raise InputError(f"{name} is missing")
+    labels = {name: value for name, value in row.items() if name not in PLAIN and value in CHOICES}
+    if OVERALL not in labels:
+        raise InputError(f"{OVERALL}={row[OVERALL]!r}: give one of {', '.join(CHOICES)}")
+    known = {name: row[name] for name in PLAIN if name in row}
+    for side in ("A", "B"):
+        if not known.get(f"path_{side}") and not known.get(f"video_{side}"):
+            raise InputError(f"path_{side} is missing, and so is video_{side}")
+    extra = {name: row[name] for name in row if name not in PLAIN and name not in labels}
+    defaults = {"pair_id": "", "path_A": "", "path_B": ""}
+    return Annotation(**{**defaults, **known}, labels=labels, extra=extra)
+
+
+def write_annotations(path: Path, rows: Iterable[Annotation]) -> None:
+    """Write a canonical file, atomically."""
+    write_jsonl(path, (one.row() for one in rows))
