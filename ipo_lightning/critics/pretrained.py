@@ -31,7 +31,7 @@ def named(setting: str, path: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{setting}={path} cannot be read: {reason} (a folder is read from disk; a hub id "
