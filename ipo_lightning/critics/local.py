@@ -8,12 +8,14 @@ ships one, would alter the probabilities.
 
 import gc
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby, islice, takewhile
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -248,11 +250,12 @@ class LocalChat:
         decode = self.processor.tokenizer.decode
         tokens = []
         for token, (values, ids) in zip(own, voice.told, strict=False):
+            if bool(values[row].isnan().any()):
+                return Fault("not a number")
             top: dict[str, float] = {}
-            for value, one in zip(values[row].tolist(), ids[row].tolist(), strict=True):
-                if value != value:
-                    return Fault("not a number")
-                top.setdefault(decode([one]), value)
+            for one, value in zip(ids[row].tolist(), values[row].tolist(), strict=True):
+                text = decode([one])  # halves of a letter all look alike: their chances add up
+                top[text] = float(np.logaddexp(top.get(text, -math.inf), value))
             tokens.append(Token(decode([token]), top))
         return Reply(decode(own, skip_special_tokens=True), tuple(tokens))
 
