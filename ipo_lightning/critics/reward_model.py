@@ -205,7 +205,7 @@ def load_reward(
     """
     form = read_form(folder)
     inputs = RewardInputs(Processor(str(folder)), form)
-    with named("path", str(folder)):
+    with named("model", str(folder)):
         config = AutoConfig.from_pretrained(folder)
     model = empty_model(config, inputs, dtype)
     try:
