@@ -118,10 +118,11 @@ def test_answers_are_read(name: str, text: str, said: object, dims: Mapping[str,
 
 
 ANYWHERE = [
-    "", "   \n\t ", "I cannot judge these videos.", "Yes", "A", "Good", "1", "nan", "inf", "{}", "[]",
-    "null", "<answer></answer>", "<think>Video 1 is better", "视频1更好", "Видео 1 лучше",
-    "Le premier est meilleur.", "A or B", "Both", "Good.", "3", "Video 1", "\ufeff", "overall",
-    "Video 1 is better? Video 2 is better?", "ANSWER", "winner: Video 1", "<answer>A</answer>",
+    "", "  \n ", "I cannot judge these videos.", "Yes", "A", "Good", "1", "nan", "inf", "{}", "[]",
+    "null", "<answer></answer>", "<think>Video 1 is better", "\u89c6\u98911\u66f4\u597d",
+    "\u0412\u0438\u0434\u0435\u043e 1 \u043b\u0443\u0447\u0448\u0435", "A or B", "Both", "Good.",
+    "Le premier est meilleur.", "3", "Video 1", "\ufeff", "overall", "ANSWER", "winner: Video 1",
+    "Video 1 is better? Video 2 is better?", "<answer>A</answer>",
     "As an AI language model, I am not able to watch videos.",
 ]  # fmt: skip
 """What no form takes for an answer."""
