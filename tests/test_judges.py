@@ -16,10 +16,13 @@ from ipo_lightning.critics.forms.base import PairVote, PointVote
 from ipo_lightning.critics.forms.ipo import IpoPairs, IpoPoints
 from ipo_lightning.critics.forms.unified import UnifiedPoints, UnifiedRank, UnifiedScores
 from ipo_lightning.critics.judges import Checklist, Letters, PairJudge, PointJudge
+from ipo_lightning.critics.local import LocalChat
+from ipo_lightning.critics.viewing import Viewing
 from ipo_lightning.critics.votes import compared, rated
 from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import Preference, both_orders
 from ipo_lightning.video import Clip
+from tests import tiny_vlm
 
 Told = str | Fault | Mapping[str, float]
 
@@ -386,3 +389,137 @@ def test_a_question_may_hold_the_prompt() -> None:
     chat = Scripted(lambda turn: yes(0.5))
     Checklist(chat, [{"ask": "Does it show {prompt}?", "dim": "alignment"}]).rate([DARK], ["a cat"])
     assert "Does it show a cat?" in chat.turns[0].text
+
+
+# ---------------------------------------------------------------------------- real models
+
+
+class Initials:
+    """A form for models of random weights, whose words say nothing: their letters are votes."""
+
+    version = "initials-1"
+    dims: tuple[str, ...] = ()
+    span = (0.0, 1.0)
+
+    def ask(self, *shown: Any) -> Turn:
+        *clips, prompt = shown
+        return Turn(tuple(clips), f"{VIDEO * len(clips)}\nWhich? {prompt}")
+
+
+class PairInitials(Initials):
+    def read(self, reply: Reply) -> PairVote:
+        first = (sum(map(ord, reply.text)) % 97) / 96
+        return PairVote(Preference(first, 0.0, 1 - first))
+
+
+class PointInitials(Initials):
+    def read(self, reply: Reply) -> PointVote:
+        return PointVote((sum(map(ord, reply.text)) % 97) / 96)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LocalChat]:
+    """A loaded Qwen2-VL of random weights; a third of its tokens end an answer."""
+    folder = tiny_vlm.save_model(tmp_path_factory.mktemp("vlm") / "qwen2_vl", "qwen2_vl")
+
+    def loaded(**settings: Any) -> LocalChat:
+        settings = {"dtype": "float32", "max_tokens": 24} | settings
+        chat = LocalChat(str(folder), viewing=Viewing(**tiny_vlm.SMALL), **settings)
+        chat.load("cpu")
+        chat._weights.generation_config.eos_token_id = list(range(0, 240, 3))
+        return chat
+
+    return loaded
+
+
+PAIRS: dict[str, Callable[[ChatModel], PairCritic]] = {
+    "letters": lambda chat: Letters(chat, aspects={"motion": "Which moves more?"}),
+    "words": lambda chat: PairJudge(chat, PairInitials()),
+}
+POINTS: dict[str, Callable[[ChatModel], PointCritic]] = {
+    "checklist": lambda chat: Checklist(chat, QUESTIONS),
+    "words": lambda chat: PointJudge(chat, PointInitials()),
+}
+CLIPS = [tiny_vlm.clip(seed, frames) for seed, frames in enumerate((8, 8, 12, 4))]
+PROMPTS = ["a cat", "a dog runs fast", "a red ring", "a cat"]
+SAMPLED = {"words": {"samples": 3, "temperature": 1.5}}
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_real_pair_judge_minds_neither_company_nor_order(
+    kind: str, tiny: Callable[..., LocalChat]
+) -> None:
+    judge = PAIRS[kind](tiny(**SAMPLED.get(kind, {})))
+    others = CLIPS[1:] + CLIPS[:1]
+    whole = judge.compare(CLIPS, others, PROMPTS)
+    assert whole == judge.compare(CLIPS[::-1], others[::-1], PROMPTS[::-1])[::-1]
+    one_by_one = zip(CLIPS, others, PROMPTS, strict=True)
+    assert whole == [judge.compare([a], [b], [prompt])[0] for a, b, prompt in one_by_one]
+    assert all(one.preference is not None for one in whole)
+    assert len({one.preference for one in whole}) == len(whole)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_swapping_the_videos_mirrors_a_real_verdict(
+    kind: str, tiny: Callable[..., LocalChat]
+) -> None:
+    judge = PAIRS[kind](tiny(**SAMPLED.get(kind, {})))
+    ways = [(CLIPS[0], CLIPS[1]), (CLIPS[1], CLIPS[0])]
+    fair = []
+    for order in (ways, ways[::-1]):
+        asked = judge.compare(*zip(*order, strict=True), ["a cat", "a cat"])
+        shown, swapped = (one.preference for one in asked)
+        assert shown is not None and swapped is not None and shown != swapped.mirrored()
+        fair.append(both_orders(shown, swapped))
+    assert fair[0][0] == fair[1][0].mirrored() and fair[0][1] == fair[1][1]
+
+
+@pytest.mark.parametrize("kind", POINTS)
+def test_a_real_point_judge_minds_neither_company_nor_order(
+    kind: str, tiny: Callable[..., LocalChat]
+) -> None:
+    judge = POINTS[kind](tiny(**SAMPLED.get(kind, {})))
+    whole = judge.rate(CLIPS, PROMPTS)
+    assert whole == judge.rate(CLIPS[::-1], PROMPTS[::-1])[::-1]
+    assert whole == [
+        judge.rate([clip], [prompt])[0] for clip, prompt in zip(CLIPS, PROMPTS, strict=True)
+    ]
+    scores = [one.score for one in whole]
+    assert None not in scores and len(set(scores)) == len(scores)
+
+
+@pytest.mark.parametrize("kind", ["letters", "checklist"])
+def test_batches_of_a_real_model_change_rounding_alone(
+    kind: str, tiny: Callable[..., LocalChat]
+) -> None:
+    found = []
+    for size in (1, 3):
+        judge = (PAIRS | POINTS)[kind](tiny(batch_size=size))
+        if isinstance(judge, PairCritic):
+            asked = judge.compare(CLIPS, CLIPS[::-1], PROMPTS)
+            found.append([one.preference.first for one in asked if one.preference])
+        else:
+            found.append([one.score for one in judge.rate(CLIPS, PROMPTS)])  # type: ignore[misc]
+    assert len(found[0]) == len(CLIPS)
+    assert found[0] == pytest.approx(found[1], abs=2e-5)
+
+
+def test_a_real_model_that_rambles_gives_no_verdict(tiny: Callable[..., LocalChat]) -> None:
+    """Its words are kept, or that it was cut short."""
+    judge = PairJudge(tiny(samples=4, temperature=1.5), IpoPairs())
+    (found,) = judge.compare(CLIPS[:1], CLIPS[1:2], ["a cat"])
+    assert found.preference is None and found.fault in ("unreadable", "cut short")
+    assert found.raw.count("---") == 3 and not found.transient
+
+
+def test_letters_of_a_real_model_are_its_next_token(tiny: Callable[..., LocalChat]) -> None:
+    """From the raw logits of one forward, without the judge's or the chat's help."""
+    chat = tiny()
+    judge = Letters(chat)
+    (found,) = judge.compare(CLIPS[:1], CLIPS[1:2], ["a cat"])
+    turn = judge._words[0].turn("a cat", *CLIPS[:2])
+    row = chat._row(turn, 0, 1)
+    with torch.inference_mode():
+        logits = chat._weights(**row.inputs).logits[0, -1]
+    ids = [chat.processor.tokenizer.convert_tokens_to_ids(letter) for letter in "ATB"]
+    assert found.preference == pytest.approx(logits[ids].double().softmax(0).tolist(), abs=1e-6)
