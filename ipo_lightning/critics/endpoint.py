@@ -6,13 +6,13 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from PIL import Image
 from torch import Tensor
 
 from ipo_lightning.critics.chat import Fault, Reply, Token, Turn, parts
-from ipo_lightning.critics.server import Server, Spent
+from ipo_lightning.critics.server import Read, Server, Spent
 from ipo_lightning.critics.viewing import Grid, Shown, Viewing
 from ipo_lightning.errors import InputError
 from ipo_lightning.seeds import derive_seed
@@ -21,6 +21,7 @@ from ipo_lightning.video import Clip, encode_video
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Json = dict[str, Any]
 
 PATH = "/chat/completions"
@@ -47,14 +48,14 @@ class EndpointChat:
         video: ``frames`` sends a picture a frame, which every server with vision takes; ``mp4``
             sends a file (``video_url``), from which the server takes frames as *it* is set to.
         picture: ``jpeg`` (quality 95, full colour) or ``png`` (exact, about four times as large).
-        n: answers a question, each in a request of its own, so that one that fails costs no other.
-        temperature: of answers in words; 0 takes the likeliest.
-        max_tokens: of an answer in words; one that is longer is a fault, "cut short".
-        seed: answers differ with it, with the question and with its place among ``n``; None: none
-            is sent, for hosts that take none.
+        samples: replies to a turn, each in a request of its own: one that fails costs no other.
+        temperature: of replies; 0 takes the likeliest token each time.
+        max_tokens: a reply is cut off after so many.
+        seed: replies differ with it, with the turn and with their place among the samples; None:
+            none is sent, for hosts that take none.
         top_logprobs: likeliest tokens that are told of each token; None: not asked for, where a
             host refuses. Hosts have their own limits, often 20.
-        limit_field: what the host calls ``max_tokens``; newer models of OpenAI's want
+        limit_field: the host's own name of ``max_tokens``; newer models of OpenAI's want
             ``max_completion_tokens``.
         extra: further fields of a request, such as ``{"chat_template_kwargs": {"enable_thinking":
             false}}``. Part of the identity.
@@ -72,7 +73,7 @@ class EndpointChat:
         viewing: Viewing = Viewing(),  # noqa: B008 - frozen
         video: Literal["frames", "mp4"] = "frames",
         picture: Literal["jpeg", "png"] = "jpeg",
-        n: int = 1,
+        samples: int = 1,
         temperature: float = 0.0,
         max_tokens: int = 1024,
         seed: int | None = 0,
@@ -82,7 +83,8 @@ class EndpointChat:
     ) -> None:
         self.server, self.model, self.revision = server, model, revision
         self.viewing, self.video, self.picture = viewing, video, picture
-        self.n, self.temperature, self.max_tokens, self.seed = n, temperature, max_tokens, seed
+        self.samples, self.temperature = samples, temperature
+        self.max_tokens, self.seed = max_tokens, seed
         self.top_logprobs, self.limit_field = top_logprobs, limit_field
         self.extra = dict(extra or {})
         self._check()
@@ -93,14 +95,15 @@ class EndpointChat:
             raise InputError(f"chat.video={self.video}: choose frames or mp4")
         if self.picture not in ("jpeg", "png"):
             raise InputError(f"chat.picture={self.picture}: choose jpeg or png")
-        for name, least in (("n", 1), ("temperature", 0), ("max_tokens", 1), ("top_logprobs", 1)):
+        bounds = {"samples": 1, "temperature": 0, "max_tokens": 1, "top_logprobs": 1}
+        for name, least in bounds.items():
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
                 raise InputError(f"chat.{name}={value}: give {least} or more")
-        if self.n > 1 and self.temperature == 0:
+        if self.samples > 1 and self.temperature == 0:
             raise InputError(
-                f"chat.n={self.n}, but at temperature=0 all answers are the same: give n=1, or a "
-                "temperature above 0"
+                f"chat.samples={self.samples}, chat.temperature=0: several replies want a "
+                "temperature above 0; at 0 they would all be the same"
             )
         if taken := sorted(self.extra.keys() & (OWN_FIELDS | {self.limit_field})):
             raise InputError(f"chat.extra has {', '.join(taken)}, which has a setting of its own")
@@ -109,12 +112,13 @@ class EndpointChat:
     def identity(self) -> str:
         """Model, revision, how videos are shown, sampling; see the class."""
         shown = f"{self.viewing.identity}-{'mp4' if self.video == 'mp4' else self.picture}"
-        words = f"n{self.n}-t{self.temperature:g}-max{self.max_tokens}-top{self.top_logprobs}"
-        if self.temperature > 0:
-            words += f"-seed{self.seed}"
+        sampling: Json = {"tokens": self.max_tokens, "top": self.top_logprobs}
+        if self.temperature:
+            sampling |= {"n": self.samples, "t": self.temperature, "seed": self.seed}
         if self.extra:
-            words += f"-{fingerprint(self.extra)[:8]}"
-        return f"{self.model}@{self.revision or 'served'}#{shown}#{words}"
+            sampling["extra"] = self.extra
+        name = f"{self.model}@{self.revision or 'served'}"
+        return f"{name}#{shown}#{fingerprint(sampling)[:8]}"
 
     @property
     def spent(self) -> Spent:
@@ -157,7 +161,7 @@ class EndpointChat:
                 )
             return shares(likeliest(told["content"][0]), options)
 
-        return self.server.ask(PATH, [one | fields for one in self._questions(turns)], read)
+        return self._ask(self._questions(turns, fields), read)
 
     def reply(self, turns: Sequence[Turn]) -> list[list[Reply | Fault]]:
         """See `ChatModel.reply`.
@@ -170,35 +174,43 @@ class EndpointChat:
         fields = {self.limit_field: self.max_tokens, "temperature": self.temperature}
         if self.top_logprobs is not None:
             fields |= self._told()
-        payloads = [
-            question | fields | self._seed(question, sample)
-            for question in self._questions(turns)
-            for sample in range(self.n)
-        ]
-        answers = self.server.ask(PATH, payloads, read_reply)
-        return [answers[first : first + self.n] for first in range(0, len(answers), self.n)]
+        questions = self._questions(turns, fields)
+        numbers = range(self.samples)
+        replies = self._ask([self._seeded(q, k) for q in questions for k in numbers], read_reply)
+        return [replies[at : at + self.samples] for at in range(0, len(replies), self.samples)]
 
     # ---------------------------------------------------------------- requests
 
-    def _questions(self, turns: Sequence[Turn]) -> list[Json]:
-        """Requests without what sampling adds; a video that is shown often is encoded once."""
+    def _ask(self, questions: Sequence[Json | Fault], read: Read[T]) -> list[T | Fault]:
+        """Answers to those that could be put into words and pictures."""
+        asked = [one for one in questions if not isinstance(one, Fault)]
+        answers = iter(self.server.ask(PATH, asked, read) if asked else ())
+        return [one if isinstance(one, Fault) else next(answers) for one in questions]
+
+    def _questions(self, turns: Sequence[Turn], fields: Json) -> list[Json | Fault]:
+        """A request a turn, with these fields besides; a video shown often is encoded once."""
         encoded: dict[int, list[Json]] = {}
-        for video in (video for turn in turns for video in turn.videos):
-            if id(video) not in encoded:
-                encoded[id(video)] = self._encoded(video)
-        return [self._question(turn, encoded) for turn in turns]
+        questions: list[Json | Fault] = []
+        for turn in turns:
+            try:
+                for video in turn.videos:
+                    if id(video) not in encoded:
+                        encoded[id(video)] = self._encoded(video)
+            except InputError as error:  # of this video alone: it cannot be shown
+                questions.append(Fault(str(error)))
+                continue
+            questions.append(self._question(turn, encoded) | fields)
+        return questions
 
     def _question(self, turn: Turn, encoded: Mapping[int, list[Json]]) -> Json:
         content: list[Json] = []
         for part in parts(turn):
             words = isinstance(part, str)
             content += [{"type": "text", "text": part}] if words else encoded[id(part)]
-        question = self.extra | {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-        }
+        messages: list[Json] = [{"role": "user", "content": content}]
+        question = self.extra | {"model": self.model, "messages": messages}
         if turn.opening:  # as vLLM and SGLang take it; others refuse the fields
-            question["messages"].append({"role": "assistant", "content": turn.opening})
+            messages.append({"role": "assistant", "content": turn.opening})
             question |= {"add_generation_prompt": False, "continue_final_message": True}
         return question
 
@@ -218,11 +230,11 @@ class EndpointChat:
     def _told(self) -> Json:
         return {"logprobs": True, "top_logprobs": self.top_logprobs}
 
-    def _seed(self, question: Json, sample: int) -> Json:
-        """A seed made of the question: the company in which it is asked does not count."""
-        if self.temperature == 0 or self.seed is None:
-            return {}
-        return {"seed": derive_seed(self.seed, fingerprint(question), sample) % 2**31}
+    def _seeded(self, question: Json | Fault, sample: int) -> Json | Fault:
+        """With a seed made of the question: the company in which it is asked does not count."""
+        if isinstance(question, Fault) or self.temperature == 0 or self.seed is None:
+            return question
+        return question | {"seed": derive_seed(self.seed, fingerprint(question), sample) % 2**31}
 
 
 def shown_rate(shown: Shown) -> float:
@@ -284,17 +296,17 @@ def shares(
 def read_reply(answer: Mapping[str, Any]) -> Reply | Fault:
     """The first choice of a chat completion, or why it is no answer."""
     choice = answer["choices"][0]
-    faults = {"length": "cut short", "content_filter": "filtered"}
-    if choice.get("finish_reason") in faults:
-        return Fault(faults[choice["finish_reason"]])
-    message = choice["message"]
+    message, ended = choice["message"], choice.get("finish_reason")
+    if ended == "content_filter":
+        return Fault("filtered")
     if message.get("refusal"):
         return Fault("refused")
-    if message["content"] is None:  # all its words were thoughts
+    text = message["content"]
+    if text is None:  # all its words were thoughts
         return Fault("empty answer")
-    if not isinstance(message["content"], str):
+    if not isinstance(text, str):
         raise TypeError("an answer's content is text")
-    return Reply(message["content"], tokens_of(message["content"], choice.get("logprobs")))
+    return Reply(text, tokens_of(text, choice.get("logprobs")), finished=ended != "length")
 
 
 def tokens_of(text: str, told: Mapping[str, Any] | None) -> tuple[Token, ...]:
