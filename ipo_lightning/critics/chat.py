@@ -5,6 +5,7 @@ process, an endpoint), the form what is asked and how an answer is read; every f
 model. A question that got no answer is a `Fault`, never an exception and never a default.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -78,13 +79,21 @@ class ChatModel(Critic, Protocol):
         ...
 
     def reply(self, turns: Sequence[Turn]) -> list[list[Reply | Fault]]:
-        """Answers in words: a turn has as many as the model is set to sample."""
+        """Answers in words: a turn has as many as the model is set to sample.
+
+        One that was cut off at the longest allowed is a fault, "cut short": of a number at its end
+        a part would be another number.
+        """
         ...
 
 
 def quoted(prompt: str) -> str:
-    """A prompt as part of a turn's text: the mark of a video in it stays words."""
-    return prompt.replace(VIDEO, VIDEO.replace("<", "< "))
+    """A prompt as part of a turn's text: marks in it stay words.
+
+    The mark of a video, a model's own (``<|im_end|>``) and tags that an answer is read by
+    (``<answer>``) are broken up by a space.
+    """
+    return re.sub(r"<(?=[|/A-Za-z])", "< ", prompt)
 
 
 def parts(turn: Turn) -> list[str | Clip]:
