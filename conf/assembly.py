@@ -49,6 +49,7 @@ def settle(cfg: DictConfig) -> None:
         os.environ["OMP_NUM_THREADS"] = str(cfg.threads)  # for the ranks that Lightning starts
         torch.set_num_threads(cfg.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else it tells of each request
     disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")

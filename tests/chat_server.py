@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import SO_LINGER, SOL_SOCKET
 from threading import Lock, Thread
@@ -161,20 +161,48 @@ def videos(request: Request) -> list[Tensor]:
     return [torch.cat(frames) for frames in found if frames]
 
 
+def prompt(request: Request) -> str:
+    """The prompt that a question is about."""
+    found: str = PROMPT.findall(request.text)[-1]
+    return found
+
+
+def hashed(frames: Tensor) -> str:
+    """A name for a video's pixels."""
+    return hashlib.sha256(frames.contiguous().numpy().tobytes()).hexdigest()
+
+
+def shown(request: Request) -> list[str]:
+    """Names of the videos of a question."""
+    return [hashed(frames) for frames in videos(request)]
+
+
 def scores(request: Request) -> list[float]:
     """The true scores of a question's videos, in [0, 1]."""
     frames = torch.stack(videos(request))
-    prompts = [PROMPT.findall(request.text)[-1]] * len(frames)
+    prompts = [prompt(request)] * len(frames)
     return [float(score) for score in overall(dimensions(frames, prompts))]
 
 
 def truthful(request: Request) -> Answer:
-    """How good a video is: P(yes) where a probability is asked for, else a number in words."""
-    score = scores(request)[0]
-    if request.body.get("logprobs"):
-        top = {"yes": score * 0.98, "no": (1 - score) * 0.98, "Perhaps": 0.02}
+    """What the rule critic would say, as it was asked to say it."""
+    found = scores(request)
+    if request.body.get("logprobs") and request.body["max_tokens"] == 1:
+        top = {"yes": found[0] * 0.98, "no": (1 - found[0]) * 0.98, "Perhaps": 0.02}
         return Answer(completion("yes", finish="length", tokens=[token("yes", top)]))
-    return Answer(completion(f"It moves as it should.\nScore: {score!r}"))
+    return Answer(completion(in_words(found)))
+
+
+def in_words(found: list[float]) -> str:
+    """Scores as the forms of UnifiedReward (one video) and of IPO (two) want them."""
+    if len(found) == 1:
+        grade = f"{1 + 4 * found[0]:.9f}"
+        return "\n".join(
+            f"{name} Score (1-5): {grade}" for name in ("Alignment", "Physics", "Style")
+        )
+    better = "A" if found[0] > found[1] else "B" if found[1] > found[0] else "tie"
+    names = ("consistency", "fidelity", "motion", "overall")
+    return "\n".join(["I looked at both.", "ANSWER", *(f"{name}: {better}" for name in names)])
 
 
 # -------------------------------------------------------------------- faults
@@ -204,22 +232,43 @@ class Plan:
     def __call__(self, request: Request) -> Answer:
         kind, which = self.kind(request.chance), int(request.digest[12:16], 16)
         if kind == "garbled":
-            return Answer(completion(GARBLED[which % len(GARBLED)], tokens=GARBLED_TOKENS))
+            return garbled(request, which)
         if kind == "slow":
-            return Answer(completion("Score: 1.0"), delay=self.seconds)
+            return Answer(completion(lie(request)), delay=self.seconds)
         if kind == "once" and request.attempt == 0:
             return ONCE[which % len(ONCE)]
         return truthful(request)
 
 
-GARBLED = [
-    "", "yes and no", "Score: 99", "Score: 0.9\nScore: 0.1", "Score: nan", "Score: ",
-    "score 1.0 or so", "\x00\ufffd\u202e", "I cannot see any video.", "<think>Score: 1.0",
-]  # fmt: skip
-GARBLED_TOKENS = [token("\ufffd", {"\ufffd": 0.6, "yes": 0.3, "Sc": 0.1})]
+def lie(request: Request) -> str:
+    """The opposite of the truth: a label made of it is wrong."""
+    return in_words([1 - score for score in scores(request)])
+
+
+def garbled(request: Request, which: int) -> Answer:
+    """A lie that says what it says in a form that nobody asked for."""
+    text = lie(request)
+    if which % 2 and request.body["max_tokens"] == 1:
+        return Answer(completion("\ufffd", tokens=[token("\ufffd", {"\ufffd": 0.6, "yes": 0.4})]))
+    change, finish = GARBLES[which % len(GARBLES)]
+    return Answer(completion(change(text), finish=finish, tokens=None))
+
+
+GARBLES: list[tuple[Callable[[str], str], str]] = [
+    (lambda text: "", "stop"),
+    (lambda text: text[: len(text) // 2], "stop"),
+    (lambda text: text, "length"),
+    (lambda text: text + "\nBut I may be wrong.", "stop"),
+    (lambda text: "\n".join(text.splitlines()[:-1]), "stop"),
+    (lambda text: text.replace(":", " is"), "stop"),
+    (lambda text: text + "\n" + text.splitlines()[-1], "stop"),
+    (lambda text: "<think>" + text, "stop"),
+    (lambda text: "\x00\ufffd\u202e" + text[::-1], "stop"),
+    (lambda text: "I cannot see any video.", "stop"),
+]
 ONCE = [
     error(500, "CUDA error: out of memory"),
-    error(503, "loading"),
+    error(503, "loading", Retry_After="0.05"),
     error(429, "slow down", Retry_After="0.05"),
     Answer(b"{not json"),
     Answer(b'{"choices": []}'),
@@ -334,16 +383,20 @@ def served(behaviour: Behaviour, *, key: str = "", port: int = 0) -> Iterator[Ch
 
 
 def main(port: int, key: str, plan: Plan) -> None:
-    """Serve until killed; a line a question on standard output, when it is answered."""
+    """Serve until killed; a line on standard output when it is up, and one a question."""
     torch.set_num_threads(1)
 
     def tell(request: Request, answer: Answer) -> None:
-        line = {"number": request.number, "kind": plan.kind(request.chance)}
+        line = {
+            "kind": plan.kind(request.chance),
+            "shown": shown(request),
+            "prompt": prompt(request),
+        }
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
 
     server = ChatServer(plan, key=key, port=port, told=tell)
-    sys.stdout.write(json.dumps({"url": server.url, "plan": asdict(plan)}) + "\n")
+    sys.stdout.write(json.dumps({"url": server.url}) + "\n")
     sys.stdout.flush()
     server.serve_forever()
 
