@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from conf import checks
+from conf.entry import build, refuse_missing
+from ipo_lightning.critics import endpoint_check
 from ipo_lightning.critics.base import CriticGone
 from ipo_lightning.critics.chat import VIDEO, ChatModel, Fault, Reply, Turn
 from ipo_lightning.critics.endpoint import EndpointChat, shares, shown_rate, tokens_of
-from ipo_lightning.critics.server import MOST_BYTES, Server, _AskAgain, _retry_after
+from ipo_lightning.critics.network import MOST_BYTES, AskAgain, retry_after
+from ipo_lightning.critics.server import Server
 from ipo_lightning.critics.viewing import Grid, Viewing
 from ipo_lightning.errors import InputError
 from ipo_lightning.shapes import world
@@ -33,6 +37,7 @@ from tests.chat_server import (
     truthful,
     videos,
 )
+from tests.conftest import ComposeTrain
 
 KEY = "sk-test-0123456789abcdef"
 PROMPT = "a red square moving left"
@@ -281,6 +286,8 @@ PASSING = {
     "content of parts": Answer(completion([{"type": "text", "text": "fine"}])),  # type: ignore[arg-type]
     "no probability": Answer(completion("a", tokens=[token("a", {}) | {"top_logprobs": [
         {"token": "a", "logprob": 800.0}]}])),
+    "endless tokens": Answer(b'{"usage": {"prompt_tokens": 1e999}, "choices": []}'),
+    "half a letter": Answer(completion("\ud800")),
     "deep": Answer(b"[" * 100_000),
     "wrong coding": Answer(b"fine", headers={"Content-Encoding": "gzip"}),
 }  # fmt: skip
@@ -311,7 +318,7 @@ def test_what_stays_is_a_fault_that_a_later_run_may_mend(name: str) -> None:
 
 
 def test_a_response_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ipo_lightning.critics.server.MOST_BYTES", 2**20)
+    monkeypatch.setattr("ipo_lightning.critics.network.MOST_BYTES", 2**20)
     assert MOST_BYTES > 2**20
     with served(always(Answer(b"x" * 2**16, endless=True))) as server:
         answers = chat(server, retries=0).reply([turn()])
@@ -353,7 +360,7 @@ def test_pauses_grow_and_the_server_may_ask_for_more() -> None:
         started = time.monotonic()
         critic.reply([turn()])
         assert time.monotonic() - started >= 0.25
-    failure, keys = _AskAgain("HTTP 500"), (b"a", b"b", b"a")
+    failure, keys = AskAgain("HTTP 500"), (b"a", b"b", b"a")
     pauses = [[critic.server._pause(failure, key, k) for k in range(16)] for key in keys]
     assert pauses[0] == pauses[2] != pauses[1]  # drawn by content
     for k, pause in enumerate(pauses[0]):
@@ -368,8 +375,8 @@ def test_pauses_grow_and_the_server_may_ask_for_more() -> None:
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("Wed, 99 Oct 2015", 0),
     ],
 )  # fmt: skip
-def test_retry_after(header: str | None, seconds: float) -> None:
-    assert _retry_after(header) == seconds
+def testretry_after(header: str | None, seconds: float) -> None:
+    assert retry_after(header) == seconds
 
 
 def test_retry_after_as_a_date() -> None:
@@ -377,13 +384,13 @@ def test_retry_after_as_a_date() -> None:
     from email.utils import format_datetime
 
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-    assert 98 <= _retry_after(later) <= 100
+    assert 98 <= retry_after(later) <= 100
 
 
 def test_a_wait_beyond_patience_stops_the_run() -> None:
     with (
         served(always(error(429, "daily limit", Retry_After="4000"))) as server,
-        pytest.raises(CriticGone, match="wait 4000 s.*patience=0.3.*the same command goes on"),
+        pytest.raises(CriticGone, match="wait 4000 s.*patience=0.3"),
     ):
         chat(server).reply([turn()])
 
@@ -459,7 +466,9 @@ def test_a_server_that_is_gone_is_waited_for(caplog: pytest.LogCaptureFixture) -
     port = free_port()
     started = time.monotonic()
     critic = chat(f"http://127.0.0.1:{port}/v1", patience=0.3)
-    with pytest.raises(CriticGone, match=r"for 0.3 s now.*start the server, and the same command"):
+    with pytest.raises(
+        CriticGone, match=r"cannot be reached.*for 0.3 s now.*start the server again"
+    ):
         critic.reply([turn(1), turn(2)])
     assert 0.3 <= time.monotonic() - started < 3
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
@@ -688,3 +697,88 @@ def test_it_works_where_a_loop_runs_already() -> None:
     with served(always(GOOD)) as server:
         critic = chat(server)
         assert asyncio.run(notebook()) == [[Reply("fine")]]
+
+
+# -------------------------------------------------------------------- looking at an address
+
+
+def viewer(request: Request) -> Answer:
+    """A model that sees: by pixels, not by what the check expects."""
+
+    def left(frame: torch.Tensor) -> float:
+        return (frame.float().std(-1) > 20).float().sum(0).argmax().item()
+
+    def red(frames: torch.Tensor) -> bool:
+        return (frames[0, ..., 0].int() - frames[0, ..., 2].int()).max().item() > 90
+
+    shown = videos(request)
+    if "which video" in request.text:
+        return Answer(completion("A" if red(shown[0]) else "B"))
+    if "move" in request.text:
+        return Answer(completion("Right." if left(shown[0][-1]) > left(shown[0][0]) else "left"))
+    if request.body["max_tokens"] == 1:
+        yes = 0.9 if red(shown[0]) == ("red" in request.text) else 0.1
+        top = {"Yes": yes, "No": 1 - yes}
+        return Answer(completion("Yes", tokens=[token("Yes", top)]))
+    return Answer(completion("red" if red(shown[0]) else "blue"))
+
+
+@pytest.mark.parametrize("video", ["frames", "mp4"])
+def test_the_check_of_an_address(video: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with served(viewer) as server:
+        assert endpoint_check.main([server.url, MODEL, "--video", video]) == 0
+        said = capsys.readouterr().out
+        assert said.count("  ok ") == 8 and "WRONG" not in said and "spent: 8 requests" in said
+        assert "a red square is blue: 0.100" in said
+        server.behaviour = always(Answer(completion("red")))
+        assert endpoint_check.main([server.url, MODEL, "--video", video]) == 1
+    said = capsys.readouterr().out
+    assert said.count("WRONG") == 6 and "tells no probabilities of tokens" in said
+
+
+def test_the_check_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    with served(truthful) as server:
+        assert endpoint_check.main([server.url, "gpt-9"]) == 1
+    assert "error: " in (said := capsys.readouterr().err) and "check model and base_url" in said
+
+
+# -------------------------------------------------------------------- through the settings
+
+
+@pytest.mark.parametrize("group", ["critic", "eval_critic"])
+def test_it_is_chosen_by_the_settings(compose_train: ComposeTrain, group: str) -> None:
+    cfg = compose_train(
+        f"{group}=ipo_form", f"critic/chat@{group}.chat=openai", f"{group}.chat.model=NAME",
+        f"{group}.chat.server.base_url=https://example.com/v1", f"{group}.chat.extra={{top_k: 5}}",
+    )  # fmt: skip
+    checks.check(cfg)
+    critic = build(cfg[group], group)
+    assert isinstance(critic.chat, EndpointChat) and critic.beside
+    assert critic.chat.server.base_url == "https://example.com/v1"
+    assert critic.identity.startswith("NAME@served#view-") and critic.chat.extra == {"top_k": 5}
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("server.retries=many", "server.retries=many: give a whole number, at least 0"),
+        ("server.timeout=0", "server.timeout=0: give a number, above 0"),
+        (
+            "server.budget_tokens=0.5",
+            "server.budget_tokens=0.5: give a whole number, at least 1, or",
+        ),
+        ("samples=0", "chat.samples=0: give a whole number, at least 1"),
+    ],
+)
+def test_settings_are_refused_early(compose_train: ComposeTrain, setting: str, words: str) -> None:
+    cfg = compose_train(
+        "critic=ipo_form", "critic/chat=openai", "critic.chat.model=m", f"critic.chat.{setting}"
+    )
+    with pytest.raises(InputError, match=words):
+        checks.check(cfg)
+
+
+def test_a_model_must_be_named(compose_train: ComposeTrain) -> None:
+    cfg = compose_train("critic=ipo_form", "critic/chat=openai")
+    with pytest.raises(InputError, match="critic.chat.model has no default"):
+        refuse_missing(cfg)

@@ -12,16 +12,12 @@ import logging
 import math
 import os
 import re
-import ssl
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from typing import Any, Generic, TypeVar
 
@@ -29,20 +25,30 @@ import httpx2
 
 from ipo_lightning.critics.base import CriticGone
 from ipo_lightning.critics.chat import Fault
+from ipo_lightning.critics.network import (
+    LONGEST_MESSAGE,
+    AskAgain,
+    Away,
+    checked_url,
+    complaint,
+    network_errors,
+    retry_after,
+    whole_body,
+)
 from ipo_lightning.errors import InputError
 from ipo_lightning.store import canonical
 
 T = TypeVar("T")
 Read = Callable[[Mapping[str, Any]], T | Fault]
-"""Gets the answer out of a response's JSON; any LookupError, TypeError or ValueError means that it
-is none."""
+"""Gets the answer out of a response's JSON; an error of `UNREADABLE` means that it is none."""
 
 _log = logging.getLogger(__name__)
 
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a response raises where it is not what it should be."""
+
 LONGEST_PAUSE = 60.0  # seconds between two attempts, unless the server asks for more
 LOOK_AGAIN = 0.05, 5.0  # seconds between looks for a server that is gone, at first and at most
-MOST_BYTES = 64 * 2**20  # of a response; long reasoning with log probabilities takes some MiB
-LONGEST_MESSAGE = 200  # characters of a server's own words in a message of ours
 KEY_LENGTH = 8  # a shorter key is a word ("EMPTY"), which may stand anywhere by chance
 
 ASK_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
@@ -61,25 +67,12 @@ ADVICE = {
 OTHER_ADVICE = "one of the settings is not for this server (video, viewing, top_logprobs, extra)"
 
 
-class _AskAgain(Exception):
-    """This attempt failed, another may not."""
-
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.reason, self.wait = reason, wait
-        """``wait``: seconds that the server asks for."""
-
-
-class _Away(Exception):
-    """Nobody listens there."""
-
-
 @dataclass
 class Spent:
     """What a process has asked of a server so far."""
 
     requests: int = 0
-    """All that somebody was there for, those that failed among them."""
+    """All that were sent, repetitions among them; looks for a server that is gone are none."""
     granted: int = 0
     """How many the budget has let through: those of a call under way beforehand."""
     answers: int = 0
@@ -138,7 +131,7 @@ class Server:
     spent: Spent = field(default_factory=Spent, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        url = _checked_url(self.base_url)
+        url = checked_url(self.base_url)
         object.__setattr__(self, "base_url", str(url).rstrip("/"))
         bounds = {
             "concurrency": 1, "retries": 0, "backoff": 0, "patience": 0,
@@ -234,9 +227,9 @@ class Server:
             try:
                 answer = await self._attempt(call, content)
                 break
-            except _Away as away:
+            except Away as away:
                 await call.absence.wait(away)
-            except _AskAgain as failure:
+            except AskAgain as failure:
                 if repetitions == self.retries or not self._affords(1):
                     answer = Fault(failure.reason, transient=True)
                     break
@@ -254,14 +247,14 @@ class Server:
     async def _attempt(self, call: "_Call[T]", content: bytes) -> T | Fault:
         started = time.monotonic()
         try:
-            with _network_errors(self.base_url):
+            with network_errors(self.base_url):
                 async with (
                     asyncio.timeout(self.timeout),
                     call.client.stream(
                         "POST", call.url, content=content, headers=self._headers()
                     ) as response,
                 ):
-                    body = self._without_key(await _body(response))
+                    body = self._without_key(await whole_body(response))
         finally:
             self.spent.seconds += time.monotonic() - started
         call.absence.over()
@@ -276,8 +269,8 @@ class Server:
             return read(answered)
         except InputError:
             raise
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise _AskAgain("malformed response") from error
+        except UNREADABLE as error:
+            raise AskAgain("malformed response") from error
 
     def _count(self, usage: Mapping[str, Any]) -> None:
         self.spent.prompt_tokens += int(usage.get("prompt_tokens") or 0)
@@ -285,14 +278,14 @@ class Server:
 
     def _refused(self, response: httpx2.Response, body: bytes) -> Fault:
         """What a response without an answer means: a fault of this question, or one of all."""
-        status, (code, message) = response.status_code, _complaint(body)
-        said = f"{self.base_url}: {status} {response.reason_phrase}".rstrip()
+        status, (code, message) = response.status_code, complaint(body)
+        said = f"{self.base_url}: {status} {self._cleaned(response.reason_phrase)}".rstrip()
         said += f" ({self._cleaned(message)})" if message else ""
         if code in OUT_OF_CREDIT or status == 402:
-            raise CriticGone(f"{said}; {ADVICE[402]}: top it up, then the same command goes on")
+            raise CriticGone(f"{said}; {ADVICE[402]}")
         if status in ASK_AGAIN:
             reason = {408: "timeout", 429: "too many requests"}.get(status, f"HTTP {status}")
-            raise _AskAgain(reason, _retry_after(response.headers.get("Retry-After")))
+            raise AskAgain(reason, retry_after(response.headers.get("Retry-After")))
         if code in FILTERED:
             return Fault("filtered")
         if response.has_redirect_location:
@@ -302,14 +295,11 @@ class Server:
             )
         advice = ADVICE.get(status, OTHER_ADVICE)
         if status in (401, 403) and self.key_variable:
-            advice += (
-                f" in ${self.key_variable}"
-                if self._key()
-                else (f": ${self.key_variable} is not set")
-            )
+            name = f"${self.key_variable}"
+            advice += f" in {name}" if self._key() else f": {name} is not set"
         raise InputError(f"{said}: {advice}")
 
-    def _pause(self, failure: _AskAgain, content: bytes, repetitions: int) -> float:
+    def _pause(self, failure: AskAgain, content: bytes, repetitions: int) -> float:
         """Seconds before the next attempt.
 
         Raises:
@@ -318,7 +308,7 @@ class Server:
         if failure.wait > self.patience:
             raise CriticGone(
                 f"{self.base_url} asks to wait {failure.wait:.0f} s ({failure.reason}), more than "
-                f"patience={self.patience:g}; what was answered is kept: the same command goes on"
+                f"patience={self.patience:g}"
             )
         digest = hashlib.sha256(content + repetitions.to_bytes(4, "big")).digest()
         jitter = int.from_bytes(digest[:4], "big") / 2**33  # below a half
@@ -341,8 +331,8 @@ class Server:
         else:
             return
         raise CriticGone(
-            f"{self.base_url}: the budget is used up, server.{short}; spent: {self.spent}. What "
-            "was answered is kept: the same command goes on, with a budget of its own"
+            f"{self.base_url}: the budget is used up, server.{short}; spent: {self.spent}; a "
+            "command that is given again has it anew"
         )
 
     # ---------------------------------------------------------------- the key
@@ -395,7 +385,7 @@ class _Absence:
         """The server has answered."""
         self.since = None
 
-    async def wait(self, away: _Away) -> None:
+    async def wait(self, away: Away) -> None:
         """Give the server time to come back.
 
         Raises:
@@ -407,10 +397,7 @@ class _Absence:
             _log.warning("%s; waiting for it, up to %g s", away, patience)
         gone = now - self.since
         if gone >= patience:
-            raise CriticGone(
-                f"{away}, for {patience:g} s now (patience); what was answered is kept: start the "
-                "server, and the same command goes on"
-            )
+            raise CriticGone(f"{away}, for {patience:g} s now (patience): start the server again")
         await asyncio.sleep(min(max(gone / 4, LOOK_AGAIN[0]), LOOK_AGAIN[1], patience - gone))
 
 
@@ -422,98 +409,6 @@ class _Call(Generic[T]):
     url: str
     read: Read[T]
     absence: _Absence
-
-
-@contextmanager
-def _network_errors(base_url: str) -> Iterator[None]:
-    """What went wrong below HTTP, as what is to be done about it."""
-    try:
-        yield
-    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-        certificate = _cause(error, ssl.SSLCertVerificationError)
-        if certificate is not None:
-            raise InputError(
-                f"{base_url}: its certificate is not to be trusted ({certificate.verify_message}); "
-                "SSL_CERT_FILE names a file of further authorities"
-            ) from error
-        raise _Away(f"{base_url} cannot be reached ({_short(error)})") from error
-    except (TimeoutError, httpx2.TimeoutException) as error:
-        raise _AskAgain("timeout") from error
-    except httpx2.ProxyError as error:
-        raise _AskAgain("proxy") from error
-    except (httpx2.TransportError, httpx2.DecodingError) as error:
-        raise _AskAgain("connection lost") from error
-
-
-def _cause(error: BaseException, kind: type[T]) -> T | None:
-    """The error of this kind among those that led to another."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, kind):
-        found = found.__cause__ or found.__context__
-    return found
-
-
-def _short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:LONGEST_MESSAGE] if lines else type(error).__name__
-
-
-async def _body(response: httpx2.Response) -> bytes:
-    """A response's bytes, decompressed; one without end is given up."""
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > MOST_BYTES:
-            raise _AskAgain("endless response")
-    return bytes(body)
-
-
-def _complaint(body: bytes) -> tuple[str, str]:
-    """(code, message) of an error in the manner of OpenAI's, vLLM's or FastAPI's."""
-    try:
-        said = json.loads(body)
-    except (ValueError, RecursionError):
-        return "", body[:1000].decode(errors="replace")
-    error = said.get("error", said) if isinstance(said, dict) else said
-    if not isinstance(error, dict):
-        return "", str(error)
-    message = error.get("message") or error.get("detail") or ""
-    return str(error.get("code") or error.get("type") or ""), str(message)
-
-
-def _retry_after(header: str | None) -> float:
-    """Seconds that a Retry-After asks for, given as a number or as a date; 0 for nonsense."""
-    try:
-        seconds = float(header or 0)
-    except ValueError:
-        try:
-            until = parsedate_to_datetime(header or "")
-        except ValueError:
-            return 0.0
-        seconds = (until - datetime.now(until.tzinfo or UTC)).total_seconds()
-    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
-
-
-def _checked_url(text: str) -> httpx2.URL:
-    """A base address that can be one.
-
-    Raises:
-        InputError: it is no http(s) address, or holds a password or a query.
-    """
-    try:
-        url = httpx2.URL(str(text).strip())
-    except httpx2.InvalidURL as error:
-        raise InputError(f"server.base_url: {error}; give http(s)://HOST:PORT/v1") from error
-    if url.userinfo or url.query or url.fragment:
-        raise InputError(
-            f"server.base_url={url.scheme}://{url.host}...: give it without user, password, query "
-            "or fragment; keys come from the environment (key_variable)"
-        )
-    if url.scheme not in ("http", "https") or not url.host:
-        raise InputError(f"server.base_url={text}: give http(s)://HOST:PORT/v1")
-    if url.path.rstrip("/").endswith("/completions"):
-        raise InputError(f"server.base_url={text}: leave out what comes after /v1")
-    return url
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
