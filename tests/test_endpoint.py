@@ -745,10 +745,13 @@ def test_the_check_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> Non
 # -------------------------------------------------------------------- through the settings
 
 
-@pytest.mark.parametrize("group", ["critic", "eval_critic"])
-def test_it_is_chosen_by_the_settings(compose_train: ComposeTrain, group: str) -> None:
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [("critic", "critic/chat"), ("eval_critic", "critic/chat@eval_critic.chat")],
+)
+def test_it_is_chosen_by_the_settings(compose_train: ComposeTrain, group: str, choice: str) -> None:
     cfg = compose_train(
-        f"{group}=ipo_form", f"critic/chat@{group}.chat=openai", f"{group}.chat.model=NAME",
+        f"{group}=ipo_form", f"{choice}=openai", f"{group}.chat.model=NAME",
         f"{group}.chat.server.base_url=https://example.com/v1", f"{group}.chat.extra={{top_k: 5}}",
     )  # fmt: skip
     checks.check(cfg)
@@ -765,7 +768,7 @@ def test_it_is_chosen_by_the_settings(compose_train: ComposeTrain, group: str) -
         ("server.timeout=0", "server.timeout=0: give a number, above 0"),
         (
             "server.budget_tokens=0.5",
-            "server.budget_tokens=0.5: give a whole number, at least 1, or",
+            "server.budget_tokens=0.5: give a whole number",
         ),
         ("samples=0", "chat.samples=0: give a whole number, at least 1"),
     ],
