@@ -195,7 +195,7 @@ def _check_combinations(cfg: DictConfig) -> None:
             f"regularise.real={cfg.regularise.real}, but there are no real clips: give data.real "
             "(docs/real-videos.md), or regularise.real=0"
         )
-    if cfg.critic._target_ == cfg.eval_critic._target_:
+    if make_of(cfg.critic) == make_of(cfg.eval_critic):
         warnings.warn(
             "the held-out judge is of the critic's own make: it cannot see the critic's mistakes",
             stacklevel=2,
@@ -206,6 +206,11 @@ def _check_combinations(cfg: DictConfig) -> None:
             "are trained here; choose reference=cached, or give backbone.lora (see "
             "experiment=shapes_lora)"
         )
+
+
+def make_of(critic: DictConfig) -> str:
+    """What a critic's mistakes come from: its model where it has one, else its class."""
+    return str(OmegaConf.select(critic, "chat.model") or critic._target_)
 
 
 _ABSENT = object()

@@ -5,7 +5,7 @@ and grades as in LiFT, arXiv 2412.04814). The authors' critic and most of its wo
 the wording is our own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ipo_lightning.critics.chat import VIDEO, Reply, Turn
 from ipo_lightning.critics.forms.base import (
@@ -132,8 +132,8 @@ class IpoPoints:
             InputError: a name, a grade, a weight or the file will not do.
         """
         asked = ASPECTS if aspects is None else aspects
-        self.grades = dict(GRADES if grades is None else grades)
-        self.weights = dict.fromkeys(asked, 1.0) if weights is None else dict(weights)
+        self.grades = {word: float(worth) for word, worth in (grades or GRADES).items()}
+        self.weights = {name: float(weight) for name, weight in (weights or equal(asked)).items()}
         check_names("aspects", list(asked))
         check_grades(self.grades)
         check_weights(self.weights, list(asked))
@@ -157,6 +157,11 @@ class IpoPoints:
 
     def _grade(self, word: str) -> float:
         return self.grades[one_of(self.grades, word)]
+
+
+def equal(names: Iterable[str]) -> dict[str, float]:
+    """Weights of 1."""
+    return dict.fromkeys(names, 1.0)
 
 
 def listed(text: str, aspects: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from ipo_lightning.critics.chat import VIDEO, Reply, Token, Turn
 from ipo_lightning.critics.forms.base import QUOTED, Original, PointVote, Unreadable, worded
-from ipo_lightning.critics.forms.reading import words
+from ipo_lightning.critics.forms.reading import after_thinking, words
 from ipo_lightning.errors import InputError
 from ipo_lightning.video import Clip
 
@@ -34,9 +34,10 @@ visual quality: <1-5>;
 text-to-video alignment: <1-5>,
 physical/common-sense consistency: <1-5>"""
 BETWEEN = r"\s*[;,.]?\s*(?:\([23]\)\s*)?"
+DIGIT = r"\s*([0-9]{1,3})"
 SCORES = re.compile(
-    rf"visual quality:\s*([0-9]{1, 3}){BETWEEN}text-to-video alignment:\s*([0-9]{1, 3}){BETWEEN}"
-    r"(?:physical/common-sense|physical) consistency:\s*([0-9]{1,3})(?![0-9/]|\.[0-9])",
+    rf"visual quality:{DIGIT}{BETWEEN}text-to-video alignment:{DIGIT}{BETWEEN}"
+    rf"(?:physical/common-sense|physical) consistency:{DIGIT}(?![0-9/]|\.[0-9])",
     re.ASCII | re.IGNORECASE,
 )
 REST = re.compile(r"\s*[.;]?\s*(?:</answer>)?\s*(?:<\|[a-z_]+\|>\s*)*", re.ASCII)
@@ -74,7 +75,7 @@ class VideoScore2:
 
     def read(self, reply: Reply) -> PointVote:
         """The last scores, with nothing after them."""
-        hard, _ = last_scores(words(reply))
+        hard, _ = last_scores(after_thinking(words(reply)))
         if not self.soft:
             return self._vote([float(digit) for digit in hard], 1.0)
         spelt, places = last_scores("".join(token.text for token in reply.tokens))
@@ -93,12 +94,12 @@ class VideoScore2:
 
 
 def last_scores(text: str) -> tuple[list[int], list[int]]:
-    """The three scores that end a text, and the places of their digits in it.
+    """The three scores that end a text, after any reasoning, and the places of their digits in it.
 
     Raises:
         Unreadable: it does not end with them, one is not within 1 to 5, or there are others.
     """
-    found = list(SCORES.finditer(text))
+    found = list(SCORES.finditer(text, max(0, text.rfind("</think>"))))
     if not found or not REST.fullmatch(text, found[-1].end()):
         raise Unreadable("does not end with the three scores")
     if any(match.groups() != found[-1].groups() for match in found):
