@@ -109,6 +109,23 @@ NUMBERS = {
     "backbone.lora.rank": Number(1, whole=True),
     "backbone.lora.alpha": Number(0, above=True),
 }
+CHAT = {
+    "samples": Number(1, whole=True),
+    "temperature": Number(0),
+    "max_tokens": Number(1, whole=True),
+    "seed": Number(whole=True, null="none is sent"),
+    "top_logprobs": Number(1, whole=True, null="not asked for"),
+    "server.concurrency": Number(1, whole=True),
+    "server.timeout": Number(0, above=True),
+    "server.connect_timeout": Number(0, above=True),
+    "server.retries": Number(0, whole=True),
+    "server.backoff": Number(0),
+    "server.patience": Number(0),
+    "server.budget_requests": Number(1, whole=True, null="no limit"),
+    "server.budget_tokens": Number(1, whole=True, null="no limit"),
+}
+"""Settings of a critic's chat model."""
+NUMBERS |= {f"{one}.chat.{key}": CHAT[key] for one in ("critic", "eval_critic") for key in CHAT}
 SWITCHES = (
     "dry_run",
     "debug",

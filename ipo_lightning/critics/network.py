@@ -1,0 +1,124 @@
+"""What goes wrong beneath HTTP and in it, said as what is to be done about it."""
+
+import json
+import math
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+import httpx2
+
+from ipo_lightning.errors import InputError
+
+T = TypeVar("T")
+
+MOST_BYTES = 64 * 2**20  # of a response; long reasoning with log probabilities takes some MiB
+LONGEST_MESSAGE = 200  # characters of a server's own words in a message of ours
+
+
+class AskAgain(Exception):
+    """This attempt failed, another may not."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.reason, self.wait = reason, wait
+        """``wait``: seconds that the server asks for."""
+
+
+class Away(Exception):
+    """Nobody listens there."""
+
+
+@contextmanager
+def network_errors(base_url: str) -> Iterator[None]:
+    """What went wrong below HTTP, as what is to be done about it."""
+    try:
+        yield
+    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        certificate = _cause(error, ssl.SSLCertVerificationError)
+        if certificate is not None:
+            raise InputError(
+                f"{base_url}: its certificate is not to be trusted ({certificate.verify_message}); "
+                "SSL_CERT_FILE names a file of further authorities"
+            ) from error
+        raise Away(f"{base_url} cannot be reached ({_short(error)})") from error
+    except (TimeoutError, httpx2.TimeoutException) as error:
+        raise AskAgain("timeout") from error
+    except httpx2.ProxyError as error:
+        raise AskAgain("proxy") from error
+    except (httpx2.TransportError, httpx2.DecodingError) as error:
+        raise AskAgain("connection lost") from error
+
+
+def _cause(error: BaseException, kind: type[T]) -> T | None:
+    """The error of this kind among those that led to another."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, kind):
+        found = found.__cause__ or found.__context__
+    return found
+
+
+def _short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:LONGEST_MESSAGE] if lines else type(error).__name__
+
+
+async def whole_body(response: httpx2.Response) -> bytes:
+    """A response's bytes, decompressed; one without end is given up."""
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > MOST_BYTES:
+            raise AskAgain("endless response")
+    return bytes(body)
+
+
+def complaint(body: bytes) -> tuple[str, str]:
+    """(code, message) of an error in the manner of OpenAI's, vLLM's or FastAPI's."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return "", body[:1000].decode(errors="replace")
+    error = said.get("error", said) if isinstance(said, dict) else said
+    if not isinstance(error, dict):
+        return "", str(error)
+    message = error.get("message") or error.get("detail") or ""
+    return str(error.get("code") or error.get("type") or ""), str(message)
+
+
+def retry_after(header: str | None) -> float:
+    """Seconds that a Retry-After asks for, given as a number or as a date; 0 for nonsense."""
+    try:
+        seconds = float(header or 0)
+    except ValueError:
+        try:
+            until = parsedate_to_datetime(header or "")
+        except (ValueError, OverflowError):
+            return 0.0
+        seconds = (until - datetime.now(until.tzinfo or UTC)).total_seconds()
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
+
+
+def checked_url(text: str) -> httpx2.URL:
+    """A base address that can be one.
+
+    Raises:
+        InputError: it is no http(s) address, or holds a password or a query.
+    """
+    try:
+        url = httpx2.URL(str(text).strip())
+    except httpx2.InvalidURL as error:
+        raise InputError(f"server.base_url: {error}; give http(s)://HOST:PORT/v1") from error
+    if url.userinfo or url.query or url.fragment:
+        raise InputError(
+            f"server.base_url={url.scheme}://{url.host}...: give it without user, password, query "
+            "or fragment; keys come from the environment (key_variable)"
+        )
+    if url.scheme not in ("http", "https") or not url.host:
+        raise InputError(f"server.base_url={text}: give http(s)://HOST:PORT/v1")
+    if url.path.rstrip("/").endswith("/completions"):
+        raise InputError(f"server.base_url={text}: leave out what comes after /v1")
+    return url
