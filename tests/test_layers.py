@@ -15,7 +15,7 @@ LIBRARY = REPO / "ipo_lightning"
 # knows of.
 MATHEMATICS = {"annotations", "averages", "batch", "calibration", "errors", "gauges", "labelling",
                "losses", "metrics", "objectives", "offload", "preferences", "published", "records",
-               "rounds", "seeds", "sharding", "store", "tracing", "visits"}  # fmt: skip
+               "rounds", "rowfiles", "seeds", "sharding", "store", "tracing", "visits"}  # fmt: skip
 PROTOCOLS = {
     "critics.base",
     "critics.chat",
@@ -26,7 +26,7 @@ PROTOCOLS = {
     "workers",
 }
 CONCRETE = {"backbones", "critics", "shapes"}
-ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "hub", "module",
+ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "exchange", "hub", "module",
                  "reference_errors", "references", "report", "sampling", "strategies"}  # fmt: skip
 
 APPLICATION = {"callbacks", "conf", "data", "train", "sample", "tests", "benchmarks"}
