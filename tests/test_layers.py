@@ -17,6 +17,7 @@ MATHEMATICS = {"annotations", "averages", "batch", "calibration", "errors", "gau
                "losses", "metrics", "objectives", "offload", "preferences", "published", "records",
                "rounds", "rowfiles", "seeds", "sharding", "store", "tracing", "visits"}  # fmt: skip
 PROTOCOLS = {
+    "annotating",
     "critics.base",
     "critics.chat",
     "critics.critique",
@@ -93,9 +94,9 @@ def test_mathematics_knows_torch_alone(name: str) -> None:
     assert within(path) <= MATHEMATICS
 
 
-@pytest.mark.parametrize("name", sorted(PROTOCOLS))
-def test_protocols_know_mathematics(name: str) -> None:
-    path = LIBRARY / f"{name.replace('.', '/')}.py"
+@pytest.mark.parametrize("path", [path for name in sorted(PROTOCOLS) for path in files(name)],
+                         ids=named)  # fmt: skip
+def test_protocols_know_mathematics(path: Path) -> None:
     assert within(path) <= MATHEMATICS | PROTOCOLS
     assert not tops(path) & {"diffusers", "transformers", "peft", "lightning"}
 

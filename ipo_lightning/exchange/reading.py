@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ipo_lightning.annotations import OVERALL, Annotation, annotation
+from ipo_lightning.annotations import OVERALL, Annotation, annotations_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange import genai_bench, label_studio, trl, videoalign, videofeedback
 from ipo_lightning.exchange.points import VideoPoint, pairs_of
@@ -17,17 +17,6 @@ class Format(NamedTuple):
     fits: Callable[[Sequence[Placed]], bool]
     pairs: Callable[[Path, Sequence[Placed]], list[Annotation]] | None = None
     points: Callable[[Path, Sequence[Placed]], list[VideoPoint]] | None = None
-
-
-def canonical(path: Path, rows: Sequence[Placed]) -> list[Annotation]:
-    """The project's own JSON lines, see `ipo_lightning.annotations`."""
-    found = []
-    for place, row in rows:
-        try:
-            found.append(annotation(row))
-        except InputError as error:
-            raise InputError(f"{place}: {error}") from error
-    return found
 
 
 def _columns(rows: Sequence[Placed]) -> set[str]:
@@ -48,7 +37,7 @@ FORMATS = {
             _columns(rows) >= {"prompt", OVERALL}
             and bool(_columns(rows) & {"pair_id", "video_A", "annotator", "shown_left"})
         ),
-        canonical,
+        lambda path, rows: annotations_of(rows),
     ),
     "videoalign": Format(lambda rows: _columns(rows) >= videoalign.NEEDED, videoalign.read),
 }
