@@ -39,7 +39,7 @@ function steps() {
 
 function asked(step) {
   const place = Math.floor(step / data.dims.length);
-  return { place, question: data.questions[place], dim: data.dims[step % data.dims.length] };
+  return { question: data.questions[place], dim: data.dims[step % data.dims.length] };
 }
 
 function answer(choice) {
@@ -109,8 +109,7 @@ function show() {
     $("thanks").focus();
     return;
   }
-  const { place, question, dim } = asked(given.length);
-  $("about").textContent = `Question ${place + 1} of ${total}`;
+  const { question, dim } = asked(given.length);
   $("prompt").textContent = question.prompt;
   $("asked").textContent = size > 1 ? dim.asks : "";
   for (const side of ["left", "right"]) {

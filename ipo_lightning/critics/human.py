@@ -152,7 +152,8 @@ class HumanCritic:
         many = len(pages) > 1
         put = self.folder if self.path == self.folder else f"{self.path}, added to its lines"
         return (
-            f"{questions} questions wait for people, about {minutes} minutes"
+            f"{questions} question{'s' * (questions > 1)} to people, about {minutes} minute"
+            f"{'s' * (minutes > 1)}"
             f"{' for each person' if many else ''}:\n{opened}\n"
             f"  answer in a browser{', a page a person' if many else ''}; no network is needed\n"
             f"  put    the downloaded file{'s' if many else ''} into {put}\n"
