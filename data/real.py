@@ -73,15 +73,8 @@ class RealVideos:
     ) -> RealData:
         """See `RealSource.prepare`; a file's contents are looked at once in a process."""
         hashes = workers.agree(self._contents(workers))
-        size, fps = policy.size, float(policy.fps)
         footage = [
-            Footage(
-                fingerprint({"recipe": RECIPE, "file": file, "size": list(size), "fps": fps}),
-                clip.caption,
-                str(clip.video),
-                partial(read_clip, clip.video, size, fps),
-            )
-            for file, clip in zip(hashes, self.clips, strict=True)
+            footage_of(clip, file, policy) for file, clip in zip(hashes, self.clips, strict=True)
         ]
         return encode_once(footage, policy, store, workers, device, f"data.real.path={self.path}")
 
@@ -89,9 +82,29 @@ class RealVideos:
         """sha256 (hex) of each file."""
         if self._hashes is None:
             files = [clip.video for clip in self.clips]
-            bar = tqdm(files, "real videos: hashes", unit=" files", disable=not workers.leads)
-            self._hashes = [_sha256(file) for file in bar]
+            self._hashes = hashes_of(files, "real videos: hashes", workers)
         return self._hashes
+
+
+def hashes_of(files: Sequence[Path], label: str, workers: Workers) -> list[str]:
+    """sha256 (hex) of each file, with a progress bar on the leading rank."""
+    bar = tqdm(files, label, unit=" files", disable=not workers.leads)
+    return [_sha256(file) for file in bar]
+
+
+def footage_of(clip: Captioned, content: str, policy: Policy) -> Footage:
+    """A video file as a policy trains on it: cut to its size and rate when it is read.
+
+    Args:
+        content: sha256 of the file.
+    """
+    size, fps = policy.size, float(policy.fps)
+    return Footage(
+        fingerprint({"recipe": RECIPE, "file": content, "size": list(size), "fps": fps}),
+        clip.caption,
+        str(clip.video),
+        partial(read_clip, clip.video, size, fps),
+    )
 
 
 def _sha256(path: Path) -> str:

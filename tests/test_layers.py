@@ -21,6 +21,7 @@ PROTOCOLS = {
     "critics.base",
     "critics.chat",
     "critics.critique",
+    "imported",
     "policy",
     "real",
     "video",

@@ -7,6 +7,7 @@ turned to the question's own order.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
@@ -73,7 +74,7 @@ class Answers:
             said = Said(row.annotator, labels, row.seconds)
             self.by_question.setdefault(key, []).append(said)
 
-    @property
+    @cached_property
     def content(self) -> str:
         """Fingerprint of what was said, whatever the files' names and the rows' order."""
         return fingerprint(sorted(fingerprint(row.row()) for row in self.rows))
