@@ -156,8 +156,7 @@ class HumanCritic:
             f"{'s' * (minutes > 1)}"
             f"{' for each person' if many else ''}:\n{opened}\n"
             f"  answer in a browser{', a page a person' if many else ''}; no network is needed\n"
-            f"  put    the downloaded file{'s' if many else ''} into {put}\n"
-            "  run    the same command again: it goes on from the answers"
+            f"  put    the downloaded file{'s' if many else ''} into {put}"
         )
 
 

@@ -1,7 +1,7 @@
 """Preferences of people as training labels: pairs and points of candidates.
 
-Pure functions, for losses of either form. The labels are people's own: ties are dropped, not broken, and all annotators of a
-pair are taken together.
+Pure functions, for losses of either form. The labels are people's own: ties are dropped, not
+broken, and all annotators of a pair are taken together.
 """
 
 from collections import Counter
