@@ -29,6 +29,7 @@ from ipo_lightning.cards import Base, Data, model_card
 from ipo_lightning.critics.critique import CritiqueStage
 from ipo_lightning.errors import InputError
 from ipo_lightning.evaluation import Evaluation, Judged, summary
+from ipo_lightning.imported import ImportedLabels, LabelSource
 from ipo_lightning.labelling import Labelling
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.policy import put_weights, trained_weights
@@ -116,6 +117,8 @@ class IterationCallback(L.Callback):
         rollout: prompts and seeds. sampler: how their videos are made. critique: who judges them.
         labelling: how verdicts become labels. evaluation: what a finished round is put to.
         real: real clips for lambda_2; None where there are none.
+        imported: labels that take the place of rollout, critique and labelling; None: there are
+            none.
         calibration: of the loss's beta, where it is ``auto``.
         last_round: the round to bring the run to.
         until: a stage of that round to stop after; None runs it to the end.
@@ -135,6 +138,7 @@ class IterationCallback(L.Callback):
         evaluation: Evaluation,
         last_round: int,
         real: RealSource | None = None,
+        imported: LabelSource | None = None,
         calibration: Calibration = Calibration(),  # noqa: B008 - frozen
         until: Stage | None = None,
         checkpoint_every: int = 20,
@@ -142,7 +146,7 @@ class IterationCallback(L.Callback):
     ) -> None:
         self.run, self.rollout, self.sampler, self.critique = run, rollout, sampler, critique
         self.labelling, self.evaluation = labelling, evaluation
-        self.real, self.calibration = real, calibration
+        self.real, self.imported, self.calibration = real, imported, calibration
         self.last_round, self.until = last_round, until
         self.checkpoint_every, self.together = checkpoint_every, together
         self._started = 0.0
@@ -222,9 +226,12 @@ class IterationCallback(L.Callback):
         self.close_round(number - 1)
         number = min(number, self.last_round)  # a finished run is asked for one round too many
         self._new_directory(self.run.round(number).path)
-        candidates = self._roll_out(number)
-        self._judge(number, candidates)
-        rows = self._label(number, candidates)
+        if self._imports(number):
+            rows = self._import(number)
+        else:
+            candidates = self._roll_out(number)
+            self._judge(number, candidates)
+            rows = self._label(number, candidates)
         real = self._real_clips()
         prompts = {row.prompt for row in rows} | {clip.caption for clip in real}
         texts = {prompt: self.sampler.text_blob(prompt) for prompt in prompts}
@@ -233,6 +240,46 @@ class IterationCallback(L.Callback):
         live = self.module.reference.answers == "live"
         self.module.begin_round(number, self._weights(before) if live else None)
         return data
+
+    def _imports(self, number: int) -> bool:
+        """Whether a round's labels come from elsewhere."""
+        source = self.imported
+        return source is not None and (source.rounds is None or number <= source.rounds)
+
+    def _import(self, number: int) -> Sequence[Pair] | Sequence[Point]:
+        """A round's labels from elsewhere, its files written as if they had been made here."""
+        one, form = self.run.round(number), self.module.form
+        assert self.imported is not None
+        with self._stage("rollout", number):
+            labels = self.imported.prepare(
+                form, self.module.policy, self.sampler.store, self.workers, self.module.device
+            )
+            prompts = [row.prompt for row in labels.rows]
+            self.sampler.embed(prompts, self.module.device, self.workers)
+            if self.workers.leads:
+                self._refuse_other_labels(one, labels)
+                one.write(one.candidates_file, labels.candidates)
+        with self._stage("critique", number):
+            if self.workers.leads:
+                one.write(one.verdicts_file, labels.verdicts)
+        with self._stage("labelling", number):
+            if self.workers.leads:
+                counts = {"kept": len(labels.rows), "dropped": labels.dropped}
+                write_atomically(one.labelling_file, json.dumps(counts).encode())
+                one.write(one.labels_file(form), labels.rows)
+        return labels.rows
+
+    def _refuse_other_labels(self, one: RoundDir, labels: ImportedLabels) -> None:
+        """A round that is begun goes on with the labels that it was begun with."""
+        file = one.labels_file(self.module.form)
+        if not file.exists():
+            return
+        old = one.pairs() if self.module.form == "pairwise" else one.points()
+        if old != labels.rows:
+            raise InputError(
+                f"{file}: the imported file or its videos are not what they were when this round "
+                "was begun; give another name=NAME, or remove the folder of the round"
+            )
 
     def _roll_out(self, number: int) -> list[Candidate]:
         one, units = self.run.round(number), self.rollout.units(number)

@@ -20,6 +20,7 @@ from ipo_lightning.critics.comparing import Asking, critique_of
 from ipo_lightning.critics.critique import CritiqueStage
 from ipo_lightning.errors import InputError
 from ipo_lightning.evaluation import Evaluation
+from ipo_lightning.imported import LabelSource
 from ipo_lightning.labelling import Labelling
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.policy import Policy, Sampling
@@ -100,6 +101,7 @@ def assemble(cfg: DictConfig) -> Parts:
         labelling=labelling,
         evaluation=evaluation,
         real=build(cfg.data.real, "data.real") if cfg.regularise.real else None,
+        imported=_imported(cfg, prompts),
         calibration=build(cfg.calibration, "calibration"),
         last_round=cfg.round,
         until=None if cfg.until == "evaluation" else cfg.until,
@@ -114,6 +116,15 @@ def assemble(cfg: DictConfig) -> Parts:
         seed=cfg.seed,
     )
     return Parts(run, policy, module, datamodule, rollout, sampler, evaluation, iteration)
+
+
+def _imported(cfg: DictConfig, prompts: Prompts) -> LabelSource | None:
+    """Labels from elsewhere, but for the prompts that are evaluated on."""
+    if cfg.data.get("imported") is None:
+        return None
+    held_out = {prompt for split in ("select", "final") for prompt in prompts(split)}
+    source: LabelSource = build(cfg.data.imported, "data.imported", held_out=held_out)
+    return source
 
 
 def make_module(cfg: DictConfig, policy: Policy) -> PreferenceModule:

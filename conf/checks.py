@@ -66,6 +66,7 @@ NUMBERS = {
     "data.batch_size": Number(1, whole=True),
     "data.updates": Number(1, whole=True),
     "data.num_workers": Number(0, whole=True),
+    "data.imported.rounds": Number(1, whole=True, null="all"),
     "data.prompts.select": Number(0),
     "data.prompts.final": Number(0),
     "loss.beta": Number(0, above=True, word="auto"),
@@ -80,6 +81,10 @@ NUMBERS = {
     "loss.undesirable_weight": Number(0),
     "loss.desirable_reward": Number(0),
     "loss.undesirable_reward": Number(0),
+    "critic.annotators": Number(1, whole=True),
+    "critic.repeats": Number(0),
+    "critic.enough": Number(0, above=True),
+    "critic.embed_mib": Number(0),
     "labelling.pair_rule.margin": Number(0),
     "labelling.pair_rule.depth": Number(1, whole=True, null="all, of the rules that can"),
     "labelling.guards.motion_ratio": Number(0),
@@ -151,6 +156,7 @@ SWITCHES = (
     "labelling.schedule.final",
 )
 FILES = ("data.prompts.path",)
+FILES_OR_FOLDERS = ("data.imported.path",)
 NEEDED = ("backbone", "data", "loss", "reference", "rollout", "critic", "eval_critic", "labelling",
           "evaluation", "optim", "trainer", "callbacks.iteration")  # fmt: skip
 
@@ -166,9 +172,13 @@ def check(cfg: DictConfig) -> None:
             raise InputError(f"{key}: a run cannot do without it")
     check_numbers(cfg, NUMBERS)
     check_switches(cfg, SWITCHES)
+    for key in FILES_OR_FOLDERS:
+        value = OmegaConf.select(cfg, key)
+        if value is not None and not Path(value).exists():
+            raise InputError(f"{key}={value}: there is no such file or folder")
     for key in FILES:
         value = OmegaConf.select(cfg, key)
-        if value is not None and not Path(value).is_file():
+        if value is not None and cfg.data.get("imported") is None and not Path(value).is_file():
             raise InputError(f"{key}={value}: there is no such file")
     if cfg.step not in STEPS:
         raise InputError(f"step={cfg.step}: choose one of {', '.join(STEPS)}")

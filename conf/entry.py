@@ -44,6 +44,8 @@ CONF = REPO / "conf"
 PASSING = ("round", "name", "until", "dry_run", "debug", "plan", "push_to_hub", "paths",
            "logger", "callbacks", "hydra")  # fmt: skip
 """Keys that do not change what a run computes."""
+PLACES = (("critic", "answers"),)
+"""Settings that say where something lies that is known by its content."""
 TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")
 """Keys of the trainer that do."""
 
@@ -65,6 +67,8 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     }
     kept["trainer"] = {key: cfg.trainer.get(key) for key in TRAINER}
     plain: dict[str, Any] = json.loads(json.dumps(kept).replace(f"{REPO}/", ""))
+    for group, key in PLACES:
+        (plain[group] or {}).pop(key, None)
     return plain
 
 

@@ -28,14 +28,21 @@ def from_file(
         path: ``.txt``, or ``.jsonl`` whose objects hold the prompt under ``key``.
         select, final: shares of the prompts in those splits, in [0, 1); the rest trains.
     """
+    return split_of(read_prompts(Path(path), key), split, path, select, final)
+
+
+def split_of(
+    prompts: Sequence[str], split: Split, source: str, select: float, final: float
+) -> list[str]:
+    """The prompts of one split, see `from_file`; ``source`` is where they come from."""
     if min(select, final) < 0 or select + final >= 1:
         raise InputError(f"data.prompts: select={select}, final={final}: shares that sum below 1")
     bounds = {"final": (0.0, final), "select": (final, final + select),
               "train": (final + select, 1.0)}  # fmt: skip
     low, high = bounds[split]
-    chosen = [p for p in read_prompts(Path(path), key) if low <= _place(p) < high]
+    chosen = [p for p in prompts if low <= _place(p) < high]
     if not chosen:
-        raise InputError(f"data.prompts: {path} has no prompt in its {split} split; "
+        raise InputError(f"data.prompts: {source} has no prompt in its {split} split; "
                          f"add prompts or raise {split}")  # fmt: skip
     return chosen
 

@@ -4,13 +4,13 @@ One row is one annotator's verdict on one pair, by dimension. Field names are Vi
 a table of these rows is one of its CSV files.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ipo_lightning.errors import InputError
+from ipo_lightning.rowfiles import Placed, rows_of
 from ipo_lightning.store import write_jsonl
 
 Choice = Literal["A", "B", "same", "invalid"]
@@ -59,14 +59,22 @@ def read_annotations(path: Path) -> list[Annotation]:
     Raises:
         InputError: names the line and what is wrong with it.
     """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append(annotation(json.loads(line)))
-            except (ValueError, TypeError) as error:  # InputError is a ValueError
-                raise InputError(f"{path}, line {number}: {error}") from error
-    return rows
+    return annotations_of(rows_of(path))
+
+
+def annotations_of(rows: Iterable[Placed]) -> list[Annotation]:
+    """Rows of a canonical file, each with its place for messages.
+
+    Raises:
+        InputError: names the place and what is wrong with the row.
+    """
+    found = []
+    for place, row in rows:
+        try:
+            found.append(annotation(row))
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+    return found
 
 
 def annotation(row: Mapping[str, Any]) -> Annotation:

@@ -62,6 +62,23 @@ class Footage(NamedTuple):
     """Its frames, uint8 (T, H, W, C) of `Policy.size`."""
 
 
+class Making(NamedTuple):
+    """What is made of clips, and where the store keeps what became of them."""
+
+    kind: str
+    """Of the store's records."""
+    label: str
+    """For the progress bar."""
+    keep: Callable[[Tensor], dict[str, Any]] = lambda frames: {}
+    """What else is kept of a clip's frames, as plain JSON; ``video`` there names a blob."""
+
+
+REAL = Making("real", "real videos")
+
+Outcome = dict[str, Any]
+"""``latents`` and what was kept beside, or ``error`` and ``detail``."""
+
+
 def encode_once(
     footage: Sequence[Footage],
     policy: Policy,
@@ -79,17 +96,7 @@ def encode_once(
     Raises:
         InputError: no clip is of use.
     """
-    keys = [fingerprint({"policy": policy.identity, "clip": one.content}) for one in footage]
-    by_key = dict(zip(keys, footage, strict=True))
-    todo = workers.agree([key for key in by_key if not _settled(_find(store, key))])
-
-    def encode(key: str) -> None:
-        store.put_record("real", key, _encode(by_key[key], policy, store, device))
-
-    workers.run(todo, encode, "real videos", "clips")
-    if todo:
-        policy.release()
-    data = _collect(keys, footage, store, workers)
+    data = _collect(footage, settle(footage, policy, store, workers, device), workers)
     if not data.rows:
         counts = ", ".join(f"{reason}: {count}" for reason, count in data.dropped.items())
         raise InputError(
@@ -99,19 +106,42 @@ def encode_once(
     return data
 
 
-def _collect(
-    keys: Sequence[str], footage: Sequence[Footage], store: Store, workers: Workers
-) -> RealData:
-    """What became of the clips; the leading rank names those that are damaged."""
-    rows: list[RealClip] = []
-    dropped: Counter[str] = Counter()
+def settle(
+    footage: Sequence[Footage],
+    policy: Policy,
+    store: Store,
+    workers: Workers,
+    device: torch.device,
+    making: Making = REAL,
+) -> list[Outcome]:
+    """What became of each clip, in order; what the store lacks is made, see `encode_once`."""
+    keys = [fingerprint({"policy": policy.identity, "clip": one.content}) for one in footage]
+    by_key = dict(zip(keys, footage, strict=True))
+    todo = workers.agree([key for key in by_key if not _settled(_find(store, making.kind, key))])
+
+    def encode(key: str) -> None:
+        store.put_record(making.kind, key, _encode(by_key[key], policy, store, device, making))
+
+    workers.run(todo, encode, making.label, "clips")
+    if todo:
+        policy.release()
+    outcomes = []
     for key, one in zip(keys, footage, strict=True):
-        outcome = _find(store, key)
+        outcome = _find(store, making.kind, key)
         if outcome is None:
             raise OSError(
                 f"{store.root}: what was just made of {one.file} is gone; do all ranks see this "
                 "folder, and has the disk room?"
             )
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _collect(footage: Sequence[Footage], outcomes: Sequence[Outcome], workers: Workers) -> RealData:
+    """The clips that are of use; the leading rank names those that are damaged."""
+    rows: list[RealClip] = []
+    dropped: Counter[str] = Counter()
+    for one, outcome in zip(footage, outcomes, strict=True):
         if "latents" in outcome:
             rows.append(RealClip(one.caption, outcome["latents"], one.file))
             continue
@@ -122,7 +152,9 @@ def _collect(
 
 
 @torch.no_grad()
-def _encode(one: Footage, policy: Policy, store: Store, device: torch.device) -> dict[str, str]:
+def _encode(
+    one: Footage, policy: Policy, store: Store, device: torch.device, making: Making
+) -> Outcome:
     """What becomes of a clip: the name of its latents, or why it has none."""
     frames = one.frames()
     if isinstance(frames, LeftOut):
@@ -133,16 +165,20 @@ def _encode(one: Footage, policy: Policy, store: Store, device: torch.device) ->
             f"{one.file}: frames must be uint8 {wanted}, got {frames.dtype} {tuple(frames.shape)}"
         )
     latents = policy.encode(frames[None].to(device))[0]
-    return {"latents": store.put_tensors("latents", {"latents": latents})}
+    return {
+        "latents": store.put_tensors("latents", {"latents": latents}), **making.keep(frames)
+    }  # fmt: skip
 
 
-def _find(store: Store, key: str) -> dict[str, Any] | None:
-    """What became of a clip, unless its latents are gone."""
-    outcome: dict[str, Any] | None = store.get_record("real", key)
+def _find(store: Store, kind: str, key: str) -> Outcome | None:
+    """What became of a clip, unless its latents or its video are gone."""
+    outcome: Outcome | None = store.get_record(kind, key)
     if outcome is None or "error" in outcome:
         return outcome
-    return outcome if store.has_blob("latents", outcome["latents"], ".safetensors") else None
+    whole = store.has_blob("latents", outcome["latents"], ".safetensors")
+    whole &= "video" not in outcome or store.has_blob("videos", outcome["video"], ".mp4")
+    return outcome if whole else None
 
 
-def _settled(outcome: dict[str, Any] | None) -> bool:
+def _settled(outcome: Outcome | None) -> bool:
     return outcome is not None and outcome.get("error") != DAMAGED

@@ -15,20 +15,22 @@ LIBRARY = REPO / "ipo_lightning"
 # knows of.
 MATHEMATICS = {"annotations", "averages", "batch", "calibration", "errors", "gauges", "labelling",
                "losses", "metrics", "objectives", "offload", "preferences", "published", "records",
-               "rounds", "seeds", "sharding", "store", "tournaments", "tracing",
+               "rounds", "rowfiles", "seeds", "sharding", "store", "tournaments", "tracing",
                "visits"}  # fmt: skip
 PROTOCOLS = {
+    "annotating",
     "critics.base",
     "critics.chat",
     "critics.comparing",
     "critics.critique",
+    "imported",
     "policy",
     "real",
     "video",
     "workers",
 }
 CONCRETE = {"backbones", "critics", "shapes"}
-ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "hub", "module",
+ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "exchange", "hub", "module",
                  "reference_errors", "references", "report", "sampling", "strategies"}  # fmt: skip
 
 APPLICATION = {"callbacks", "conf", "data", "train", "sample", "tests", "benchmarks"}
@@ -95,9 +97,9 @@ def test_mathematics_knows_torch_alone(name: str) -> None:
         assert within(path) <= MATHEMATICS
 
 
-@pytest.mark.parametrize("name", sorted(PROTOCOLS))
-def test_protocols_know_mathematics(name: str) -> None:
-    path = LIBRARY / f"{name.replace('.', '/')}.py"
+@pytest.mark.parametrize("path", [path for name in sorted(PROTOCOLS) for path in files(name)],
+                         ids=named)  # fmt: skip
+def test_protocols_know_mathematics(path: Path) -> None:
     assert within(path) <= MATHEMATICS | PROTOCOLS
     assert not tops(path) & {"diffusers", "transformers", "peft", "lightning"}
 

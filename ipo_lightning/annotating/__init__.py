@@ -1,0 +1,1 @@
+"""People as annotators: the page that asks them, and what they answered."""

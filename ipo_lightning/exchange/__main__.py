@@ -1,0 +1,129 @@
+"""The command line of preference data.
+
+python -m ipo_lightning.exchange export run=outputs/NAME round=1 format=trl out=DIR
+python -m ipo_lightning.exchange import path=FILE out=FILE.jsonl
+"""
+
+import argparse
+import difflib
+import hashlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ipo_lightning.annotations import Annotation, write_annotations
+from ipo_lightning.errors import InputError
+from ipo_lightning.exchange.points import pairs_of
+from ipo_lightning.exchange.publishing import FORMATS as WRITTEN
+from ipo_lightning.exchange.publishing import publish_round
+from ipo_lightning.exchange.reading import FORMATS, read_any, video_file
+
+EXPORT = {
+    "run": None, "round": "1", "format": "trl", "out": None, "playable": "false", "files_at": ""
+}  # fmt: skip
+IMPORT = {"path": None, "format": "auto", "out": None, "videos": ""}
+"""Settings with their defaults; None: must be given."""
+HELP = f"""settings:
+  export  run=FOLDER round=1 format={"|".join(WRITTEN)} out=NEW_FOLDER
+          playable=true       encode the videos for browsers
+          files_at=ADDRESS    label_studio: what stands before a video's path
+  import  path=FILE_OR_FOLDER format=auto|{"|".join(FORMATS)} out=FILE.jsonl
+          videos=FOLDER       where the videos lie, if not beside the file: rows get their sha256
+"""
+
+
+def export(settings: Mapping[str, str]) -> str:
+    """Write the labels of a round as a dataset."""
+    number, playable = settings["round"], settings["playable"]
+    if not number.isdigit() or number == "0":
+        raise InputError(f"round={number}: give a whole number, at least 1")
+    if playable not in ("true", "false"):
+        raise InputError(f"playable={playable}: give true or false")
+    done = publish_round(
+        settings["run"], int(number), settings["format"], settings["out"],
+        playable=playable == "true", files_at=settings["files_at"],
+    )  # fmt: skip
+    return f"{done.folder}: {done.labels} labels, {done.videos} videos, README.md (the licence is "\
+        "yours to fill in)"  # fmt: skip
+
+
+def import_(settings: Mapping[str, str]) -> str:
+    """Write the pairs of a file as canonical JSON lines."""
+    out = Path(settings["out"])
+    if out.suffix != ".jsonl":
+        raise InputError(f"out={out}: give a .jsonl file")
+    found = read_any(settings["path"], settings["format"])
+    rows = found.pairs or pairs_of(found.points)
+    folder = Path(settings["videos"]) if settings["videos"] else found.folder
+    named = [_hashed(row, folder) for row in rows]
+    write_annotations(out, named)
+    known = sum(bool(row.video_A and row.video_B) for row in named)
+    return f"{out}: {len(named)} pairs ({found.format}), of {known} of them both videos are known"
+
+
+def _hashed(row: Annotation, folder: Path) -> Annotation:
+    """The row with the sha256 of its videos, where they are there and it has none."""
+    return replace(
+        row,
+        video_A=row.video_A or _sha256(folder, row.path_A),
+        video_B=row.video_B or _sha256(folder, row.path_B),
+    )
+
+
+def _sha256(folder: Path, path: str) -> str:
+    try:
+        with open(video_file(folder, path), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except InputError:
+        return ""
+
+
+COMMANDS: Mapping[str, tuple[Callable[[Mapping[str, str]], str], Mapping[str, str | None]]] = {
+    "export": (export, EXPORT),
+    "import": (import_, IMPORT),
+}
+
+
+def settings_of(words: Sequence[str], known: Mapping[str, str | None]) -> dict[str, str]:
+    """``KEY=VALUE`` words over the defaults.
+
+    Raises:
+        InputError: an unknown or a missing key.
+    """
+    given: dict[str, str | None] = dict(known)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}=?" if near else ""
+            raise InputError(f"{word}: give {', '.join(f'{name}=' for name in known)}{hint}")
+        given[key] = value
+    missing = [key for key, value in given.items() if value is None]
+    if missing:
+        raise InputError(f"{missing[0]} has no default: give {missing[0]}=VALUE")
+    return {key: str(value) for key, value in given.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ipo_lightning.exchange",
+        description="Preference data in and out.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    asked = parser.parse_args(arguments)
+    run, known = COMMANDS[asked.command]
+    try:
+        print(run(settings_of(asked.settings, known)))  # noqa: T201 - an entry point's own output
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

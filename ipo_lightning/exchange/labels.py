@@ -1,0 +1,177 @@
+"""Preferences of people as training labels: pairs and points of candidates.
+
+Pure functions, for losses of either form. The labels are people's own: ties are dropped, not
+broken, and all annotators of a pair are taken together.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean, median
+from typing import NamedTuple
+
+from ipo_lightning.annotating.answers import Answers
+from ipo_lightning.annotations import OVERALL, Annotation
+from ipo_lightning.critics.base import Comparison, Question
+from ipo_lightning.exchange.points import VideoPoint, pairs_of
+from ipo_lightning.preferences import Preference
+from ipo_lightning.records import Candidate, Pair, Point, Verdict
+
+Videos = Mapping[tuple[str, str], Candidate]
+"""(prompt, path in the file) -> what it became; without those that are of no use."""
+
+
+class Labelled(NamedTuple):
+    """Labels, and how the videos fared."""
+
+    rows: list[Pair] | list[Point]
+    scores: dict[tuple[int, int], list[float]]
+    """By place: chances of being the better one, or ratings."""
+
+
+def labels_for(
+    form: str,
+    pairs: Sequence[Annotation],
+    points: Sequence[VideoPoint],
+    videos: Videos,
+    dropped: "Counter[str]",
+) -> Labelled:
+    """Rows for a loss of either form, from a file of either kind."""
+    if form == "pointwise" and points:
+        return _points_of_points(points, videos, dropped)
+    duels = list(_duels([*pairs, *pairs_of(points)], videos, dropped))
+    return _pairs(duels, dropped) if form == "pairwise" else _points_of_duels(duels, dropped)
+
+
+class Compared(NamedTuple):
+    """Two candidates, and what people think of (first, second)."""
+
+    first: Candidate
+    second: Candidate
+    preference: Preference
+    certainty: float
+
+
+def _duels(
+    pairs: Sequence[Annotation], videos: Videos, dropped: "Counter[str]"
+) -> Iterator[Compared]:
+    """The pairs of which both videos are of use, all annotators' answers taken together."""
+    rows: list[Annotation] = []
+    asked: dict[tuple[str, str], tuple[Candidate, Candidate]] = {}
+    for one in pairs:
+        first, second = (videos.get((one.prompt, path)) for path in (one.path_A, one.path_B))
+        if first is None or second is None:
+            dropped["pair without one of its videos"] += 1
+        elif first == second:
+            dropped["pair of one video"] += 1
+        else:
+            named = {"video_A": _name(first), "video_B": _name(second)}
+            rows.append(replace(one, **named))  # type: ignore[arg-type]
+            if (named["video_B"], named["video_A"]) not in asked:
+                asked[named["video_A"], named["video_B"]] = first, second
+    answers = Answers(rows)
+    for (name, other), (first, second) in asked.items():
+        said = answers.settle(Question(name, other, first.prompt)) or Comparison(None)
+        if said.preference is None:
+            dropped[f"no verdict: {said.fault}"] += 1
+        else:
+            yield Compared(first, second, said.preference, said.certainty)
+
+
+def _name(one: Candidate) -> str:
+    """Tells candidates apart, whatever their pixels."""
+    return f"{one.prompt_index}/{one.candidate}"
+
+
+def _pairs(duels: Iterable[Compared], dropped: "Counter[str]") -> Labelled:
+    rows: list[Pair] = []
+    for first, second, preference, certainty in duels:
+        if preference.outcome == "tie":
+            dropped["tie"] += 1
+            continue
+        winner, loser = (first, second) if preference.outcome == "first" else (second, first)
+        rows.append(
+            Pair(
+                pair=len(rows), prompt_index=winner.prompt_index, prompt=winner.prompt,
+                winner=winner.candidate, loser=loser.candidate,
+                winner_latents=winner.latents, loser_latents=loser.latents,
+                winner_video=winner.video, loser_video=loser.video,
+                margin=abs(2 * preference.expected - 1), weight=certainty,
+            )
+        )  # fmt: skip
+    return Labelled(rows, _fared(duels))
+
+
+def _fared(duels: Iterable[Compared]) -> dict[tuple[int, int], list[float]]:
+    """By place: the chances of being the better one, a duel each."""
+    scores: dict[tuple[int, int], list[float]] = {}
+    for first, second, preference, _ in duels:
+        chance = preference.expected
+        scores.setdefault((first.prompt_index, first.candidate), []).append(chance)
+        scores.setdefault((second.prompt_index, second.candidate), []).append(1 - chance)
+    return scores
+
+
+def _points_of_duels(duels: Sequence[Compared], dropped: "Counter[str]") -> Labelled:
+    """Desirable is what is better in more than half of its duels."""
+    scores = _fared(duels)
+    sure: dict[tuple[int, int], list[float]] = {}
+    by_place: dict[tuple[int, int], Candidate] = {}
+    for first, second, _, certainty in duels:
+        for one in (first, second):
+            by_place[one.prompt_index, one.candidate] = one
+            sure.setdefault((one.prompt_index, one.candidate), []).append(certainty)
+    rows: list[Point] = []
+    for place in sorted(by_place):
+        chance = fmean(scores[place])
+        if chance == 0.5:
+            dropped["as often better as worse"] += 1
+            continue
+        weight = fmean(sure[place])
+        rows.append(_point(len(rows), by_place[place], chance, chance > 0.5, weight, chance))
+    return Labelled(rows, scores)
+
+
+def _points_of_points(
+    points: Sequence[VideoPoint], videos: Videos, dropped: "Counter[str]"
+) -> Labelled:
+    """As the file says, or, where it has ratings alone, above the median of all of them."""
+    middle = median(one.scores[OVERALL] for one in points)
+    scores: dict[tuple[int, int], list[float]] = {}
+    rows: list[Point] = []
+    for one in points:
+        candidate, score = videos.get((one.prompt, one.path)), one.scores[OVERALL]
+        if candidate is None:
+            continue  # counted as a video
+        scores.setdefault((candidate.prompt_index, candidate.candidate), []).append(score)
+        if one.desirable is None and score == middle:
+            dropped["rated as the median"] += 1
+            continue
+        good = score > middle if one.desirable is None else one.desirable
+        rows.append(_point(len(rows), candidate, score, good, 1.0, float(good)))
+    return Labelled(rows, scores)
+
+
+def _point(
+    number: int, one: Candidate, score: float, good: bool, weight: float, reward: float
+) -> Point:
+    return Point(
+        point=number, prompt_index=one.prompt_index, prompt=one.prompt, candidate=one.candidate,
+        latents=one.latents, video=one.video, desirable=good, score=score, weight=weight,
+        reward=reward,
+    )  # fmt: skip
+
+
+def verdicts_of(candidates: Sequence[Candidate], made: Labelled, source: str) -> list[Verdict]:
+    """A row a candidate: its mean chance of being the better one, or its mean rating."""
+    rows = []
+    for one in candidates:
+        scores = made.scores.get((one.prompt_index, one.candidate))
+        rows.append(
+            Verdict(
+                one.prompt_index, one.candidate, one.video, source,
+                fmean(scores) if scores else None,
+                fault="" if scores else "no answer",
+            )
+        )  # fmt: skip
+    return rows
