@@ -42,7 +42,7 @@ def chat(folders: Callable[[str], Path]) -> Open:
 
     @cache
     def loaded(family: str, **settings: Any) -> LocalChat:
-        settings = {"dtype": "float32", "max_new_tokens": 8} | settings
+        settings = {"dtype": "float32", "max_tokens": 8} | settings
         model = LocalChat(str(folders(family)), viewing=Viewing(**SMALL), **settings)
         model.load("cpu")
         return model
@@ -202,7 +202,7 @@ def test_penalties_of_the_checkpoint_change_nothing(folders: Any, tmp_path: Path
     )
     replies = []
     for path in (folders("qwen2_5_vl"), folder):
-        model = LocalChat(str(path), dtype="float32", max_new_tokens=60, viewing=Viewing(**SMALL))
+        model = LocalChat(str(path), dtype="float32", max_tokens=60, viewing=Viewing(**SMALL))
         model.load("cpu")
         with stops(model, range(0, vocabulary(model), 8)):
             replies.append(model.reply([single(1), single(2)]))
@@ -211,7 +211,7 @@ def test_penalties_of_the_checkpoint_change_nothing(folders: Any, tmp_path: Path
 
 
 def test_samples_differ_and_follow_from_the_turn_alone(chat: Open) -> None:
-    settings: dict[str, Any] = {"samples": 3, "temperature": 1.5, "max_new_tokens": 60}
+    settings: dict[str, Any] = {"samples": 3, "temperature": 1.5, "max_tokens": 60}
     turns = [single(1), single(2), pair(3, 4)]
 
     def replies(order: list[Turn], **more: Any) -> list[list[str]]:
@@ -230,7 +230,7 @@ def test_samples_differ_and_follow_from_the_turn_alone(chat: Open) -> None:
 
 def test_draws_follow_the_softmax(chat: Open) -> None:
     """An answer is empty as often as its first token is one that ends it."""
-    model = chat("qwen2_vl", samples=400, temperature=0.5, batch_size=200, max_new_tokens=12)
+    model = chat("qwen2_vl", samples=400, temperature=0.5, batch_size=200, max_tokens=12)
     ends = list(range(0, vocabulary(model), 2))
     with stops(model, ends):
         (answers,) = model.reply([single(1)])
@@ -278,7 +278,7 @@ def test_what_cannot_be_asked_is_a_fault(chat: Open, folders: Any) -> None:
 
 def test_infinite_logits_are_a_fault(folders: Any) -> None:
     model = LocalChat(str(folders("qwen2_vl")), dtype="float32", viewing=Viewing(**SMALL),
-                      max_new_tokens=2)  # fmt: skip
+                      max_tokens=2)  # fmt: skip
     model.load("cpu")
     with torch.no_grad():
         model._weights.get_output_embeddings().weight.fill_(math.nan)
@@ -293,7 +293,7 @@ def test_identity_is_what_determines_an_answer(folders: Any, tmp_path: Path) -> 
     base = LocalChat(path)
     assert base.identity == LocalChat(path, seed=3).identity, "a greedy reply draws nothing"
     others: list[dict[str, Any]] = [
-        {"dtype": "float32"}, {"max_new_tokens": 9}, {"viewing": Viewing(fps=4)},
+        {"dtype": "float32"}, {"max_tokens": 9}, {"viewing": Viewing(fps=4)},
         {"temperature": 0.7}, {"temperature": 0.7, "seed": 1}, {"temperature": 0.7, "samples": 2},
         {"attention": "eager"}, {"batch_size": 2}, {"template": {"enable_thinking": False}},
     ]  # fmt: skip

@@ -57,7 +57,7 @@ class LocalChat:
         dtype: of the weights: bfloat16, float16, or float32 (twice the memory).
         samples: replies to a turn; more than one wants a temperature.
         temperature: of replies; 0 takes the likeliest token each time.
-        max_new_tokens: a reply is cut off after so many.
+        max_tokens: a reply is cut off after so many.
         attention: transformers' name of the kernels (sdpa, eager, flash_attention_2); None is its
             own choice.
         batch_size: turns that are computed at a time. One by default: then an answer does not
@@ -80,7 +80,7 @@ class LocalChat:
         dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
         samples: int = 1,
         temperature: float = 0.0,
-        max_new_tokens: int = 1024,
+        max_tokens: int = 1024,
         attention: str | None = None,
         batch_size: int = 1,
         viewing: Viewing | None = None,
@@ -89,7 +89,7 @@ class LocalChat:
         remote_code: bool = False,
     ) -> None:
         self.model, self.revision, self.dtype = model, revision, dtype
-        self.samples, self.temperature, self.max_new_tokens = samples, temperature, max_new_tokens
+        self.samples, self.temperature, self.max_tokens = samples, temperature, max_tokens
         self.attention, self.batch_size, self.seed = attention, batch_size, seed
         self.viewing = Viewing() if viewing is None else viewing
         self.template, self.remote_code = dict(template or {}), remote_code
@@ -100,7 +100,7 @@ class LocalChat:
         check_source("model", self.model)
         if self.dtype not in DTYPES:
             raise InputError(f"dtype={self.dtype}: choose one of {', '.join(DTYPES)}")
-        for name in ("samples", "max_new_tokens", "batch_size"):
+        for name in ("samples", "max_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)}: give 1 or more")
         if self.temperature < 0 or (self.samples > 1 and self.temperature == 0):
@@ -112,7 +112,7 @@ class LocalChat:
     @cached_property
     def identity(self) -> str:
         """See `ChatModel`; a folder counts by its contents, a hub id by its commit."""
-        sampling: dict[str, Any] = {"dtype": self.dtype, "tokens": self.max_new_tokens}
+        sampling: dict[str, Any] = {"dtype": self.dtype, "tokens": self.max_tokens}
         if self.temperature:
             sampling |= {"n": self.samples, "t": self.temperature, "seed": self.seed}
         for name, plain in (("attention", None), ("batch_size", 1), ("template", {})):
@@ -167,7 +167,7 @@ class LocalChat:
     def reply(self, turns: Sequence[Turn]) -> list[list[Reply | Fault]]:
         """See `ChatModel`."""
         rows = ((turn, self._seed(turn, one)) for turn in turns for one in range(self.samples))
-        flat = list(self._answers(rows, self.max_new_tokens, self._replies))
+        flat = list(self._answers(rows, self.max_tokens, self._replies))
         return [flat[at : at + self.samples] for at in range(0, len(flat), self.samples)]
 
     # ---------------------------------------------------------------- a batch
@@ -236,7 +236,7 @@ class LocalChat:
         written = self._loaded.generate(
             **inputs,
             do_sample=False,
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.max_tokens,
             logits_processor=LogitsProcessorList([voice]),
         )
         answers = written[:, inputs["input_ids"].shape[1] :].tolist()
@@ -249,7 +249,7 @@ class LocalChat:
         own = list(takewhile(lambda token: token not in ends, answer))
         if any(bool(values[row].isnan().any()) for values, _ in voice.told[: len(own) + 1]):
             return Fault("not a number")
-        if len(own) == self.max_new_tokens:
+        if len(own) == self.max_tokens:
             return Fault("cut short")
         decode = self.processor.tokenizer.decode
         tokens = []
