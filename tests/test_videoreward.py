@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from benchmarks import check_critic
 from ipo_lightning.critics import videoreward
 from ipo_lightning.critics.base import PointCritic, Rating
 from ipo_lightning.critics.pretrained import Processor
@@ -26,7 +28,7 @@ from ipo_lightning.critics.reward_model import (
 from ipo_lightning.critics.videoreward import VideoReward
 from ipo_lightning.critics.viewing import Viewing
 from ipo_lightning.errors import InputError
-from ipo_lightning.video import Clip
+from ipo_lightning.video import Clip, write_video
 from tests import tiny_vlm
 from tests.tiny_vlm import NORMS, RUBRIC, TOKENS, UPSTREAM
 
@@ -411,3 +413,33 @@ def test_a_form_is_whole(change: dict[str, Any], message: str) -> None:
     RewardForm(**whole)
     with pytest.raises(InputError, match=message):
         RewardForm(**whole | change)
+
+
+def test_a_user_can_check_the_figures(
+    folders: dict[int, Path],
+    base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One command, from a table of videos and what upstream said of them."""
+    write_video(tmp_path / "a.mp4", tiny_vlm.clip(1, 16, (64, 96)))
+    (tmp_path / "b.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
+    folder = folders[1]
+    monkeypatch.setattr("sys.argv", [
+        "check_critic.py", "--critic", "videoreward", "--videos", str(tmp_path / "videos.csv"),
+        f"critic.model={folder}", f"critic.base={base}", "critic.checkpoint=checkpoint-7/model.pth",
+        f"critic.wording={folder / 'prompt_template.py'}", "critic.dtype=float32", "critic.fps=4",
+    ])  # fmt: skip
+
+    def checked(figures: str) -> tuple[int, str]:
+        row = f'a.mp4,a cat{figures}\nb.mp4,"a dog, running",,\n'
+        (tmp_path / "videos.csv").write_text(f"path,prompt,VQ,Overall\n{row}")
+        return check_critic.main(), capsys.readouterr().out
+
+    status, said = checked(",,")
+    assert status == 0 and "no figures to compare with" in said
+    vq, overall = (float(re.search(rf"{name} +(\S+)", said)[1]) for name in ("VQ", "score"))  # type: ignore[index]
+    assert checked(f",{vq},{overall}")[0] == 0
+    status, said = checked(f",{vq + 0.2},{overall}")
+    assert status == 1 and "off -0.2" in said and "largest difference 0.2000" in said
