@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, Qwen2VLConfig
 
 from benchmarks import check_critic
 from ipo_lightning.critics import videoreward
@@ -443,3 +443,31 @@ def test_a_user_can_check_the_figures(
     assert checked(f",{vq},{overall}")[0] == 0
     status, said = checked(f",{vq + 0.2},{overall}")
     assert status == 1 and "off -0.2" in said and "largest difference 0.2000" in said
+
+
+def test_the_released_checkpoint_is_of_this_network() -> None:
+    """Its size is told to the byte by these shapes, but for what a file of torch adds.
+
+    5,031,072,529 bytes, in bfloat16: the backbone, adapters of rank 64 on each linear layer of the
+    language model, the embeddings once more (as the head that says words) and a head of one row.
+    """
+    rope = {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": 151_660, "hidden_size": 1536, "intermediate_size": 8960,
+            "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+            "rope_parameters": rope,
+        },
+        vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16},
+    )  # fmt: skip
+    with torch.device("meta"):
+        network = RewardModel(AutoModel.from_config(config), (1, 2, 3))
+    own = sum(parameter.numel() for parameter in network.parameters())
+    adapters = sum(
+        64 * (module.in_features + module.out_features)
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear) and "language_model" in name
+    )
+    words = 151_660 * 1536
+    assert own == 2_208_561_664 + 1536
+    assert 0 < 5_031_072_529 - 2 * (own + adapters + words) < 500_000
