@@ -30,7 +30,9 @@ from ipo_lightning.critics.viewing import Viewing
 from ipo_lightning.errors import InputError
 from ipo_lightning.video import Clip, write_video
 from tests import tiny_vlm
+from tests.conftest import ComposeTrain
 from tests.tiny_vlm import NORMS, RUBRIC, TOKENS, UPSTREAM
+from train import train
 
 PROMPTS = ["a cat", "a very long dog that runs along the river", "rain"]
 DIMS = ("VQ", "MQ", "TA")
@@ -471,3 +473,23 @@ def test_the_released_checkpoint_is_of_this_network() -> None:
     words = 151_660 * 1536
     assert own == 2_208_561_664 + 1536
     assert 0 < 5_031_072_529 - 2 * (own + adapters + words) < 500_000
+
+
+@pytest.mark.slow
+def test_a_round_is_labelled(
+    folders: dict[int, Path], base: Path, tmp_path: Path, small: ComposeTrain
+) -> None:
+    """From settings to pairs: loaded after the rollout, asked once, kept."""
+    folder = folders[3]
+    cfg = small(
+        "critic=videoreward", f"critic.model={folder}", f"critic.base={base}", "critic.fps=8",
+        "critic.checkpoint=checkpoint-7/model.pth", "critic.dtype=float32", "round=1",
+        f"critic.wording={folder / 'prompt_template.py'}", "until=labelling",
+    )  # fmt: skip
+    train(cfg)
+    outputs = tmp_path / "outputs/run/round_1"
+    verdicts = [json.loads(line) for line in (outputs / "verdicts.jsonl").read_text().splitlines()]
+    assert len(verdicts) == 9 and all(set(one["dims"]) == set(DIMS) for one in verdicts)
+    assert len({one["score"] for one in verdicts}) == 9
+    assert {one["critic"].partition("@")[0] for one in verdicts} == {"3"}
+    assert len((outputs / "pairs.jsonl").read_text().splitlines()) == 3
