@@ -142,6 +142,12 @@ CHAT = {
 }
 """Settings of a critic's chat model."""
 NUMBERS |= {f"{one}.chat.{key}": CHAT[key] for one in ("critic", "eval_critic") for key in CHAT}
+REWARD = {
+    "fps": Number(0, above=True, null="as it was trained"),
+    "batch_size": Number(1, whole=True),
+}
+"""Settings of a reward model as a critic."""
+NUMBERS |= {f"{one}.{key}": REWARD[key] for one in ("critic", "eval_critic") for key in REWARD}
 SWITCHES = (
     "dry_run",
     "debug",
