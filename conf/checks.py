@@ -107,6 +107,8 @@ NUMBERS = {
     "plan.tflops": Number(0, above=True, null="measured here"),
     "plan.utilisation": Number(0, above=True),
     "backbone.lora.rank": Number(1, whole=True),
+    "critic.chat.batch_size": Number(1, whole=True),
+    "eval_critic.chat.batch_size": Number(1, whole=True),
     "backbone.lora.alpha": Number(0, above=True),
 }
 SWITCHES = (
@@ -119,6 +121,8 @@ SWITCHES = (
     "backbone.tiling",
     "loss.graded",
     "reference.offload",
+    "critic.chat.remote_code",
+    "eval_critic.chat.remote_code",
 )
 FILES = ("data.prompts.path",)
 NEEDED = ("backbone", "data", "loss", "reference", "rollout", "critic", "eval_critic", "labelling",
