@@ -66,6 +66,8 @@ NUMBERS = {
     "data.batch_size": Number(1, whole=True),
     "data.updates": Number(1, whole=True),
     "data.num_workers": Number(0, whole=True),
+    "critic.chat.batch_size": Number(1, whole=True),
+    "eval_critic.chat.batch_size": Number(1, whole=True),
     "data.prompts.select": Number(0),
     "data.prompts.final": Number(0),
     "loss.beta": Number(0, above=True, word="auto"),
@@ -107,8 +109,6 @@ NUMBERS = {
     "plan.tflops": Number(0, above=True, null="measured here"),
     "plan.utilisation": Number(0, above=True),
     "backbone.lora.rank": Number(1, whole=True),
-    "critic.chat.batch_size": Number(1, whole=True),
-    "eval_critic.chat.batch_size": Number(1, whole=True),
     "backbone.lora.alpha": Number(0, above=True),
 }
 SWITCHES = (
@@ -116,13 +116,13 @@ SWITCHES = (
     "debug",
     "rollout.lossless",
     "rollout.dynamic_guidance",
+    "critic.chat.remote_code",
+    "eval_critic.chat.remote_code",
     "backbone.checkpointing",
     "backbone.compile",
     "backbone.tiling",
     "loss.graded",
     "reference.offload",
-    "critic.chat.remote_code",
-    "eval_critic.chat.remote_code",
 )
 FILES = ("data.prompts.path",)
 NEEDED = ("backbone", "data", "loss", "reference", "rollout", "critic", "eval_critic", "labelling",
