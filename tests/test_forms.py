@@ -1,6 +1,5 @@
 """What answers are read as, and above all which ones are not."""
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -347,6 +346,25 @@ def test_an_answer_cut_anywhere_is_none_or_the_same(name: str) -> None:
         assert vote == whole or SAID[name][:end][-1].isdigit()
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_lines_lost_doubled_or_moved_make_no_other_verdict(name: str) -> None:
+    form = FORMS[name]()
+    whole = form.read(Reply(SAID[name]))
+    rows = SAID[name].splitlines()
+    changed = [rows[:n] + rows[n + 1 :] for n in range(len(rows))]
+    changed += [rows[: n + 1] + rows[n:] for n in range(len(rows))]
+    changed += [rows[:n] + rows[n + 1 :] + [rows[n]] for n in range(len(rows))]
+    changed += [[rows[n], *rows[:n], *rows[n + 1 :]] for n in range(len(rows))]
+    readable = 0
+    for some in changed:
+        try:
+            assert form.read(Reply("\n".join(some))) == whole
+            readable += 1
+        except Unreadable:
+            pass
+    assert readable < len(changed) or len(rows) == 1
+
+
 # ---------------------------------------------------------------------------- the words
 
 INJECTIONS = [
@@ -430,7 +448,7 @@ def test_words_of_a_file(tmp_path: Path) -> None:
     """The original is known by its hash, with an editor's last newline or without."""
     file = tmp_path / "words.txt"
     text = "Which is better for [{prompt}]?"
-    original = Original(hashlib.sha256(text.encode()).hexdigest(), "here")
+    original = Original(base.sha256(text), "here")
     for written, origin in ((text, "original"), (text + "\n", "original"), (text + " ", "file")):
         file.write_text(written)
         assert worded("own", 2, str(file), original).origin == origin
@@ -441,6 +459,26 @@ def test_words_of_a_file(tmp_path: Path) -> None:
     )
     file.write_text(f"{VIDEO} and {VIDEO}: {{prompt}}")
     assert worded("own", 2, str(file)).turn("p", CLIP, OTHER).text == f"{VIDEO} and {VIDEO}: p"
+
+
+def test_words_of_a_script(tmp_path: Path) -> None:
+    """It is read, not run; f-strings and templates keep the prompt's place."""
+    file = tmp_path / "infer.py"
+    file.write_text(
+        "raise SystemExit\n"
+        'problem = (\n    "Which is better?\\n"\n    f"Caption: [{prompt}] {{x}}\\n"\n)\n'
+        'OTHER = Template("""Rate $name.""")\n'
+    )
+    text = "Which is better?\nCaption: [{prompt}] {x}\n"
+    words = worded("own", 2, str(file), Original(base.sha256(text), "here"))
+    assert (words.text, words.origin) == (text, "original")
+    rate = Original(base.sha256("Rate {prompt}."), "here", mark="$name")
+    assert worded("own", 1, str(file), rate).text == "Rate {prompt}."
+    with pytest.raises(InputError, match="does not hold the original; it is in there"):
+        worded("own", 1, str(file), Original("0" * 64, "there"))
+    file.write_text("def")
+    with pytest.raises(InputError, match="wording="):
+        worded("own", 1, str(file), rate)
 
 
 def test_a_file_that_will_not_do_is_refused(tmp_path: Path) -> None:

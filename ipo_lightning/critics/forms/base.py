@@ -1,5 +1,6 @@
 """What a form is, and the words that it asks with."""
 
+import ast
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -85,6 +86,8 @@ class Original(NamedTuple):
     """Of the text in UTF-8, with `PROMPT` in the prompt's place."""
     source: str
     """Repository, commit, file and licence, for whoever looks the text up."""
+    mark: str = PROMPT
+    """What stands in the prompt's place there."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,13 @@ def worded(
     Args:
         own: the form's own wording.
         videos: how many videos it is about.
-        file: path of a text in UTF-8 that takes its place.
+        file: path of a text in UTF-8 that takes its place, or of the authors' script with the
+            original in it, which is read and not run.
         original: what the text of that file is, if its hash says so.
 
     Raises:
-        InputError: there is no such file, or it lacks the place of the prompt or of a video.
+        InputError: there is no such file, or it lacks the original or the place of the prompt or
+            of a video.
     """
     if file is None:
         return Wording(own)
@@ -134,6 +139,8 @@ def worded(
         text = Path(file).read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"wording={file}: {error}") from error
+    if original and file.endswith(".py"):
+        return Wording(scripted(file, text, original), "original")
     if PROMPT not in text and QUOTED not in text:
         raise InputError(f"wording={file}: write {PROMPT} where the prompt goes")
     if text.count(VIDEO) not in (0, videos):
@@ -142,9 +149,42 @@ def worded(
             "mark each, or none (they come first)"
         )
     for whole in (text, text.removesuffix("\n")):  # which editors add
-        if original and hashlib.sha256(whole.encode()).hexdigest() == original.sha256:
+        if original and sha256(whole) == original.sha256:
             return Wording(whole, "original")
     return Wording(text, "file")
+
+
+def scripted(file: str, source: str, original: Original) -> str:
+    """The original's text out of a Python script, with `PROMPT` in the prompt's place.
+
+    Raises:
+        InputError: no text in the script has its hash.
+    """
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise InputError(f"wording={file}: {error}") from error
+    for node in nodes:
+        text = _literal(node).replace(original.mark, PROMPT)
+        if sha256(text) == original.sha256:
+            return text
+    raise InputError(f"wording={file} does not hold the original; it is in {original.source}")
+
+
+def _literal(node: ast.AST) -> str:
+    """The text that a string of a script stands for, ``{name}`` where it fills something in."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.FormattedValue):
+        return f"{{{ast.unparse(node.value)}}}"
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_literal(part) for part in node.values)
+    return ""
+
+
+def sha256(text: str) -> str:
+    """Of a text in UTF-8, hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_names(what: str, names: Sequence[str]) -> None:

@@ -1,9 +1,9 @@
 """The forms of UnifiedReward 2.0, Think and Flex (CodeGoat24, arXiv 2503.05236 and 2505.03318).
 
 The models answer in fixed formats that they were tuned to. The formats are theirs, the words here
-our own: upstream's prompts are not shipped. Whoever has them gives their file as ``wording``; a
-form knows them by their hash and says "original" in its version. Save the text with ``{prompt}`` in
-the caption's place: in upstream's script, what ``problem`` is where ``prompt = "{prompt}"``.
+our own: upstream's prompts are not shipped. Whoever has a copy of the repository gives the script
+that is named below as ``wording``; the prompt in it is known by its hash, and a form that asks with
+it says "original" in its version.
 """
 
 import math

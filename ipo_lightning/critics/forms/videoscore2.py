@@ -20,8 +20,8 @@ from ipo_lightning.video import Clip
 
 ORIGINAL = Original(
     "5d7eaf4888b7d1d4556425aaa1b6e103cc4fa470a8a201e011a6abab3cda351c",
-    "TIGER-AI-Lab/VideoScore2@e6abe26 (Apache-2.0): vs2_inference.py, VS2_QUERY_TEMPLATE with "
-    "{prompt} for $t2v_prompt",
+    "TIGER-AI-Lab/VideoScore2@e6abe26 (Apache-2.0): vs2_inference.py",
+    mark="$t2v_prompt",
 )
 OWN = f"""{VIDEO}
 Rate this generated video in three dimensions, each from 1 to 5: visual quality (clear, smooth,
