@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 import train
 from conf import assembly
+from conf.checks import check
 from conf.entry import CONF, register_resolvers, settings_but_batches
 from tests import tiny_wan
 from tests.conftest import ComposeTrain
@@ -102,6 +103,33 @@ def test_every_choice_is_planned(
 def test_every_trainer_is_built(choice: str, compose_train: ComposeTrain) -> None:
     cfg = compose_train(choice, "trainer.accelerator=cpu", "trainer.devices=1")
     assert assembly.build_trainer(cfg, L.Callback()).max_epochs == cfg.round
+
+
+CHATTING = sorted(path.stem for path in CONF.glob("critic/*.yaml") if "- chat:" in path.read_text())
+"""Critics made of a chat model and a form."""
+CHATS = sorted(path.stem for path in CONF.glob("critic/chat/*.yaml"))
+
+
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("name", CHATTING)
+def test_every_form_goes_with_every_chat(name: str, chat: str, compose_train: ComposeTrain) -> None:
+    """As the critic and as the held-out judge, of which each has a chat of its own."""
+    words = [f"critic={name}", f"critic/chat={chat}", "critic.chat.model=me/mine"]
+    critic = OmegaConf.to_container(compose_train(*words).critic, resolve=True)
+    for place, node in targets(critic, "critic"):
+        check_target(place, node)
+    words = [word.replace("critic", "eval_critic", 1) for word in words]
+    words[1] = f"critic/chat@eval_critic.chat={chat}"
+    cfg = compose_train(*words)
+    assert OmegaConf.to_container(cfg.eval_critic, resolve=True) == critic
+    assert "chat" not in cfg.critic
+
+
+def test_a_judge_of_another_model_is_of_another_make(compose_train: ComposeTrain) -> None:
+    words = ["critic=vlm_pointwise", "eval_critic=vlm_pointwise", "eval_critic.chat.model=me/mine"]
+    check(compose_train(*words))
+    with pytest.warns(UserWarning, match="held-out judge"):
+        check(compose_train(*words[:2], "eval_critic.chat.seed=1"))
 
 
 def test_sampling_composes() -> None:

@@ -347,6 +347,25 @@ def test_an_answer_cut_anywhere_is_none_or_the_same(name: str) -> None:
         assert vote == whole or SAID[name][:end][-1].isdigit()
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_lines_lost_doubled_or_moved_make_no_other_verdict(name: str) -> None:
+    form = FORMS[name]()
+    whole = form.read(Reply(SAID[name]))
+    rows = SAID[name].splitlines()
+    changed = [rows[:n] + rows[n + 1 :] for n in range(len(rows))]
+    changed += [rows[: n + 1] + rows[n:] for n in range(len(rows))]
+    changed += [rows[:n] + rows[n + 1 :] + [rows[n]] for n in range(len(rows))]
+    changed += [[rows[n], *rows[:n], *rows[n + 1 :]] for n in range(len(rows))]
+    readable = 0
+    for some in changed:
+        try:
+            assert form.read(Reply("\n".join(some))) == whole
+            readable += 1
+        except Unreadable:
+            pass
+    assert readable < len(changed) or len(rows) == 1
+
+
 # ---------------------------------------------------------------------------- the words
 
 INJECTIONS = [
