@@ -495,6 +495,14 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+def test_a_proxy_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(always(GOOD)) as server:  # it takes no CONNECT
+        monkeypatch.setenv("HTTPS_PROXY", server.url.removesuffix("/v1"))
+        critic = chat("https://host.invalid/v1", retries=1)
+        assert critic.reply([turn()]) == [[Fault("proxy", transient=True)]]
+    assert critic.spent.retries == {"proxy": 1} and not server.requests
+
+
 def test_an_untrusted_certificate_is_not_accepted(tmp_path: Path) -> None:
     import ssl
 

@@ -11,16 +11,19 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from hydra import compose, initialize_config_dir
 
-from conf.entry import REPO
+from conf.entry import CONF, REPO, register_resolvers
 from ipo_lightning.critics.base import PointCritic
+from ipo_lightning.errors import InputError
 from ipo_lightning.labelling.judgements import no_verdict
 from ipo_lightning.records import Candidate, Duel
 from ipo_lightning.rounds import RoundDir, RunDir
 from ipo_lightning.shapes.critic import ShapesCritic
 from ipo_lightning.store import Store
 from ipo_lightning.video import read_video
-from tests.chat_server import MODEL, Plan, hashed
+from sample import sample
+from tests.chat_server import MODEL, Plan, hashed, served, truthful
 from tests.conftest import ComposeTrain
 from tests.test_endpoint import free_port
 from train import train
@@ -205,3 +208,31 @@ def test_a_round_of_comparisons_by_a_server_that_fails_in_every_way(
             assert outcome(duel) == right
     assert {"", "unreadable", "timeout"} <= {duel.fault for duel in one.verdicts()}
     check_labels(one, true)
+
+
+def test_samples_are_judged_by_a_server_and_kept_where_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+
+    def words(port: int) -> list[str]:
+        ours = settings(port, "unifiedreward_points", "critic.chat.server.patience=0")
+        return [word for word in ours if word.startswith("critic")]
+
+    def draw(*more: str) -> list[Path]:
+        given = [
+            "ckpt=ipo_lightning/shapes/pipeline",
+            "prompt='a red ring moving left'",
+            f"paths.outputs={tmp_path}",
+        ]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("sample", [*given, "steps=3", "trainer.accelerator=cpu", *more])
+        return sample(cfg)
+
+    register_resolvers()
+    with served(truthful, key=KEY) as server:
+        draw(*words(server.server_address[1]))
+    assert f"{MODEL}@served#" in capsys.readouterr().out and len(server.requests) == 1
+    with pytest.raises(InputError, match="cannot be reached .*start the server again"):
+        draw(*words(free_port()), "seed=5")
+    assert len(list(tmp_path.rglob("*.mp4"))) == 2
