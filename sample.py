@@ -303,17 +303,23 @@ def write_sheet(made: Sequence[Made], prompts: Sequence[str]) -> Path:
 
 
 def scores(cfg: DictConfig, made: Sequence[Made], prompts: Sequence[str]) -> str:
-    """What the critic says of the videos, as a table."""
+    """What the critic says of the videos, as a table.
+
+    Raises:
+        InputError: the critic cannot be reached; the videos are there all the same.
+    """
     from conf.assembly import device_of
+    from ipo_lightning.critics.base import CriticGone
     from ipo_lightning.report import table
 
     critic = build(cfg.critic, "critic")
     critic.load(str(device_of(cfg)))
+    try:
+        ratings = critic.rate([one.clip for one in made], [prompts[one.prompt] for one in made])
+    except CriticGone as gone:
+        raise InputError(str(gone)) from gone
     rows = []
-    clips = [one.clip for one in made]
-    for one, rating in zip(
-        made, critic.rate(clips, [prompts[one.prompt] for one in made]), strict=True
-    ):
+    for one, rating in zip(made, ratings, strict=True):
         score = "no verdict" if rating.score is None else f"{rating.score:.3f}"
         dims = {dim: f"{value:.2f}" for dim, value in rating.dims.items()}
         rows.append({"video": one.file.stem, "score": score, **dims})

@@ -59,6 +59,11 @@ class Request(NamedTuple):
         return int(self.digest[:12], 16) / 16**12
 
     @property
+    def draw(self) -> int:
+        """Another number that belongs to it."""
+        return int(self.digest[12:16], 16)
+
+    @property
     def text(self) -> str:
         """Its words."""
         return " ".join(part["text"] for part in self.parts if part["type"] == "text")
@@ -221,22 +226,25 @@ class Plan:
     seconds: float = 1.0
     """How long a slow answer takes."""
 
-    def kind(self, chance: float) -> str:
-        """What happens to a question, by its `Request.chance`."""
+    def kind(self, request: Request) -> str:
+        """What happens to a question: a field's name, "cut" (a way of garbling), or "sound"."""
+        chance = request.chance
         for name in ("garbled", "slow", "once"):
             chance -= getattr(self, name)
             if chance < 0:
-                return name
+                cut = name == "garbled" and garble_of(request)[1] == "length"
+                return "cut" if cut else name
         return "sound"
 
     def __call__(self, request: Request) -> Answer:
-        kind, which = self.kind(request.chance), int(request.digest[12:16], 16)
-        if kind == "garbled":
-            return garbled(request, which)
+        kind = self.kind(request)
+        if kind in ("garbled", "cut"):
+            change, finish = garble_of(request)
+            return Answer(completion(change(lie(request)), finish=finish))
         if kind == "slow":
             return Answer(completion(lie(request)), delay=self.seconds)
         if kind == "once" and request.attempt == 0:
-            return ONCE[which % len(ONCE)]
+            return ONCE[request.draw % len(ONCE)]
         return truthful(request)
 
 
@@ -245,13 +253,9 @@ def lie(request: Request) -> str:
     return in_words([1 - score for score in scores(request)])
 
 
-def garbled(request: Request, which: int) -> Answer:
-    """A lie that says what it says in a form that nobody asked for."""
-    text = lie(request)
-    if which % 2 and request.body["max_tokens"] == 1:
-        return Answer(completion("\ufffd", tokens=[token("\ufffd", {"\ufffd": 0.6, "yes": 0.4})]))
-    change, finish = GARBLES[which % len(GARBLES)]
-    return Answer(completion(change(text), finish=finish, tokens=None))
+def garble_of(request: Request) -> "tuple[Callable[[str], str], str]":
+    """How a question's answer is garbled, and how it is said to have ended."""
+    return GARBLES[request.draw % len(GARBLES)]
 
 
 GARBLES: list[tuple[Callable[[str], str], str]] = [
@@ -388,7 +392,7 @@ def main(port: int, key: str, plan: Plan) -> None:
 
     def tell(request: Request, answer: Answer) -> None:
         line = {
-            "kind": plan.kind(request.chance),
+            "kind": plan.kind(request),
             "shown": shown(request),
             "prompt": prompt(request),
         }

@@ -51,8 +51,6 @@ class Reply(NamedTuple):
     text: str
     tokens: tuple[Token, ...] = ()
     """Its tokens, where the model tells; empty where it does not."""
-    finished: bool = True
-    """Whether the model ended it itself; False where it was cut off at the longest allowed."""
 
 
 @runtime_checkable

@@ -50,7 +50,7 @@ class EndpointChat:
         picture: ``jpeg`` (quality 95, full colour) or ``png`` (exact, about four times as large).
         samples: replies to a turn, each in a request of its own: one that fails costs no other.
         temperature: of replies; 0 takes the likeliest token each time.
-        max_tokens: a reply is cut off after so many.
+        max_tokens: a reply is cut off after so many, and a fault.
         seed: replies differ with it, with the turn and with their place among the samples; None:
             none is sent, for hosts that take none.
         top_logprobs: likeliest tokens that are told of each token; None: not asked for, where a
@@ -297,8 +297,9 @@ def read_reply(answer: Mapping[str, Any]) -> Reply | Fault:
     """The first choice of a chat completion, or why it is no answer."""
     choice = answer["choices"][0]
     message, ended = choice["message"], choice.get("finish_reason")
-    if ended == "content_filter":
-        return Fault("filtered")
+    faults = {"length": "cut short", "content_filter": "filtered"}
+    if ended in faults:
+        return Fault(faults[ended])
     if message.get("refusal"):
         return Fault("refused")
     text = message["content"]
@@ -306,7 +307,7 @@ def read_reply(answer: Mapping[str, Any]) -> Reply | Fault:
         return Fault("empty answer")
     if not isinstance(text, str):
         raise TypeError("an answer's content is text")
-    return Reply(text, tokens_of(text, choice.get("logprobs")), finished=ended != "length")
+    return Reply(text, tokens_of(text, choice.get("logprobs")))
 
 
 def tokens_of(text: str, told: Mapping[str, Any] | None) -> tuple[Token, ...]:

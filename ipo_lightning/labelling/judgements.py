@@ -84,10 +84,13 @@ class Fought:
         return min(won, found.certainty)
 
     def doubt(self, winner: Scored, loser: Scored) -> str:
-        """Where the two met, the duel must have been the winner's."""
+        """Where the two met, the duel must have been the winner's; where not, the winner must have
+        beaten somebody who beat somebody who ... the loser. Without such a chain, as where duels
+        between them got no answer, two strengths say nothing of each other."""
         direct = self._direct(winner, loser)
         if direct is None:
-            return ""
+            chained = loser.candidate.candidate in self._beaten(winner.candidate.candidate)
+            return "" if chained else "no chain of duels between the two"
         found, won = direct
         if not found.consistent:
             return "the two orders disagree"
@@ -106,6 +109,19 @@ class Fought:
             name: 1 - 2 * sigmoid(winner.dims[name] - loser.dims[name])
             for name in sorted(winner.dims.keys() & loser.dims.keys())
         }
+
+    def _beaten(self, winner: int) -> set[int]:
+        """Numbers of the candidates that one won against, itself or through those that it beat."""
+        duels = ((couple, duel.outcome) for couple, duel in self.duels.items())
+        wins = [
+            (i, j) if outcome > 0.5 else (j, i)
+            for (i, j), outcome in duels
+            if outcome is not None and outcome != 0.5
+        ]
+        reached = {winner}
+        while more := {loser for one, loser in wins if one in reached} - reached:
+            reached |= more
+        return reached
 
     def _direct(self, winner: Scored, loser: Scored) -> tuple[Duel, float] | None:
         """The two's own duel and the winner's chance in it, a tie counting half."""
