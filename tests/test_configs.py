@@ -31,7 +31,16 @@ def beside(choice: str, tmp_path: Path) -> list[str]:
     """The overrides that make a choice a whole run."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a video of {number} apples\n" for number in range(200)))
-    files = {"data=file": [f"data.prompts.path={prompts}", "evaluation.real_clips=null"]}
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(
+        f'{{"prompt": "a video of {number} apples", "chosen": "a.mp4", "rejected": "b.mp4"}}\n'
+        for number in range(200)
+    ))  # fmt: skip
+    imported = [f"data.imported.path={pairs}", "evaluation.real_clips=null"]
+    files = {
+        "data=imported": imported,
+        "data=file": [f"data.prompts.path={prompts}", "evaluation.real_clips=null"],
+    }
     if choice == "experiment=shapes_wan":  # its folder is made, not shipped
         return [choice, f"backbone.path={tiny_wan.save_pipeline(tmp_path / 'wan')}"]
     if choice.startswith("experiment=ipo_"):
