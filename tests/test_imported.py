@@ -34,7 +34,7 @@ def shapes(table: Path, *words: str) -> list[str]:
     ours = "data.prompts._target_=ipo_lightning.shapes.prompts.prompts"
     without = [f"~data.prompts.{key}" for key in ("path", "format", "select", "final")]
     return ["data=imported", f"data.imported.path={table}", ours, *without, "data.num_workers=0",
-            "data.updates=2", "evaluation.prompts=2",             *words]  # fmt: skip
+            "data.updates=2", "evaluation.prompts=2", *words]  # fmt: skip
 
 
 # ---------------------------------------------------------------- the way round
@@ -145,6 +145,7 @@ def test_labels_that_changed_in_mid_round_are_refused(
         train(small(*words))
 
 
+@pytest.mark.slow
 def test_later_rounds_may_roll_out(
     run_of: Callable[[str], RunDir], small: Compose, tmp_path: Path
 ) -> None:
@@ -272,7 +273,7 @@ def test_what_is_of_no_use_is_counted(tmp_path: Path, policy: CogVideoX) -> None
     with pytest.warns(UserWarning) as warned:
         found = take(tmp_path / "rows.jsonl", policy, held_out={"kept back"})
     told = {str(one.message).split(":")[0] for one in warned}
-    assert any("1 of 5 videos" in one and "gone.mp4 for one" in one for one in told)
+    assert any("1 of 6 videos" in one and "gone.mp4 for one" in one for one in told)
     assert any("torn.mp4 is left out" in one for one in told)
     assert len(found.rows) == 1
     assert found.dropped == {
