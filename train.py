@@ -64,7 +64,8 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     lines = parts.run.lines()
     if lines and parts.module.global_rank == 0:
         report = write_report(parts.run.path, command=shlex.join(["python", *sys.argv]))
-        show(f"\n{rounds_table(lines)}\n\nreport: {report}\n{next_command(parts)}")
+        notes = "".join(f"{note}\n" for note in notes_of(parts))
+        show(f"\n{rounds_table(lines)}\n\n{notes}report: {report}\n{next_command(parts)}")
         if cfg.push_to_hub:
             show(upload(parts, cfg))
     return lines[-1] if lines else None
@@ -105,6 +106,13 @@ def fit(parts: "Parts", cfg: DictConfig, trainer: "Trainer") -> None:
             show(f"{pending}\nthen go on with: {shlex.join(['python', *sys.argv])}")
     except CriticGone as gone:
         raise InputError(f"{gone}; what was answered is kept, the same command goes on") from gone
+
+
+def notes_of(parts: "Parts") -> list[str]:
+    """What the critic itself has to say, such as how its annotators worked."""
+    critic = getattr(parts.iteration.critique, "critic", None)
+    notes = getattr(critic, "notes", None)
+    return list(notes()) if notes else []
 
 
 def next_command(parts: "Parts") -> str:

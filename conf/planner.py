@@ -64,6 +64,12 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
     batch = cfg.trainer.accumulate_grad_batches * cfg.data.batch_size
     yield f"run {parts.run.path}: {cfg.round} rounds, {parts.module.form} loss"
     yield table(rows, ["round", *STAGES])
+    imported = cfg.round - _rolled_out(parts, cfg)
+    if imported:
+        yield (
+            f"rounds 1 to {imported}: the labels of {cfg.data.imported.path}, whose videos are "
+            "encoded once; nothing is rolled out, no critic labels"
+        )
     calls = _judging(parts)
     asked = "and critic calls" if calls == videos else f"and about {calls} critic calls"
     yield (
@@ -85,6 +91,14 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
         f"an evaluation: {len(parts.evaluation.prompts)} prompts x {cfg.evaluation.n} videos = "
         f"{asked}"
     )
+
+
+def _rolled_out(parts: Parts, cfg: DictConfig) -> int:
+    """How many rounds make videos of their own: those whose labels are not imported."""
+    source = parts.iteration.imported
+    if source is None:
+        return int(cfg.round)
+    return 0 if source.rounds is None else max(0, cfg.round - source.rounds)
 
 
 def _prompts(parts: Parts) -> int:
@@ -184,7 +198,7 @@ def _hours(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
     job, rounds = estimate.job, cfg.round
     evaluated = len(parts.evaluation.prompts)
     flops = {
-        "rollout": rounds * estimate.rollout_flops(_prompts(parts), cfg.rollout.n),
+        "rollout": _rolled_out(parts, cfg) * estimate.rollout_flops(_prompts(parts), cfg.rollout.n),
         "reference errors": rounds * estimate.reference_flops(),
         "training": rounds * estimate.training_flops(),
         "evaluation": (rounds + 1) * estimate.evaluation_flops(evaluated, cfg.evaluation.n),
@@ -227,9 +241,9 @@ def _time(hours: float) -> str:
 
 def _disk(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
     """Bytes that all rounds leave on disk."""
-    rounds, prompts = cfg.round, _prompts(parts)
+    rounds, rolled_out, prompts = cfg.round, _rolled_out(parts, cfg), _prompts(parts)
     evaluations = (rounds + 1) * len(parts.evaluation.prompts) * cfg.evaluation.n
-    videos = rounds * prompts * cfg.rollout.n + evaluations
+    videos = rolled_out * prompts * cfg.rollout.n + evaluations
     frames, height, width = parts.policy.size
     known = min(rounds * prompts, len(parts.rollout.prompts)) + len(parts.evaluation.prompts)
     sizes = {
@@ -242,7 +256,7 @@ def _disk(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
     listed = ", ".join(f"{name} {_gib(size)}" for name, size in sizes.items())
     yield f"disk of all rounds, GiB: {listed}; {_gib(sum(sizes.values()))} in all"
     evaluated = len(parts.evaluation.prompts) * cfg.evaluation.n
-    calls = rounds * _judging(parts)
+    calls = rolled_out * _judging(parts)
     for one in _judges(parts):  # the base's own videos are compared with nothing
         times = rounds if isinstance(one, Tournaments) else rounds + 1
         calls += times * evaluated * one.score_calls

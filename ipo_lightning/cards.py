@@ -106,13 +106,14 @@ def model_card(
     """
     last, chosen = lines[-1], yaml.safe_load(settings) or {}
     what = "A LoRA over" if adapter else "All weights of"
+    imported = (chosen.get("data") or {}).get("imported")
     origin = base.hub_id or base.name
     revision = f" at revision {code(base.revision)}" if base.revision else ""
     parts = [
         front_matter(base, adapter),
         f"# {plain(name)}, round {last['round']}",
-        f"{what} {code(origin)}{revision}, trained by iterative preference optimisation on videos "
-        f"of its own, labelled by a critic. Fingerprint: {code(last['policy'])}.",
+        f"{what} {code(origin)}{revision}, trained by iterative preference optimisation on "
+        f"{learnt_from(imported)}. Fingerprint: {code(last['policy'])}.",
         "## Use",
         usage(base, adapter, chosen),
         "## How it was made",
@@ -130,6 +131,17 @@ def model_card(
 
 
 # -------------------------------------------------------------------- parts
+
+
+def learnt_from(imported: Mapping[str, Any] | None) -> str:
+    """Whose videos and labels were trained on."""
+    own = "videos of its own, labelled by a critic"
+    if not imported:
+        return own
+    rounds = imported.get("rounds")
+    file = code(Path(str(imported.get("path"))).name)
+    others = f"videos and labels of others ({file})"
+    return f"{others}, from round {rounds + 1} on {own}" if rounds else others
 
 
 def front_matter(base: Base, adapter: bool) -> str:
@@ -208,10 +220,10 @@ def target(node: Mapping[str, Any]) -> str:
 
 
 def rounds(lines: Sequence[Mapping[str, Any]], data: Sequence[Data]) -> str:
-    """What each round was trained on: prompts of the training split, videos of the policy's own."""
+    """What each round was trained on."""
     labels = {line["round"]: line.get("n_pairs") for line in lines}
     rows = [(one.round, one.prompts, one.videos, number(labels.get(one.round))) for one in data]
-    return grid(("round", "prompts", "videos of the policy", "labels kept"), rows)
+    return grid(("round", "prompts", "videos", "labels kept"), rows)
 
 
 def scores(lines: Sequence[Mapping[str, Any]], held_out: Data) -> str:

@@ -206,7 +206,8 @@ def test_every_checked_number_is_a_setting(compose_train: ComposeTrain) -> None:
     """A number that no shipped choice has would be checked in vain."""
     losses = [f"loss={path.stem}" for path in CONF.glob("loss/*.yaml")]
     configs = [compose_train(one) for one in (
-        *losses, "data=file", "experiment=shapes_lora", "reference=ema",
+        *losses, "data=file", "data=imported", "critic=human",
+            "experiment=shapes_lora", "reference=ema",
         "labelling=margin_weighted", "labelling=rarity_weighted",
     )]  # fmt: skip
     missing = {

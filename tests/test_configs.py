@@ -41,7 +41,15 @@ def beside(choice: str, tmp_path: Path) -> list[str]:
     """The overrides that make a choice a whole run."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a video of {number} apples\n" for number in range(200)))
-    files = {"data=file": [f"data.prompts.path={prompts}", "evaluation.real_clips=null"]}
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(
+        f'{{"prompt": "a video of {number} apples", "chosen": "a.mp4", "rejected": "b.mp4"}}\n'
+        for number in range(200)
+    ))  # fmt: skip
+    files = {
+        "data=imported": [f"data.imported.path={pairs}", "evaluation.real_clips=null"],
+        "data=file": [f"data.prompts.path={prompts}", "evaluation.real_clips=null"],
+    }
     group = choice.partition("=")[0]
     if choice.endswith("critic=videoreward"):  # upstream's words are not shipped
         words = tmp_path / "words.txt"

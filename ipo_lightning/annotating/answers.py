@@ -153,10 +153,18 @@ def latest(rows: Iterable[Annotation]) -> list[Annotation]:
     """The rows without those that were answered anew: a page may be downloaded more than once."""
     kept: dict[tuple[str, ...], Annotation] = {}
     for row in rows:
-        own = (row.source, row.annotator, row.pair_id) if row.pair_id else (fingerprint(row.row()),)
+        own = _own(row)
         if own not in kept or row.timestamp >= kept[own].timestamp:
             kept[own] = row
     return list(kept.values())
+
+
+def _own(row: Annotation) -> tuple[str, ...]:
+    """What an answer anew has in common with the one before; rows without a name have nothing."""
+    if not row.pair_id:
+        return (fingerprint(row.row()),)
+    key, _ = key_of(row.prompt, row.video_A, row.video_B)
+    return (row.source, row.annotator, row.pair_id, *key)
 
 
 def read_answers(path: Path) -> Answers:

@@ -107,6 +107,8 @@ class RecordedCritic(Protocol):
     """Has its verdicts from elsewhere, from people above all: looked up, never computed.
 
     It takes care of the order itself (people see random sides), so each question is asked once.
+    What it has to say besides, such as how its annotators worked, may be the lines of a method
+    ``notes()``; they are shown at the end of a run.
     """
 
     @property

@@ -157,6 +157,7 @@ class HumanCritic:
             f"{' for each person' if many else ''}:\n{opened}\n"
             f"  answer in a browser{', a page a person' if many else ''}; no network is needed\n"
             f"  put    the downloaded file{'s' if many else ''} into {put}"
+            + "".join(f"\n{note}" for note in self.notes())
         )
 
 

@@ -8,6 +8,7 @@ from ipo_lightning.report.charts import charts
 from ipo_lightning.report.labels import round_part
 from ipo_lightning.report.markup import Html, html_table, section, tag
 from ipo_lightning.report.parts import choices, comparison, reproduce, summary
+from ipo_lightning.report.people import people
 from ipo_lightning.report.run import Run, find_videos, read_run
 from ipo_lightning.report.tables import rounds_rows
 from ipo_lightning.report.videos import Videos
@@ -52,6 +53,7 @@ def page(run: Run, videos: Videos, command: str | None) -> str:
         choices(run.config),
         section("Rounds", *figures, note=ROUNDS_NOTE),
         section("Same prompt, same seed", comparison(run, videos), note=COMPARISON_NOTE),
+        people(run),
         section("Labels", *(rounds or [tag("p", "None yet.", class_="empty")]), note=LABELS_NOTE),
         section("Again", reproduce(run, command)),
     )
