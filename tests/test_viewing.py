@@ -1,6 +1,7 @@
 """What a multimodal model sees of a video, against qwen-vl-utils' rules and torchvision's bits."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,9 @@ def test_times_are_told_where_a_model_reads_them(tmp_path: Path) -> None:
     ids = processor.encode(processor.rendered([None]), [shown])["input_ids"][0]
     said = processor.tokenizer.decode(ids)
     assert said.index("<0.3 seconds>") < said.index("<1.6 seconds>")
+    stamped = re.escape("<|vision_start|>") + r"(<\|video_pad\|>)+" + re.escape("<|vision_end|>")
+    user = "<|im_start|>user\n"
+    assert re.search(f"{re.escape(user)}<0.3 seconds>{stamped}<1.6 seconds>{stamped}<.im_end", said)
     other = Processor(str(tiny_vlm.save_model(tmp_path / "qwen25", "qwen2_5_vl")))
     shown = Viewing(**tiny_vlm.SMALL).show(tiny_vlm.clip(1, 16), other.grid)
     row = other.encode(other.rendered([None]), [shown])

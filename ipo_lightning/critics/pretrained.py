@@ -168,7 +168,20 @@ class Processor:
         if not video or shown.count(video) != 1:
             raise InputError(f"model={path}: its chat template shows no videos")
         left, _, right = shown.partition(video)
-        return before, left[_shared(left, before) :] + video + _beyond(right, after), after
+        opening, closing = left[_shared(left, before) :], _beyond(right, after)
+        if opening and opening in self._made_of(video):
+            # Qwen3-VL's processor puts the marks around each stamped frame. transformers since 5.12
+            # leaves the template's own around them all; its weights were trained without those.
+            opening = closing = ""
+        return before, opening + video + closing, after
+
+    def _made_of(self, video: str) -> str:
+        """What the processor makes of the mark of a video alone, in words."""
+        size = self.grid.exact or (self.grid.side, self.grid.side)
+        frames = torch.zeros(self.grid.frames, 3, *size, dtype=torch.uint8)
+        blank = Shown(frames, tuple(range(len(frames))), len(frames), 1.0)
+        text: str = self.tokenizer.decode(self.encode(video, [blank])["input_ids"][0])
+        return text
 
     def _render(self, part: dict[str, str]) -> str:
         turn = [{"role": "user", "content": [part]}]
