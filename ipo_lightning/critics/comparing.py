@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import combinations, groupby, permutations
 from statistics import fmean
 from typing import Any
 
@@ -19,10 +19,19 @@ from ipo_lightning.critics.base import (
 )
 from ipo_lightning.critics.critique import AskingStage, Base, Critique, CritiqueStage
 from ipo_lightning.errors import InputError
-from ipo_lightning.preferences import Preference, both_orders, both_orders_of
+from ipo_lightning.preferences import Preference, both_orders, both_orders_of, bradley_terry
 from ipo_lightning.records import Candidate, Duel, Verdict
 from ipo_lightning.store import Store, fingerprint
-from ipo_lightning.tournaments import Couple, Results, Schedule, next_round, opposite, swiss
+from ipo_lightning.tournaments import (
+    Couple,
+    Results,
+    Schedule,
+    next_round,
+    opposite,
+    play,
+    swiss,
+)
+from ipo_lightning.video import Clip
 from ipo_lightning.workers import Workers
 
 TWIN = 10**6
@@ -95,6 +104,15 @@ class Tournaments(CritiqueStage):
         found = {(duel.prompt_index, duel.first): duel for duel in duels}
         return [_against_base(found[one.prompt_index, one.candidate]) for one in candidates]
 
+    @abstractmethod
+    def orders(self) -> int:
+        """In how many orders a couple is shown."""
+
+    def calls(self, count: int) -> int:
+        """Those of a tournament without ties."""
+        played = play(self.asking.schedule, count, lambda couples: dict.fromkeys(couples, 1.0))
+        return len(played) * self.orders()
+
     def _units(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
         """The candidates that are worth a question, by prompt, in order."""
         counting = [one for one in candidates if self.asking.refuse(one.gauges) is None]
@@ -145,6 +163,15 @@ class PairCritique(Tournaments, AskingStage[PairCritic]):
         self._run(candidates, workers, device, label)
         units = self._units(candidates)
         return [duel for unit in units for duel in self._walk(unit, lambda question: True)[0]]
+
+    def orders(self) -> int:
+        """Two, or one where a single order is to do."""
+        return 2 if self.asking.both_orders else 1
+
+    @property
+    def score_calls(self) -> int:
+        """A duel with the base's video, always in both orders."""
+        return 2
 
     def _ask(self, candidates: Sequence[Candidate]) -> None:
         asked: set[Question] = set()  # what has no answer for now is not asked twice in a stage
@@ -247,6 +274,15 @@ class RecordedCritique(Tournaments):
             return super().score(candidates, base, workers, device, label)
         return [_against_base(self._duel(one, _twin(one, base, self.store))) for one in candidates]
 
+    def orders(self) -> int:
+        """One question a couple: sides are the critic's affair."""
+        return 1
+
+    @property
+    def score_calls(self) -> int:
+        """A judge asks about each video and the base's; else nobody is asked."""
+        return 1 if self.judging else 0
+
     def _questions(self, one: Candidate, other: Candidate) -> list[Question]:
         same = one.video == other.video
         return [] if same else [Question(one.video, other.video, one.prompt)]
@@ -282,6 +318,25 @@ def critique_of(
         return RecordedCritique(critic, store, asking, judging)
     raise InputError(f"{type(critic).__name__} is no critic: it has neither rate, compare nor "
                      "recall (docs/extending.md)")  # fmt: skip
+
+
+def strengths(critic: PairCritic, clips: Sequence[Clip], prompt: str) -> list[float]:
+    """How videos of one prompt fare against each other: all couples, both orders, Bradley-Terry.
+
+    A couple without a verdict counts for nobody.
+    """
+    couples = list(permutations(range(len(clips)), 2))
+    said = critic.compare(
+        [clips[i] for i, _ in couples], [clips[j] for _, j in couples], [prompt] * len(couples)
+    )
+    answers = dict(zip(couples, said, strict=True))
+    outcomes = {}
+    for i, j in combinations(range(len(clips)), 2):
+        one, other = (Candidate(0, prompt, k, 0, "", "") for k in (i, j))
+        found = duel(one, other, critic.identity, answers[i, j], answers[j, i])
+        if found.outcome is not None:
+            outcomes[i, j] = found.outcome
+    return list(bradley_terry(len(clips), outcomes).values)
 
 
 def duel(
