@@ -103,7 +103,7 @@ def settings(port: int, critic: str, *more: str) -> list[str]:
         "viewing.most_frames": 100,
     }  # fmt: skip
     return [
-        f"critic={critic}", "critic/chat=openai", "rollout.prompts=12", "round=1",
+        f"critic={critic}", "critic/chat=openai", "rollout.prompts=10", "round=1",
         *(f"critic.chat.{name}={value}" for name, value in chat.items()), *more,
     ]  # fmt: skip
 
@@ -147,7 +147,7 @@ def test_a_round_of_ratings_by_a_server_that_fails_in_every_way(
     small: ComposeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
-    with mortal(PLAN, kill_after=20) as server:
+    with mortal(PLAN, kill_after=15) as server:
         cfg = small(*settings(server.port, "unifiedreward_points"))
         line = train(cfg)
     assert line is not None and line["round"] == 1
@@ -188,11 +188,11 @@ def test_a_round_of_comparisons_by_a_server_that_fails_in_every_way(
     small: ComposeTrain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
-    with mortal(PLAN, kill_after=30) as server:
+    with mortal(PLAN, kill_after=15) as server:
         many = (
             "rollout.n=4",
             "++labelling.max_missing=1",
-            "rollout.prompts=8",
+            "rollout.prompts=5",
         )  # half of the couples lack an order
         cfg = small(*settings(server.port, "ipo_form", *many), "until=labelling")
         train(cfg)
