@@ -165,7 +165,7 @@ def make(order: Order, rank: int, world: int) -> list[Made]:
     for job, clips in draw(order, todo, policy, network, rank) if todo else ():
         for k, clip in zip(job.numbers, clips, strict=True):
             write(files.of(job, k), clip, cfg.enlarge)
-            made.append(Made(job.prompt, k, files.of(job, k), clip if judged else None))
+            made.append(Made(job.prompt, k, files.of(job, k), clip if all_made else None))
     return made
 
 
