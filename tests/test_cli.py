@@ -206,9 +206,9 @@ def test_every_checked_number_is_a_setting(compose_train: ComposeTrain) -> None:
     """A number that no shipped choice has would be checked in vain."""
     losses = [f"loss={path.stem}" for path in CONF.glob("loss/*.yaml")]
     configs = [compose_train(one) for one in (
-        *losses, "data=file", "data=imported", "critic=human",
-            "experiment=shapes_lora", "reference=ema",
-        "labelling=margin_weighted", "labelling=rarity_weighted",
+        *losses, "data=file", "data=imported", "critic=human", "experiment=shapes_lora",
+        "reference=ema", "labelling=margin_weighted", "labelling=rarity_weighted",
+        "labelling=pairwise",
     )]  # fmt: skip
     missing = {
         key
