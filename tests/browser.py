@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,10 +52,16 @@ class Browser:
         """What a script returns."""
         return self._ask("POST", "/execute/sync", {"script": script, "args": list(arguments)})
 
-    def wait(self, script: str, *arguments: Any) -> Any:
-        """What a promise in the page comes to."""
-        asked = f"const done = arguments[arguments.length - 1]; ({script}).then(done, done)"
-        return self._ask("POST", "/execute/async", {"script": asked, "args": list(arguments)})
+    def until(self, script: str) -> None:
+        """Wait until an expression in the page is true, 20 s at most."""
+        ended = time.monotonic() + 20
+        while not self.run(f"return Boolean({script})"):
+            assert time.monotonic() < ended, f"never true: {script}"
+            time.sleep(0.02)
+
+    def reload(self) -> None:
+        """Load the page again."""
+        self._ask("POST", "/refresh", {})
 
     def click(self, selector: str) -> None:
         """A click of the mouse; refused by the browser where another element lies above."""

@@ -210,7 +210,9 @@ def test_a_run_stops_for_answers_and_goes_on(
     critic = HumanCritic(str(tmp_path))
     assert isinstance(critic, RecordedCritic)
     assert [critic.recall(q) for q in questions] == [None] * 3
-    with pytest.raises(AnswersPending, match="3 questions to people, about 1 minute:") as pending:
+    with pytest.raises(
+        AnswersPending, match="3 questions wait for people, about 1 minute:"
+    ) as pending:
         critic.request(questions, find_in(store))
     (page,) = tmp_path.glob("questions-*/page-1.html")
     assert f"open   {page} (4 to answer)" in str(pending.value)

@@ -151,9 +151,10 @@ class HumanCritic:
         opened = "\n".join(f"  open   {page} ({count} to answer)" for page, count in pages)
         many = len(pages) > 1
         put = self.folder if self.path == self.folder else f"{self.path}, added to its lines"
+        wait = "questions wait" if questions > 1 else "question waits"
+        time = f"{minutes} minute{'s' if minutes > 1 else ''}"
         return (
-            f"{questions} question{'s' * (questions > 1)} to people, about {minutes} minute"
-            f"{'s' * (minutes > 1)}"
+            f"{questions} {wait} for people, about {time}"
             f"{' for each person' if many else ''}:\n{opened}\n"
             f"  answer in a browser{', a page a person' if many else ''}; no network is needed\n"
             f"  put    the downloaded file{'s' if many else ''} into {put}"

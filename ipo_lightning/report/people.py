@@ -38,6 +38,6 @@ def _row(one: Account) -> dict[str, str]:
         "answers": number(one.answers),
         "ties": number(one.ties),
         "cannot say": number(one.cannot_say),
-        "seconds": number(one.seconds),
+        "seconds": "-" if one.seconds is None else f"{one.seconds:.1f}",
         "repeats alike": f"{one.agreed} / {one.repeats}",
     }
