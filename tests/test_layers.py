@@ -15,7 +15,8 @@ LIBRARY = REPO / "ipo_lightning"
 # knows of.
 MATHEMATICS = {"annotations", "averages", "batch", "calibration", "errors", "flow", "gauges",
                "labelling", "losses", "metrics", "objectives", "offload", "preferences",
-               "published", "records", "rounds", "seeds", "sharding", "store", "tracing", "visits"}  # fmt: skip
+               "published", "records", "rounds", "seeds", "sharding", "store", "tracing",
+               "visits"}  # fmt: skip
 PROTOCOLS = {
     "critics.base",
     "critics.chat",
