@@ -20,6 +20,7 @@ from conf.entry import (
     refuse_misspelt,
     register_resolvers,
 )
+from ipo_lightning.errors import InputError
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -89,6 +90,7 @@ def finished(parts: "Parts", cfg: DictConfig) -> bool:
 def fit(parts: "Parts", cfg: DictConfig, trainer: "Trainer") -> None:
     """Run what is missing, from the newest checkpoint on."""
     from callbacks.iteration import StageReached
+    from ipo_lightning.critics.base import AnswersPending, CriticGone
 
     checkpoint = parts.run.newest_checkpoint(up_to=cfg.round)
     try:
@@ -98,6 +100,11 @@ def fit(parts: "Parts", cfg: DictConfig, trainer: "Trainer") -> None:
     except StageReached as reached:
         if trainer.is_global_zero:
             show(str(reached))
+    except AnswersPending as pending:
+        if trainer.is_global_zero:
+            show(f"{pending}\nthen go on with: {shlex.join(['python', *sys.argv])}")
+    except CriticGone as gone:
+        raise InputError(f"{gone}; what was answered is kept, the same command goes on") from gone
 
 
 def next_command(parts: "Parts") -> str:

@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from ipo_lightning.calibration import Calibration, auto_beta
 from ipo_lightning.cards import Base, Data, model_card
-from ipo_lightning.critics.critique import Critique
+from ipo_lightning.critics.critique import CritiqueStage
 from ipo_lightning.errors import InputError
 from ipo_lightning.evaluation import Evaluation, Judged, summary
 from ipo_lightning.labelling import Labelling
@@ -130,7 +130,7 @@ class IterationCallback(L.Callback):
         *,
         rollout: Rollout,
         sampler: Sampler,
-        critique: Critique,
+        critique: CritiqueStage,
         labelling: Labelling,
         evaluation: Evaluation,
         last_round: int,
@@ -264,6 +264,7 @@ class IterationCallback(L.Callback):
             verdicts = self.critique.judge(
                 candidates, self.workers, str(self.module.device), f"round {number}: critique"
             )
+            self.labelling.check_missing(verdicts)  # first: a file would say that all were asked
             if self.workers.leads:
                 one.write(one.verdicts_file, verdicts)
 
@@ -368,7 +369,11 @@ class IterationCallback(L.Callback):
             self._export(number)
         with self._stage("evaluation", number), self._policy_of(number) as network:
             rows = self.evaluation.judge(
-                self._fingerprint(number), network, self.workers, f"round {number}"
+                self._fingerprint(number),
+                network,
+                self.workers,
+                f"round {number}",
+                self._base_rows() if number else None,
             )
             real = self.evaluation.real_error(self.module.policy, network, self.module.objective)
             if self.workers.leads:
@@ -383,8 +388,7 @@ class IterationCallback(L.Callback):
 
     def _line(self, number: int, rows: Sequence[Judged], real: float | None) -> dict[str, Any]:
         one = self.run.round(number)
-        base = [Judged(**row) for row in read_jsonl(self.run.round(0).evaluation_file)]
-        figures = summary(rows, base)
+        figures = summary(rows, self._base_rows())
         if real is not None:
             figures["gauges"]["real_error"] = round(real, 8)
         labels = self._label_counts(one) if number else {}
@@ -398,6 +402,10 @@ class IterationCallback(L.Callback):
             "train": health or None,
             "policy": self._fingerprint(number),
         }
+
+    def _base_rows(self) -> list[Judged]:
+        """The base model's evaluation."""
+        return [Judged(**row) for row in read_jsonl(self.run.round(0).evaluation_file)]
 
     def _label_counts(self, one: RoundDir) -> dict[str, Any]:
         """How many labels were kept and dropped; labels written by hand come without a count."""

@@ -16,9 +16,11 @@ from transformers.utils.logging import disable_progress_bar
 from callbacks.iteration import IterationCallback, Rollout
 from conf.entry import build, differences, one_line, settings, settings_but_batches
 from data.datamodule import PreferenceDataModule
-from ipo_lightning.critics.critique import Critique
+from ipo_lightning.critics.comparing import Asking, critique_of
+from ipo_lightning.critics.critique import CritiqueStage
 from ipo_lightning.errors import InputError
 from ipo_lightning.evaluation import Evaluation
+from ipo_lightning.labelling import Labelling
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.policy import Policy, Sampling
 from ipo_lightning.rounds import RunDir
@@ -83,7 +85,9 @@ def assemble(cfg: DictConfig) -> Parts:
     prompts: Prompts = build(cfg.data.prompts, "data.prompts")
     rollout = Rollout(prompts("train"), cfg.rollout.n, cfg.rollout.prompts, cfg.seed)
     sampler = Sampler(policy, store, make_sampling(cfg), cfg.rollout.lossless)
-    critique = Critique(build(cfg.critic, "critic"), store)
+    labelling: Labelling = build(cfg.labelling, "labelling")
+    asking = Asking(labelling.schedule, labelling.both_orders, labelling.guards.refuse)
+    critique = critique_of(build(cfg.critic, "critic"), store, asking)
     evaluation = _evaluation(cfg, prompts, sampler, critique)
     iteration: IterationCallback = build(
         cfg.callbacks.iteration,
@@ -92,7 +96,7 @@ def assemble(cfg: DictConfig) -> Parts:
         rollout=rollout,
         sampler=sampler,
         critique=critique,
-        labelling=build(cfg.labelling, "labelling"),
+        labelling=labelling,
         evaluation=evaluation,
         real=build(cfg.data.real, "data.real") if cfg.regularise.real else None,
         calibration=build(cfg.calibration, "calibration"),
@@ -129,7 +133,7 @@ def make_module(cfg: DictConfig, policy: Policy) -> PreferenceModule:
 
 
 def _evaluation(
-    cfg: DictConfig, prompts: Prompts, sampler: Sampler, critique: Critique
+    cfg: DictConfig, prompts: Prompts, sampler: Sampler, critique: CritiqueStage
 ) -> Evaluation:
     return Evaluation(
         prompts(cfg.evaluation.split)[: cfg.evaluation.prompts],
@@ -137,7 +141,7 @@ def _evaluation(
         seed=cfg.seed,
         sampler=sampler,
         critic=critique,
-        eval_critic=Critique(build(cfg.eval_critic, "eval_critic"), sampler.store),
+        eval_critic=critique_of(build(cfg.eval_critic, "eval_critic"), sampler.store, judging=True),
         gauges=build(cfg.evaluation.gauges, "evaluation.gauges"),
         real_clips=build(cfg.evaluation.real_clips, "evaluation.real_clips"),
     )

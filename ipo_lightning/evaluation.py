@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ipo_lightning.critics.critique import Critique
+from ipo_lightning.critics.critique import CritiqueStage
 from ipo_lightning.metrics import clustered_mean, win_rate
 from ipo_lightning.objectives import Objective, squared_error
 from ipo_lightning.policy import Policy
@@ -49,7 +49,8 @@ class Evaluation:
         prompts: of the evaluation split.
         n: videos a prompt.
         seed: the run's; seeds depend on it, the prompt and the video, never on the round.
-        critic: the training critic. eval_critic: the held-out judge; wins are counted by it.
+        critic: the training critic. eval_critic: the held-out judge; wins are counted by it. One
+            that compares scores a video by its chance to beat the base model's of the same seed.
         gauges: further measurements of pixels, uint8 (N, T, H, W, C) -> (N,), by name; those of
             `ipo_lightning.gauges` are always there.
         real_clips: (prompts, seed) -> uint8 (N, T, H, W, C) real videos of those prompts; the
@@ -63,8 +64,8 @@ class Evaluation:
         n: int,
         seed: int,
         sampler: Sampler,
-        critic: Critique,
-        eval_critic: Critique,
+        critic: CritiqueStage,
+        eval_critic: CritiqueStage,
         gauges: Mapping[str, Gauge] | None = None,
         real_clips: RealClips | None = None,
     ) -> None:
@@ -79,15 +80,28 @@ class Evaluation:
         ]
 
     def judge(
-        self, fingerprint: str, network: nn.Module, workers: Workers, label: str
+        self,
+        fingerprint: str,
+        network: nn.Module,
+        workers: Workers,
+        label: str,
+        base: Sequence[Judged] | None = None,
     ) -> list[Judged]:
-        """The policy's evaluation videos, judged."""
+        """The policy's evaluation videos, judged.
+
+        Args:
+            base: the base model's rows, whose videos a critic that compares sees beside these;
+                None where these are the base's own.
+        """
         device = str(next(network.parameters()).device)
         candidates = self.sampler.independent().draw(
             fingerprint, self.units, network, workers, f"{label}: evaluation videos"
         )
-        scores = self.critic.judge(candidates, workers, device, f"{label}: critic")
-        judged = self.eval_critic.judge(candidates, workers, device, f"{label}: held-out judge")
+        videos = {(row.prompt_index, row.candidate): row.video for row in base or ()} or None
+        scores, judged = (
+            critic.score(candidates, videos, workers, device, f"{label}: {name}")
+            for critic, name in ((self.critic, "critic"), (self.eval_critic, "held-out judge"))
+        )
         return [
             self._row(candidate, score, held_out)
             for candidate, score, held_out in zip(candidates, scores, judged, strict=True)

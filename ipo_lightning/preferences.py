@@ -5,7 +5,11 @@ Pure functions of plain numbers. A preference is a distribution over "the first 
 """
 
 import math
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
 
 Outcome = Literal["first", "tie", "second"]
 
@@ -64,6 +68,89 @@ def both_orders(shown: Preference, swapped: Preference) -> tuple[Preference, boo
     back = swapped.mirrored()
     mean = Preference(*((a + b) / 2 for a, b in zip(shown, back, strict=True)))
     return mean, shown.outcome == back.outcome
+
+
+def both_orders_of(shown: Mapping[str, float], swapped: Mapping[str, float]) -> dict[str, float]:
+    """By dimension: chance that A is better, from the answers to (A, B) and, about B, to (B, A).
+
+    A dimension on which the two disagree is a tie, and one that a single answer has is left out:
+    it cannot be freed of the place's influence.
+    """
+    merged = {}
+    for name in sorted(shown.keys() & swapped.keys()):
+        there, back = shown[name] - 0.5, 0.5 - swapped[name]
+        merged[name] = 0.5 + (there + back) / 2 if there * back > 0 else 0.5
+    return merged
+
+
+class Strengths(NamedTuple):
+    """How strong each of N items is, in logits: `bradley_terry`'s."""
+
+    values: tuple[float, ...]
+    """Their mean is 0 within each group of items that were compared with each other."""
+    covariance: tuple[tuple[float, ...], ...]
+    """(N, N), of the Gaussian approximation to what is known of them."""
+
+    def error(self, i: int, j: int) -> float:
+        """Standard error of the difference of two strengths."""
+        rows = self.covariance
+        return math.sqrt(max(rows[i][i] + rows[j][j] - 2 * rows[i][j], 0.0))
+
+    def certainty(self, i: int, j: int) -> float:
+        """Chance that item i is stronger than item j, as far as the comparisons tell."""
+        error = self.error(i, j)
+        scaled = (self.values[i] - self.values[j]) / error if error else 0.0
+        return 0.5 * math.erfc(-scaled / math.sqrt(2))
+
+
+RIDGE = 0.1
+"""Default precision of the prior of strengths: standard deviation sqrt(10) logits."""
+
+
+def bradley_terry(
+    count: int, outcomes: Mapping[tuple[int, int], float], ridge: float = RIDGE
+) -> Strengths:
+    """Strengths s that explain outcomes best: ``P(i beats j) = sigma(s_i - s_j)``.
+
+    Maximises ``sum y log sigma(s_i - s_j) + (1 - y) log sigma(s_j - s_i) - ridge / 2 sum s^2``,
+    which has one maximum: the prior keeps an unbeaten item finite, and joins items that were never
+    compared with each other, even through others, at a wide error. Nothing depends on the order of
+    the outcomes; equal records have equal strengths, to the digit.
+
+    Args:
+        count: N items, numbered from 0.
+        outcomes: (i, j) -> y, the chance that i is better, a tie counting half, in [0, 1].
+        ridge: precision of the strengths' normal prior around 0, above 0.
+    """
+    if not ridge > 0:
+        raise ValueError(f"ridge={ridge}: give a number above 0")
+    games = sorted((i, j, y) if i < j else (j, i, 1 - y) for (i, j), y in outcomes.items())
+    first = torch.tensor([i for i, _, _ in games], dtype=torch.long)
+    second = torch.tensor([j for _, j, _ in games], dtype=torch.long)
+    won = torch.tensor([y for _, _, y in games], dtype=torch.float64)
+    values, precision = _newton(count, first, second, won, ridge)
+    covariance = torch.linalg.inv(precision)
+    rounded = tuple(round(value, 9) + 0.0 for value in values.tolist())  # + 0.0: no minus zero
+    return Strengths(rounded, tuple(tuple(row) for row in covariance.tolist()))
+
+
+def _newton(
+    count: int, first: Tensor, second: Tensor, won: Tensor, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """The maximum (N,), and the negative second derivative there (N, N), float64."""
+    values = torch.zeros(count, dtype=torch.float64)
+    sides = torch.eye(count, dtype=torch.float64)
+    design = sides[first] - sides[second]  # (games, N): +1 for the first, -1 for the second
+    while True:
+        chance = torch.sigmoid(design @ values)
+        slope = design.T @ (won - chance) - ridge * values
+        bend = (chance * (1 - chance))[:, None] * design
+        precision = design.T @ bend + ridge * sides
+        step = torch.linalg.solve(precision, slope)
+        longest = float(step.abs().max()) if count else 0.0
+        if longest < 1e-12:
+            return values, precision
+        values = values + step * min(1.0, 1 / longest)  # a logit at most: no overshooting
 
 
 def sigmoid(x: float) -> float:

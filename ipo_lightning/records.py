@@ -1,6 +1,6 @@
 """The rows of a round's JSON-lines files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -70,11 +70,31 @@ class Duel(Row):
     """By dimension: chance that the first is better, a tie counting half."""
     certainty: float = 1.0
     consistent: bool = True
-    """Whether both orders had the same outcome; where not, the duel is a tie."""
+    """Whether both orders had the same outcome; where not, the duel is a tie, whatever the mean."""
+    shown: tuple[Sequence[float] | None, ...] = ()
+    """What was answered in each order, (first, second), then (second, first): chances that the one
+    in the first place is better, neither, the one in the second place. None: no answer, or not
+    asked."""
     raw: tuple[str, ...] = ()
-    """The answers, one an order shown: (first, second), then (second, first)."""
+    """The critic's own words, one text an order, as in ``shown``."""
     fault: str = ""
     """Why there is no verdict."""
+
+    @property
+    def outcome(self) -> float | None:
+        """Chance that the first is better, a tie counting half; 1/2 where the orders disagree."""
+        if self.p_first is None or self.p_second is None:
+            return None
+        return 0.5 + 0.5 * (self.p_first - self.p_second) if self.consistent else 0.5
+
+
+Answer = Verdict | Duel
+"""A row of verdicts.jsonl: a pointwise critic leaves verdicts, a pairwise one duels."""
+
+
+def answer(row: Mapping[str, Any]) -> Answer:
+    """A row of verdicts.jsonl, read back."""
+    return Duel(**row) if "p_first" in row else Verdict(**row)
 
 
 @dataclass(frozen=True)
@@ -93,6 +113,8 @@ class Pair(Row):
     margin: float
     """The winner's score minus the loser's."""
     weight: float = 1.0
+    certainty: float = 1.0
+    """How sure the critic is of it, in [0, 1]; of one that compares, the winner's chance."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from torch import Tensor
 
-from ipo_lightning.records import Candidate, Pair, Point, RealClip, Row, Verdict
+from ipo_lightning.records import Answer, Candidate, Pair, Point, RealClip, Row, answer
 from ipo_lightning.store import read_jsonl, write_atomically, write_jsonl
 
 Stage = Literal["rollout", "critique", "labelling", "training", "evaluation"]
@@ -42,9 +42,9 @@ class RoundDir:
         """The round's videos."""
         return [Candidate(**row) for row in read_jsonl(self.candidates_file)]
 
-    def verdicts(self) -> list[Verdict]:
+    def verdicts(self) -> list[Answer]:
         """What the critic said of them."""
-        return [Verdict(**row) for row in read_jsonl(self.verdicts_file)]
+        return [answer(row) for row in read_jsonl(self.verdicts_file)]
 
     def pairs(self) -> list[Pair]:
         """The labelled pairs."""

@@ -10,6 +10,8 @@ import pytest
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.labelling import (
+    Acceptance,
+    Couple,
     Guards,
     Labelling,
     Labels,
@@ -20,6 +22,7 @@ from ipo_lightning.labelling import (
     by_rarity,
     uniform,
 )
+from ipo_lightning.labelling.judgements import Ratings
 from ipo_lightning.records import Candidate, Pair, Point, Verdict
 
 Round = tuple[list[Candidate], list[Verdict]]
@@ -126,16 +129,16 @@ def test_certainty_becomes_the_weight_of_the_less_sure() -> None:
 # -------------------------------------------------------------------- weights of pairs
 
 
-def couple(winner: float, loser: float, *certainty: float) -> tuple[Scored, Scored]:
+def couple(winner: float, loser: float, *certainty: float) -> Couple:
     """A pair of these scores."""
     one = Candidate(0, "a", 0, 7, "l", "v")
     sure = certainty or (1.0, 1.0)
-    return Scored(one, winner, sure[0]), Scored(one, loser, sure[1])
+    return Couple(Scored(one, winner, sure[0]), Scored(one, loser, sure[1]), min(sure))
 
 
 def test_weights_by_hand() -> None:
     pairs = [couple(0.5, 0.4, 0.9, 0.8), couple(0.9, 0.6), couple(0.7, 0.5)]
-    scores = [one.score for pair in pairs for one in pair]
+    scores = [one.score for pair in pairs for one in (pair.winner, pair.loser)]
     assert by_certainty(pairs, scores) == [0.8, 1.0, 1.0]
     assert uniform(pairs, scores) == [1.0, 1.0, 1.0]
     assert by_margin(pairs, scores) == pytest.approx([0.8 * 0.5, 1.5, 1.0])  # mean margin 0.2
@@ -170,7 +173,7 @@ def test_rarity_is_symmetric_and_without_ties_says_nothing() -> None:
     draw = random.Random(3)
     scores = [round(draw.random(), 1) for _ in range(30)]
     there = [couple(a, b) for a, b in zip(scores[::2], scores[1::2], strict=True)]
-    back = [(loser, winner) for winner, loser in there]
+    back = [Couple(one.loser, one.winner, one.certainty) for one in there]
     assert by_rarity(there, scores) == pytest.approx(by_rarity(back, scores))
     assert min(by_rarity(there, scores)) >= 1
     apart = [k / 10 for k in range(30)]
@@ -472,8 +475,9 @@ def test_a_pair_rule_alone_does_not_know_the_order_either() -> None:
     candidates, _ = one_round({0: [0.0, 1.0, 1.0, 0.0, 0.5, 0.5]})
     scores = [0.0, 1.0, 1.0, 0.0, 0.5, 0.5]
     group = [Scored(c, s, 1.0) for c, s in zip(candidates, scores, strict=True)]
-    wanted = best_versus_worst(group, Guards(), Counter(), depth=2)
+    accept = Acceptance(Guards(), Ratings(), Counter())
+    wanted = best_versus_worst(group, accept, depth=2)
     assert len(wanted) == 2
     for seed in range(10):
         random.Random(seed).shuffle(group)
-        assert best_versus_worst(group, Guards(), Counter(), depth=2) == wanted
+        assert best_versus_worst(group, accept, depth=2) == wanted

@@ -15,11 +15,12 @@ LIBRARY = REPO / "ipo_lightning"
 # knows of.
 MATHEMATICS = {"annotations", "averages", "batch", "calibration", "errors", "flow", "gauges",
                "labelling", "losses", "metrics", "objectives", "offload", "preferences",
-               "published", "records", "rounds", "seeds", "sharding", "store", "tracing",
-               "visits"}  # fmt: skip
+               "published", "records", "rounds", "seeds", "sharding", "store", "tournaments",
+               "tracing", "visits"}  # fmt: skip
 PROTOCOLS = {
     "critics.base",
     "critics.chat",
+    "critics.comparing",
     "critics.critique",
     "policy",
     "real",
@@ -88,10 +89,10 @@ def test_every_module_has_its_layer() -> None:
 
 @pytest.mark.parametrize("name", sorted(MATHEMATICS))
 def test_mathematics_knows_torch_alone(name: str) -> None:
-    path = LIBRARY / f"{name}.py"
     allowed = {"torch", "safetensors", "ipo_lightning"}
-    assert tops(path) <= allowed | ({"torchmetrics"} if name == "metrics" else set())
-    assert within(path) <= MATHEMATICS
+    for path in files(name):
+        assert tops(path) <= allowed | ({"torchmetrics"} if name == "metrics" else set())
+        assert within(path) <= MATHEMATICS
 
 
 @pytest.mark.parametrize("name", sorted(PROTOCOLS))

@@ -1,45 +1,109 @@
-"""The critique stage: every video is put to the critic once, and its answer kept."""
+"""The critique stage: every question is put to the critic once, and its answer kept.
+
+What is common to critics that rate and critics that compare is here, with the former;
+`ipo_lightning.critics.comparing` has the latter.
+"""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
-from ipo_lightning.critics.base import PointCritic, Rating
-from ipo_lightning.records import Candidate, Verdict
+from ipo_lightning.critics.base import Critic, PointCritic, Rating
+from ipo_lightning.records import Answer, Candidate, Verdict
 from ipo_lightning.store import Store, fingerprint
-from ipo_lightning.video import read_video
+from ipo_lightning.video import Clip, read_video
 from ipo_lightning.workers import Workers
 
 Tell = Callable[[Sequence[Candidate]], Future[None]]
 """Told of candidates as soon as they are in the store."""
+Base = Mapping[tuple[int, int], str]
+"""Prompt index and candidate -> name of the base model's video of the same prompt and seed."""
+
+C = TypeVar("C", bound=Critic)
 
 
-class Critique:
-    """Asks a critic for what the store does not know yet.
+class CritiqueStage(ABC):
+    """Finds out what a critic says of candidates, and what the store does not know yet."""
 
-    A verdict's key is the video's hash, the prompt and the critic's identity: changing the
-    labelling asks nothing again, and an interrupted stage goes on where it stopped.
-    """
+    store: Store
 
-    def __init__(self, critic: PointCritic, store: Store) -> None:
-        self.critic, self.store = critic, store
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """The critic's."""
 
+    @abstractmethod
     def judge(
         self, candidates: Sequence[Candidate], workers: Workers, device: str, label: str
+    ) -> Sequence[Answer]:
+        """What the critic says of a round's candidates."""
+
+    @abstractmethod
+    def score(
+        self,
+        candidates: Sequence[Candidate],
+        base: Base | None,
+        workers: Workers,
+        device: str,
+        label: str,
     ) -> list[Verdict]:
-        """One verdict a candidate, in order."""
+        """One score a candidate, in order, that tells policies apart.
+
+        Args:
+            base: the base model's videos; None where the candidates are these.
+        """
+
+    @abstractmethod
+    def _todo(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+        """The candidates of which something is yet to be asked, in units of work."""
+
+    def missing(self, candidates: Sequence[Candidate]) -> int:
+        """How many candidates something is yet to be asked of."""
+        return sum(len(unit) for unit in self._todo(candidates))
+
+    @contextmanager
+    def beside(self, device: str) -> Iterator[Tell | None]:
+        """How to put videos to the critic while others are made; None where it would be in the way
+        or is never asked."""
+        yield None
+
+
+class AskingStage(CritiqueStage, Generic[C]):
+    """Asks a critic for what the store does not know yet.
+
+    The key of an answer is what was shown, the prompt and the critic's identity: changing the
+    labelling asks nothing again, and an interrupted stage goes on where it stopped. An answer that
+    is missing for a transient reason, such as a time-out, is missing on all ranks for as long as a
+    stage lasts; the next one that wants it asks again.
+    """
+
+    critic: C
+
+    @property
+    def identity(self) -> str:
+        """See `CritiqueStage`."""
+        return self.critic.identity
+
+    @abstractmethod
+    def _ask(self, candidates: Sequence[Candidate]) -> None:
+        """Put a unit to the critic and keep its answers."""
+
+    def _run(
+        self, candidates: Sequence[Candidate], workers: Workers, device: str, label: str
+    ) -> None:
         todo = workers.agree(self._todo(candidates))
         if todo:
             self.critic.load(device)
         workers.run(todo, self._ask, label, "prompts")
         if todo:
             self.critic.release()
-        return [self._verdict(candidate) for candidate in candidates]
 
     @contextmanager
     def beside(self, device: str) -> Iterator[Tell | None]:
-        """How to put videos to the critic while others are made; None where it would be in the way.
+        """See `CritiqueStage`.
 
         At the end, videos that it has not begun with are left to the critique stage, and so are
         all after a failure, which comes up there if it lasts.
@@ -48,7 +112,7 @@ class Critique:
             yield None
             return
         failures: list[Exception] = []
-        loaded: list[PointCritic] = []
+        loaded: list[C] = []
 
         def ask(candidates: Sequence[Candidate]) -> None:
             if failures:
@@ -75,16 +139,53 @@ class Critique:
                 "again in the critique stage", stacklevel=3,
             )  # fmt: skip
 
-    def missing(self, candidates: Sequence[Candidate]) -> int:
-        """How many videos are yet to be judged."""
-        return sum(len(siblings) for siblings in self._todo(candidates))
+    def _clip(self, video: str) -> Clip:
+        return read_video(self.store.path("videos", video, ".mp4"))
+
+    def _known(self, key: str) -> bool:
+        """Whether a question need not be asked (again)."""
+        answer = self.store.get_record("verdicts", key)
+        return answer is not None and not answer.get("transient")
+
+    def _answer(self, key: str) -> dict[str, Any]:
+        """What the store has as the answer to a question that has been asked."""
+        answer: dict[str, Any] | None = self.store.get_record("verdicts", key)
+        if answer is None:
+            raise OSError(f"{self.store.root}: the verdict {key} is gone; do all ranks see this "
+                          "folder?")  # fmt: skip
+        return answer
+
+
+class Critique(AskingStage[PointCritic]):
+    """Puts every video to a critic that rates one at a time."""
+
+    def __init__(self, critic: PointCritic, store: Store) -> None:
+        self.critic, self.store = critic, store
+
+    def judge(
+        self, candidates: Sequence[Candidate], workers: Workers, device: str, label: str
+    ) -> list[Verdict]:
+        """One verdict a candidate, in order."""
+        self._run(candidates, workers, device, label)
+        return [self._verdict(candidate) for candidate in candidates]
+
+    def score(
+        self,
+        candidates: Sequence[Candidate],
+        base: Base | None,
+        workers: Workers,
+        device: str,
+        label: str,
+    ) -> list[Verdict]:
+        """As `judge`: a rating tells policies apart without their base."""
+        return self.judge(candidates, workers, device, label)
 
     def _todo(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
         """The unjudged candidates, by prompt; two of the same pixels and prompt are asked once."""
         unasked: dict[str, Candidate] = {}
         for candidate in candidates:
             key = self._key(candidate)
-            if key not in unasked and self.store.get_record("verdicts", key) is None:
+            if key not in unasked and not self._known(key):
                 unasked[key] = candidate
         groups: dict[str, list[Candidate]] = {}
         for candidate in unasked.values():
@@ -92,7 +193,7 @@ class Critique:
         return list(groups.values())
 
     def _ask(self, candidates: Sequence[Candidate]) -> None:
-        clips = [read_video(self.store.path("videos", one.video, ".mp4")) for one in candidates]
+        clips = [self._clip(one.video) for one in candidates]
         ratings = self.critic.rate(clips, [one.prompt for one in candidates])
         for candidate, rating in zip(candidates, ratings, strict=True):
             self.store.put_record("verdicts", self._key(candidate), _plain(rating))
@@ -101,10 +202,8 @@ class Critique:
         return fingerprint([candidate.video, candidate.prompt, self.critic.identity])
 
     def _verdict(self, candidate: Candidate) -> Verdict:
-        answer = self.store.get_record("verdicts", self._key(candidate))
-        if answer is None:
-            raise OSError(f"{self.store.root}: the verdict on {candidate.video} is gone; do all "
-                          "ranks see this folder?")  # fmt: skip
+        answer = self._answer(self._key(candidate))
+        answer.pop("transient", None)
         return Verdict(
             prompt_index=candidate.prompt_index,
             candidate=candidate.candidate,
@@ -118,8 +217,9 @@ def _plain(rating: Rating) -> dict[str, object]:
     """A rating as JSON: NaN, which JSON has no word for, is no verdict."""
     dims = {name: float(value) for name, value in rating.dims.items() if value == value}
     score = None if rating.score is None or rating.score != rating.score else float(rating.score)
-    return {
+    plain: dict[str, object] = {
         "score": score, "dims": dims, "certainty": float(rating.certainty), "raw": rating.raw,
         "fault": rating.fault or ("not a number" if rating.score is not None else "unreadable")
         if score is None else "",
     }  # fmt: skip
+    return plain | ({"transient": True} if score is None and rating.transient else {})

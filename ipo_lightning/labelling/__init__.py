@@ -1,0 +1,48 @@
+"""Verdicts to pairs or points: pure functions, nothing is decided by the order of the input.
+
+Everything that gives no label is counted under a reason; ties are dropped, not broken.
+"""
+
+from ipo_lightning.labelling.guards import Guards
+from ipo_lightning.labelling.judgements import Group, Scored, fought, rated
+from ipo_lightning.labelling.policy import Labelling, Labels
+from ipo_lightning.labelling.rules import (
+    Acceptance,
+    Couple,
+    PairRule,
+    all_pairs,
+    best_versus_worst,
+    top_against_bottom,
+    widest,
+)
+from ipo_lightning.labelling.weights import (
+    PairWeight,
+    by_certainty,
+    by_edge,
+    by_margin,
+    by_rarity,
+    uniform,
+)
+
+__all__ = [
+    "Acceptance",
+    "Couple",
+    "Group",
+    "Guards",
+    "Labelling",
+    "Labels",
+    "PairRule",
+    "PairWeight",
+    "Scored",
+    "all_pairs",
+    "best_versus_worst",
+    "by_certainty",
+    "by_edge",
+    "by_margin",
+    "by_rarity",
+    "fought",
+    "rated",
+    "top_against_bottom",
+    "uniform",
+    "widest",
+]

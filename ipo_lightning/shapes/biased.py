@@ -1,0 +1,80 @@
+"""The rule critic as one that compares, and with the vices of critics that compare.
+
+What a policy of labelling is worth shows where the critic is bad in a known way: these prefer the
+video that they see first, or say the opposite of what they mean.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+from ipo_lightning.critics.base import Comparison, Rating
+from ipo_lightning.errors import InputError
+from ipo_lightning.preferences import Preference, rao_kupper, sigmoid
+from ipo_lightning.shapes.critic import ShapesCritic
+from ipo_lightning.video import Clip
+
+
+class ShapesPairs:
+    """Compares two clips by the difference of their ratings.
+
+    Args:
+        sharpness: logits that a whole unit of the rating is worth.
+        ties: k of Rao and Kupper, >= 1: how readily it calls a tie.
+        bias: logits that the first place is worth; below 0 the second.
+        noise: share of its answers that are turned round, in [0, 1]. Which ones is a function of
+            the two clips in their order and the prompt: to ask again is no use, but the other order
+            is another draw.
+    """
+
+    def __init__(
+        self, sharpness: float = 20.0, ties: float = 1.2, bias: float = 0.0, noise: float = 0.0
+    ) -> None:
+        if not ties >= 1:
+            raise InputError(f"critic.ties={ties}: give 1 or more")
+        if not 0 <= noise <= 1:
+            raise InputError(f"critic.noise={noise}: give a share, 0 to 1")
+        self.sharpness, self.ties, self.bias, self.noise = sharpness, ties, bias, noise
+        self.rules = ShapesCritic()
+
+    @property
+    def identity(self) -> str:
+        """The rules' and all settings."""
+        settings = f"sharpness={self.sharpness},ties={self.ties},bias={self.bias}"
+        return f"{self.rules.identity}#pairs-1#{settings},noise={self.noise}"
+
+    def load(self, device: str) -> None:
+        """Nothing to load: the rules run on the CPU whatever the device."""
+
+    def release(self) -> None:
+        """Nothing to give back."""
+
+    def compare(
+        self, first: Sequence[Clip], second: Sequence[Clip], prompts: Sequence[str]
+    ) -> list[Comparison]:
+        """One comparison a prompt, from the ratings of both clips."""
+        shown = zip(self.rules.rate(first, prompts), self.rules.rate(second, prompts), strict=True)
+        turned = [
+            self._chance(*one) < self.noise for one in zip(first, second, prompts, strict=True)
+        ]
+        return [
+            self._comparison(*two, turned=turn) for two, turn in zip(shown, turned, strict=True)
+        ]
+
+    def _comparison(self, first: Rating, second: Rating, *, turned: bool) -> Comparison:
+        assert first.score is not None and second.score is not None  # rules always have one
+        logits = {
+            name: self.sharpness * (first.dims[name] - second.dims[name]) + self.bias
+            for name in first.dims
+        }
+        overall = self.sharpness * (first.score - second.score) + self.bias
+        preference: Preference = rao_kupper(overall, self.ties)
+        dims = {name: sigmoid(-x if turned else x) for name, x in logits.items()}
+        return Comparison(preference.mirrored() if turned else preference, dims)
+
+    @staticmethod
+    def _chance(first: Clip, second: Clip, prompt: str) -> float:
+        """A number of the question, uniform in [0, 1)."""
+        digest = hashlib.sha256(prompt.encode())
+        for clip in (first, second):
+            digest.update(clip.frames.contiguous().numpy().tobytes())
+        return int.from_bytes(digest.digest()[:8], "big") / 2**64

@@ -1,0 +1,248 @@
+"""The critique stage of critics that compare: what is asked, what is kept, what comes of it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ipo_lightning.critics.base import Comparison, CriticGone
+from ipo_lightning.critics.comparing import (
+    Asking,
+    PairCritique,
+    duel,
+)
+from ipo_lightning.preferences import Preference, rao_kupper
+from ipo_lightning.records import Candidate
+from ipo_lightning.store import Store
+from ipo_lightning.tournaments import all_pairs, swiss
+from ipo_lightning.video import Clip, encode_video
+from ipo_lightning.workers import Workers
+
+
+class Brighter:
+    """Prefers the brighter video, and by ``bias`` logits the first; it may die at its n-th call."""
+
+    def __init__(self, bias: float = 0.0, dying: int = 0, faults: int = 0) -> None:
+        self.bias, self.dying, self.faults = bias, dying, faults
+        self.identity = f"brighter@{bias}"
+        self.asked: list[tuple[int, int]] = []
+        self.calls = 0
+
+    def load(self, device: str) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+    def compare(
+        self, first: Sequence[Clip], second: Sequence[Clip], prompts: Sequence[str]
+    ) -> list[Comparison]:
+        self.calls += 1
+        if self.calls == self.dying:
+            raise CriticGone("nobody answers")
+        return [self._one(a, b) for a, b in zip(first, second, strict=True)]
+
+    def _one(self, first: Clip, second: Clip) -> Comparison:
+        shown = brightness(first), brightness(second)
+        self.asked.append(shown)
+        if self.faults:
+            self.faults -= 1
+            return Comparison(None, fault="timeout", transient=True)
+        gap = (shown[0] - shown[1]) / 10
+        return Comparison(
+            rao_kupper(gap + self.bias, 1.5), {"light": 0.5 + gap / 100}, 0.9, f"{gap}"
+        )
+
+
+def brightness(clip: Clip) -> int:
+    return round(float(clip.frames.float().mean()))
+
+
+def candidates_of(store: Store, levels: dict[int, list[int]]) -> list[Candidate]:
+    """Prompt -> grey levels of its candidates."""
+    made = []
+    for prompt, row in levels.items():
+        for k, level in enumerate(row):
+            clip = Clip(torch.full((3, 16, 16, 3), level, dtype=torch.uint8), 8.0)
+            video = store.put_blob("videos", encode_video(clip, lossless=True), ".mp4")
+            gauges = {"motion": 5.0, "blank": 0.0}
+            made.append(Candidate(prompt, f"prompt {prompt}", k, 7, "l", video, gauges))
+    return made
+
+
+ROUND = {0: [10, 60, 30, 90, 50, 20], 3: [200, 100, 150, 120]}
+
+
+def judge(critique: Any, candidates: Sequence[Candidate], workers: Workers | None = None) -> Any:
+    return critique.judge(candidates, workers or Workers(), "cpu", "test")
+
+
+def test_every_couple_is_shown_in_both_orders_and_once(tmp_path: Path) -> None:
+    critic, store = Brighter(), Store(tmp_path)
+    candidates = candidates_of(store, ROUND)
+    duels = judge(PairCritique(critic, store, Asking(all_pairs)), candidates)
+    assert len(duels) == 15 + 6 and len(critic.asked) == 2 * 21
+    assert max(Counter(critic.asked).values()) == 1
+    assert critic.calls == 2  # a call a round of a tournament
+    for one in duels:
+        levels = ROUND[one.prompt_index]
+        assert one.first < one.second and one.consistent
+        assert (one.outcome > 0.5) == (levels[one.first] > levels[one.second])
+
+
+def test_an_interrupted_critique_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
+    store, critic = Store(tmp_path), Brighter(dying=4)
+    candidates = candidates_of(store, ROUND)
+    with pytest.raises(CriticGone):
+        judge(PairCritique(critic, store), candidates)
+    assert critic.asked
+    duels = judge(PairCritique(critic, store), candidates)
+    assert max(Counter(critic.asked).values()) == 1
+    other = Store(tmp_path / "other")
+    assert judge(PairCritique(Brighter(), other), candidates_of(other, ROUND)) == duels
+
+
+@pytest.mark.parametrize("schedule", [swiss, all_pairs])
+def test_the_number_of_ranks_changes_nothing(tmp_path: Path, schedule: Any) -> None:
+    store = Store(tmp_path)
+    candidates = candidates_of(store, ROUND)
+    alone = judge(PairCritique(Brighter(0.7), store, Asking(schedule)), candidates)
+    other = Store(tmp_path / "other")
+    candidates_of(other, ROUND)
+    parts = []
+    for rank in (1, 0):  # one after the other; the second finds what the first has left
+        critique = PairCritique(Brighter(0.7), other, Asking(schedule))
+        todo = critique._todo(candidates) if rank else parts[0]
+        parts.append(todo)
+        for unit in todo[rank::2]:
+            critique._ask(unit)
+    assert judge(PairCritique(Brighter(0.7, dying=1), other, Asking(schedule)), candidates) == alone
+
+
+def test_a_change_of_what_is_asked_asks_only_what_is_new(tmp_path: Path) -> None:
+    store, critic = Store(tmp_path), Brighter(0.5)
+    candidates = candidates_of(store, {0: [10, 60, 30, 90]})
+    judge(PairCritique(critic, store, Asking(all_pairs, both_orders=False)), candidates)
+    assert len(critic.asked) == 6
+    judge(PairCritique(critic, store, Asking(all_pairs)), candidates)
+    assert len(critic.asked) == 12 == len(set(critic.asked))  # the other order alone
+    judge(PairCritique(critic, store, Asking(swiss)), candidates)
+    assert len(critic.asked) == 12
+    judge(PairCritique(Brighter(0.6, dying=0), store), candidates)  # another identity: anew
+    assert len(critic.asked) == 12
+
+
+def test_single_orders_do_not_go_by_the_number(tmp_path: Path) -> None:
+    store, critic = Store(tmp_path), Brighter()
+    candidates = candidates_of(store, {0: list(range(10, 250, 20))})
+    judge(PairCritique(critic, store, Asking(all_pairs, both_orders=False)), candidates)
+    lower_first = sum(a < b for a, b in critic.asked) / len(critic.asked)
+    assert 0.3 < lower_first < 0.7
+    turned = [replace(one, candidate=11 - one.candidate) for one in candidates]
+    judge(PairCritique(critic, store, Asking(all_pairs, both_orders=False)), turned)
+    assert len(critic.asked) == 66
+
+
+def test_the_same_video_is_never_shown_beside_itself(tmp_path: Path) -> None:
+    store, critic = Store(tmp_path), Brighter()
+    candidates = candidates_of(store, {0: [50, 50, 90, 50]})
+    duels = judge(PairCritique(critic, store, Asking(all_pairs)), candidates)
+    assert sorted(critic.asked) == [(50, 90), (90, 50)]
+    outcomes = {(one.first, one.second): one.outcome for one in duels}
+    assert [outcomes[two] for two in ((0, 1), (0, 3), (1, 3))] == [0.5] * 3
+    assert outcomes[0, 2] == outcomes[1, 2] == pytest.approx(1 - outcomes[2, 3])
+
+
+def test_refused_candidates_are_not_asked_about(tmp_path: Path) -> None:
+    store, critic = Store(tmp_path), Brighter()
+    candidates = candidates_of(store, {0: [10, 60, 30], 1: [5, 7]})
+    still = [replace(one, gauges={"motion": 0.0}) if one.candidate == 1 else one
+             for one in candidates]  # fmt: skip
+    asking = Asking(refuse=lambda gauges: "still" if gauges["motion"] < 1 else None)
+    duels = judge(PairCritique(critic, store, asking), still)
+    assert [(one.prompt_index, one.first, one.second) for one in duels] == [(0, 0, 2)]
+
+
+def test_what_failed_in_passing_is_asked_again_by_the_next_stage(tmp_path: Path) -> None:
+    store, critic = Store(tmp_path), Brighter(faults=3)
+    candidates = candidates_of(store, {0: [10, 60, 30, 90]})
+    critique = PairCritique(critic, store, Asking(all_pairs))
+    missing = [one for one in judge(critique, candidates) if one.p_first is None]
+    assert [one.fault for one in missing] == ["timeout"] * 2  # both orders of one, one of another
+    assert all(one.outcome is None for one in missing)
+    assert len(critic.asked) == 12 and critique.missing(candidates) == 4
+    assert all(one.fault == "" for one in judge(critique, candidates))
+    assert len(critic.asked) == 15
+
+
+def test_a_fault_that_lasts_is_kept(tmp_path: Path) -> None:
+    store, critic = Store(tmp_path), Brighter()
+    critic._one = lambda a, b: Comparison(None, fault="unreadable")  # type: ignore[method-assign]
+    candidates = candidates_of(store, {0: [10, 60]})
+    for _ in range(2):
+        (one,) = judge(PairCritique(critic, store), candidates)
+        assert (one.fault, one.p_first, critic.calls) == ("unreadable", None, 1)
+
+
+def test_beside_the_rollout(tmp_path: Path) -> None:
+    store, critic = Store(tmp_path), Brighter()
+    critic.beside = True  # type: ignore[attr-defined]
+    candidates = candidates_of(store, ROUND)
+    critique = PairCritique(critic, store)
+    with critique.beside("cpu") as tell:
+        assert tell is not None
+        tell([one for one in candidates if one.prompt_index == 0]).result()
+    assert critique.missing(candidates) == 4
+    calls = critic.calls
+    judge(critique, candidates)
+    assert critic.calls > calls and max(Counter(critic.asked).values()) == 1
+
+
+# -------------------------------------------------------------------- duels
+
+
+def place(k: int) -> Candidate:
+    return Candidate(0, "a", k, 7, "l", f"v{k}")
+
+
+def test_a_duel_by_hand() -> None:
+    shown = Comparison(Preference(0.7, 0.2, 0.1), {"a": 0.8, "b": 0.9, "c": 0.5}, 0.9, "one")
+    swapped = Comparison(Preference(0.3, 0.1, 0.6), {"a": 0.4, "b": 0.6}, 0.7, "two")
+    found = duel(place(0), place(1), "critic", shown, swapped)
+    assert (found.p_first, found.p_tie, found.p_second) == pytest.approx((0.65, 0.15, 0.2))
+    assert found.consistent and found.certainty == pytest.approx(0.8)
+    assert found.outcome == pytest.approx(0.725)
+    assert found.dims == pytest.approx({"a": 0.7, "b": 0.5})  # b: both prefer the first place
+    assert found.raw == ("one", "two") and found.shown == (shown.preference, swapped.preference)
+
+
+def test_disagreement_is_a_tie_whatever_the_mean() -> None:
+    first = Comparison(Preference(0.9, 0.0, 0.1))
+    again = Comparison(Preference(0.6, 0.0, 0.4))
+    found = duel(place(0), place(1), "critic", first, again)
+    assert not found.consistent and found.outcome == 0.5 and found.p_first == pytest.approx(0.65)
+
+
+def test_exchanging_the_two_mirrors_exactly() -> None:
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        numbers = torch.rand(2, 3, generator=draw, dtype=torch.float64)
+        one, two = (Comparison(Preference(*(row / row.sum()).tolist()), {"a": float(row[0])})
+                    for row in numbers)  # fmt: skip
+        there = duel(place(0), place(1), "c", one, two)
+        back = duel(place(0), place(1), "c", two, one)
+        assert (there.p_first, there.p_tie) == (back.p_second, back.p_tie)
+        assert there.consistent == back.consistent
+        assert there.dims["a"] + back.dims["a"] == pytest.approx(1, abs=1e-15)
+
+
+@pytest.mark.parametrize("said", [None, Comparison(Preference(1.0, 0.0, 0.0))])
+def test_one_missing_order_is_no_verdict(said: Comparison | None) -> None:
+    """Half an answer cannot be freed of the place's influence."""
+    lost = Comparison(None, fault="timeout")
+    found = duel(place(0), place(1), "c", said, lost)
+    assert (found.fault, found.p_first, found.outcome) == ("timeout", None, None)
