@@ -13,11 +13,16 @@ from ipo_lightning.critics.base import (
     AnswersPending,
     Comparison,
     PairCritic,
-    PointCritic,
     Question,
     RecordedCritic,
 )
-from ipo_lightning.critics.critique import AskingStage, Base, Critique, CritiqueStage
+from ipo_lightning.critics.critique import (
+    AskingStage,
+    Base,
+    CombinedCritique,
+    Critique,
+    CritiqueStage,
+)
 from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import Preference, both_orders, both_orders_of
 from ipo_lightning.records import Candidate, Duel, Verdict
@@ -267,17 +272,20 @@ def critique_of(
     asking: Asking = Asking(),  # noqa: B008 - frozen
     *,
     judging: bool = False,
-) -> Critique | PairCritique | RecordedCritique:
+) -> Critique | CombinedCritique | PairCritique | RecordedCritique:
     """The critique stage that a critic needs: by its methods, a critic that can rate is asked to.
 
     Raises:
         InputError: it is no critic.
     """
-    if isinstance(critic, PointCritic):
+    # Not by isinstance: it would ask for the identity, which may want the network.
+    if hasattr(critic, "combine"):
+        return CombinedCritique(critic, store)
+    if hasattr(critic, "rate"):
         return Critique(critic, store)
-    if isinstance(critic, PairCritic):
+    if hasattr(critic, "compare"):
         return PairCritique(critic, store, asking)
-    if isinstance(critic, RecordedCritic):
+    if hasattr(critic, "recall"):
         return RecordedCritique(critic, store, asking, judging)
     raise InputError(f"{type(critic).__name__} is no critic: it has neither rate, compare nor "
                      "recall (docs/extending.md)")  # fmt: skip
