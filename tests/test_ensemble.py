@@ -12,9 +12,10 @@ import torch
 
 from ipo_lightning.critics.adapters import ScoresToComparisons
 from ipo_lightning.critics.base import Comparison, PairCritic, PointCritic, Rating
-from ipo_lightning.critics.comparing import critique_of
-from ipo_lightning.critics.critique import CombinedCritique
+from ipo_lightning.critics.comparing import PairCritique, critique_of
+from ipo_lightning.critics.critique import CombinedCritique, Critique
 from ipo_lightning.critics.ensemble import Ensemble, PairEnsemble
+from ipo_lightning.critics.gauged import GaugeCritic
 from ipo_lightning.critics.normalisation import fit_normalisation, main
 from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import Preference, rao_kupper
@@ -251,6 +252,13 @@ def test_a_run_asks_each_member_once_over_all_videos(tmp_path: Path) -> None:
     assert again.missing(candidates) == 0  # other weights ask nothing
     again.judge(candidates, Workers(), "cpu", "critic")
     assert a.asked == b.asked == 6
+
+
+def test_each_kind_of_critic_has_its_stage(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert type(critique_of(GaugeCritic({"flow": {"low": 1.0}}), store)) is Critique
+    assert type(critique_of(ScoresToComparisons(Level("a")), store)) is PairCritique
+    assert type(critique_of(pairs(), store)) is PairCritique
 
 
 # --- Normalisation -------------------------------------------------------------------------------

@@ -279,10 +279,9 @@ def critique_of(
         InputError: it is no critic.
     """
     # Not by isinstance: it would ask for the identity, which may want the network.
-    if hasattr(critic, "combine"):
-        return CombinedCritique(critic, store)
     if hasattr(critic, "rate"):
-        return Critique(critic, store)
+        combined = hasattr(critic, "members")
+        return CombinedCritique(critic, store) if combined else Critique(critic, store)
     if hasattr(critic, "compare"):
         return PairCritique(critic, store, asking)
     if hasattr(critic, "recall"):
