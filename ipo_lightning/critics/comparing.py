@@ -263,7 +263,8 @@ class RecordedCritique(Tournaments):
         said: Comparison | None = None
         for question in self._questions(one, other):
             said = self.critic.recall(question) or Comparison(None, fault="not asked")
-        return duel(one, other, self.identity, said, None)
+        found = duel(one, other, self.identity, said, None)
+        return replace(found, shown=())  # at which place is between the critic and those it asked
 
 
 def critique_of(

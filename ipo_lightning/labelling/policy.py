@@ -12,6 +12,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.labelling.guards import Guards
 from ipo_lightning.labelling.judgements import Group, Scored, fought, rated
 from ipo_lightning.labelling.rules import Acceptance, Couple, PairRule
+from ipo_lightning.labelling.statistics import statistics
 from ipo_lightning.labelling.weights import PairWeight, by_certainty
 from ipo_lightning.preferences import RIDGE
 from ipo_lightning.records import Answer, Candidate, Duel, Pair, Point, Verdict
@@ -139,6 +140,15 @@ class Labelling:
         if self.bounds == "score":
             return self.lower, self.upper
         return _quantile(scores, self.lower), _quantile(scores, self.upper)
+
+    def statistics(
+        self,
+        candidates: Iterable[Candidate],
+        answers: Sequence[Answer],
+        labels: Sequence[Pair] | Sequence[Point],
+    ) -> dict[str, float]:
+        """What a round's verdicts and labels look like as a whole, see `statistics`."""
+        return statistics(self._groups(candidates, answers, Counter()), answers, labels)
 
     def check_missing(self, answers: Sequence[Answer]) -> None:
         """Refuse a round of which too much is missing.

@@ -116,22 +116,29 @@ def widest(
     return couples
 
 
-def all_pairs(group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0) -> list[Couple]:
-    """Every couple whose scores differ by more than ``margin``: up to N (N - 1) / 2 a prompt."""
-    return _passing(_by_gap(group), accept, margin)
+def all_pairs(
+    group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0, depth: int | None = None
+) -> list[Couple]:
+    """Every couple that passes, the widest apart first: up to N (N - 1) / 2 a prompt.
+
+    Args:
+        group, accept, margin: as of `best_versus_worst`.
+        depth: couples a prompt at most; None: all.
+    """
+    return _passing(_by_gap(group), accept, margin)[:depth]
 
 
 def top_against_bottom(
-    group: Sequence[Scored], accept: Acceptance, *, k: int = 2, margin: float = 0.0
+    group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0, depth: int = 2
 ) -> list[Couple]:
     """Each of the k best against each of the k worst: up to k^2 couples a prompt.
 
     Args:
         group, accept, margin: as of `best_versus_worst`.
-        k: of fewer than 2 k candidates, as many at either end as do not overlap.
+        depth: k; of fewer than 2 k candidates, as many at either end as do not overlap.
     """
     ranked = _ranked(group)
-    k = min(k, len(ranked) // 2)
+    k = min(depth, len(ranked) // 2)
     best, worst = ranked[:k], ranked[len(ranked) - k :]
     return _passing([(winner, loser) for winner in best for loser in worst], accept, margin)
 

@@ -1,0 +1,75 @@
+"""What a round's verdicts and labels look like as a whole: the signs of a critic's vices."""
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from ipo_lightning.labelling.judgements import Group
+from ipo_lightning.records import Answer, Duel, Pair, Point
+
+
+def statistics(
+    groups: Sequence[Group], answers: Iterable[Answer], labels: Sequence[Pair] | Sequence[Point]
+) -> dict[str, float]:
+    """Figures by name; what cannot be told of these is absent.
+
+    - ``prompts``, ``prompts_labelled``: how many there are, and how many gave a label;
+    - ``score_motion``: correlation between the score and the motion of siblings, in [-1, 1]: far
+      from 0 a critic rewards stillness, or restlessness;
+    - ``comparisons``, ``ties``, ``flips``, ``first_wins``: of a critic that compares: `of_duels`.
+    """
+    labelled = len({row.prompt_index for row in labels})
+    figures: dict[str, float] = {
+        "prompts": len(groups),
+        "prompts_labelled": labelled,
+        "score_motion": _motion(groups),
+    }
+    figures |= of_duels([one for one in answers if isinstance(one, Duel)])
+    return {
+        name: value if isinstance(value, int) else round(value, 6)
+        for name, value in figures.items()
+        if not math.isnan(value)
+    }
+
+
+def of_duels(duels: Sequence[Duel]) -> dict[str, float]:
+    """Figures of a round's duels; nan where none can tell.
+
+    - ``comparisons``: how many couples were compared;
+    - ``ties``: share of them that came to nothing, for a tie or because the orders disagree;
+    - ``flips``: share of those shown in both orders whose two answers disagree;
+    - ``first_wins``: share of the answers for one of two places that were for the first: 1/2 of a
+      critic that is fair to both.
+    """
+    if not duels:
+        return {}
+    asked = [one for one in duels if one.first_video != one.second_video]
+    answered = [one for one in asked if one.outcome is not None]
+    twice = [one for one in answered if one.shown and None not in one.shown]
+    gaps = [shown[0] - shown[2] for one in duels for shown in one.shown if shown is not None]
+    return {
+        "comparisons": len(asked),
+        "ties": _mean([one.outcome == 0.5 for one in answered]),
+        "flips": _mean([not one.consistent for one in twice]),
+        "first_wins": _mean([gap > 0 for gap in gaps if gap]),
+    }
+
+
+def _mean(values: Sequence[bool]) -> float:
+    return fmean(values) if values else math.nan
+
+
+def _motion(groups: Sequence[Group]) -> float:
+    """Pearson's correlation about each prompt's own means."""
+    scores, motions = [], []
+    for group in groups:
+        own = [one.score for one in group.scored]
+        moved = [one.candidate.gauges["motion"] for one in group.scored]
+        scores += [score - fmean(own) for score in own]
+        motions += [motion - fmean(moved) for motion in moved]
+    spread = math.sqrt(_product(scores, scores) * _product(motions, motions))
+    return _product(scores, motions) / spread if spread > 1e-12 else math.nan
+
+
+def _product(one: Sequence[float], other: Sequence[float]) -> float:
+    return math.fsum(a * b for a, b in zip(one, other, strict=True))
