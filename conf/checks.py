@@ -124,6 +124,12 @@ NUMBERS = {
     "backbone.lora.rank": Number(1, whole=True),
     "backbone.lora.alpha": Number(0, above=True),
 }
+REWARD = {
+    "fps": Number(0, above=True, null="as it was trained"),
+    "batch_size": Number(1, whole=True),
+}
+"""Settings of a reward model as a critic."""
+NUMBERS |= {f"{one}.{key}": REWARD[key] for one in ("critic", "eval_critic") for key in REWARD}
 SWITCHES = (
     "critic.scaled",
     "eval_critic.scaled",

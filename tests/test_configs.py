@@ -1,5 +1,6 @@
 """Every shipped choice composes, and asks its targets for nothing that they do not take."""
 
+import hashlib
 import inspect
 import re
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from omegaconf import OmegaConf
 import train
 from conf import assembly
 from conf.entry import CONF, register_resolvers, settings_but_batches
-from tests import tiny_wan
+from ipo_lightning.critics import videoreward
+from tests import tiny_vlm, tiny_wan
 from tests.conftest import ComposeTrain
 
 CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
@@ -27,11 +29,25 @@ COMPLETED = ("callbacks.iteration", "trainer")
 """Nodes whose targets get the rest of their arguments in conf/assembly.py."""
 
 
+@pytest.fixture(autouse=True)
+def known_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VideoReward takes words of a known hash only: here, those of the tests."""
+    known = hashlib.sha256(tiny_vlm.RUBRIC.encode()).hexdigest()
+    monkeypatch.setattr(videoreward, "RUBRIC", known)
+
+
 def beside(choice: str, tmp_path: Path) -> list[str]:
     """The overrides that make a choice a whole run."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a video of {number} apples\n" for number in range(200)))
     files = {"data=file": [f"data.prompts.path={prompts}", "evaluation.real_clips=null"]}
+    group = choice.partition("=")[0]
+    if choice.endswith("critic=videoreward"):  # upstream's words are not shipped
+        words = tmp_path / "words.txt"
+        words.write_text(tiny_vlm.RUBRIC)
+        return [choice, f"{group}.wording={words}"]
+    if choice.endswith("critic=reward"):
+        return [choice, f"{group}.model={tmp_path}"]
     if choice == "experiment=shapes_wan":  # its folder is made, not shipped
         return [choice, f"backbone.path={tiny_wan.save_pipeline(tmp_path / 'wan')}"]
     if choice.startswith("experiment=ipo_"):
