@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import train
 from ipo_lightning.critics.adapters import ScoresToComparisons
 from ipo_lightning.critics.base import Comparison, PairCritic, PointCritic, Rating
 from ipo_lightning.critics.comparing import PairCritique, critique_of
@@ -20,9 +21,11 @@ from ipo_lightning.critics.normalisation import fit_normalisation, main
 from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import Preference, rao_kupper
 from ipo_lightning.records import Candidate
-from ipo_lightning.store import Store, write_jsonl
+from ipo_lightning.store import Store, read_jsonl, write_jsonl
 from ipo_lightning.video import Clip, encode_video
 from ipo_lightning.workers import Workers
+from tests import tiny_clip
+from tests.conftest import ComposeTrain
 
 
 def clip(level: int) -> Clip:
@@ -210,7 +213,7 @@ def test_wrong_ensembles_are_refused_in_a_sentence(tmp_path: Path) -> None:
     other = file(tmp_path, {"a": [4.0, 2.0]}, a="another@1")
     with pytest.raises(InputError, match=r"member a is a@1\.0, .* fitted to another@1"):
         _ = Ensemble({"a": a}, None, other).identity
-    with pytest.raises(InputError, match=r"knows no a\.dim"):
+    with pytest.raises(InputError, match=r"no scale for a\.dim"):
         Ensemble({"a": a}, {"a.dim": 1.0}, other)
     for settings, match in (
         ({"members": {}}, "one member or more"),
@@ -364,3 +367,32 @@ def test_pair_weights_are_above_nought() -> None:
     for weights in ({"a": 0.0}, {"b": 1.0}):
         with pytest.raises(InputError, match="a weight above 0"):
             PairEnsemble({"a": member}, weights)
+
+
+# --- All of it -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_frames_and_gauges_label_a_round_together(small: ComposeTrain, tmp_path: Path) -> None:
+    """One run a critic, the normalisation of their verdicts, and a run of both: same videos."""
+    folder = tiny_clip.save_model(tmp_path / "clip", context=77)
+    path = f"critic.path={folder}"
+    train.train(small("critic=clip", path, "name=clip", "until=critique", "round=1"))
+    train.train(small("critic=gauges", "name=gauges", "until=critique", "round=1"))
+    outputs = tmp_path / "outputs"
+    scales = tmp_path / "scales.json"
+    files = [f"{name}={outputs}/{name}/round_1/verdicts.jsonl" for name in ("clip", "gauges")]
+    main([str(scales), *files])
+    members = [f"critic.members.clip.path={folder}", f"critic.normalisation={scales}"]
+    weights = "critic.weights={clip: 1.0, gauges: -0.5}"
+    train.train(small("critic=ensemble", *members, weights, "name=both", "until=labelling",
+                      "round=1"))  # fmt: skip
+    rows = [read_jsonl(outputs / name / "round_1/verdicts.jsonl") for name in ("clip", "both")]
+    videos = [[row["video"] for row in some] for some in rows]
+    assert videos[0] == videos[1] and len(set(videos[0])) == 9
+    known = json.loads(scales.read_text())["members"]
+    mean, std = known["clip"]["parts"]["clip"]
+    for alone, both in zip(*rows, strict=True):
+        assert both["dims"]["clip"] == pytest.approx((alone["score"] - mean) / std)
+        score = (both["dims"]["clip"] + 0.5 * -both["dims"]["gauges"]) / 1.5
+        assert both["score"] == pytest.approx(score)

@@ -158,5 +158,9 @@ def test_what_does_not_fit_is_refused_in_a_sentence(
     state = load_file(weights / FILE)
     state.pop("rm_head.5.bias")
     save_file(state, tmp_path / FILE)
+    with pytest.raises(InputError, match="has embeddings for 0 tokens"):
+        save_file(head(tiny_vlm.HIDDEN), tmp_path / FILE)
+        critic(base, tmp_path).load("cpu")
+    save_file(state, tmp_path / FILE)
     with pytest.raises(InputError, match=r"1 are missing.*ranks\.5\.bias"):
         critic(base, tmp_path).load("cpu")

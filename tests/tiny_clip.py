@@ -16,7 +16,7 @@ from transformers import (
 SIDE, CONTEXT, WIDTH = 32, 16, 24
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(context: int = CONTEXT) -> PreTrainedTokenizerFast:
     """One token a letter between a start and an end, as CLIP has them."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: index for index, letter in enumerate([*letters, "<start>", "<end>"])}
@@ -26,17 +26,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
     bare.post_processor = processors.TemplateProcessing("<start> $A <end>", special_tokens=ends)
     return PreTrainedTokenizerFast(
         tokenizer_object=bare, bos_token="<start>", eos_token="<end>", pad_token="<end>",
-        model_max_length=CONTEXT,
+        model_max_length=context,
     )  # fmt: skip
 
 
-def save_model(folder: Path, seed: int = 0) -> Path:
-    """A folder as `from_pretrained` takes it; weights larger than a training would start with."""
-    words = tokenizer()
+def save_model(folder: Path, seed: int = 0, context: int = CONTEXT) -> Path:
+    """A folder as `from_pretrained` takes it; weights larger than a training would start with.
+
+    Args:
+        context: tokens that it reads.
+    """
+    words = tokenizer(context)
     common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
               "num_attention_heads": 4, "projection_dim": WIDTH}  # fmt: skip
     text = CLIPTextConfig(
-        vocab_size=len(words), max_position_embeddings=CONTEXT, bos_token_id=words.bos_token_id,
+        vocab_size=len(words), max_position_embeddings=context, bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id, **common,
     )  # fmt: skip
     vision = CLIPVisionConfig(image_size=SIDE, patch_size=8, **common)

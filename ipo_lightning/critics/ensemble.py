@@ -113,7 +113,10 @@ class Ensemble(Members[PointCritic]):
             if weight == 0 or not math.isfinite(weight):
                 raise InputError(f"weights.{part}={weight}: give a number other than 0")
             if self.normalisation is not None and part not in self.normalisation.scales:
-                raise InputError(f"normalisation={file} knows no {part}: fit it anew")
+                raise InputError(
+                    f"normalisation={file} has no scale for {part}: the verdicts that it was "
+                    "fitted to lack it, or it was always the same: fit it anew, or drop its weight"
+                )
         if not self.weights:
             raise InputError("weights: give one part or more a weight")
 

@@ -25,6 +25,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from ipo_lightning.critics.base import Rating
 from ipo_lightning.critics.pretrained import check_source, named, origin
+from ipo_lightning.critics.reward import DTYPES
 from ipo_lightning.errors import InputError
 from ipo_lightning.store import fingerprint
 from ipo_lightning.video import Clip, spread
@@ -32,7 +33,6 @@ from ipo_lightning.video import Clip, spread
 UNREADABLE = (OSError, SafetensorError, UnpicklingError, RuntimeError, ValueError, AttributeError,
               EOFError)  # fmt: skip
 """What reading a file of weights raises, which may be any file at all."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Over = Literal["mean", "min"]
 SIGMA = "sigma"
 """Name of a judge's own standard deviation, in units of its score: no dimension."""

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.initialization import no_init_weights
 
-from ipo_lightning.critics.frames import DTYPES, SIGMA, FrameCritic, Over, free
+from ipo_lightning.critics.frames import SIGMA, FrameCritic, Over, free
 from ipo_lightning.critics.pretrained import check_source, harmless, named, origin
+from ipo_lightning.critics.reward import DTYPES
 from ipo_lightning.critics.reward_model import PROMPT, RewardModel, fill
+from ipo_lightning.critics.videoreward import EMBEDDINGS, PLACES
 from ipo_lightning.critics.viewing import Viewing
 from ipo_lightning.errors import InputError
 from ipo_lightning.store import fingerprint
@@ -31,6 +33,13 @@ FILE = "HPSv3.safetensors"
 TOKEN = "<|Reward|>"
 IMAGE = "<|image_pad|>"
 RUBRIC = (files("ipo_lightning.critics.hpsv3") / "rubric.txt").read_bytes().decode("utf-8")
+NAMES = {
+    "model.visual.": "backbone.visual.",
+    "model.language_model.": "backbone.language_model.",
+    **PLACES,
+    "rm_head.": "ranks.",
+}
+"""Beginnings of names, the longer before the shorter: upstream's and ours."""
 PIXELS = 256 * 28 * 28
 """Of a frame as it is shown, about."""
 
@@ -128,9 +137,13 @@ class HPSv3(FrameCritic):
         with named("base", self.base):
             config = AutoConfig.from_pretrained(self.base, revision=self.base_revision)
         weights = renamed(self._read())
-        rows = weights.get("backbone.language_model.embed_tokens.weight")
-        if rows is not None:  # upstream cuts the embeddings to the tokens in use
-            config.get_text_config().vocab_size = len(rows)
+        rows, words = len(weights.get(EMBEDDINGS, ())), len(self.processors[0])
+        if rows != words:
+            raise InputError(
+                f"{self.path} has embeddings for {rows} tokens, base={self.base} and the special "
+                f"token make {words}: it was tuned from another model"
+            )
+        config.get_text_config().vocab_size = rows  # upstream cut off unused rows
         with no_init_weights():
             backbone = AutoModel.from_config(config, dtype=DTYPES[self.dtype])
         model = RankNet(backbone, token).eval()
@@ -200,17 +213,10 @@ def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     model ``model``; later releases say ``model.visual`` and ``model.language_model``. Both are
     read. The language model's own head is left out.
     """
-    prefixes = {
-        "rm_head.": "ranks.",
-        "visual.": "backbone.visual.",
-        "model.visual.": "backbone.visual.",
-        "model.language_model.": "backbone.language_model.",
-        "model.": "backbone.language_model.",
-    }
     ours = {}
     for name, value in weights.items():
         if name.startswith("lm_head."):
             continue
-        old = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
-        ours[prefixes.get(old, "") + name.removeprefix(old)] = value
+        old = next((prefix for prefix in NAMES if name.startswith(prefix)), "")
+        ours[NAMES.get(old, "") + name.removeprefix(old)] = value
     return ours
