@@ -102,7 +102,6 @@ NUMBERS = {
     "labelling.veto": Number(0, null="none"),
     "labelling.max_missing": Number(0),
     "labelling.ridge": Number(0, above=True),
-    "labelling.schedule.extra": Number(0, whole=True),
     "regularise.winners": Number(0),
     "regularise.real": Number(0),
     "regularise.safeguard": Number(0, null="off"),
@@ -145,7 +144,6 @@ SWITCHES = (
     "loss.graded",
     "reference.offload",
     "labelling.both_orders",
-    "labelling.schedule.final",
 )
 FILES = ("data.prompts.path",)
 NEEDED = ("backbone", "data", "loss", "reference", "rollout", "critic", "eval_critic", "labelling",

@@ -13,6 +13,8 @@ from omegaconf import DictConfig
 from conf.assembly import Parts, assemble, device_of
 from conf.fitting import Fit, smallest_change, smallest_changes
 from conf.jobs import job_of, on_gpu, readable
+from ipo_lightning.critics.comparing import Tournaments
+from ipo_lightning.critics.critique import CritiqueStage
 from ipo_lightning.estimate import GIB, Estimate
 from ipo_lightning.report import table
 from ipo_lightning.rounds import STAGES
@@ -62,24 +64,41 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
     batch = cfg.trainer.accumulate_grad_batches * cfg.data.batch_size
     yield f"run {parts.run.path}: {cfg.round} rounds, {parts.module.form} loss"
     yield table(rows, ["round", *STAGES])
+    calls = _judging(parts)
+    asked = "and critic calls" if calls == videos else f"and about {calls} critic calls"
     yield (
-        f"a round: {_prompts(parts)} prompts x {parts.rollout.n} candidates = {videos} videos and "
-        f"critic calls, {cfg.rollout.steps} steps each"
+        f"a round: {_prompts(parts)} prompts x {parts.rollout.n} candidates = {videos} videos "
+        f"{asked}, {cfg.rollout.steps} steps each"
     )
     yield (
         f"its training: {parts.datamodule.updates} updates of {batch} {labels} a device, "
         f"{cfg.step} step; reference {REFERENCES[parts.module.reference.answers]}"
     )
     evaluated = len(parts.evaluation.prompts) * cfg.evaluation.n
+    critic, judge = (evaluated * one.score_calls for one in _judges(parts))
+    asked = (
+        f"{critic} calls of each of two critics"
+        if critic == judge
+        else f"{evaluated}, {critic} calls of the critic and {judge} of the held-out judge"
+    )
     yield (
         f"an evaluation: {len(parts.evaluation.prompts)} prompts x {cfg.evaluation.n} videos = "
-        f"{evaluated} calls of each of two critics"
+        f"{asked}"
     )
 
 
 def _prompts(parts: Parts) -> int:
     """Of a round."""
     return len(parts.rollout.units(1))
+
+
+def _judging(parts: Parts) -> int:
+    """Calls of the critic that label a round."""
+    return _prompts(parts) * parts.evaluation.critic.calls(parts.rollout.n)
+
+
+def _judges(parts: Parts) -> tuple[CritiqueStage, CritiqueStage]:
+    return parts.evaluation.critic, parts.evaluation.eval_critic
 
 
 def _labels(parts: Parts) -> str:
@@ -222,7 +241,11 @@ def _disk(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
     }
     listed = ", ".join(f"{name} {_gib(size)}" for name, size in sizes.items())
     yield f"disk of all rounds, GiB: {listed}; {_gib(sum(sizes.values()))} in all"
-    calls = rounds * prompts * cfg.rollout.n + 2 * evaluations
+    evaluated = len(parts.evaluation.prompts) * cfg.evaluation.n
+    calls = rounds * _judging(parts)
+    for one in _judges(parts):  # the base's own videos are compared with nothing
+        times = rounds if isinstance(one, Tournaments) else rounds + 1
+        calls += times * evaluated * one.score_calls
     yield f"critic calls of all rounds: {calls}"
 
 

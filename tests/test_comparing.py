@@ -1,26 +1,35 @@
 """The critique stage of critics that compare: what is asked, what is kept, what comes of it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
-from ipo_lightning.critics.base import Comparison, CriticGone
+from ipo_lightning.critics.base import AnswersPending, Comparison, CriticGone, Question
 from ipo_lightning.critics.comparing import (
     Asking,
     PairCritique,
+    RecordedCritique,
+    critique_of,
     duel,
 )
+from ipo_lightning.critics.critique import Critique
+from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import Preference, rao_kupper
-from ipo_lightning.records import Candidate
+from ipo_lightning.records import Candidate, Duel
+from ipo_lightning.rounds import RunDir
+from ipo_lightning.shapes.biased import ShapesPairs
+from ipo_lightning.shapes.critic import ShapesCritic
 from ipo_lightning.store import Store
 from ipo_lightning.tournaments import all_pairs, swiss
 from ipo_lightning.video import Clip, encode_video
 from ipo_lightning.workers import Workers
+from train import train
 
 
 class Brighter:
@@ -246,3 +255,172 @@ def test_one_missing_order_is_no_verdict(said: Comparison | None) -> None:
     lost = Comparison(None, fault="timeout")
     found = duel(place(0), place(1), "c", said, lost)
     assert (found.fault, found.p_first, found.outcome) == ("timeout", None, None)
+
+
+# -------------------------------------------------------------------- answers of people
+
+
+class Book:
+    """A critic whose answers are written down beforehand; what is not there it asks for."""
+
+    identity = "book@1"
+
+    def __init__(self, answers: dict[tuple[str, str], float]) -> None:
+        self.answers = answers
+        self.requests: list[list[Question]] = []
+        self.files: list[Path] = []
+
+    def recall(self, question: Question) -> Comparison | None:
+        chance = self.answers.get((question.first, question.second))
+        return None if chance is None else Comparison(Preference(chance, 0.0, 1 - chance))
+
+    def request(self, unanswered: Sequence[Question], find: Callable[[str], Path]) -> NoReturn:
+        self.requests.append(list(unanswered))
+        self.files += [find(one.first) for one in unanswered]
+        raise AnswersPending("open the page")
+
+
+def test_people_are_asked_for_all_that_is_open_at_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    some = candidates_of(store, {0: [10, 60, 60], 1: [5, 7]})
+    book = Book({})
+    critique = critique_of(book, store, Asking(all_pairs))
+    assert isinstance(critique, RecordedCritique)
+    with pytest.raises(AnswersPending, match="open the page"):
+        judge(critique, some)
+    (asked,) = book.requests
+    assert len(asked) == 2  # both 60s are one video: asked about once, and never beside itself
+    assert all(file.exists() for file in book.files)
+    book.answers = {(one.first, one.second): 0.0 for one in asked}
+    duels = judge(critique, some)
+    assert [(one.prompt_index, one.first, one.second, one.outcome) for one in duels] == [
+        (0, 0, 1, 0.0), (0, 0, 2, 0.0), (0, 1, 2, 0.5), (1, 0, 1, 0.0)
+    ]  # fmt: skip
+
+
+def test_only_the_leading_rank_asks(tmp_path: Path) -> None:
+    store, book = Store(tmp_path), Book({})
+    some = candidates_of(store, {0: [10, 60]})
+    with pytest.raises(AnswersPending, match="1 comparisons wait"):
+        judge(RecordedCritique(book, store), some, Workers(rank=1, world=2))
+    assert book.requests == []
+
+
+# -------------------------------------------------------------------- evaluations
+
+
+def against_base(critique: Any, levels: list[int], base: list[int]) -> list[float | None]:
+    some = candidates_of(critique.store, {4: levels})
+    videos = {(4, k): one.video for k, one in enumerate(candidates_of(critique.store, {4: base}))}
+    rows = critique.score(some, videos, Workers(), "cpu", "test")
+    assert [row.candidate for row in rows] == list(range(len(levels)))
+    return [row.score for row in rows]
+
+
+def test_a_score_is_the_chance_to_beat_the_base(tmp_path: Path) -> None:
+    critic = Brighter(bias=1.0)
+    critique = PairCritique(critic, Store(tmp_path), Asking(both_orders=False))
+    scores = against_base(critique, [10, 90, 50], [60, 60, 50])
+    assert scores[0] is not None and scores[0] < 0.1 and scores[1] > 0.9 and scores[2] == 0.5
+    assert sorted(critic.asked) == [(10, 60), (60, 10), (60, 90), (90, 60)]  # in both orders
+    itself = critique.score(candidates_of(critique.store, {4: [10]}), None, Workers(), "cpu", "t")
+    assert [row.score for row in itself] == [0.5] and len(critic.asked) == 4
+
+
+def test_a_base_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+    critique = PairCritique(Brighter(), Store(tmp_path))
+    some = candidates_of(critique.store, {4: [10]})
+    with pytest.raises(InputError, match="base model's evaluation videos are gone"):
+        critique.score(some, {(4, 0): "0" * 64}, Workers(), "cpu", "test")
+
+
+def test_people_are_asked_about_scores_only_as_judges(tmp_path: Path) -> None:
+    book = Book({})
+    assert against_base(critique_of(book, Store(tmp_path)), [10], [60]) == [None]
+    with pytest.raises(AnswersPending):
+        against_base(critique_of(book, Store(tmp_path), judging=True), [10], [60])
+
+
+def test_a_critic_is_told_by_its_methods(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert isinstance(critique_of(ShapesCritic(), store), Critique)
+    assert isinstance(critique_of(Brighter(), store), PairCritique)
+    with pytest.raises(InputError, match="dict is no critic"):
+        critique_of({}, store)
+
+
+# -------------------------------------------------------------------- runs
+
+Compose = Callable[..., DictConfig]
+LABELS = ("round=1", "until=labelling", "critic=shapes_biased", "labelling=pairwise")
+
+
+def test_a_run_with_a_critic_that_compares(small: Compose) -> None:
+    cfg = small("round=1", "critic=shapes_pairwise", "labelling=pairwise",
+                "eval_critic=shapes_pairwise", "labelling.min_certainty=0")  # fmt: skip
+    line = train(cfg)
+    run = RunDir(Path(cfg.paths.outputs) / "run")
+    assert run.line(0)["score"] == run.line(0)["eval_score"] == 0.5  # type: ignore[index]
+    assert line is not None and 0 < line["score"] < 1 and line["labelling"]["figures"]
+    duels = run.round(1).verdicts()
+    assert duels and all(isinstance(one, Duel) for one in duels)
+    page = (run.path / "report.html").read_text()
+    assert "couples compared" in page and "winner shown first" in page
+
+
+def test_points_of_a_critic_that_compares(small: Compose) -> None:
+    cfg = small(*LABELS, "loss=kto", "critic=shapes_pairwise")
+    train(cfg)
+    points = RunDir(Path(cfg.paths.outputs) / "run").round(1).points()
+    assert {one.desirable for one in points} == {True, False}
+
+
+def test_a_critic_that_is_gone_stops_the_run_and_what_it_said_stays(
+    small: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = ShapesPairs.compare, []
+
+    def failing(self: Any, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise CriticGone("no server at this address")
+        return original(self, *args)
+
+    monkeypatch.setattr(ShapesPairs, "compare", failing)
+    with pytest.raises(InputError, match="no server at this address; what was answered is kept"):
+        train(small(*LABELS))
+    train(small(*LABELS))
+    before = len(calls)
+    train(small(*LABELS, outputs="again"))  # a store of its own: as many calls, but the lost one
+    assert before - 1 == len(calls) - before
+
+
+def test_a_round_of_failures_is_not_trained_on(
+    small: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        lost = [Comparison(None, fault="timeout", transient=True)]
+        patch.setattr(ShapesPairs, "compare", lambda self, first, *rest: lost * len(first))
+        with pytest.raises(InputError, match="timeout.*max_missing"):
+            train(small(*LABELS))
+    train(small(*LABELS))  # asked again, and answered
+    run = RunDir(Path(small().paths.outputs) / "run")
+    assert all(one.fault == "" for one in run.round(1).verdicts())
+
+
+def test_a_run_waits_politely(
+    small: Compose, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pending(self: Any, *args: Any) -> NoReturn:
+        raise AnswersPending("3 questions to people")
+
+    monkeypatch.setattr(RecordedCritique, "judge", pending)
+    monkeypatch.setattr("conf.assembly.critique_of", waiting)
+    train(small(*LABELS))  # no exception: exit status 0
+    said = capsys.readouterr().out
+    assert "3 questions to people\nthen go on with: python" in said
+
+
+def waiting(critic: Any, store: Store, *asking: Any, judging: bool = False) -> Any:
+    """People in the place of the training critic."""
+    return critique_of(critic, store) if judging else RecordedCritique(Book({}), store)

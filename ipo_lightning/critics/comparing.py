@@ -27,7 +27,15 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import Preference, both_orders, both_orders_of
 from ipo_lightning.records import Candidate, Duel, Verdict
 from ipo_lightning.store import Store, fingerprint
-from ipo_lightning.tournaments import Couple, Results, Schedule, next_round, opposite, swiss
+from ipo_lightning.tournaments import (
+    Couple,
+    Results,
+    Schedule,
+    next_round,
+    opposite,
+    play,
+    swiss,
+)
 from ipo_lightning.workers import Workers
 
 TWIN = 10**6
@@ -100,6 +108,15 @@ class Tournaments(CritiqueStage):
         found = {(duel.prompt_index, duel.first): duel for duel in duels}
         return [_against_base(found[one.prompt_index, one.candidate]) for one in candidates]
 
+    @abstractmethod
+    def orders(self) -> int:
+        """In how many orders a couple is shown."""
+
+    def calls(self, count: int) -> int:
+        """Those of a tournament without ties."""
+        played = play(self.asking.schedule, count, lambda couples: dict.fromkeys(couples, 1.0))
+        return len(played) * self.orders()
+
     def _units(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
         """The candidates that are worth a question, by prompt, in order."""
         counting = [one for one in candidates if self.asking.refuse(one.gauges) is None]
@@ -150,6 +167,15 @@ class PairCritique(Tournaments, AskingStage[PairCritic]):
         self._run(candidates, workers, device, label)
         units = self._units(candidates)
         return [duel for unit in units for duel in self._walk(unit, lambda question: True)[0]]
+
+    def orders(self) -> int:
+        """Two, or one where a single order is to do."""
+        return 2 if self.asking.both_orders else 1
+
+    @property
+    def score_calls(self) -> int:
+        """A duel with the base's video, always in both orders."""
+        return 2
 
     def _ask(self, candidates: Sequence[Candidate]) -> None:
         asked: set[Question] = set()  # what has no answer for now is not asked twice in a stage
@@ -251,6 +277,15 @@ class RecordedCritique(Tournaments):
         if base is None or self.judging:
             return super().score(candidates, base, workers, device, label)
         return [_against_base(self._duel(one, _twin(one, base, self.store))) for one in candidates]
+
+    def orders(self) -> int:
+        """One question a couple: sides are the critic's affair."""
+        return 1
+
+    @property
+    def score_calls(self) -> int:
+        """A judge asks about each video and the base's; else nobody is asked."""
+        return 1 if self.judging else 0
 
     def _questions(self, one: Candidate, other: Candidate) -> list[Question]:
         same = one.video == other.video

@@ -58,6 +58,15 @@ class CritiqueStage(ABC):
         """
 
     @abstractmethod
+    def calls(self, count: int) -> int:
+        """About how many answers judging ``count`` candidates of a prompt takes."""
+
+    @property
+    @abstractmethod
+    def score_calls(self) -> int:
+        """How many answers a score takes that is not the base model's own."""
+
+    @abstractmethod
     def _todo(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
         """The candidates of which something is yet to be asked, in units of work."""
 
@@ -180,6 +189,15 @@ class Critique(AskingStage[PointCritic]):
     ) -> list[Verdict]:
         """As `judge`: a rating tells policies apart without their base."""
         return self.judge(candidates, workers, device, label)
+
+    def calls(self, count: int) -> int:
+        """A rating each."""
+        return count
+
+    @property
+    def score_calls(self) -> int:
+        """A rating."""
+        return 1
 
     def _todo(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
         """The unjudged candidates, by prompt; two of the same pixels and prompt are asked once."""

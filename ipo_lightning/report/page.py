@@ -5,8 +5,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from ipo_lightning.report.charts import charts
+from ipo_lightning.report.labels import round_part
 from ipo_lightning.report.markup import Html, html_table, section, tag
-from ipo_lightning.report.parts import choices, comparison, reproduce, round_part, summary
+from ipo_lightning.report.parts import choices, comparison, reproduce, summary
 from ipo_lightning.report.run import Run, find_videos, read_run
 from ipo_lightning.report.tables import rounds_rows
 from ipo_lightning.report.videos import Videos

@@ -1,14 +1,14 @@
-"""The parts of the page: outcome, settings, comparison by prompt, labels, commands."""
+"""The parts of the page: outcome, settings, comparison by prompt, commands."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from ipo_lightning.report.labels import place
 from ipo_lightning.report.markup import Html, join, tag
-from ipo_lightning.report.run import RoundFiles, Run
+from ipo_lightning.report.run import Run
 from ipo_lightning.report.tables import (
     Row,
     base_gauges,
@@ -16,14 +16,11 @@ from ipo_lightning.report.tables import (
     gauges_of,
     number,
     relative,
-    seconds_of,
 )
 from ipo_lightning.report.videos import Videos
 from ipo_lightning.video import spread
 
 MAX_PROMPTS = 6  # rows of the comparison by prompt
-MAX_LABELS = 4  # pairs or points shown of a round
-MAX_WORDS = 600  # characters of a critic's answer
 
 
 def summary(run: Run) -> Html:
@@ -113,11 +110,6 @@ def comparison(run: Run, videos: Videos) -> Html:
     return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label="videos")
 
 
-def place(row: Row) -> tuple[Any, Any]:
-    """What pairs two evaluation videos: prompt and candidate, hence the seed."""
-    return row.get("prompt_index"), row.get("candidate")
-
-
 def starts(key: tuple[Any, Any], before: tuple[Any, Any] | None) -> bool:
     """Whether a place is the first of its prompt."""
     return before is None or key[0] != before[0]
@@ -130,85 +122,6 @@ def evaluated(row: Row | None, round_number: int, videos: Videos) -> Html:
     scores = f"{number(row.get('score'))} / {number(row.get('eval_score'))}"
     label = f"round {round_number}: {row.get('prompt', '')}"
     return videos.figure(row.get("video"), label, scores)
-
-
-def round_part(one: RoundFiles, videos: Videos, line: Row | None, *, unfolded: bool) -> Html:
-    """A round's labels, counts and times."""
-    head = tag("summary", f"Round {one.number}", tag("span", headline(one, line), class_="note"))
-    parts = [counts_part(one.labelling)]
-    if one.missing:
-        parts.append(tag("p", f"Not finished: {', '.join(one.missing)}.", class_="empty"))
-    verdicts = {place(row): row for row in one.verdicts}
-    pairs = [one.pairs[i] for i in spread(len(one.pairs), MAX_LABELS)]
-    points = [one.points[i] for i in spread(len(one.points), 2 * MAX_LABELS)]
-    if pairs:
-        parts.append(tag("div", *(pair_part(p, verdicts, videos) for p in pairs), class_="pairs"))
-    if points:
-        figures = (point_part(row, verdicts, videos) for row in points)
-        parts.append(tag("div", *figures, class_="points"))
-    if not pairs and not points:
-        parts.append(tag("p", "No labelled videos on disk.", class_="empty"))
-    return tag("details", head, *parts, **({"open": "open"} if unfolded else {}))
-
-
-def headline(one: RoundFiles, line: Row | None) -> str:
-    """How many labels a round has and where its time went."""
-    labels = f"{len(one.pairs)} pairs" if one.pairs else f"{len(one.points)} labelled videos"
-    times = ", ".join(f"{name} {s:.0f} s" for name, s in seconds_of(line or {}).items())
-    return f"{labels}; {times}" if times else labels
-
-
-def counts_part(labelling: Row) -> Html:
-    """How many labels were kept and why the rest was dropped."""
-    if not labelling:
-        return Html("")
-    dropped = labelling.get("dropped") or {}
-    reasons = [f"{reason}: {number(count)}" for reason, count in dropped.items()]
-    chips = [tag("span", f"kept: {number(labelling.get('kept'))}", class_="chip kept")]
-    chips += [tag("span", text, class_="chip") for text in reasons]
-    return tag("p", *chips, class_="chips")
-
-
-def pair_part(pair: Row, verdicts: Mapping[Any, Row], videos: Videos) -> Html:
-    """A winner beside its loser."""
-    sides = []
-    for side in ("winner", "loser"):
-        row = verdicts.get((pair.get("prompt_index"), pair.get(side)), {})
-        label = f"{side}: {pair.get('prompt', '')}"
-        figure = videos.figure(pair.get(f"{side}_video"), label, *verdict_words(side, row))
-        sides.append(tag("div", figure, words_part(row), class_=side))
-    facts = f"margin {number(pair.get('margin'))}, weight {number(pair.get('weight'))}"
-    title = tag("h3", str(pair.get("prompt", "")), tag("span", facts, class_="note"))
-    return tag("div", title, tag("div", *sides, class_="sides"), class_="pair")
-
-
-def point_part(point: Row, verdicts: Mapping[Any, Row], videos: Videos) -> Html:
-    """One labelled video."""
-    row = verdicts.get(place(point), {})
-    kind = "desirable" if point.get("desirable") else "undesirable"
-    prompt = str(point.get("prompt", ""))
-    captions = (*verdict_words(kind, row), f"weight {number(point.get('weight'))}", prompt)
-    figure = videos.figure(point.get("video"), f"{kind}: {prompt}", *captions)
-    return tag("div", figure, class_="winner" if point.get("desirable") else "loser")
-
-
-def verdict_words(kind: str, verdict: Row) -> list[str]:
-    """The label, the score and its dimensions, a line each."""
-    dims = (verdict.get("dims") or {}).items()
-    return [
-        f"{kind} {number(verdict.get('score'))}",
-        ", ".join(f"{name} {number(value)}" for name, value in dims),
-    ]
-
-
-def words_part(verdict: Row) -> Html:
-    """The critic's own words, folded away."""
-    raw = verdict.get("raw")
-    words = raw if isinstance(raw, str) else json.dumps(raw) if raw else ""
-    if not words.strip():
-        return Html("")
-    cut = words if len(words) <= MAX_WORDS else words[:MAX_WORDS] + " ..."
-    return tag("details", tag("summary", "the critic's words"), tag("pre", cut), class_="words")
 
 
 def reproduce(run: Run, command: str | None) -> Html:

@@ -6,10 +6,11 @@ video that they see first, or say the opposite of what they mean.
 
 import hashlib
 from collections.abc import Sequence
+from typing import get_args
 
 from ipo_lightning.critics.base import Comparison, Rating
 from ipo_lightning.errors import InputError
-from ipo_lightning.preferences import Preference, rao_kupper, sigmoid
+from ipo_lightning.preferences import Outcome, Preference, rao_kupper
 from ipo_lightning.shapes.critic import ShapesCritic
 from ipo_lightning.video import Clip
 
@@ -24,23 +25,30 @@ class ShapesPairs:
         noise: share of its answers that are turned round, in [0, 1]. Which ones is a function of
             the two clips in their order and the prompt: to ask again is no use, but the other order
             is another draw.
+        words: answers the likeliest outcome alone, as a judge in words does, however near it was.
     """
 
     def __init__(
-        self, sharpness: float = 20.0, ties: float = 1.2, bias: float = 0.0, noise: float = 0.0
+        self,
+        sharpness: float = 20.0,
+        ties: float = 1.2,
+        bias: float = 0.0,
+        noise: float = 0.0,
+        words: bool = False,
     ) -> None:
         if not ties >= 1:
             raise InputError(f"critic.ties={ties}: give 1 or more")
         if not 0 <= noise <= 1:
             raise InputError(f"critic.noise={noise}: give a share, 0 to 1")
-        self.sharpness, self.ties, self.bias, self.noise = sharpness, ties, bias, noise
+        self.sharpness, self.ties, self.bias = sharpness, ties, bias
+        self.noise, self.words = noise, words
         self.rules = ShapesCritic()
 
     @property
     def identity(self) -> str:
         """The rules' and all settings."""
         settings = f"sharpness={self.sharpness},ties={self.ties},bias={self.bias}"
-        return f"{self.rules.identity}#pairs-1#{settings},noise={self.noise}"
+        return f"{self.rules.identity}#pairs-1#{settings},noise={self.noise},words={self.words}"
 
     def load(self, device: str) -> None:
         """Nothing to load: the rules run on the CPU whatever the device."""
@@ -62,14 +70,15 @@ class ShapesPairs:
 
     def _comparison(self, first: Rating, second: Rating, *, turned: bool) -> Comparison:
         assert first.score is not None and second.score is not None  # rules always have one
-        logits = {
-            name: self.sharpness * (first.dims[name] - second.dims[name]) + self.bias
-            for name in first.dims
-        }
-        overall = self.sharpness * (first.score - second.score) + self.bias
-        preference: Preference = rao_kupper(overall, self.ties)
-        dims = {name: sigmoid(-x if turned else x) for name, x in logits.items()}
-        return Comparison(preference.mirrored() if turned else preference, dims)
+        parts = {name: first.dims[name] - second.dims[name] for name in first.dims}
+        dims = {name: self._preference(gap, turned).expected for name, gap in parts.items()}
+        return Comparison(self._preference(first.score - second.score, turned), dims)
+
+    def _preference(self, gap: float, turned: bool) -> Preference:
+        found = rao_kupper(self.sharpness * gap + self.bias, self.ties)
+        if self.words:
+            found = Preference(*(float(found.outcome == name) for name in get_args(Outcome)))
+        return found.mirrored() if turned else found
 
     @staticmethod
     def _chance(first: Clip, second: Clip, prompt: str) -> float:
