@@ -40,11 +40,17 @@ def test_an_experiment_fits_its_card(
     assert " h in all" in printed
 
 
-@pytest.mark.parametrize("missing", ["critic", "eval_critic"])
-def test_an_experiment_asks_for_critics(missing: str, prompts: str) -> None:
-    given = [word for word in CRITICS if not word.startswith(f"{missing}=")]
-    with pytest.raises(InputError, match=f"^{missing} has no default here: give {missing}=CHOICE"):
-        refuse_misspelt("train", ["experiment=ipo_wan_1_3b", *given, prompts])
+def test_an_experiment_asks_for_a_judge(prompts: str) -> None:
+    with pytest.raises(InputError, match="^eval_critic has no default here: give eval_critic=CHO"):
+        refuse_misspelt("train", ["experiment=ipo_wan_1_3b", prompts])
+
+
+def test_real_videos_are_labelled_by_videoreward(compose_train: ComposeTrain, prompts: str) -> None:
+    cfg = compose_train("experiment=ipo_wan_1_3b", CRITICS[1], prompts)
+    assert cfg.critic.model == "KlingTeam/VideoReward"
+    with pytest.raises(InputError, match="wording=.*VideoReward was tuned with words.*curl -LO"):
+        train(compose_train("experiment=ipo_wan_1_3b", CRITICS[1], prompts, "dry_run=true",
+                            "critic.wording=absent.py"))  # fmt: skip
 
 
 def test_the_papers_setting_is_the_papers(compose_train: ComposeTrain, prompts: str) -> None:

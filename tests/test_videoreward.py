@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, Qwen2VLConfig
 
+from benchmarks import check_critic
 from ipo_lightning.critics import videoreward
 from ipo_lightning.critics.base import PointCritic, Rating
 from ipo_lightning.critics.pretrained import Processor
@@ -26,9 +28,11 @@ from ipo_lightning.critics.reward_model import (
 from ipo_lightning.critics.videoreward import VideoReward
 from ipo_lightning.critics.viewing import Viewing
 from ipo_lightning.errors import InputError
-from ipo_lightning.video import Clip
+from ipo_lightning.video import Clip, write_video
 from tests import tiny_vlm
+from tests.conftest import ComposeTrain
 from tests.tiny_vlm import NORMS, RUBRIC, TOKENS, UPSTREAM
+from train import train
 
 PROMPTS = ["a cat", "a very long dog that runs along the river", "rain"]
 DIMS = ("VQ", "MQ", "TA")
@@ -411,3 +415,81 @@ def test_a_form_is_whole(change: dict[str, Any], message: str) -> None:
     RewardForm(**whole)
     with pytest.raises(InputError, match=message):
         RewardForm(**whole | change)
+
+
+def test_a_user_can_check_the_figures(
+    folders: dict[int, Path],
+    base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One command, from a table of videos and what upstream said of them."""
+    write_video(tmp_path / "a.mp4", tiny_vlm.clip(1, 16, (64, 96)))
+    (tmp_path / "b.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
+    folder = folders[1]
+    monkeypatch.setattr("sys.argv", [
+        "check_critic.py", "--critic", "videoreward", "--videos", str(tmp_path / "videos.csv"),
+        f"critic.model={folder}", f"critic.base={base}", "critic.checkpoint=checkpoint-7/model.pth",
+        f"critic.wording={folder / 'prompt_template.py'}", "critic.dtype=float32", "critic.fps=4",
+    ])  # fmt: skip
+
+    def checked(figures: str) -> tuple[int, str]:
+        row = f'a.mp4,a cat{figures}\nb.mp4,"a dog, running",,\n'
+        (tmp_path / "videos.csv").write_text(f"path,prompt,VQ,Overall\n{row}")
+        return check_critic.main(), capsys.readouterr().out
+
+    status, said = checked(",,")
+    assert status == 0 and "no figures to compare with" in said
+    vq, overall = (float(re.search(rf"{name} +(\S+)", said)[1]) for name in ("VQ", "score"))  # type: ignore[index]
+    assert checked(f",{vq},{overall}")[0] == 0
+    status, said = checked(f",{vq + 0.2},{overall}")
+    assert status == 1 and "off -0.2" in said and "largest difference 0.2000" in said
+
+
+def test_the_released_checkpoint_is_of_this_network() -> None:
+    """Its size is told to the byte by these shapes, but for what a file of torch adds.
+
+    5,031,072,529 bytes, in bfloat16: the backbone, adapters of rank 64 on each linear layer of the
+    language model, the embeddings once more (as the head that says words) and a head of one row.
+    """
+    rope = {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": 151_660, "hidden_size": 1536, "intermediate_size": 8960,
+            "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+            "rope_parameters": rope,
+        },
+        vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16},
+    )  # fmt: skip
+    with torch.device("meta"):
+        network = RewardModel(AutoModel.from_config(config), (1, 2, 3))
+    own = sum(parameter.numel() for parameter in network.parameters())
+    adapters = sum(
+        64 * (module.in_features + module.out_features)
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear) and "language_model" in name
+    )
+    words = 151_660 * 1536
+    assert own == 2_208_561_664 + 1536
+    assert 0 < 5_031_072_529 - 2 * (own + adapters + words) < 500_000
+
+
+@pytest.mark.slow
+def test_a_round_is_labelled(
+    folders: dict[int, Path], base: Path, tmp_path: Path, small: ComposeTrain
+) -> None:
+    """From settings to pairs: loaded after the rollout, asked once, kept."""
+    folder = folders[3]
+    cfg = small(
+        "critic=videoreward", f"critic.model={folder}", f"critic.base={base}", "critic.fps=8",
+        "critic.checkpoint=checkpoint-7/model.pth", "critic.dtype=float32", "round=1",
+        f"critic.wording={folder / 'prompt_template.py'}", "until=labelling",
+    )  # fmt: skip
+    train(cfg)
+    outputs = tmp_path / "outputs/run/round_1"
+    verdicts = [json.loads(line) for line in (outputs / "verdicts.jsonl").read_text().splitlines()]
+    assert len(verdicts) == 9 and all(set(one["dims"]) == set(DIMS) for one in verdicts)
+    assert len({one["score"] for one in verdicts}) == 9
+    assert {one["critic"].partition("@")[0] for one in verdicts} == {"3"}
+    assert len((outputs / "pairs.jsonl").read_text().splitlines()) == 3

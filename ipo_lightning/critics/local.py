@@ -31,6 +31,7 @@ from ipo_lightning.critics.pretrained import (
     SEQUENCES,
     Processor,
     check_source,
+    check_vision,
     collate,
     named,
     origin,
@@ -70,7 +71,7 @@ class LocalChat:
         remote_code: run code that the checkpoint brings; leave it false unless you have read it.
 
     Raises:
-        InputError: a setting that cannot work.
+        InputError: a setting that cannot work, or torchvision is missing.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class LocalChat:
 
     def _check(self) -> None:
         check_source("model", self.model)
+        check_vision()
         if self.dtype not in DTYPES:
             raise InputError(f"dtype={self.dtype}: choose one of {', '.join(DTYPES)}")
         for name in ("samples", "max_tokens", "batch_size"):
@@ -152,7 +154,7 @@ class LocalChat:
         """The checkpoint's processor.
 
         Raises:
-            InputError: torchvision is missing, or the model takes no videos.
+            InputError: its files cannot be read, or the model takes no videos.
         """
         return Processor(self.model, self.revision, self.template, self.remote_code)
 
