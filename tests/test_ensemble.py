@@ -246,6 +246,7 @@ def test_a_run_asks_each_member_once_over_all_videos(tmp_path: Path) -> None:
     stage = critique_of(Ensemble({"a": a, "b": b}), store)
     assert isinstance(stage, CombinedCritique)
     assert stage.missing(candidates) == 12
+    assert (stage.calls(2), stage.score_calls) == (4, 2)  # as the plan counts
     verdicts = stage.judge(candidates, Workers(), "cpu", "critic")
     assert a.together == [["a"]] * 3 and b.together == [["b"]] * 3 and not LOADED
     assert [v.score for v in verdicts[:-1]] == pytest.approx([20 * k * 1.1 / 2 for k in range(5)])

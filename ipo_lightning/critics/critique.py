@@ -265,6 +265,15 @@ class CombinedCritique(CritiqueStage):
         """As `judge`."""
         return self.judge(candidates, workers, device, label)
 
+    def calls(self, count: int) -> int:
+        """A rating of each member."""
+        return count * len(self.stages)
+
+    @property
+    def score_calls(self) -> int:
+        """A rating of each member."""
+        return len(self.stages)
+
     def _todo(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
         return [unit for stage in self.stages.values() for unit in stage._todo(candidates)]
 
