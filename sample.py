@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ipo_lightning.checkpoints import Checkpoint
+    from ipo_lightning.critics.base import Rating
     from ipo_lightning.policy import Policy, Sampling
     from ipo_lightning.video import Clip
 
@@ -81,13 +83,14 @@ def sample(cfg: DictConfig) -> list[Path]:
     refuse_missing(cfg)
     check_sample(cfg)
     prompts = read_prompts(cfg)
+    critic = critic_of(cfg)
     made = sorted(shared(ordered(cfg, prompts)), key=lambda one: (one.prompt, one.k))
     files = [one.file for one in made]
     for file in files:
         show(str(file))
     show(f"contact sheet: {write_sheet(made, prompts)}")
-    if cfg.get("critic"):
-        show(scores(cfg, made, prompts))
+    if critic is not None:
+        show(scores(cfg, critic, made, prompts))
     return files
 
 
@@ -151,18 +154,18 @@ def make(order: Order, rank: int, world: int) -> list[Made]:
     settings = determined(cfg, order.checkpoint, policy, network, order.sampling)
     files = Files(Path(cfg.paths.outputs) / "samples", order.prompts, cfg.seed, settings)
     files.describe(str(cfg.ckpt))
-    judged = cfg.get("critic") is not None  # then all are made: a critic sees exact pixels
+    all_made = cfg.get("critic") is not None  # a critic sees exact pixels
     made, todo = [], []
     for job in order.jobs[rank::world]:
         there = [Made(job.prompt, k, files.of(job, k), None) for k in job.numbers]
-        if judged or cfg.overwrite or not all(one.file.exists() for one in there):
+        if all_made or cfg.overwrite or not all(one.file.exists() for one in there):
             todo.append(job)
         else:
             made += there
     for job, clips in draw(order, todo, policy, network, rank) if todo else ():
         for k, clip in zip(job.numbers, clips, strict=True):
             write(files.of(job, k), clip, cfg.enlarge)
-            made.append(Made(job.prompt, k, files.of(job, k), clip if judged else None))
+            made.append(Made(job.prompt, k, files.of(job, k), clip if all_made else None))
     return made
 
 
@@ -302,18 +305,47 @@ def write_sheet(made: Sequence[Made], prompts: Sequence[str]) -> Path:
     return sheet
 
 
-def scores(cfg: DictConfig, made: Sequence[Made], prompts: Sequence[str]) -> str:
+def critic_of(cfg: DictConfig) -> Any:
+    """Who is to judge the videos, or None; refused before they are made where that cannot be."""
+    from ipo_lightning.critics.base import PairCritic, PointCritic
+
+    if not cfg.get("critic"):
+        return None
+    critic = build(cfg.critic, "critic")
+    if isinstance(critic, PointCritic):
+        return critic
+    if not isinstance(critic, PairCritic):
+        raise InputError(f"critic={critic.identity}: it only knows recorded answers, and has none "
+                         "on these videos")  # fmt: skip
+    if cfg.n < 2:
+        raise InputError(f"critic={critic.identity}: it compares videos of a prompt; give n=2 or "
+                         "more")  # fmt: skip
+    return critic
+
+
+def ratings_of(critic: Any, made: Sequence[Made], prompts: Sequence[str]) -> "list[Rating]":
+    """A rating a video; of a critic that compares, its strength among those of its prompt."""
+    from ipo_lightning.critics.base import PointCritic, Rating
+    from ipo_lightning.critics.comparing import strengths
+
+    if isinstance(critic, PointCritic):
+        clips = [cast("Clip", one.clip) for one in made]
+        return critic.rate(clips, [prompts[one.prompt] for one in made])
+    ratings = []
+    for prompt, siblings in groupby(made, key=lambda one: one.prompt):
+        clips = [cast("Clip", one.clip) for one in siblings]
+        ratings += [Rating(value) for value in strengths(critic, clips, prompts[prompt])]
+    return ratings
+
+
+def scores(cfg: DictConfig, critic: Any, made: Sequence[Made], prompts: Sequence[str]) -> str:
     """What the critic says of the videos, as a table."""
     from conf.assembly import device_of
     from ipo_lightning.report import table
 
-    critic = build(cfg.critic, "critic")
     critic.load(str(device_of(cfg)))
     rows = []
-    clips = [one.clip for one in made]
-    for one, rating in zip(
-        made, critic.rate(clips, [prompts[one.prompt] for one in made]), strict=True
-    ):
+    for one, rating in zip(made, ratings_of(critic, made, prompts), strict=True):
         score = "no verdict" if rating.score is None else f"{rating.score:.3f}"
         dims = {dim: f"{value:.2f}" for dim, value in rating.dims.items()}
         rows.append({"video": one.file.stem, "score": score, **dims})

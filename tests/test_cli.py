@@ -207,7 +207,7 @@ def test_every_checked_number_is_a_setting(compose_train: ComposeTrain) -> None:
     losses = [f"loss={path.stem}" for path in CONF.glob("loss/*.yaml")]
     configs = [compose_train(one) for one in (
         *losses, "data=file", "experiment=shapes_lora", "reference=ema",
-        "labelling=margin_weighted", "labelling=rarity_weighted",
+        "labelling=margin_weighted", "labelling=rarity_weighted", "labelling=pairwise",
     )]  # fmt: skip
     missing = {
         key

@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from conf.planner import plan
 from ipo_lightning.critics.base import AnswersPending, Comparison, CriticGone, Question
 from ipo_lightning.critics.comparing import (
     Asking,
@@ -17,6 +18,7 @@ from ipo_lightning.critics.comparing import (
     RecordedCritique,
     critique_of,
     duel,
+    strengths,
 )
 from ipo_lightning.critics.critique import Critique
 from ipo_lightning.errors import InputError
@@ -356,9 +358,10 @@ LABELS = ("round=1", "until=labelling", "critic=shapes_biased", "labelling=pairw
 
 
 def test_a_run_with_a_critic_that_compares(small: Compose) -> None:
-    cfg = small("round=1", "critic=shapes_pairwise", "labelling=pairwise",
-                "eval_critic=shapes_pairwise", "labelling.min_certainty=0")  # fmt: skip
-    line = train(cfg)
+    judge = "eval_critic._target_=ipo_lightning.shapes.biased.ShapesPairs"
+    cfg = small("round=1", "critic=shapes_pairwise", "labelling=pairwise", judge)
+    with pytest.warns(UserWarning, match="the critic's own make"):
+        line = train(cfg)
     run = RunDir(Path(cfg.paths.outputs) / "run")
     assert run.line(0)["score"] == run.line(0)["eval_score"] == 0.5  # type: ignore[index]
     assert line is not None and 0 < line["score"] < 1 and line["labelling"]["figures"]
@@ -424,3 +427,22 @@ def test_a_run_waits_politely(
 def waiting(critic: Any, store: Store, *asking: Any, judging: bool = False) -> Any:
     """People in the place of the training critic."""
     return critique_of(critic, store) if judging else RecordedCritique(Book({}), store)
+
+
+def test_samples_of_a_prompt_are_compared(tmp_path: Path) -> None:
+    critic = Brighter(bias=1.0)
+    clips = [Clip(torch.full((3, 16, 16, 3), level, dtype=torch.uint8), 8.0)
+             for level in (60, 10, 90)]  # fmt: skip
+    values = strengths(critic, clips, "a")
+    assert values[2] > values[0] > values[1] and len(critic.asked) == 6
+
+
+def test_a_plan_counts_calls_of_both_orders(compose_train: Compose) -> None:
+    """60 prompts x 6: nine couples each, and the evaluation's 96 videos beside the base's."""
+    said = plan(compose_train("critic=shapes_pairwise", "plan.tflops=1", "round=2"))
+    assert "360 videos and about 1080 critic calls" in said
+    assert "96, 192 calls of the critic and 96 of the held-out judge" in said
+    calls = 2 * 1080 + 2 * 192 + 3 * 96  # the base's own videos are compared with nothing
+    assert f"critic calls of all rounds: {calls}" in said
+    once = plan(compose_train("critic=shapes_pairwise", "labelling=trusting", "plan.tflops=1"))
+    assert "about 180 critic calls" in once

@@ -109,6 +109,18 @@ def test_a_video_has_the_same_noise_whatever_n_and_batch_are(
     assert not torch.equal(frames(other_seed)[0], frames(alone)[0])
 
 
+def test_a_critic_that_compares_needs_two(
+    draw: Callable[..., list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="compares videos of a prompt; give n=2"):
+        draw("ipo_lightning/shapes/pipeline", "n=1", "critic=shapes_pairwise")
+    assert not (tmp_path / "samples").exists()
+    draw("ipo_lightning/shapes/pipeline", "n=2", "critic=shapes_pairwise")
+    lines = capsys.readouterr().out.splitlines()
+    scores = [float(line.split()[-1]) for line in lines[-2:]]
+    assert scores[0] == -scores[1]
+
+
 def test_files_sheet_and_scores(
     draw: Callable[..., list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import combinations, groupby, permutations
 from statistics import fmean
 from typing import Any
 
@@ -24,7 +24,7 @@ from ipo_lightning.critics.critique import (
     CritiqueStage,
 )
 from ipo_lightning.errors import InputError
-from ipo_lightning.preferences import Preference, both_orders, both_orders_of
+from ipo_lightning.preferences import Preference, both_orders, both_orders_of, bradley_terry
 from ipo_lightning.records import Candidate, Duel, Verdict
 from ipo_lightning.store import Store, fingerprint
 from ipo_lightning.tournaments import (
@@ -36,6 +36,7 @@ from ipo_lightning.tournaments import (
     play,
     swiss,
 )
+from ipo_lightning.video import Clip
 from ipo_lightning.workers import Workers
 
 TWIN = 10**6
@@ -324,6 +325,25 @@ def critique_of(
         return RecordedCritique(critic, store, asking, judging)
     raise InputError(f"{type(critic).__name__} is no critic: it has neither rate, compare nor "
                      "recall (docs/extending.md)")  # fmt: skip
+
+
+def strengths(critic: PairCritic, clips: Sequence[Clip], prompt: str) -> list[float]:
+    """How videos of one prompt fare against each other: all couples, both orders, Bradley-Terry.
+
+    A couple without a verdict counts for nobody.
+    """
+    couples = list(permutations(range(len(clips)), 2))
+    said = critic.compare(
+        [clips[i] for i, _ in couples], [clips[j] for _, j in couples], [prompt] * len(couples)
+    )
+    answers = dict(zip(couples, said, strict=True))
+    outcomes = {}
+    for i, j in combinations(range(len(clips)), 2):
+        one, other = (Candidate(0, prompt, k, 0, "", "") for k in (i, j))
+        found = duel(one, other, critic.identity, answers[i, j], answers[j, i])
+        if found.outcome is not None:
+            outcomes[i, j] = found.outcome
+    return list(bradley_terry(len(clips), outcomes).values)
 
 
 def duel(
