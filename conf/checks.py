@@ -61,6 +61,10 @@ NUMBERS = {
     "rollout.guidance_scale": Number(1),
     "rollout.shared": Number(0),
     "rollout.batch_size": Number(1, whole=True, null="all of a prompt", word="auto"),
+    "critic.frames": Number(1, whole=True),
+    "eval_critic.frames": Number(1, whole=True),
+    "critic.scale": Number(0, above=True),
+    "critic.ties": Number(1),
     "evaluation.n": Number(1, whole=True),
     "evaluation.prompts": Number(1, whole=True, null="all"),
     "data.batch_size": Number(1, whole=True),
@@ -150,6 +154,10 @@ REWARD = {
 """Settings of a reward model as a critic."""
 NUMBERS |= {f"{one}.{key}": REWARD[key] for one in ("critic", "eval_critic") for key in REWARD}
 SWITCHES = (
+    "critic.scaled",
+    "eval_critic.scaled",
+    "critic.concurrent",
+    "eval_critic.concurrent",
     "dry_run",
     "debug",
     "rollout.lossless",

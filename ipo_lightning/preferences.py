@@ -52,7 +52,7 @@ def rao_kupper(difference: float, ties: float = 1.0) -> Preference:
         raise ValueError(f"ties={ties}: give 1 or more")
     first = sigmoid(difference - math.log(ties))
     second = sigmoid(-difference - math.log(ties))
-    return Preference(first, (ties * ties - 1) * first * second, second)
+    return Preference(first, (ties * ties - 1) * (first * second), second)
 
 
 def both_orders(shown: Preference, swapped: Preference) -> tuple[Preference, bool]:

@@ -79,6 +79,21 @@ class PointCritic(Critic, Protocol):
         ...
 
 
+class CombinedCritic(PointCritic, Protocol):
+    """Rates by what its members say: the critique stage asks each in its own name, over all videos,
+    so that one member's weights are in memory at a time and its verdicts serve other combinations.
+    """
+
+    @property
+    def members(self) -> Mapping[str, PointCritic]:
+        """The members by name."""
+        ...
+
+    def combine(self, ratings: Mapping[str, Rating]) -> Rating:
+        """What the members' ratings of one video say together. Must be quick and ask nobody."""
+        ...
+
+
 @runtime_checkable
 class PairCritic(Critic, Protocol):
     """Compares two videos of one prompt as they are shown; batch and rank must not matter.

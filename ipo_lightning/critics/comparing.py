@@ -13,11 +13,16 @@ from ipo_lightning.critics.base import (
     AnswersPending,
     Comparison,
     PairCritic,
-    PointCritic,
     Question,
     RecordedCritic,
 )
-from ipo_lightning.critics.critique import AskingStage, Base, Critique, CritiqueStage
+from ipo_lightning.critics.critique import (
+    AskingStage,
+    Base,
+    CombinedCritique,
+    Critique,
+    CritiqueStage,
+)
 from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import Preference, both_orders, both_orders_of, bradley_terry
 from ipo_lightning.records import Candidate, Duel, Verdict
@@ -304,17 +309,19 @@ def critique_of(
     asking: Asking = Asking(),  # noqa: B008 - frozen
     *,
     judging: bool = False,
-) -> Critique | PairCritique | RecordedCritique:
+) -> Critique | CombinedCritique | PairCritique | RecordedCritique:
     """The critique stage that a critic needs: by its methods, a critic that can rate is asked to.
 
     Raises:
         InputError: it is no critic.
     """
-    if isinstance(critic, PointCritic):
-        return Critique(critic, store)
-    if isinstance(critic, PairCritic):
+    # Not by isinstance: it would ask for the identity, which may want the network.
+    if hasattr(critic, "rate"):
+        combined = hasattr(critic, "members")
+        return CombinedCritique(critic, store) if combined else Critique(critic, store)
+    if hasattr(critic, "compare"):
         return PairCritique(critic, store, asking)
-    if isinstance(critic, RecordedCritic):
+    if hasattr(critic, "recall"):
         return RecordedCritique(critic, store, asking, judging)
     raise InputError(f"{type(critic).__name__} is no critic: it has neither rate, compare nor "
                      "recall (docs/extending.md)")  # fmt: skip

@@ -9,9 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from ipo_lightning.critics.base import Critic, PointCritic, Rating
+from ipo_lightning.critics.base import CombinedCritic, Critic, PointCritic, Rating
 from ipo_lightning.records import Answer, Candidate, Verdict
 from ipo_lightning.store import Store, fingerprint
 from ipo_lightning.video import Clip, read_video
@@ -231,11 +232,67 @@ class Critique(AskingStage[PointCritic]):
         )
 
 
-def _plain(rating: Rating) -> dict[str, object]:
+class CombinedCritique(CritiqueStage):
+    """Puts every video to each member of a critic in turn, and combines what they said."""
+
+    def __init__(self, critic: CombinedCritic, store: Store) -> None:
+        self.critic, self.store = critic, store
+        self.stages = {name: Critique(member, store) for name, member in critic.members.items()}
+
+    @property
+    def identity(self) -> str:
+        """See `CritiqueStage`."""
+        return self.critic.identity
+
+    def judge(
+        self, candidates: Sequence[Candidate], workers: Workers, device: str, label: str
+    ) -> list[Verdict]:
+        """One verdict a candidate, in order."""
+        said = [
+            stage.judge(candidates, workers, device, f"{label}: {name}")
+            for name, stage in self.stages.items()
+        ]
+        return [self._combined(verdicts) for verdicts in zip(*said, strict=True)]
+
+    def score(
+        self,
+        candidates: Sequence[Candidate],
+        base: Base | None,
+        workers: Workers,
+        device: str,
+        label: str,
+    ) -> list[Verdict]:
+        """As `judge`."""
+        return self.judge(candidates, workers, device, label)
+
+    def calls(self, count: int) -> int:
+        """A rating of each member."""
+        return count * len(self.stages)
+
+    @property
+    def score_calls(self) -> int:
+        """A rating of each member."""
+        return len(self.stages)
+
+    def _todo(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+        return [unit for stage in self.stages.values() for unit in stage._todo(candidates)]
+
+    def _combined(self, verdicts: Sequence[Verdict]) -> Verdict:
+        """The members' verdicts on one video as one."""
+        ratings = {
+            name: Rating(one.score, one.dims, one.certainty, one.raw, one.fault)
+            for name, one in zip(self.stages, verdicts, strict=True)
+        }
+        answer = _plain(self.critic.combine(ratings))
+        answer.pop("transient", None)
+        return replace(verdicts[0], critic=self.identity, **answer)
+
+
+def _plain(rating: Rating) -> dict[str, Any]:
     """A rating as JSON: NaN, which JSON has no word for, is no verdict."""
     dims = {name: float(value) for name, value in rating.dims.items() if value == value}
     score = None if rating.score is None or rating.score != rating.score else float(rating.score)
-    plain: dict[str, object] = {
+    plain: dict[str, Any] = {
         "score": score, "dims": dims, "certainty": float(rating.certainty), "raw": rating.raw,
         "fault": rating.fault or ("not a number" if rating.score is not None else "unreadable")
         if score is None else "",

@@ -133,12 +133,8 @@ class Processor:
         return f"{self.before}{turn}{self.after}{opening}"
 
     def harmless(self, text: str) -> str:
-        """Text in which the model's special tokens are words: a prompt may hold anything."""
-        tokens = (str(one) for one in self.tokenizer.added_tokens_decoder.values() if one.special)
-        for token in sorted(tokens, key=len, reverse=True):
-            if len(token) > 1:
-                text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
+        """See the function `harmless`."""
+        return harmless(self.tokenizer, text)
 
     def encode(self, text: str, videos: Sequence[Shown]) -> dict[str, Tensor]:
         """A model's inputs for one turn: tokens (1, L), pixels and what belongs to them."""
@@ -189,6 +185,15 @@ class Processor:
             turn, tokenize=False, add_generation_prompt=True, **self.template
         )
         return text
+
+
+def harmless(tokenizer: Any, text: str) -> str:
+    """Text in which a model's special tokens are words: a prompt may hold anything."""
+    tokens = (str(one) for one in tokenizer.added_tokens_decoder.values() if one.special)
+    for token in sorted(tokens, key=len, reverse=True):
+        if len(token) > 1:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
 
 
 def _shared(one: str, other: str) -> int:

@@ -112,10 +112,22 @@ class RewardModel(nn.Module):
     def forward(self, **inputs: Tensor) -> Tensor:
         """Rewards (B, D), float32, not normalised.
 
+        The head works in float32 whatever the backbone's precision: in bfloat16 two videos a
+        hundredth apart would tie.
+
+        Args:
+            inputs: see `states`.
+        """
+        weight = self.head.weight.float()
+        rewards = F.linear(self.states(**inputs), weight)  # (B, D, outputs)
+        return rewards.squeeze(2) if len(weight) == 1 else rewards.diagonal(dim1=1, dim2=2)
+
+    def states(self, **inputs: Tensor) -> Tensor:
+        """The hidden states at the special tokens, (B, D, hidden) float32.
+
         Args:
             inputs: of the backbone: ``input_ids`` (B, L), padded at the right, ``attention_mask``,
-                pixels. The head works in float32 whatever the backbone's precision: in bfloat16
-                two videos a hundredth apart would tie.
+                pixels.
 
         Raises:
             ValueError: a row does not hold each special token exactly once.
@@ -126,10 +138,7 @@ class RewardModel(nn.Module):
             places = torch.arange(ids.shape[1], device=ids.device)
             inputs["position_ids"] = places.expand(3, len(ids), -1)
         hidden = self.backbone(**inputs, use_cache=False).last_hidden_state
-        states = torch.stack([self._at(token, ids, hidden) for token in self.tokens], 1)
-        weight = self.head.weight.float()
-        rewards = F.linear(states.float(), weight)  # (B, D, outputs)
-        return rewards.squeeze(2) if len(weight) == 1 else rewards.diagonal(dim1=1, dim2=2)
+        return torch.stack([self._at(token, ids, hidden) for token in self.tokens], 1).float()
 
     def _at(self, token: int, ids: Tensor, hidden: Tensor) -> Tensor:
         """(B, hidden) the state at a token."""
