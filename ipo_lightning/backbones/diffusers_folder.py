@@ -6,8 +6,6 @@ latents are and how it is asked; loading, adapters, pixels and exports are the s
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -33,7 +31,7 @@ from ipo_lightning.backbones.outline import FullLength, OfConfig
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import LORA_FILE
 from ipo_lightning.seeds import derive_seed
-from ipo_lightning.store import fingerprint
+from ipo_lightning.store import fingerprint, folder_fingerprint
 from ipo_lightning.video import Clip
 
 ADAPTER = "default"
@@ -427,32 +425,3 @@ def check_path(path: str) -> None:
             )
     elif path.count("/") != 1 or path.startswith((".", "~", "/")) or folder.parent.is_dir():
         raise InputError(f"backbone.path={path}: there is no such folder, nor is it a hub id")
-
-
-WHOLE = 64 * 2**20
-"""Files up to this size, in bytes, enter a fingerprint whole; larger ones by three samples."""
-
-
-def folder_fingerprint(folder: str | Path) -> str:
-    """sha256 over the files of a diffusers folder.
-
-    Of a file above 64 MiB only its size and 4 MiB of its head, middle and tail are read: enough to
-    tell two checkpoints apart in seconds, not a defence against forgery.
-    """
-    parts = []
-    for file in sorted(Path(folder).rglob("*")):
-        if file.is_file() and not file.name.startswith(".") and file.suffix != ".md":
-            parts.append([str(file.relative_to(folder)), _sampled_hash(file)])
-    return fingerprint(parts)
-
-
-def _sampled_hash(file: Path) -> str:
-    size, piece = file.stat().st_size, 4 * 2**20
-    if size <= WHOLE:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    digest = hashlib.sha256(json.dumps(size).encode())
-    with open(file, "rb") as handle:
-        for place in (0, size // 2, size - piece):
-            handle.seek(place)
-            digest.update(handle.read(piece))
-    return digest.hexdigest()
