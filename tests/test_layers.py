@@ -15,7 +15,8 @@ LIBRARY = REPO / "ipo_lightning"
 # knows of.
 MATHEMATICS = {"agreement", "annotations", "averages", "batch", "calibration", "errors", "gauges",
                "labelling", "losses", "metrics", "objectives", "offload", "preferences",
-               "published", "records", "rounds", "seeds", "sharding", "store", "tracing", "visits"}  # fmt: skip
+               "published", "records", "reward_losses", "rounds", "seeds", "sharding", "store",
+               "tracing", "visits"}  # fmt: skip
 PROTOCOLS = {
     "critics.base",
     "critics.chat",
@@ -27,7 +28,7 @@ PROTOCOLS = {
 }
 CONCRETE = {"backbones", "critics", "shapes"}
 ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "hub", "module",
-                 "reference_errors", "references", "report", "sampling", "strategies"}  # fmt: skip
+                 "reference_errors", "references", "report", "reward", "sampling", "strategies"}  # fmt: skip
 
 APPLICATION = {"callbacks", "conf", "data", "train", "sample", "tests", "benchmarks"}
 SETTINGS = {"hydra", "omegaconf", "conf"}
