@@ -15,8 +15,8 @@ LIBRARY = REPO / "ipo_lightning"
 # knows of.
 MATHEMATICS = {"agreement", "annotations", "averages", "batch", "calibration", "errors", "gauges",
                "labelling", "losses", "metrics", "objectives", "offload", "preferences",
-               "published", "records", "reward_losses", "rounds", "seeds", "sharding", "store",
-               "tracing", "visits"}  # fmt: skip
+               "published", "records", "reward_losses", "rounds", "rowfiles", "seeds",
+               "sharding", "store", "tracing", "visits"}  # fmt: skip
 PROTOCOLS = {
     "critics.base",
     "critics.chat",
@@ -27,7 +27,7 @@ PROTOCOLS = {
     "workers",
 }
 CONCRETE = {"backbones", "critics", "shapes"}
-ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "hub", "module",
+ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "exchange", "hub", "module",
                  "reference_errors", "references", "report", "reward", "sampling", "strategies"}  # fmt: skip
 
 APPLICATION = {"callbacks", "conf", "data", "train", "sample", "tests", "benchmarks"}
