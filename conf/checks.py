@@ -121,6 +121,27 @@ SWITCHES = (
     "reference.offload",
 )
 FILES = ("data.prompts.path",)
+CRITIC_NUMBERS = {
+    "seed": Number(whole=True),
+    "threads": Number(1, whole=True, null="torch's default"),
+    "data.validation": Number(0, above=True),
+    "data.batch_size": Number(1, whole=True),
+    "data.updates": Number(1, whole=True),
+    "data.num_workers": Number(0, whole=True),
+    "stopping.patience": Number(1, whole=True),
+    "stopping.epochs": Number(1, whole=True),
+    "optim.optimizer.lr": Number(0, above=True),
+    "optim.optimizer.weight_decay": Number(0),
+    "optim.warmup_updates": Number(0, whole=True),
+    "trainer.accumulate_grad_batches": Number(1, whole=True),
+    "reward_loss.ties": Number(1, above=True),
+    "network.width": Number(1, whole=True),
+    "network.steps": Number(0, whole=True),
+    "network.clips": Number(1, whole=True),
+    "network.lora.rank": Number(1, whole=True),
+    "network.lora.alpha": Number(0, above=True),
+}
+"""Of conf/train_critic.yaml."""
 NEEDED = ("backbone", "data", "loss", "reference", "rollout", "critic", "eval_critic", "labelling",
           "evaluation", "optim", "trainer", "callbacks.iteration")  # fmt: skip
 
@@ -144,10 +165,29 @@ def check(cfg: DictConfig) -> None:
         raise InputError(f"step={cfg.step}: choose one of {', '.join(STEPS)}")
     if cfg.until not in (None, *STAGES):
         raise InputError(f"until={cfg.until}: choose one of {', '.join(STAGES)}, or null")
+    _check_name(cfg)
+    _check_combinations(cfg)
+
+
+def check_critic(cfg: DictConfig) -> None:
+    """Refuse what cannot work in the training of a critic; see `check`."""
+    check_numbers(cfg, CRITIC_NUMBERS)
+    check_switches(cfg, ("debug", "data.in_memory", "network.tuned"))
+    _check_name(cfg)
+    _check_precision(cfg)
+    if not Path(cfg.data.path).exists():
+        raise InputError(f"data.path={cfg.data.path}: there is no such file or folder")
+    if cfg.optim.ema is not None:
+        raise InputError(
+            f"optim.ema={cfg.optim.ema}: a critic keeps the weights of its best look at the "
+            "held-out prompts, no average; give null"
+        )
+
+
+def _check_name(cfg: DictConfig) -> None:
     name = str(cfg.name)
     if not name or name in (".", "..", "store") or os.sep in name:
         raise InputError(f"name={name}: give the name of a folder, without {os.sep!r}")
-    _check_combinations(cfg)
 
 
 def check_numbers(cfg: DictConfig, numbers: Mapping[str, Number]) -> None:
@@ -166,12 +206,16 @@ def check_switches(cfg: DictConfig, switches: Sequence[str]) -> None:
             raise InputError(f"{key}={value}: give true or false")
 
 
-def _check_combinations(cfg: DictConfig) -> None:
+def _check_precision(cfg: DictConfig) -> None:
     if str(cfg.trainer.precision) == "16-mixed":
         raise InputError(
             "trainer.precision=16-mixed: float16 overflows in these networks, and a skipped step "
             "is an error here; choose bf16-mixed or 32-true"
         )
+
+
+def _check_combinations(cfg: DictConfig) -> None:
+    _check_precision(cfg)
     check_memory(cfg)
     if cfg.regularise.real and cfg.data.get("real") is None:
         raise InputError(

@@ -34,6 +34,18 @@ class RewardLoss(NamedTuple):
         return self.loss.sum() / self.valid.sum().clamp_min(1)
 
 
+class RewardScale(NamedTuple):
+    """Mean and standard deviation of each dimension's rewards over the training videos."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def scores(self, rewards: Tensor) -> Tensor:
+        """Rewards (..., D) in units of the training videos' spread, as float64."""
+        double = rewards.detach().double().cpu()
+        return (double - double.new_tensor(self.mean)) / double.new_tensor(self.std)
+
+
 def bradley_terry(first: Tensor, second: Tensor, labels: Tensor) -> RewardLoss:
     """Bradley-Terry, ties dropped: ``-logsigmoid(label * (first - second))``."""
     _check_shapes(first, second, labels)

@@ -28,7 +28,8 @@ PROTOCOLS = {
 }
 CONCRETE = {"backbones", "critics", "shapes"}
 ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "exchange", "hub", "module",
-                 "reference_errors", "references", "report", "reward", "sampling", "strategies"}  # fmt: skip
+                 "reference_errors", "references", "report", "reward", "sampling",
+                 "strategies"}  # fmt: skip
 
 APPLICATION = {"callbacks", "conf", "data", "train", "sample", "tests", "benchmarks"}
 SETTINGS = {"hydra", "omegaconf", "conf"}
