@@ -1,10 +1,13 @@
 """Chat models in this process, on tiny models of the real classes."""
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -47,6 +50,15 @@ def chat(folders: Callable[[str], Path]) -> Open:
     return loaded
 
 
+def stops(model: LocalChat, ends: Iterable[int]) -> AbstractContextManager[Any]:
+    """Random weights hardly ever end an answer: let them end at these tokens."""
+    return mock.patch.object(model._weights.generation_config, "eos_token_id", list(ends))
+
+
+def vocabulary(model: LocalChat) -> int:
+    return int(model._weights.config.get_text_config().vocab_size)
+
+
 def pair(first: int, second: int, opening: str = "") -> Turn:
     clips = (tiny_vlm.clip(first), tiny_vlm.clip(second))
     text = f"Video 1: {VIDEO} Video 2: {VIDEO} Which is better?"
@@ -64,7 +76,7 @@ def three() -> list[Turn]:
 
 def plain_logits(model: LocalChat, turn: Turn) -> torch.Tensor:
     """(V,) of the token after a turn, from a forward of the checkpoint as transformers loads it."""
-    own = AutoModelForImageTextToText.from_pretrained(model.path, dtype="float32").eval()
+    own = AutoModelForImageTextToText.from_pretrained(model.model, dtype="float32").eval()
     shown = [model.viewing.show(clip, model.processor.grid) for clip in turn.videos]
     words: list[str | None] = []
     for index, part in enumerate(turn.text.split(VIDEO)):
@@ -165,10 +177,12 @@ def test_a_spelling_of_several_tokens_does_not_count(chat: Open) -> None:
 def test_replies_tell_raw_probabilities(family: str, chat: Open) -> None:
     model = chat(family)
     turn = single(1)
-    ((answer,),) = model.reply([turn])
-    assert isinstance(answer, Reply)
-    assert 1 <= len(answer.tokens) <= 8
     values, ids = plain_logits(model, turn).softmax(0).topk(20)
+    with stops(model, set(range(vocabulary(model))) - {int(ids[0])}):
+        ((answer,),) = model.reply([turn])
+    assert isinstance(answer, Reply)
+    assert 1 <= len(answer.tokens) < 8
+    assert answer.text == "".join(token.text for token in answer.tokens) or "\ufffd" in answer.text
     wanted: dict[str, float] = {}
     for value, token in zip(values.tolist(), ids.tolist(), strict=True):
         text = model.processor.tokenizer.decode([token])
@@ -188,57 +202,56 @@ def test_penalties_of_the_checkpoint_change_nothing(folders: Any, tmp_path: Path
     )
     replies = []
     for path in (folders("qwen2_5_vl"), folder):
-        model = LocalChat(str(path), dtype="float32", max_new_tokens=6, viewing=Viewing(**SMALL))
+        model = LocalChat(str(path), dtype="float32", max_new_tokens=60, viewing=Viewing(**SMALL))
         model.load("cpu")
-        replies.append(model.reply([single(1)])[0][0])
+        with stops(model, range(0, vocabulary(model), 8)):
+            replies.append(model.reply([single(1), single(2)]))
     assert replies[0] == replies[1]
+    assert any(isinstance(one, Reply) and one.tokens for (one,) in replies[0])
 
 
 def test_samples_differ_and_follow_from_the_turn_alone(chat: Open) -> None:
-    settings: dict[str, Any] = {"samples": 3, "temperature": 1.5}
-    model, batched = chat("qwen2_vl", **settings), chat("qwen2_vl", batch_size=4, **settings)
+    settings: dict[str, Any] = {"samples": 3, "temperature": 1.5, "max_new_tokens": 60}
     turns = [single(1), single(2), pair(3, 4)]
-    answers = model.reply(turns)
-    assert [len(some) for some in answers] == [3, 3, 3]
-    assert model.reply(turns[::-1])[::-1] == answers
-    texts = [[one.text for one in some if isinstance(one, Reply)] for some in answers]
+
+    def replies(order: list[Turn], **more: Any) -> list[list[str]]:
+        model = chat("qwen2_vl", **settings, **more)
+        with stops(model, range(0, vocabulary(model), 8)):
+            answers = model.reply(order)
+        assert [len(some) for some in answers] == [3] * len(order)
+        return [[one.text for one in some if isinstance(one, Reply)] for some in answers]
+
+    texts = replies(turns)
     assert all(len(set(some)) == 3 for some in texts)
-    again = batched.reply(turns)
-    assert [[one.text for one in some if isinstance(one, Reply)] for some in again] == texts
-    other = chat("qwen2_vl", seed=1, **settings).reply(turns)
-    assert other != answers
+    assert replies(turns[::-1])[::-1] == texts
+    assert replies(turns, batch_size=4) == texts
+    assert replies(turns, seed=1) != texts
 
 
 def test_draws_follow_the_softmax(chat: Open) -> None:
-    """The first token of many samples is as frequent as its probability."""
-    model = chat("qwen2_vl", samples=400, temperature=0.5, batch_size=200, max_new_tokens=1)
-    (answers,) = model.reply([single(1)])
-    heard = [one.tokens[0].text for one in answers if isinstance(one, Reply) and one.tokens]
-    wanted: dict[str, float] = {}
-    for token, chance in enumerate((plain_logits(model, single(1)) / 0.5).softmax(0).tolist()):
-        text = model.processor.tokenizer.decode([token])
-        wanted[text] = wanted.get(text, 0.0) + chance
-    for text in sorted(wanted, key=lambda one: wanted[one])[-5:]:
-        assert heard.count(text) / 400 == pytest.approx(wanted[text], abs=0.1), "4 sigma"
+    """An answer is empty as often as its first token is one that ends it."""
+    model = chat("qwen2_vl", samples=400, temperature=0.5, batch_size=200, max_new_tokens=12)
+    ends = list(range(0, vocabulary(model), 2))
+    with stops(model, ends):
+        (answers,) = model.reply([single(1)])
+    chance = float((plain_logits(model, single(1)) / 0.5).softmax(0)[ends].sum())
+    assert 0.2 < chance < 0.8
+    assert answers.count(Reply("")) / 400 == pytest.approx(chance, abs=0.1), "4 sigma"
 
 
-def test_a_reply_ends_where_the_model_stops(folders: Any) -> None:
-    model = LocalChat(str(folders("qwen2_vl")), dtype="float32", viewing=Viewing(**SMALL),
-                      max_new_tokens=3)  # fmt: skip
-    model.load("cpu")
-    turn = single(1)
-    ((whole,),) = model.reply([turn])
-    assert isinstance(whole, Reply) and len(whole.tokens) == 3, "cut off, not stopped"
+def test_a_reply_ends_where_the_model_stops(chat: Open) -> None:
+    model, turn = chat("qwen2_vl"), single(1)
     likeliest = int(plain_logits(model, turn).argmax())
-    for ends in (likeliest, [0, likeliest]):
-        model._model.generation_config.eos_token_id = ends
+    with stops(model, [0, likeliest]):
         assert model.reply([turn]) == [[Reply("")]]
+    with stops(model, []):
+        assert model.reply([turn]) == [[Fault("cut short")]]
 
 
 def test_bfloat16_is_read_out_in_float32(chat: Open) -> None:
     model = chat("qwen2_vl", dtype="bfloat16")
     seen: list[torch.Tensor] = []
-    head = model._model.get_output_embeddings()
+    head = model._weights.get_output_embeddings()
     with head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
         (answer,) = model.choose([single(1)], LETTERS)
     logits = F.linear(seen[0][0, -1].double(), head.weight.double())
@@ -268,9 +281,11 @@ def test_infinite_logits_are_a_fault(folders: Any) -> None:
                       max_new_tokens=2)  # fmt: skip
     model.load("cpu")
     with torch.no_grad():
-        model._model.get_output_embeddings().weight.fill_(math.nan)
+        model._weights.get_output_embeddings().weight.fill_(math.nan)
     assert model.choose([single(1)], YES_NO) == [Fault("not a number")]
-    assert model.reply([single(1)]) == [[Fault("not a number")]]
+    for ends in ([], range(vocabulary(model))):
+        with stops(model, ends):
+            assert model.reply([single(1)]) == [[Fault("not a number")]]
 
 
 def test_identity_is_what_determines_an_answer(folders: Any, tmp_path: Path) -> None:
@@ -316,7 +331,7 @@ def test_weights_that_could_run_code_are_not_read(tmp_path: Path) -> None:
 
 
 def test_without_torchvision_one_sentence(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(InputError, match="make extras EXTRAS=critics"):
         LocalChat(str(folders("qwen2_vl"))).load("cpu")
 

@@ -1,17 +1,24 @@
 """Tiny random multimodal models of the real classes, saved as one finds them on a hub.
 
+Among them a VideoReward in upstream's layout: an unmerged adapter of peft, with the names of
+transformers 4.45.
+
 Tokenizers, processors and chat templates are made on the spot: one token a letter, and whole words
 where a test needs them. Templates follow the families' own: Qwen's shows videos where they stand
 in a turn, LLaVA-OneVision's all before the words.
 """
 
+import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoTokenizer,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionImageProcessorPil,
@@ -216,6 +223,68 @@ def save_model(folder: Path, family: str, seed: int = 0, scale: float = 8.0) -> 
                 parameter.mul_(scale)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    return folder
+
+
+TOKENS = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
+RUBRIC = (
+    "\nRate the quality: <|VQ_reward|>\nEND\nand the motion: <|MQ_reward|>\nEND\n"
+    "The prompt is {text_prompt}, and its alignment <|TA_reward|>\nEND\n"
+)
+NORMS = {"VQ_mean": 0.5, "VQ_std": 2.0, "MQ_mean": -0.25, "MQ_std": 0.5, "TA_mean": 1.0,
+         "TA_std": 1.5}  # fmt: skip
+UPSTREAM: dict[str, Any] = {
+    "data_config": {"fps": 2.0, "max_frame_pixels": 448 * 448, "num_frames": None,
+                    "eval_dim": ["VQ", "MQ", "TA"], "prompt_template_type": "detailed_special",
+                    "sample_type": "uniform"},
+    "model_config": {"use_special_tokens": True, "reward_token": "special", "output_dim": 1},
+    "peft_lora_config": {"lora_enable": True, "lora_r": 4, "lora_alpha": 8},
+    "inference_config": NORMS,
+}  # fmt: skip
+"""What upstream's model_config.json says, of what is read."""
+
+
+def legacy(base: Path, outputs: int, seed: int = 0) -> tuple[Any, torch.Tensor]:
+    """Upstream's network, as peft wraps it, and its head (outputs, hidden)."""
+    words = AutoTokenizer.from_pretrained(base)
+    words.add_tokens(list(TOKENS), special_tokens=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype="float32")
+        model.resize_token_embeddings(len(words), mean_resizing=False)
+        linear = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear) and "visual" not in name and name != "lm_head"
+        ]
+        with warnings.catch_warnings():  # peft reads a name that transformers gives up
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=linear))
+        with torch.no_grad():
+            for name, parameter in wrapped.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.5)
+        head = torch.randn(outputs, HIDDEN) / 8
+    return wrapped.eval(), head
+
+
+def legacy_state(wrapped: Any, head: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The state dict as transformers 4.45 and peft 0.10 write it."""
+    before = "base_model.model."
+    state = {}
+    for name, value in wrapped.state_dict().items():
+        name = name.replace(f"{before}model.visual.", f"{before}visual.")
+        name = name.replace(f"{before}model.language_model.", f"{before}model.")
+        state[name] = value.clone()
+    return state | {f"{before}rm_head.weight": head}
+
+
+def save_videoreward(folder: Path, base: Path, outputs: int = 1) -> Path:
+    """A folder like ``KlingTeam/VideoReward``, with a rubric of its own."""
+    (folder / "checkpoint-7").mkdir(parents=True)
+    torch.save(legacy_state(*legacy(base, outputs)), folder / "checkpoint-7/model.pth")
+    (folder / "model_config.json").write_text(json.dumps(UPSTREAM))
+    (folder / "prompt_template.py").write_text(f'OTHER = "other"\nRUBRIC = {RUBRIC!r}\n')
     return folder
 
 

@@ -51,7 +51,7 @@ class LocalChat:
     """A `ChatModel` whose weights are in this process.
 
     Args:
-        path: a folder as `save_pretrained` writes it, or a hub id. Weights are read from
+        model: a folder as `save_pretrained` writes it, or a hub id. Weights are read from
             safetensors only.
         revision: of a hub id: branch, tag or commit; None is its main branch as it is now.
         dtype: of the weights: bfloat16, float16, or float32 (twice the memory).
@@ -75,7 +75,7 @@ class LocalChat:
 
     def __init__(
         self,
-        path: str,
+        model: str,
         revision: str | None = None,
         dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
         samples: int = 1,
@@ -88,16 +88,16 @@ class LocalChat:
         template: Mapping[str, Any] | None = None,
         remote_code: bool = False,
     ) -> None:
-        self.path, self.revision, self.dtype = path, revision, dtype
+        self.model, self.revision, self.dtype = model, revision, dtype
         self.samples, self.temperature, self.max_new_tokens = samples, temperature, max_new_tokens
         self.attention, self.batch_size, self.seed = attention, batch_size, seed
         self.viewing = Viewing() if viewing is None else viewing
         self.template, self.remote_code = dict(template or {}), remote_code
-        self._model: Any = None
+        self._weights: Any = None
         self._check()
 
     def _check(self) -> None:
-        check_source("path", self.path)
+        check_source("model", self.model)
         if self.dtype not in DTYPES:
             raise InputError(f"dtype={self.dtype}: choose one of {', '.join(DTYPES)}")
         for name in ("samples", "max_new_tokens", "batch_size"):
@@ -118,31 +118,31 @@ class LocalChat:
         for name, plain in (("attention", None), ("batch_size", 1), ("template", {})):
             if getattr(self, name) != plain:
                 sampling[name] = getattr(self, name)
-        name = origin("path", self.path, self.revision)
+        name = origin("model", self.model, self.revision)
         return f"{name}#{self.viewing.identity}#{fingerprint(sampling)[:8]}"
 
     def load(self, device: str) -> None:
         """Read the weights onto a device."""
         _ = self.processor  # says at once what is missing
-        with named("path", self.path):
-            self._model = AutoModelForImageTextToText.from_pretrained(
-                self.path,
+        with named("model", self.model):
+            self._weights = AutoModelForImageTextToText.from_pretrained(
+                self.model,
                 revision=self.revision,
                 dtype=DTYPES[self.dtype],
                 attn_implementation=self.attention,
                 use_safetensors=True,
                 trust_remote_code=self.remote_code,
             )
-        own = self._model.generation_config
-        self._model.generation_config = GenerationConfig(
+        own = self._weights.generation_config
+        self._weights.generation_config = GenerationConfig(
             eos_token_id=own.eos_token_id, pad_token_id=self.processor.padding
         )
-        self._model.get_output_embeddings().register_forward_hook(_in_float32)
-        self._model.eval().to(device)
+        self._weights.get_output_embeddings().register_forward_hook(_in_float32)
+        self._weights.eval().to(device)
 
     def release(self) -> None:
         """Give the memory back."""
-        self._model = None
+        self._weights = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -154,7 +154,7 @@ class LocalChat:
         Raises:
             InputError: torchvision is missing, or the model takes no videos.
         """
-        return Processor(self.path, self.revision, self.template, self.remote_code)
+        return Processor(self.model, self.revision, self.template, self.remote_code)
 
     def choose(
         self, turns: Sequence[Turn], options: Mapping[str, Sequence[str]]
@@ -247,11 +247,13 @@ class LocalChat:
         ends = self._loaded.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or ())
         own = list(takewhile(lambda token: token not in ends, answer))
+        if any(bool(values[row].isnan().any()) for values, _ in voice.told[: len(own) + 1]):
+            return Fault("not a number")
+        if len(own) == self.max_new_tokens:
+            return Fault("cut short")
         decode = self.processor.tokenizer.decode
         tokens = []
         for token, (values, ids) in zip(own, voice.told, strict=False):
-            if bool(values[row].isnan().any()):
-                return Fault("not a number")
             top: dict[str, float] = {}
             for one, value in zip(ids[row].tolist(), values[row].tolist(), strict=True):
                 text = decode([one])  # halves of a letter all look alike: their chances add up
@@ -263,9 +265,9 @@ class LocalChat:
 
     @property
     def _loaded(self) -> Any:
-        if self._model is None:
-            raise RuntimeError(f"{self.path} is not loaded")
-        return self._model
+        if self._weights is None:
+            raise RuntimeError(f"{self.model} is not loaded")
+        return self._weights
 
     @property
     def _context(self) -> int:

@@ -91,14 +91,14 @@ class Processor:
         remote_code: bool = False,
     ) -> None:
         check_vision()
-        with named("path", path):
+        with named("model", path):
             self.whole: Any = AutoProcessor.from_pretrained(
                 path, revision=revision, trust_remote_code=remote_code
             )
         self.videos: Any = getattr(self.whole, "video_processor", None)
         self.tokenizer: Any = getattr(self.whole, "tokenizer", None)
         if self.videos is None or self.tokenizer is None:
-            raise InputError(f"path={path}: its processor takes no videos; give a model that does")
+            raise InputError(f"model={path}: its processor takes no videos; give a model that does")
         if hasattr(self.videos, "cap_pixels_per_frame"):  # sizes are ours; unset, it warns
             self.videos.cap_pixels_per_frame = False
         self.template = dict(template or {})
@@ -166,7 +166,7 @@ class Processor:
         before, _, after = self._render({"type": "text", "text": mark}).partition(mark)
         shown = self._render({"type": "video"})
         if not video or shown.count(video) != 1:
-            raise InputError(f"path={path}: its chat template shows no videos")
+            raise InputError(f"model={path}: its chat template shows no videos")
         left, _, right = shown.partition(video)
         return before, left[_shared(left, before) :] + video + _beyond(right, after), after
 

@@ -103,6 +103,12 @@ class RewardModel(nn.Module):
         config: Any = backbone.config
         self.head = nn.Linear(config.get_text_config().hidden_size, outputs, bias=False)
 
+    @property
+    def context(self) -> int:
+        """Tokens that the backbone was made for."""
+        config: Any = self.backbone.config
+        return int(config.get_text_config().max_position_embeddings)
+
     def forward(self, **inputs: Tensor) -> Tensor:
         """Rewards (B, D), float32, not normalised.
 
@@ -196,18 +202,19 @@ def read_form(folder: Path) -> RewardForm:
 
 
 def load_reward(
-    folder: Path, dtype: torch.dtype = torch.bfloat16
+    folder: Path, dtype: torch.dtype = torch.bfloat16, attention: str | None = None
 ) -> tuple[RewardModel, RewardInputs]:
     """A reward model from its folder, on the CPU, and what makes its inputs.
 
     Args:
         dtype: of the backbone; the head stays in float32.
+        attention: transformers' name of the kernels; None is its own choice.
     """
     form = read_form(folder)
     inputs = RewardInputs(Processor(str(folder)), form)
-    with named("path", str(folder)):
+    with named("model", str(folder)):
         config = AutoConfig.from_pretrained(folder)
-    model = empty_model(config, inputs, dtype)
+    model = empty_model(config, inputs, dtype, attention)
     try:
         fill(model, load_file(folder / WEIGHTS))
     except (OSError, SafetensorError) as error:
@@ -215,11 +222,13 @@ def load_reward(
     return model, inputs
 
 
-def empty_model(config: Any, inputs: RewardInputs, dtype: torch.dtype) -> RewardModel:
+def empty_model(
+    config: Any, inputs: RewardInputs, dtype: torch.dtype, attention: str | None = None
+) -> RewardModel:
     """The network of a config, with no weights worth the name: `fill` gives them."""
     form = inputs.form
     with no_init_weights():  # on the CPU, not on meta: buffers outside of state dicts are right
-        backbone = AutoModel.from_config(config, dtype=dtype)
+        backbone = AutoModel.from_config(config, dtype=dtype, attn_implementation=attention)
     return RewardModel(backbone, inputs.tokens, form.outputs, form.positions).eval()
 
 

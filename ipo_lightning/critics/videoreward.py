@@ -1,0 +1,266 @@
+"""VideoReward, of VideoAlign (Liu et al., arXiv 2501.13918), on current transformers.
+
+Qwen2-VL-2B, tuned on 182,000 human comparisons, with a reward for visual quality (VQ), motion
+quality (MQ) and text alignment (TA). Weights: Apache-2.0, ``KlingTeam/VideoReward``. Upstream runs
+on transformers 4.45 alone; this is a port:
+
+- the checkpoint is one of peft, whose adapters are merged here, with the names of 4.45;
+- the backbone is called with sequential positions, not Qwen2-VL's own in time, height and width:
+  upstream hands embeddings to the language model, which then counts tokens;
+- frames are sampled and resized as its fork of qwen-vl-utils does (see `Viewing`);
+- the head computes in float32 here, in bfloat16 upstream: scores agree to the third digit or so.
+
+The words of its rubric are upstream's (MIT) and are not shipped; they are known by their hash.
+"""
+
+import ast
+import hashlib
+import json
+import math
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import hf_hub_download
+from torch import Tensor
+from transformers import AutoConfig
+
+from ipo_lightning.critics.pretrained import Processor, check_source, named, origin
+from ipo_lightning.critics.reward import DTYPES, RewardCritic
+from ipo_lightning.critics.reward_model import (
+    RewardForm,
+    RewardInputs,
+    RewardModel,
+    empty_model,
+    fill,
+)
+from ipo_lightning.critics.viewing import Viewing
+from ipo_lightning.errors import InputError
+from ipo_lightning.store import fingerprint
+
+TEMPLATE = "prompt_template.py"
+SOURCE = (
+    "https://raw.githubusercontent.com/KwaiVGI/VideoAlign/"
+    f"219ab9db64c045e5181a2202d11f686439351292/{TEMPLATE}"
+)
+RUBRIC = "fdb6309bac618dd0c8b1b589d3a0970a974f7856eecbb355a190b2dce54af700"
+"""sha256 of the rubric: DETAILED_PROMPT_WITH_SPECIAL_TOKEN of `SOURCE`, in UTF-8."""
+SETTINGS = "model_config.json"
+EMBEDDINGS = "backbone.language_model.embed_tokens.weight"
+HEAD = "head.weight"
+
+
+class VideoReward(RewardCritic):
+    """VideoReward's three scores, and their sum.
+
+    Args:
+        model: a folder with `SETTINGS` and the checkpoint, or a hub id.
+        revision: of a hub id: branch, tag or commit.
+        checkpoint: the weights' file within it. Tensors are read from it, code is not run.
+        base: folder or hub id of the model it was tuned from, for its config, processor and
+            tokenizer (not its weights).
+        base_revision: of a hub id.
+        wording: upstream's `TEMPLATE`, or a file with the rubric alone; None: the former, in the
+            folder ``model``. Other words are refused, since the weights were tuned with these.
+        others: see `RewardCritic`.
+
+    Raises:
+        InputError: the words are missing or others, or a setting cannot work.
+    """
+
+    def __init__(
+        self,
+        model: str = "KlingTeam/VideoReward",
+        revision: str | None = None,
+        checkpoint: str = "checkpoint-11352/model.pth",
+        base: str = "Qwen/Qwen2-VL-2B-Instruct",
+        base_revision: str | None = None,
+        wording: str | None = None,
+        fps: float | None = None,
+        weights: Mapping[str, float] | None = None,
+        dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        attention: str | None = None,
+        batch_size: int = 1,
+    ) -> None:
+        super().__init__(model, fps, weights, dtype, attention, batch_size)
+        check_source("base", base)
+        self.revision, self.checkpoint = revision, checkpoint
+        self.base, self.base_revision = base, base_revision
+        self.rubric = read_rubric(Path(wording) if wording else Path(model) / TEMPLATE)
+
+    def _origin(self) -> str:
+        name = origin("model", self.model, self.revision, SETTINGS)
+        base = origin("base", self.base, self.base_revision)
+        rubric = hashlib.sha256(self.rubric.encode()).hexdigest()
+        return f"{name}.{fingerprint([self.checkpoint, base, rubric])[:8]}"
+
+    def _open(self) -> tuple[RewardModel, RewardInputs]:
+        settings = json.loads(self._file(SETTINGS).read_text())
+        scale = lora_scale(settings.get("peft_lora_config") or {})
+        state = read_state(self._file(self.checkpoint))
+        weights = current(state, scale, DTYPES[self.dtype])
+        if EMBEDDINGS not in weights or HEAD not in weights:
+            raise InputError(f"{self.model}/{self.checkpoint} is no checkpoint of VideoReward")
+        form = form_of(settings, self.rubric, len(weights[HEAD]))
+        inputs = RewardInputs(Processor(self.base, self.base_revision), form)
+        with named("base", self.base):
+            config = AutoConfig.from_pretrained(self.base, revision=self.base_revision)
+        rows, words = len(weights[EMBEDDINGS]), len(inputs.processor.tokenizer)
+        if rows != words:
+            raise InputError(
+                f"{self.model} has embeddings for {rows} tokens, base={self.base} and the special "
+                f"tokens make {words}: it was tuned from another model"
+            )
+        config.get_text_config().vocab_size = rows  # upstream cut off unused rows
+        network = empty_model(config, inputs, DTYPES[self.dtype], self.attention)
+        fill(network, weights)
+        return network, inputs
+
+    def _file(self, name: str) -> Path:
+        """A file of the checkpoint, from its folder or its hub."""
+        if Path(self.model).is_dir():
+            path = Path(self.model) / name
+        else:
+            with named("model", self.model):
+                path = Path(hf_hub_download(self.model, name, revision=self.revision))
+        if not path.is_file():
+            raise InputError(f"model={self.model}: there is no {name}")
+        return path
+
+
+def read_rubric(file: Path) -> str:
+    """The rubric out of upstream's file, which is parsed, not run; or out of a text.
+
+    Raises:
+        InputError: there is no such file, or it does not hold these words.
+    """
+    if not file.is_file():
+        raise InputError(
+            f"wording={file}: there is no such file. VideoReward was tuned with words that are not "
+            f"shipped here: curl -LO {SOURCE}\nand give critic.wording={TEMPLATE}"
+        )
+    text = file.read_bytes().decode("utf-8", errors="replace")
+    for words in texts(text):
+        if hashlib.sha256(words.encode()).hexdigest() == RUBRIC:
+            return words
+    raise InputError(f"wording={file}: it does not hold the rubric as it stands in {SOURCE}")
+
+
+def texts(content: str) -> Iterator[str]:
+    """A file's text, and each string of it where it is Python."""
+    yield from (content, content.removesuffix("\n"))
+    try:
+        nodes = list(ast.walk(ast.parse(content)))
+    except (SyntaxError, ValueError):
+        return
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def form_of(settings: Mapping[str, Any], rubric: str, outputs: int) -> RewardForm:
+    """What is asked, from upstream's settings.
+
+    Args:
+        settings: upstream's model_config.json: how videos are sampled, which dimensions, and under
+            ``inference_config`` each dimension's mean and standard deviation (none: not scaled).
+        outputs: rows of the head.
+
+    Raises:
+        InputError: it was trained in a way that is not ported.
+    """
+    try:
+        data, model = settings["data_config"], settings["model_config"]
+        wanted = {
+            "use_special_tokens": (model["use_special_tokens"], True),
+            "reward_token": (model["reward_token"], "special"),
+            "prompt_template_type": (data["prompt_template_type"], "detailed_special"),
+            "sample_type": (data.get("sample_type", "uniform"), "uniform"),
+            "num_frames": (data.get("num_frames"), None),
+        }
+        dims = tuple(data["eval_dim"])
+        viewing = Viewing(fps=float(data["fps"]), max_pixels=int(data["max_frame_pixels"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{SETTINGS} is not VideoReward's: {error}") from error
+    for name, (value, ported) in wanted.items():
+        if value != ported:
+            raise InputError(f"{SETTINGS}: {name}={value}; only {ported} is ported")
+    norms = settings.get("inference_config") or {}
+    return RewardForm(
+        rubric=rubric,
+        dims=dims,
+        tokens=tuple(f"<|{name}_reward|>" for name in dims),
+        mean=tuple(float(norms.get(f"{name}_mean", 0)) for name in dims),
+        std=tuple(float(norms.get(f"{name}_std", 1)) for name in dims),
+        viewing=viewing,
+        outputs=outputs,
+    )
+
+
+def lora_scale(settings: Mapping[str, Any]) -> float:
+    """What an adapter's product is multiplied by; from upstream's ``peft_lora_config``."""
+    if not settings.get("lora_enable"):
+        return 0.0
+    rank, alpha = float(settings["lora_r"]), float(settings["lora_alpha"])
+    return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file that torch wrote; nothing else of it is let in, and no code is run.
+
+    Raises:
+        InputError: it is no such file, or it holds other things than tensors.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{file} cannot be read as weights: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(one, Tensor) for one in state.values()):
+        raise InputError(f"{file} holds other things than weights")
+    return state
+
+
+def current(state: Mapping[str, Tensor], scale: float, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A checkpoint of peft and transformers 4.45 as `RewardModel`'s weights.
+
+    Args:
+        state: adapters beside the layers that they change.
+        scale: of their product. dtype: of the result; the sum is made in float32.
+    """
+    plain: dict[str, Tensor] = {}
+    factors: dict[str, Tensor] = {}
+    for name, value in state.items():
+        name = name.removeprefix("base_model.model.")
+        if ".lora_" in name:
+            factors[name.replace(".default.", ".")] = value
+        elif not name.startswith("lm_head."):  # a reward model says no words
+            plain[name.replace(".base_layer.", ".")] = value
+    for name in [one for one in factors if one.endswith(".lora_A.weight")]:
+        layer, down = name.removesuffix(".lora_A.weight"), factors.pop(name)
+        up, weight = factors.pop(f"{layer}.lora_B.weight", None), plain.get(f"{layer}.weight")
+        if up is None or weight is None:
+            raise InputError(f"the checkpoint has half an adapter of {layer}")
+        merged = weight.float() + scale * (up.float() @ down.float())
+        plain[f"{layer}.weight"] = merged.to(dtype)
+    if factors:
+        raise InputError(f"the checkpoint has half an adapter: {min(factors)}")
+    return {renamed(name): value.to(dtype) for name, value in plain.items()}
+
+
+PLACES = {
+    "visual.": "backbone.visual.",
+    "model.": "backbone.language_model.",
+    "rm_head.": "head.",
+}
+"""Beginnings of names: transformers 4.45's and ours."""
+
+
+def renamed(name: str) -> str:
+    """A weight's name in `RewardModel`; one of another kind stays as it is, and will not fit."""
+    for old, new in PLACES.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
