@@ -42,8 +42,9 @@ class CriticParts:
     @property
     def critic_words(self) -> str:
         """How the trained critic is chosen on a command line."""
-        kind = getattr(self.module.family, "critic", "trained")
-        return f"critic={kind} critic.path={self.folder}"
+        multimodal = (self.folder / "rubric.txt").is_file()
+        kind = "critic=reward critic.model" if multimodal else "critic=trained critic.path"
+        return f"{kind}={self.folder}"
 
     def figures(self) -> dict[str, float] | None:
         """Those of the finished critic; None where there is none yet."""

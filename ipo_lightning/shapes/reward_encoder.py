@@ -37,7 +37,7 @@ RECIPE = 1
 """Part of the encoder's fingerprint: raise it when the same settings give other weights."""
 MAX_WORDS = 12
 CORRUPTIONS = ("shake", "flicker", "drift", "blur", "noise")
-FORM, WEIGHTS = "reward.json", "model.safetensors"
+FORM, WEIGHTS = "network.json", "model.safetensors"
 
 _BATCH = 64
 _RATE = 3e-3
@@ -225,7 +225,7 @@ class ShapesReward:
         return {"frames": stack_frames(clips, prompts), "words": tokens(prompts)}
 
     def export(self, network: nn.Module, folder: Path, scale: RewardScale) -> None:
-        """``model.safetensors`` and ``reward.json``."""
+        """``model.safetensors`` and ``network.json``."""
         plain = {"dims": self.dims, "width": self.width, **scale._asdict()}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FORM).write_text(json.dumps(plain, indent=2) + "\n")
