@@ -1,6 +1,7 @@
 """From a composed conf/train_critic.yaml to a trained critic's folder."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,7 @@ def assemble(cfg: DictConfig) -> CriticParts:
 def fit(parts: CriticParts, cfg: DictConfig) -> dict[str, float]:
     """Train, from the newest checkpoint on; then write the best look's critic, with its scale."""
     trainer = build_trainer(parts, cfg)
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     last = parts.checkpoints / "last.ckpt"
     trainer.fit(
         parts.module,

@@ -39,8 +39,8 @@ MAX_WORDS = 12
 CORRUPTIONS = ("shake", "flicker", "drift", "blur", "noise")
 FORM, WEIGHTS = "network.json", "model.safetensors"
 
-_BATCH = 64
-_RATE = 3e-3
+_BATCH = 32
+_RATE = 2e-3
 
 
 def _vocabulary() -> tuple[str, ...]:
@@ -172,8 +172,8 @@ class ShapesReward:
     Args:
         dims: names of its rewards: those of the labels.
         width: of the encoder.
-        steps: of the encoder's training, 64 clips each, before people's labels. 600 take a minute
-            or two of one core, once: the weights are kept in ``cache``. 0: a random encoder.
+        steps: of the encoder's training, 32 clips each, before people's labels. 1600 take a few
+            minutes of one core, once: the weights are kept in ``cache``. 0: a random encoder.
         clips: renders that it is trained on.
         tuned: whether people's labels train the encoder too; without, they train the head alone.
         seed: of the encoder and its clips.
@@ -185,7 +185,7 @@ class ShapesReward:
         *,
         dims: Sequence[str] = ("VQ", "MQ", "TA", "Overall"),
         width: int = 64,
-        steps: int = 600,
+        steps: int = 1600,
         clips: int = 4096,
         tuned: bool = False,
         seed: int = 0,
