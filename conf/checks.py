@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from conf.memory import check_memory
+from conf.memory import check_memory, shards
 from ipo_lightning.errors import InputError
 
 STEPS = ("plain", "two_pass")
@@ -172,15 +172,31 @@ def check(cfg: DictConfig) -> None:
 def check_critic(cfg: DictConfig) -> None:
     """Refuse what cannot work in the training of a critic; see `check`."""
     check_numbers(cfg, CRITIC_NUMBERS)
-    check_switches(cfg, ("debug", "data.in_memory", "network.tuned"))
+    check_switches(cfg, ("debug", "data.in_memory", "network.tuned", "network.merger"))
     _check_name(cfg)
     _check_precision(cfg)
+    _check_merger(cfg)
     if not Path(cfg.data.path).exists():
         raise InputError(f"data.path={cfg.data.path}: there is no such file or folder")
+    if shards(cfg):
+        raise InputError(
+            "trainer=fsdp: a critic's network is not sharded here, and under an adapter it needs "
+            "not be; choose trainer=ddp"
+        )
     if cfg.optim.ema is not None:
         raise InputError(
             f"optim.ema={cfg.optim.ema}: a critic keeps the weights of its best look at the "
             "held-out prompts, no average; give null"
+        )
+
+
+def _check_merger(cfg: DictConfig) -> None:
+    half = cfg.network.get("dtype") == "bfloat16" and cfg.trainer.precision != "bf16-mixed"
+    if cfg.network.get("merger") and half:
+        raise InputError(
+            f"network.merger=true trains in float32 beside network.dtype=bfloat16, which "
+            f"trainer.precision={cfg.trainer.precision} does not bring together; choose bf16-mixed "
+            "or network.dtype=float32"
         )
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nan, tensor
 
 from conf import critic_assembly
+from conf.checks import check_critic
 from conf.entry import CONF, register_resolvers, task_of
 from data.preferences import CriticDataModule, Order, Sample, collate, read_samples
 from ipo_lightning.annotations import Annotation, read_annotations, write_annotations
@@ -370,10 +371,21 @@ def test_wrong_settings_are_refused_in_a_sentence(composed: Callable[..., DictCo
         ("data.validation=1e-9",): "no validation prompt",
         ("reward_loss=regression",): "learns from rated videos",
         ("trainer.precision=16-mixed",): "float16 overflows",
+        ("trainer=fsdp",): "trainer=fsdp: a critic's network is not sharded",
         ("network.dims=[wit]",): "has a label 'wit'",
     }.items():
         with pytest.raises(InputError, match=message):
             train_critic(composed(*words))
+
+
+def test_what_is_trained_beside_bfloat16_needs_mixed_precision(labels: Path) -> None:
+    register_resolvers()
+    words = [f"data.path={labels}", "network=multimodal", "network.merger=true"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        check_critic(compose("train_critic", [*words, "trainer.precision=bf16-mixed"]))
+        check_critic(compose("train_critic", [*words, "network.dtype=float32"]))
+        with pytest.raises(InputError, match="choose bf16-mixed or network.dtype=float32"):
+            check_critic(compose("train_critic", words))
 
 
 def test_the_task_is_read_off_the_command_line() -> None:
