@@ -3,6 +3,7 @@
 python train.py                          the embedded default, to round 3
 python train.py loss=kto round=1         another loss, one round
 python train.py -m loss=dpo,kto,sft      a sweep that shares what it can
+python train.py task=critic data.path=F  train a critic on people's labels instead
 """
 
 import shlex
@@ -12,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from conf.checks import check
+from conf.checks import check, check_critic
 from conf.entry import (
+    TASKS,
     flags_first,
     friendly,
     refuse_missing,
     refuse_misspelt,
     register_resolvers,
+    task_of,
 )
 from ipo_lightning.errors import InputError
 
@@ -69,6 +72,28 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         if cfg.push_to_hub:
             show(upload(parts, cfg))
     return lines[-1] if lines else None
+
+
+def train_critic(cfg: DictConfig) -> dict[str, float]:
+    """Train the critic that ``cfg`` describes, or go on with it, and write its folder.
+
+    Returns:
+        Its figures on the held-out prompts.
+
+    Raises:
+        InputError: a setting is wrong, or the run's folder holds a run of other settings.
+    """
+    refuse_missing(cfg)
+    check_critic(cfg)
+    from conf import assembly, critic_assembly
+
+    assembly.settle(cfg)
+    parts = critic_assembly.assemble(cfg)
+    assembly.claim(parts.run, cfg)
+    figures = parts.figures() or critic_assembly.fit(parts, cfg)
+    show(f"\n{critic_assembly.table(figures, parts.module.family.dims)}\n\n"
+         f"next: python train.py {parts.critic_words}")  # fmt: skip
+    return figures
 
 
 def upload(parts: "Parts", cfg: DictConfig) -> str:
@@ -128,8 +153,10 @@ def show(text: str) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    """The command line; a sweep optimises the held-out judge's mean score."""
+    """The command line; a sweep optimises the held-out judge's mean score, or a critic's loss."""
     with friendly(cfg.debug):
+        if cfg.task == "critic":
+            return train_critic(cfg)["valid/loss"]
         line = train(cfg)
         return line["eval_score"] if line else None
     return None
@@ -138,5 +165,8 @@ def main(cfg: DictConfig) -> float | None:
 if __name__ == "__main__":
     sys.argv[1:] = flags_first(sys.argv[1:])
     with friendly("debug=true" in sys.argv):
-        refuse_misspelt("train", sys.argv[1:])
+        config = TASKS[task_of(sys.argv[1:])]
+        refuse_misspelt(config, sys.argv[1:])
+    if config != "train":
+        sys.argv.insert(1, f"--config-name={config}")
     main()

@@ -166,18 +166,26 @@ def build_trainer(cfg: DictConfig, iteration: IterationCallback) -> L.Trainer:
         for name, node in cfg.callbacks.items()
         if name != "iteration" and node is not None
     ]
+    return make_trainer(
+        cfg,
+        max_epochs=cfg.round,
+        callbacks=[*listeners, iteration],  # a bar closes before the next stage opens its own
+        reload_dataloaders_every_n_epochs=1,
+        enable_checkpointing=False,  # the iteration callback does it, by round
+    )
+
+
+def make_trainer(cfg: DictConfig, **settings: Any) -> L.Trainer:
+    """Lightning's trainer on the devices of ``cfg``, told ``settings`` besides."""
     try:
         trainer: L.Trainer = build(
             OmegaConf.merge(cfg.trainer, {"accelerator": accelerator_of(cfg)}),
             "trainer",
-            max_epochs=cfg.round,
-            callbacks=[*listeners, iteration],  # a bar closes before the next stage opens its own
             logger=build(cfg.logger, "logger"),
             plugins=[CheckpointsOnCpu()],
-            reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
-            enable_checkpointing=False,  # the iteration callback does it, by round
             enable_model_summary=False,
+            **settings,
         )
     except (MisconfigurationException, ImportError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):

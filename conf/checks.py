@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from conf.memory import check_memory
+from conf.memory import check_memory, shards
 from ipo_lightning.errors import InputError
 
 STEPS = ("plain", "two_pass")
@@ -173,6 +173,27 @@ SWITCHES = (
 )
 FILES = ("data.prompts.path",)
 FILES_OR_FOLDERS = ("data.imported.path",)
+CRITIC_NUMBERS = {
+    "seed": Number(whole=True),
+    "threads": Number(1, whole=True, null="torch's default"),
+    "data.validation": Number(0, above=True),
+    "data.batch_size": Number(1, whole=True),
+    "data.updates": Number(1, whole=True),
+    "data.num_workers": Number(0, whole=True),
+    "stopping.patience": Number(1, whole=True),
+    "stopping.epochs": Number(1, whole=True),
+    "optim.optimizer.lr": Number(0, above=True),
+    "optim.optimizer.weight_decay": Number(0),
+    "optim.warmup_updates": Number(0, whole=True),
+    "trainer.accumulate_grad_batches": Number(1, whole=True),
+    "reward_loss.ties": Number(1, above=True),
+    "network.width": Number(1, whole=True),
+    "network.steps": Number(0, whole=True),
+    "network.clips": Number(1, whole=True),
+    "network.lora.rank": Number(1, whole=True),
+    "network.lora.alpha": Number(0, above=True),
+}
+"""Of conf/train_critic.yaml."""
 NEEDED = ("backbone", "data", "loss", "reference", "rollout", "critic", "eval_critic", "labelling",
           "evaluation", "optim", "trainer", "callbacks.iteration")  # fmt: skip
 
@@ -200,10 +221,45 @@ def check(cfg: DictConfig) -> None:
         raise InputError(f"step={cfg.step}: choose one of {', '.join(STEPS)}")
     if cfg.until not in (None, *STAGES):
         raise InputError(f"until={cfg.until}: choose one of {', '.join(STAGES)}, or null")
+    _check_name(cfg)
+    _check_combinations(cfg)
+
+
+def check_critic(cfg: DictConfig) -> None:
+    """Refuse what cannot work in the training of a critic; see `check`."""
+    check_numbers(cfg, CRITIC_NUMBERS)
+    check_switches(cfg, ("debug", "data.in_memory", "network.tuned", "network.merger"))
+    _check_name(cfg)
+    _check_precision(cfg)
+    _check_merger(cfg)
+    if not Path(cfg.data.path).exists():
+        raise InputError(f"data.path={cfg.data.path}: there is no such file or folder")
+    if shards(cfg):
+        raise InputError(
+            "trainer=fsdp: a critic's network is not sharded here, and under an adapter it needs "
+            "not be; choose trainer=ddp"
+        )
+    if cfg.optim.ema is not None:
+        raise InputError(
+            f"optim.ema={cfg.optim.ema}: a critic keeps the weights of its best look at the "
+            "held-out prompts, no average; give null"
+        )
+
+
+def _check_merger(cfg: DictConfig) -> None:
+    half = cfg.network.get("dtype") == "bfloat16" and cfg.trainer.precision != "bf16-mixed"
+    if cfg.network.get("merger") and half:
+        raise InputError(
+            f"network.merger=true trains in float32 beside network.dtype=bfloat16, which "
+            f"trainer.precision={cfg.trainer.precision} does not bring together; choose bf16-mixed "
+            "or network.dtype=float32"
+        )
+
+
+def _check_name(cfg: DictConfig) -> None:
     name = str(cfg.name)
     if not name or name in (".", "..", "store") or os.sep in name:
         raise InputError(f"name={name}: give the name of a folder, without {os.sep!r}")
-    _check_combinations(cfg)
 
 
 def check_numbers(cfg: DictConfig, numbers: Mapping[str, Number]) -> None:
@@ -222,12 +278,16 @@ def check_switches(cfg: DictConfig, switches: Sequence[str]) -> None:
             raise InputError(f"{key}={value}: give true or false")
 
 
-def _check_combinations(cfg: DictConfig) -> None:
+def _check_precision(cfg: DictConfig) -> None:
     if str(cfg.trainer.precision) == "16-mixed":
         raise InputError(
             "trainer.precision=16-mixed: float16 overflows in these networks, and a skipped step "
             "is an error here; choose bf16-mixed or 32-true"
         )
+
+
+def _check_combinations(cfg: DictConfig) -> None:
+    _check_precision(cfg)
     check_memory(cfg)
     if cfg.regularise.real and cfg.data.get("real") is None:
         raise InputError(

@@ -41,8 +41,10 @@ for part in ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quanti
 REPO = Path(__file__).resolve().parent.parent
 CONF = REPO / "conf"
 
-PASSING = ("round", "name", "until", "dry_run", "debug", "plan", "push_to_hub", "paths",
-           "logger", "callbacks", "hydra")  # fmt: skip
+TASKS = {"policy": "train", "critic": "train_critic"}
+"""What train.py trains -> the configuration of it."""
+PASSING = ("task", "round", "name", "until", "dry_run", "debug", "plan", "push_to_hub",
+           "paths", "logger", "callbacks", "hydra")  # fmt: skip
 """Keys that do not change what a run computes."""
 PLACES = (("critic", "answers"),)
 """Settings that say where something lies that is known by its content."""
@@ -51,9 +53,11 @@ TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")
 
 
 def register_resolvers() -> None:
-    """``${repo:PATH}``: a path in the clone; ``${run_name:}``: a name made of the choices."""
+    """``${repo:PATH}``: a path in the clone; ``${run_name:}``, ``${critic_name:}``: a name made of
+    the choices."""
     OmegaConf.register_new_resolver("repo", lambda path: str(REPO / path), replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("critic_name", critic_name, replace=True)
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
@@ -65,6 +69,9 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
         for key in cfg
         if key not in (*PASSING, "trainer")
     }
+    network = kept.get("network")
+    if isinstance(network, dict):
+        network.pop("cache", None)  # a folder that saves time
     kept["trainer"] = {key: cfg.trainer.get(key) for key in TRAINER}
     plain: dict[str, Any] = json.loads(json.dumps(kept).replace(f"{REPO}/", ""))
     for group, key in PLACES:
@@ -92,8 +99,18 @@ def run_name(*, _root_: DictConfig) -> str:
     parts = [str(_root_.backbone.get("name", "model")), loss]
     if _root_.backbone.get("lora"):
         parts.append("lora")
-    text = json.dumps(settings(_root_), sort_keys=True)
-    return "-".join([*parts, f"s{_root_.seed}", hashlib.sha256(text.encode()).hexdigest()[:6]])
+    return _named(_root_, parts)
+
+
+def critic_name(*, _root_: DictConfig) -> str:
+    """``critic-LOSS-sSEED-HASH``, see `run_name`."""
+    loss = str(_root_.reward_loss.get("_target_", "loss")).rpartition(".")[2]
+    return _named(_root_, ["critic", loss])
+
+
+def _named(cfg: DictConfig, parts: list[str]) -> str:
+    text = json.dumps(settings(cfg), sort_keys=True)
+    return "-".join([*parts, f"s{cfg.seed}", hashlib.sha256(text.encode()).hexdigest()[:6]])
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
@@ -167,6 +184,19 @@ def refuse_misspelt(config: str, arguments: Sequence[str]) -> None:
     with _composer():
         for one in _single_runs(overrides):
             _compose(config, one)
+
+
+def task_of(arguments: Sequence[str]) -> str:
+    """What ``task=`` asks for on the command line; without it, a policy.
+
+    Raises:
+        InputError: there is no such task.
+    """
+    given = [word.partition("=")[2] for word in arguments if word.startswith("task=")]
+    task = given[-1] if given else "policy"
+    if task not in TASKS:
+        raise InputError(f"task={task}: choose one of {', '.join(TASKS)}{_nearest(task, [*TASKS])}")
+    return task
 
 
 def quote_free_text(arguments: Sequence[str], keys: Sequence[str]) -> list[str]:

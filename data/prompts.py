@@ -40,7 +40,7 @@ def split_of(
     bounds = {"final": (0.0, final), "select": (final, final + select),
               "train": (final + select, 1.0)}  # fmt: skip
     low, high = bounds[split]
-    chosen = [p for p in prompts if low <= _place(p) < high]
+    chosen = [p for p in prompts if low <= place(p) < high]
     if not chosen:
         raise InputError(f"data.prompts: {source} has no prompt in its {split} split; "
                          f"add prompts or raise {split}")  # fmt: skip
@@ -71,6 +71,6 @@ def _prompt_of(line: str, key: str, place: str) -> str:
     return prompt.strip()
 
 
-def _place(prompt: str) -> float:
+def place(prompt: str) -> float:
     """A number in [0, 1) that a prompt keeps for ever."""
     return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:7], "big") / 2**56

@@ -50,6 +50,23 @@ def test_the_command_line_refuses(arguments: list[str], named: str, tmp_path: Pa
     assert not any((tmp_path / "outputs").glob("shapes*"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["task=critc"], "did you mean 'critic'"),
+        (["task=critic", "netwrk=x"], "did you mean 'network'"),
+        (["data.path=nowhere.csv", "task=critic"], "data.path=nowhere.csv: there is no such file"),
+    ],
+    ids=["task", "key", "file"],
+)
+def test_the_training_of_a_critic_refuses(arguments: list[str], named: str, tmp_path: Path) -> None:
+    """Each from the configuration of its task."""
+    done = run_train(*arguments, f"paths.outputs={tmp_path}/outputs")
+    assert done.returncode == 1 and named in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 3
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = run_train("round=0", "debug=true", f"paths.outputs={tmp_path}")
     assert done.returncode == 1

@@ -18,11 +18,17 @@ import train
 from conf import assembly
 from conf.checks import check
 from conf.entry import CONF, register_resolvers, settings_but_batches
+from data.preferences import CriticDataModule
 from ipo_lightning.critics import videoreward
+from ipo_lightning.reward_losses import RewardScale
+from ipo_lightning.shapes.reward_encoder import ShapesReward
 from tests import tiny_vlm, tiny_wan
 from tests.conftest import ComposeTrain
 
-CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
+OF_CRITICS = ("network", "reward_loss")
+"""Groups of conf/train_critic.yaml alone."""
+EVERY = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
+CHOICES = [choice for choice in EVERY if not choice.startswith(OF_CRITICS)]
 FILES = sorted(CONF.rglob("*.yaml"))
 BESIDE = {"reference=adapter": ["experiment=shapes_lora"], "reference=none": ["loss=simpo"]}
 """What a choice cannot do without."""
@@ -62,6 +68,10 @@ def beside(choice: str, tmp_path: Path) -> list[str]:
     if choice.startswith("experiment=ipo_"):
         critics = ["critic=shapes", "eval_critic=shapes_judge"]
         return [choice, *critics, f"data.prompts.path={prompts}"]
+    if choice == "critic=trained":
+        family = ShapesReward(dims=["Overall"], steps=0, clips=64)
+        family.export(family.build(), tmp_path / "critic", RewardScale((0.0,), (1.0,)))
+        return [choice, f"critic.path={tmp_path / 'critic'}"]
     return [choice, *(BESIDE | files).get(choice, [])]
 
 
@@ -154,6 +164,33 @@ def test_a_judge_of_another_model_is_of_another_make(compose_train: ComposeTrain
     check(compose_train(*words))
     with pytest.warns(UserWarning, match="held-out judge"):
         check(compose_train(*words[:2], "eval_critic.chat.seed=1"))
+
+
+@pytest.mark.parametrize("choice", ["seed=1", *(c for c in EVERY if c.startswith(OF_CRITICS))])
+def test_the_training_of_a_critic_composes(choice: str) -> None:
+    """With each network and loss; what assembly passes in is left to it."""
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train_critic", [choice, "data.path=pairs.jsonl"])
+    assert OmegaConf.missing_keys(cfg) == set()
+    found = dict(targets(OmegaConf.to_container(cfg, resolve=True)))
+    assert {"network", "reward_loss", "data", "optim.optimizer", "trainer"} <= found.keys()
+    for place, node in found.items():
+        if place != "data":
+            check_target(place, node)
+    data = {key: value for key, value in found["data"].items() if key != "_target_"}
+    inspect.signature(CriticDataModule).bind([], None, "pairwise", **data, seed=0)
+    assert cfg.name.startswith("critic-")
+
+
+def test_the_cache_of_encoders_is_no_part_of_a_critics_name() -> None:
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        names = {
+            compose("train_critic", ["data.path=x", word]).name
+            for word in ("network.cache=null", "paths.outputs=elsewhere", "network.width=9")
+        }
+    assert len(names) == 2  # fmt: skip
 
 
 def test_sampling_composes() -> None:

@@ -13,10 +13,10 @@ LIBRARY = REPO / "ipo_lightning"
 # Each module of the library is named once, a package as one. A module knows of its own layer and of
 # those above it in this table; `shapes` is a world of its own, which nothing else in the library
 # knows of.
-MATHEMATICS = {"annotations", "averages", "batch", "calibration", "errors", "flow", "gauges",
-               "labelling", "losses", "metrics", "objectives", "offload", "preferences",
-               "published", "records", "rounds", "rowfiles", "seeds", "sharding", "store",
-               "tournaments", "tracing", "visits"}  # fmt: skip
+MATHEMATICS = {"agreement", "annotations", "averages", "batch", "calibration", "errors", "flow",
+               "gauges", "labelling", "losses", "metrics", "objectives", "offload", "preferences",
+               "published", "records", "reward_losses", "rounds", "rowfiles", "seeds", "sharding",
+               "store", "tournaments", "tracing", "visits"}  # fmt: skip
 PROTOCOLS = {
     "annotating",
     "critics.base",
@@ -31,7 +31,8 @@ PROTOCOLS = {
 }
 CONCRETE = {"backbones", "critics", "shapes"}
 ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "exchange", "hub", "module",
-                 "reference_errors", "references", "report", "sampling", "strategies"}  # fmt: skip
+                 "reference_errors", "references", "report", "reward", "sampling",
+                 "strategies"}  # fmt: skip
 
 APPLICATION = {"callbacks", "conf", "data", "train", "sample", "tests", "benchmarks"}
 SETTINGS = {"hydra", "omegaconf", "conf"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conf.entry import REPO, build, quote_free_text, refuse_misspelt
+from conf.entry import REPO, TASKS, build, quote_free_text, refuse_misspelt, task_of
 from ipo_lightning.critics.base import PointCritic
 from ipo_lightning.video import Clip
 from tests.conftest import ComposeTrain
@@ -74,7 +74,7 @@ def test_every_command_composes(page: str, command: str, examples: Path) -> None
         words = quote_free_text(words, ("prompt", "prompts", "ckpt"))
         refuse_misspelt("sample", words)
     else:
-        refuse_misspelt("train", [*words, searched(examples)])
+        refuse_misspelt(TASKS[task_of(words)], [*words, searched(examples)])
 
 
 def test_the_pages_show_commands() -> None:

@@ -1,0 +1,331 @@
+"""A tiny reward network for the world of shapes, made from nothing.
+
+As with any large one, most of what it knows comes from captioned clips, not from preferences: its
+encoder is trained for a minute to say which words the captions of renders hold (a third of them
+wrong, as for the base model), and how much a clip was spoilt by corruptions of no particular world.
+People's labels then train a linear head on what it sees: 500 of them are too few to learn to see.
+
+It has nothing of the held-out judge (`judge`) or of the rules (`critic`) but the renderer's clips.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ipo_lightning.critics.trained import Restored
+from ipo_lightning.errors import InputError
+from ipo_lightning.reward_losses import RewardScale
+from ipo_lightning.seeds import derive_seed, generator
+from ipo_lightning.shapes import world
+from ipo_lightning.shapes.build import cosine, to_pixels
+from ipo_lightning.shapes.critic import stack_frames
+from ipo_lightning.shapes.prompts import TEMPLATES, caption, combinations
+from ipo_lightning.store import fingerprint, write_atomically
+from ipo_lightning.video import Clip
+
+RECIPE = 1
+"""Part of the encoder's fingerprint: raise it when the same settings give other weights."""
+MAX_WORDS = 12
+CORRUPTIONS = ("shake", "flicker", "drift", "blur", "noise")
+FORM, WEIGHTS = "network.json", "model.safetensors"
+
+_BATCH = 32
+_RATE = 2e-3
+
+
+def _vocabulary() -> tuple[str, ...]:
+    known = {word for one in combinations("train") for word in words_of(caption(one, 0))}
+    return tuple(sorted(known | {word for text in TEMPLATES for word in words_of(text)}))
+
+
+def words_of(prompt: str) -> list[str]:
+    """The words of a prompt, in lower case."""
+    return re.findall("[a-z]+", prompt.lower())
+
+
+WORDS = _vocabulary()
+"""All words of the captions; place 0 of the embedding is for the unknown and for padding."""
+
+
+def tokens(prompts: Sequence[str]) -> Tensor:
+    """(N, MAX_WORDS) int64; unknown words and padding are 0."""
+    places = {word: place for place, word in enumerate(WORDS, 1)}
+    rows = torch.zeros(len(prompts), MAX_WORDS, dtype=torch.long)
+    for row, prompt in zip(rows, prompts, strict=True):
+        found = [places.get(word, 0) for word in words_of(prompt)][:MAX_WORDS]
+        row[: len(found)] = torch.tensor(found)
+    return rows
+
+
+class Seen(NamedTuple):
+    """What the encoder makes of clips."""
+
+    hidden: Tensor
+    """(N, width)."""
+    words: Tensor
+    """(N, 1 + words) logits: whether the caption holds the word."""
+    corruptions: Tensor
+    """(N, 5) estimated strengths, in `CORRUPTIONS`' order."""
+
+
+class VideoEncoder(nn.Module):
+    """Convolutions over each frame, then over time; 110 k parameters at width 64.
+
+    No layer mixes clips: what it sees of one does not depend on its batch.
+    """
+
+    place: Tensor
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.frame = nn.Sequential(
+            nn.Conv2d(5, 16, 5, stride=2, padding=2),
+            nn.SiLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.GroupNorm(4, 32),
+            nn.SiLU(),
+            nn.Conv2d(32, 48, 3, stride=2, padding=1),
+            nn.GroupNorm(4, 48),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(48 * (world.SIZE // 8) ** 2, width),
+            nn.SiLU(),
+        )
+        self.time = nn.Sequential(
+            nn.Conv1d(width, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv1d(width, width, 3, padding=1),
+            nn.SiLU(),
+        )
+        self.summary = nn.Linear(2 * width, width)
+        self.words = nn.Linear(width, 1 + len(WORDS))
+        self.corruptions = nn.Linear(width, len(CORRUPTIONS))
+        axis = torch.linspace(-1, 1, world.SIZE)
+        place = torch.stack(torch.meshgrid(axis, axis, indexing="ij"))
+        self.register_buffer("place", place, persistent=False)
+
+    def forward(self, pixels: Tensor) -> Seen:
+        """Float (N, C, T, H, W) in [-1, 1] -> what is seen."""
+        count, num_frames = pixels.shape[0], pixels.shape[2]
+        images = pixels.transpose(1, 2).flatten(0, 1)
+        place = self.place.expand(len(images), -1, -1, -1)
+        each = self.frame(torch.cat([images, place], 1)).unflatten(0, (count, num_frames))
+        over_time = self.time(each.transpose(1, 2))
+        summary = torch.cat([over_time.mean(-1), over_time.amax(-1)], -1)
+        hidden = F.silu(self.summary(summary))
+        return Seen(hidden, self.words(hidden), self.corruptions(hidden))
+
+
+class ShapesRewardNet(nn.Module):
+    """The encoder, and a linear head on what it sees: D rewards of clips and prompts.
+
+    The head starts at zero: before the first label every video is as good as any other.
+
+    Args:
+        dims: how many. width: of the encoder. tuned: whether labels train the encoder too.
+    """
+
+    mean: Tensor
+    std: Tensor
+    share: Tensor
+
+    def __init__(self, dims: int, width: int = 64, tuned: bool = False) -> None:
+        super().__init__()
+        self.encoder = VideoEncoder(width).requires_grad_(tuned)
+        features = width + 1 + len(CORRUPTIONS)
+        self.register_buffer("mean", torch.zeros(features))  # over renders, see `ShapesReward`
+        self.register_buffer("std", torch.ones(features))
+        self.head = nn.Linear(features, dims, bias=False)
+        nn.init.zeros_(self.head.weight)
+        # Many weak features must not drown the few strong ones.
+        share = torch.cat([torch.full((width,), width**-0.5), torch.ones(features - width)])
+        self.register_buffer("share", share, persistent=False)
+
+    def forward(self, frames: Tensor, words: Tensor) -> Tensor:
+        """uint8 (N, T, H, W, C) and `tokens` (N, L) -> rewards (N, D), float32."""
+        features = (self.features(frames, words) - self.mean) / self.std
+        rewards: Tensor = self.head(features * self.share)
+        return rewards
+
+    def features(self, frames: Tensor, words: Tensor) -> Tensor:
+        """(N, width + 6): the hidden state, how likely the caption's words are, corruptions."""
+        seen = self.encoder(to_pixels(frames))
+        known = (words > 0).float()
+        likely = seen.words.sigmoid().gather(1, words) * known
+        alignment = likely.sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp_min(1)
+        return torch.cat([seen.hidden, alignment, seen.corruptions], 1)
+
+
+class ShapesReward:
+    """A reward network of the shapes world, as `ipo_lightning.reward.RewardNetwork`.
+
+    Args:
+        dims: names of its rewards: those of the labels.
+        width: of the encoder.
+        steps: of the encoder's training, 32 clips each, before people's labels. 1600 take a few
+            minutes of one core, once: the weights are kept in ``cache``. 0: a random encoder.
+        clips: renders that it is trained on.
+        tuned: whether people's labels train the encoder too; without, they train the head alone.
+        seed: of the encoder and its clips.
+        cache: folder of encoders; None: not kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        dims: Sequence[str] = ("VQ", "MQ", "TA", "Overall"),
+        width: int = 64,
+        steps: int = 1600,
+        clips: int = 4096,
+        tuned: bool = False,
+        seed: int = 0,
+        cache: str | None = None,
+    ) -> None:
+        if not dims or min(width, clips) < 1 or steps < 0:
+            raise InputError(
+                f"network: dims={list(dims)}, width={width}, clips={clips}, steps={steps}: give at "
+                "least one dimension, width and clips from 1, steps from 0"
+            )
+        self.dims, self.width, self.steps, self.clips = tuple(dims), width, steps, clips
+        self.tuned, self.seed, self.cache = tuned, seed, None if cache is None else Path(cache)
+
+    @property
+    def identity(self) -> str:
+        """See `RewardNetwork`."""
+        settings = [self.width, self.steps, self.clips, self.seed]
+        return fingerprint(["shapes encoder", RECIPE, *settings])
+
+    def build(self) -> nn.Module:
+        """An encoder from the cache, or trained here, under a head of zeros."""
+        network = ShapesRewardNet(len(self.dims), self.width, self.tuned)
+        file = self.cache and self.cache / f"{self.identity[:16]}.safetensors"
+        if file is None or not file.is_file():
+            self._pretrain(network)
+            if file is not None:
+                kept = {k: v for k, v in network.state_dict().items() if k != "head.weight"}
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(file, _bytes(kept))
+        else:
+            weights = load_file(file)
+            network.load_state_dict({**weights, "head.weight": network.head.weight})
+        return network
+
+    def inputs(self, clips: Sequence[Clip], prompts: Sequence[str]) -> dict[str, Tensor]:
+        """See `RewardNetwork`."""
+        return {"frames": stack_frames(clips, prompts), "words": tokens(prompts)}
+
+    def export(self, network: nn.Module, folder: Path, scale: RewardScale) -> None:
+        """``model.safetensors`` and ``network.json``."""
+        plain = {"dims": self.dims, "width": self.width, **scale._asdict()}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FORM).write_text(json.dumps(plain, indent=2) + "\n")
+        (folder / WEIGHTS).write_bytes(_bytes(network.state_dict()))
+
+    def restore(self, folder: Path) -> Restored:
+        """What `export` wrote; dimensions and width are the folder's.
+
+        Raises:
+            InputError: the folder holds something else.
+        """
+        try:
+            plain: Mapping[str, Any] = json.loads((folder / FORM).read_text())
+            dims = tuple(plain["dims"])
+            scale = RewardScale(tuple(plain["mean"]), tuple(plain["std"]))
+            network = ShapesRewardNet(len(dims), plain["width"])
+            network.load_state_dict(load_file(folder / WEIGHTS))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise InputError(
+                f"critic.path={folder}: no reward network of the shapes world ({error})"
+            ) from error
+        return Restored(network, dims, scale)
+
+    def _pretrain(self, network: ShapesRewardNet) -> None:
+        """Train the encoder on captioned renders, and learn the scale of its features."""
+        training = network.encoder.training
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, "encoder"))
+            network.encoder.load_state_dict(VideoEncoder(self.width).state_dict())
+            frames, captions = self._clips()
+            with torch.enable_grad():
+                network.encoder.requires_grad_(True)
+                train_encoder(network.encoder, frames, captions, self.steps, self.seed)
+        network.encoder.requires_grad_(self.tuned).train(training)
+        with torch.no_grad():
+            seen = [
+                network.features(frames[i : i + _BATCH], captions[i : i + _BATCH])
+                for i in range(0, min(len(frames), 1024), _BATCH)
+            ]
+        features = torch.cat(seen)
+        network.mean.copy_(features.mean(0))
+        network.std.copy_(features.std(0, correction=0).clamp_min(1e-3))
+
+    def _clips(self) -> tuple[Tensor, Tensor]:
+        """Renders uint8 (N, T, H, W, C) and the `tokens` of their captions, some of them wrong."""
+        seed = derive_seed(self.seed, "captioned") % 2**31
+        known = combinations("train")
+        scenes, captions = world.noisy_scenes(known, self.clips, seed, 0.3, 0.5)
+        return world.render(scenes, seed), tokens(captions)
+
+
+def train_encoder(
+    encoder: VideoEncoder, frames: Tensor, captions: Tensor, steps: int, seed: int
+) -> None:
+    """Learn which words a caption holds, and how strongly a clip was corrupted."""
+    draws = generator(derive_seed(seed, "encoder", "draws"))
+    held = torch.zeros(len(captions), 1 + len(WORDS)).scatter_(1, captions, 1.0)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=_RATE, weight_decay=0.02)
+    for step in tqdm(range(steps), "encoder", unit=" updates", disable=not steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _RATE * cosine(step, steps, 30)
+        rows = torch.randint(len(frames), (_BATCH,), generator=draws)
+        pixels, strengths = corrupt(to_pixels(frames[rows]), draws)
+        seen = encoder(pixels)
+        words = F.binary_cross_entropy_with_logits(
+            seen.words[:, 1:], held[rows][:, 1:], reduction="none"
+        )
+        loss = words.sum(1).mean() + 20 * F.mse_loss(seen.corruptions, strengths)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def corrupt(pixels: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Clips (N, C, T, H, W) in [-1, 1], spoilt, and how much: (N, 5) strengths in [0, 1].
+
+    Each of `CORRUPTIONS` has a chance of 0.3: frames shaken by up to a few pixels, brightness that
+    flickers, colours that drift to others, blur, noise.
+    """
+    count, num_frames = pixels.shape[0], pixels.shape[2]
+    strengths = torch.rand(count, len(CORRUPTIONS), generator=draws)
+    strengths *= torch.rand(count, len(CORRUPTIONS), generator=draws) < 0.3
+    shake, flicker, drift, blur, noise = strengths.T[:, :, None, None, None, None]
+    frames = pixels.transpose(1, 2).flatten(0, 1)
+    moves = torch.eye(2, 3).repeat(len(frames), 1, 1)
+    shift = torch.randn(count, num_frames, 2, generator=draws) * shake[..., 0, 0] / 8
+    moves[:, :, 2] = shift.flatten(0, 1)
+    grid = F.affine_grid(moves, list(frames.shape), align_corners=False)
+    frames = F.grid_sample(frames, grid, padding_mode="border", align_corners=False)
+    soft = F.avg_pool2d(F.avg_pool2d(frames, 3, 1, 1), 3, 1, 1)
+    frames = frames.lerp(soft, blur[:, 0].repeat_interleave(num_frames, 0))
+    spoilt = (frames.unflatten(0, (count, num_frames)).transpose(1, 2) + 1) / 2
+    dark = torch.rand(count, 1, num_frames, 1, 1, generator=draws)
+    spoilt = spoilt * (1 - 0.7 * flicker * dark)
+    way = drift * torch.linspace(0, 1, num_frames)[:, None, None]
+    spoilt = spoilt.lerp(spoilt.roll(1, 1), way)
+    spoilt = spoilt + 0.15 * noise * torch.randn(spoilt.shape, generator=draws)
+    return spoilt * 2 - 1, strengths
+
+
+def _bytes(weights: Mapping[str, Tensor]) -> bytes:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    return tensors_to_bytes(plain)
