@@ -4,15 +4,12 @@ Frames are uint8 RGB. Nothing is loaded before `RealVideos.prepare`; what is wro
 clips is said when it is read, what is wrong with a clip when its turn comes.
 """
 
-import csv
 import hashlib
-import json
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +21,7 @@ from tqdm import tqdm
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import Policy
 from ipo_lightning.real import DAMAGED, Footage, LeftOut, RealData, encode_once
+from ipo_lightning.rowfiles import rows_of
 from ipo_lightning.store import Store, fingerprint
 from ipo_lightning.video import read_frames, read_timeline
 from ipo_lightning.workers import Workers
@@ -149,7 +147,7 @@ def _of_list(path: Path, video: str, caption: str) -> list[Captioned]:
     if path.suffix.lower() not in LISTS:
         raise InputError(f"data.real.path={path}: give a folder, or a list: {', '.join(LISTS)}")
     clips = []
-    for place, row in _rows(path):
+    for place, row in rows_of(path):
         for key, setting in ((video, "video"), (caption, "caption")):
             if key not in row:
                 columns = ", ".join(str(name) for name in row)
@@ -171,56 +169,6 @@ def _one_line(text: Any, place: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{place} must be a text, got {text!r}")
     return " ".join(text.split())
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The rows of a list, each with its place for messages."""
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".parquet":
-            yield from ((f"{path}: row {n}", row) for n, row in enumerate(_parquet(path), 1))
-            return
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            if suffix == ".csv":
-                reader = csv.DictReader(file, strict=True)
-                yield from ((f"{path}:{reader.line_num}", row) for row in reader)
-                return
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}:{number}", _object(line, f"{path}:{number}")
-    except InputError:
-        raise
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-
-
-def _object(line: str, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{place}: not JSON: {line.strip()[:60]!r}") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: expected an object, got {line.strip()[:60]!r}")
-    return row
-
-
-def _parquet(path: Path) -> list[dict[str, Any]]:
-    """The rows of a parquet file, by pyarrow or whatever pandas finds."""
-    try:
-        try:
-            rows: list[dict[str, Any]] = (
-                import_module("pyarrow.parquet").read_table(path).to_pylist()
-            )
-        except ImportError:
-            rows = import_module("pandas").read_parquet(path).to_dict("records")
-    except ImportError as error:
-        raise InputError(
-            f"{path}: parquet needs a package that is not installed: pip install pyarrow, or give "
-            "a .csv or .jsonl"
-        ) from error
-    except (ValueError, OSError) as error:  # pyarrow's own errors are of these classes
-        raise InputError(f"{path} is no parquet file: {error}") from error
-    return rows
 
 
 # --- Clips ---------------------------------------------------------------------------------------

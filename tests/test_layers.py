@@ -13,10 +13,10 @@ LIBRARY = REPO / "ipo_lightning"
 # Each module of the library is named once, a package as one. A module knows of its own layer and of
 # those above it in this table; `shapes` is a world of its own, which nothing else in the library
 # knows of.
-MATHEMATICS = {"annotations", "averages", "batch", "calibration", "errors", "gauges", "labelling",
-               "losses", "metrics", "objectives", "offload", "preferences", "published", "records",
-               "rounds", "seeds", "sharding", "store", "tournaments", "tracing",
-               "visits"}  # fmt: skip
+MATHEMATICS = {"annotations", "averages", "batch", "calibration", "errors", "gauges",
+               "labelling", "losses", "metrics", "objectives", "offload", "preferences",
+               "published", "records", "rounds", "rowfiles", "seeds", "sharding", "store",
+               "tournaments", "tracing", "visits"}  # fmt: skip
 PROTOCOLS = {
     "critics.base",
     "critics.chat",
@@ -28,8 +28,9 @@ PROTOCOLS = {
     "workers",
 }
 CONCRETE = {"backbones", "critics", "shapes"}
-ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "hub", "module",
-                 "reference_errors", "references", "report", "sampling", "strategies"}  # fmt: skip
+ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "exchange", "hub",
+                 "module", "reference_errors", "references", "report", "sampling",
+                 "strategies"}  # fmt: skip
 
 APPLICATION = {"callbacks", "conf", "data", "train", "sample", "tests", "benchmarks"}
 SETTINGS = {"hydra", "omegaconf", "conf"}
@@ -132,7 +133,9 @@ def test_data_and_callbacks_meet_on_disk(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [REPO / "train.py", REPO / "sample.py", *sources("conf")], ids=named
+    "path",
+    [REPO / name for name in ("train.py", "sample.py")] + sources("conf"),
+    ids=named,
 )
 def test_entry_points_get_what_is_concrete_from_the_configuration(path: Path) -> None:
     assert within(path) <= MATHEMATICS | PROTOCOLS | ORCHESTRATION

@@ -1,0 +1,113 @@
+"""What the formats have in common: cells of a row, checked; messages name the row's place."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ipo_lightning.annotations import OVERALL, Choice
+from ipo_lightning.errors import InputError
+
+ON_A_HUB = re.compile(r".*/resolve/[^/]+/")
+"""What stands before a file's path within its repository."""
+CHOICE_WORDS: Mapping[str, Choice] = {
+    "a": "A", "b": "B", "same": "same", "tie": "same", "invalid": "invalid"
+}  # fmt: skip
+
+
+def text(row: Mapping[str, Any], name: str, place: str) -> str:
+    """A cell that must be a text.
+
+    Raises:
+        InputError: it is missing or empty.
+    """
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{place}: {name!r} must be a text, got {shown(value)}")
+    return value
+
+
+def number(row: Mapping[str, Any], name: str, place: str) -> float:
+    """A cell that must be a number.
+
+    Raises:
+        InputError: it is none, or not finite.
+    """
+    try:
+        value = float(row.get(name))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not abs(value) < float("inf"):
+        raise InputError(f"{place}: {name!r} must be a number, got {shown(row.get(name))}")
+    return value
+
+
+def choice(row: Mapping[str, Any], name: str, place: str) -> Choice | None:
+    """A cell that says which of two is better; None where it is empty.
+
+    Raises:
+        InputError: it says something else.
+    """
+    value = row.get(name)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    found = CHOICE_WORDS.get(value.strip().lower()) if isinstance(value, str) else None
+    if found is None:
+        raise InputError(f"{place}: {name!r} must be A, B, same or invalid, got {shown(value)}")
+    return found
+
+
+def overall(labels: Mapping[str, Choice]) -> Choice:
+    """A verdict as a whole where only dimensions are known: whichever video wins more of them."""
+    balance = sum({"A": 1, "B": -1}.get(value, 0) for value in labels.values())
+    if balance:
+        return "A" if balance > 0 else "B"
+    return "same" if any(value != "invalid" for value in labels.values()) else "invalid"
+
+
+def with_overall(labels: dict[str, Choice]) -> dict[str, Choice]:
+    """The labels with `OVERALL` among them."""
+    return labels if OVERALL in labels else {**labels, OVERALL: overall(labels)}
+
+
+def video_path(value: str) -> str:
+    """Where a video lies beside its table: an address becomes the path within its repository."""
+    if "://" not in value:
+        return value
+    bare = re.split(r"[?#]", value)[0]
+    return ON_A_HUB.sub("", bare) if ON_A_HUB.match(bare) else bare.rpartition("/")[2]
+
+
+def plain(row: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+    """The other cells that hold something; numbers of a CSV file become numbers."""
+    return dict(_plain(row, known))
+
+
+def _plain(row: Mapping[str, Any], known: set[str]) -> Iterator[tuple[str, Any]]:
+    for name, value in row.items():
+        if name in known or value is None or (isinstance(value, str) and not value):
+            continue
+        yield name, _numeric(value) if isinstance(value, str) else value
+
+
+def _numeric(value: str) -> str | int | float:
+    """A number where the text is one, written as numbers are."""
+    for kind in (int, float):
+        try:
+            parsed = kind(value)
+        except ValueError:
+            continue
+        if repr(parsed) == value:
+            return parsed
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it."""
+    return json.dumps(value, default=str)[:60]
+
+
+def numbered(path: Path, count: int) -> str:
+    """A name for the pair that has none."""
+    return f"{path.stem}-{count}"

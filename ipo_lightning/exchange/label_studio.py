@@ -1,0 +1,140 @@
+"""Label Studio: a labelling configuration, tasks to import, and its JSON export read back.
+
+The configuration asks by dimension with ``Choices`` (left, same, right, cannot say), since the
+``Pairwise`` tag knows no tie; a ``Pairwise`` result of a configuration of one's own is read too.
+Sources: Label Studio's pages on the task format and on the tags Choices, Pairwise and Video.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ipo_lightning.annotations import OVERALL, Annotation, Choice
+from ipo_lightning.errors import InputError
+from ipo_lightning.exchange.columns import numbered, shown, text, video_path, with_overall
+from ipo_lightning.rowfiles import Placed
+from ipo_lightning.store import write_atomically
+
+CONFIG, TASKS = "label_studio.xml", "label_studio_tasks.json"
+SIDES: Mapping[str, Choice] = {
+    "left": "A", "right": "B", "same": "same", "cannot say": "invalid"
+}  # fmt: skip
+DATA = ("pair_id", "video_A", "video_B", "round", "source")
+"""Fields of an annotation that pass through a task."""
+
+
+def is_export(rows: Sequence[Placed]) -> bool:
+    """Whether a table is tasks of Label Studio, annotated or not."""
+    return bool(rows) and {"data", "annotations"} <= set(rows[0][1])
+
+
+def read(path: Path, rows: Sequence[Placed]) -> list[Annotation]:
+    """The annotations of an export, one by one; those that were skipped are left out.
+
+    Raises:
+        InputError: names the task and what is wrong with it.
+    """
+    found = []
+    for number, (place, task) in enumerate(rows, 1):
+        data, annotations = task.get("data"), task.get("annotations")
+        if not isinstance(data, Mapping) or not isinstance(annotations, Sequence):
+            raise InputError(f"{place}: a task has data and annotations, got {shown(task)}")
+        for one in annotations:
+            labels = {} if one.get("was_cancelled") else _labels(one.get("result") or [], place)
+            if labels:
+                found.append(_annotation(data, one, labels, place, numbered(path, number)))
+    return found
+
+
+def _annotation(
+    data: Mapping[str, Any],
+    one: Mapping[str, Any],
+    labels: dict[str, Choice],
+    place: str,
+    name: str,
+) -> Annotation:
+    by = one.get("completed_by", "")
+    known = {key: data[key] for key in DATA if data.get(key) not in (None, "")}
+    return Annotation(
+        **{"pair_id": name, **known},
+        prompt=text(data, "prompt", place),
+        path_A=data.get("path_A") or video_path(text(data, "left", place)),
+        path_B=data.get("path_B") or video_path(text(data, "right", place)),
+        labels=with_overall(labels),
+        annotator=str(by.get("email") or by.get("id")) if isinstance(by, Mapping) else str(by),
+        shown_left="A",
+        seconds=one.get("lead_time"),
+        timestamp=str(one.get("created_at") or ""),
+    )
+
+
+def _labels(results: Sequence[Mapping[str, Any]], place: str) -> dict[str, Choice]:
+    """The choices of one annotation, by dimension; a `Pairwise` is the verdict as a whole."""
+    found: dict[str, Choice] = {}
+    for result in results:
+        value = result.get("value") or {}
+        if result.get("type") == "pairwise":
+            name, said = OVERALL, str(value.get("selected"))
+        elif result.get("type") == "choices":
+            name, said = str(result.get("from_name")), str((value.get("choices") or [""])[0])
+        else:
+            continue
+        if said not in SIDES:
+            raise InputError(
+                f"{place}: {name!r} must be one of {', '.join(SIDES)}, got {shown(said)}"
+            )
+        found[name] = SIDES[said]
+    return found
+
+
+def write(folder: Path, rows: Sequence[Annotation], files_at: str = "") -> tuple[Path, Path]:
+    """Write the configuration and the tasks, for every dimension that the rows have.
+
+    The first row's dimensions are asked; `OVERALL` is always among them. Labels are not passed on:
+    the annotators shall not see them.
+
+    Args:
+        files_at: what stands before a video's path in a task: the address that Label Studio finds
+            the folder at, ``/data/local-files/?d=`` for its local storage.
+    """
+    dims = sorted({name for one in rows for name in one.labels} - {OVERALL})
+    tasks = [_task(one, files_at) for one in rows]
+    write_atomically(folder / CONFIG, config((*dims, OVERALL)).encode())
+    write_atomically(folder / TASKS, json.dumps(tasks, indent=1).encode())
+    return folder / CONFIG, folder / TASKS
+
+
+def _task(one: Annotation, files_at: str) -> dict[str, Any]:
+    named = {key: getattr(one, key) for key in DATA}
+    return {
+        "data": {
+            **{key: value for key, value in named.items() if value not in (None, "")},
+            "prompt": one.prompt,
+            "path_A": one.path_A,
+            "path_B": one.path_B,
+            "left": files_at + one.path_A,
+            "right": files_at + one.path_B,
+        }
+    }
+
+
+def config(dims: Sequence[str]) -> str:
+    """The labelling configuration: the prompt, two videos, a question a dimension."""
+    questions = [
+        f'  <Header value="{escape(name)}"/>\n'
+        f'  <Choices name="{escape(name)}" toName="left" choice="single" required="true" '
+        'showInline="true">\n'
+        + "".join(f'    <Choice value="{escape(side)}"/>\n' for side in SIDES)
+        + "  </Choices>"
+        for name in dims
+    ]
+    return (
+        "<View>\n"
+        '  <Text name="prompt" value="$prompt"/>\n'
+        '  <View style="display: grid; grid-template: auto/1fr 1fr; column-gap: 8px">\n'
+        '    <Video name="left" value="$left"/>\n'
+        '    <Video name="right" value="$right"/>\n'
+        "  </View>\n" + "\n".join(questions) + "\n</View>\n"
+    )

@@ -1,0 +1,61 @@
+"""Videos that were rated one at a time, and the pairs that follow from them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from ipo_lightning.annotations import OVERALL, Annotation, Choice
+
+
+@dataclass(frozen=True)
+class VideoPoint:
+    """One video with what people said of it."""
+
+    prompt: str
+    path: str
+    """The video's file, relative to the file of ratings."""
+    scores: Mapping[str, float]
+    """By dimension, higher is better; `OVERALL` is among them."""
+    desirable: bool | None = None
+    """Where the file says good or bad; None: it has scores alone."""
+    source: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def pairs_of(points: Iterable[VideoPoint]) -> list[Annotation]:
+    """Every two videos of a prompt, in the points' order; equal scores are ``same``."""
+    by_prompt: dict[str, list[VideoPoint]] = {}
+    for point in points:
+        by_prompt.setdefault(point.prompt, []).append(point)
+    couples = [pair for group in by_prompt.values() for pair in combinations(group, 2)]
+    return [_pair(number, first, second) for number, (first, second) in enumerate(couples, 1)]
+
+
+def _pair(number: int, first: VideoPoint, second: VideoPoint) -> Annotation:
+    shared = [name for name in first.scores if name in second.scores]
+    return Annotation(
+        pair_id=f"{first.source}-{number}",
+        prompt=first.prompt,
+        path_A=first.path,
+        path_B=second.path,
+        labels={name: _better(first.scores[name], second.scores[name]) for name in shared},
+        source=first.source,
+        extra={"scores_A": dict(first.scores), "scores_B": dict(second.scores)},
+    )
+
+
+def _better(first: float, second: float) -> Choice:
+    if first == second:
+        return "same"
+    return "A" if first > second else "B"
+
+
+def mean_score(scores: Sequence[float]) -> float:
+    """`OVERALL` where only dimensions are rated: their mean, exact for whole numbers."""
+    return round(sum(scores) / len(scores), 9)
+
+
+def with_mean(scores: Mapping[str, float]) -> dict[str, float]:
+    """The scores with `OVERALL` among them."""
+    return {**scores, OVERALL: mean_score(list(scores.values()))}

@@ -1,0 +1,148 @@
+"""Preference data of any known format: which one it is, and its pairs or points."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ipo_lightning.annotations import OVERALL, Annotation, annotation
+from ipo_lightning.errors import InputError
+from ipo_lightning.exchange import genai_bench, label_studio, trl, videoalign, videofeedback
+from ipo_lightning.exchange.points import VideoPoint, pairs_of
+from ipo_lightning.rowfiles import Placed, rows_of
+
+
+class Format(NamedTuple):
+    """How one format is told from the others, and read; it has pairs or points."""
+
+    fits: Callable[[Sequence[Placed]], bool]
+    pairs: Callable[[Path, Sequence[Placed]], list[Annotation]] | None = None
+    points: Callable[[Path, Sequence[Placed]], list[VideoPoint]] | None = None
+
+
+def canonical(path: Path, rows: Sequence[Placed]) -> list[Annotation]:
+    """The project's own JSON lines, see `ipo_lightning.annotations`."""
+    found = []
+    for place, row in rows:
+        try:
+            found.append(annotation(row))
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+    return found
+
+
+def _columns(rows: Sequence[Placed]) -> set[str]:
+    """The columns of the first row."""
+    return set(rows[0][1]) if rows else set()
+
+
+FORMATS = {
+    "label_studio": Format(label_studio.is_export, label_studio.read),
+    "genai_bench": Format(lambda rows: _columns(rows) >= genai_bench.NEEDED, genai_bench.read),
+    "videofeedback": Format(
+        lambda rows: _columns(rows) >= videofeedback.NEEDED, points=videofeedback.read_points
+    ),
+    "trl": Format(lambda rows: trl.has_pairs(_columns(rows)), trl.read),
+    "trl_points": Format(lambda rows: trl.has_points(_columns(rows)), points=trl.read_points),
+    "canonical": Format(
+        lambda rows: (
+            _columns(rows) >= {"prompt", OVERALL}
+            and bool(_columns(rows) & {"pair_id", "video_A", "annotator", "shown_left"})
+        ),
+        canonical,
+    ),
+    "videoalign": Format(lambda rows: _columns(rows) >= videoalign.NEEDED, videoalign.read),
+}
+"""In the order in which they are tried."""
+
+
+class Preferences(NamedTuple):
+    """What a file of preferences holds: pairs, or points."""
+
+    format: str
+    path: Path
+    """The file; paths of videos are relative to its folder."""
+    pairs: list[Annotation]
+    points: list[VideoPoint]
+
+    @property
+    def folder(self) -> Path:
+        """Where paths of videos start."""
+        return self.path.parent
+
+
+def read_any(path: str | Path, format: str = "auto") -> Preferences:
+    """The pairs or points of a file, or of the table in a folder.
+
+    Args:
+        path: a ``.csv``, ``.json``, ``.jsonl`` or ``.parquet`` file (the latter needs pyarrow), or
+            a folder with one ``metadata`` file of these.
+        format: one of `FORMATS`; ``auto``: by the columns.
+
+    Raises:
+        InputError: there is no such file, it has no rows, or they are of no known format.
+    """
+    file = _table(Path(path))
+    rows = list(rows_of(file))
+    if not rows:
+        raise InputError(f"{file}: the file has no rows")
+    if format != "auto" and format not in FORMATS:
+        raise InputError(f"format={format}: choose auto, {', '.join(FORMATS)}")
+    name = _recognised(file, rows) if format == "auto" else format
+    chosen = FORMATS[name]
+    if not chosen.fits(rows):
+        raise InputError(
+            f"{file} is no {name}: its columns are {', '.join(sorted(_columns(rows)))}"
+        )
+    pairs = chosen.pairs(file, rows) if chosen.pairs else []
+    points = chosen.points(file, rows) if chosen.points else []
+    return Preferences(name, file, pairs, points)
+
+
+def read_preferences(path: str | Path, format: str = "auto") -> list[Annotation]:
+    """The pairs of a file, see `read_any`; rated videos become every two of a prompt.
+
+    Raises:
+        InputError: see `read_any`; or no prompt has two rated videos.
+    """
+    found = read_any(path, format)
+    if found.pairs:
+        return found.pairs
+    pairs = pairs_of(found.points)
+    if not pairs:
+        raise InputError(f"{found.path}: no pairs; no prompt has two rated videos, or all answers "
+                         "are empty")  # fmt: skip
+    return pairs
+
+
+def video_file(folder: Path, path: str) -> Path:
+    """The file of a video: within the folder, or by its last name alone where it was moved.
+
+    Raises:
+        InputError: there is none.
+    """
+    for place in (folder / path, folder / Path(path).name):
+        if place.is_file():
+            return place
+    raise InputError(f"{folder}: there is no video {path}")
+
+
+def _table(path: Path) -> Path:
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such file or folder")
+        return path
+    found = [file for place in (path, path / "train") for file in sorted(place.glob("metadata.*"))]
+    if not found:
+        raise InputError(f"{path}: no metadata.jsonl, .csv or .parquet in this folder; give the "
+                         "file itself")  # fmt: skip
+    return found[0]
+
+
+def _recognised(path: Path, rows: Sequence[Placed]) -> str:
+    for name, one in FORMATS.items():
+        if one.fits(rows):
+            return name
+    columns = ", ".join(sorted(_columns(rows)))
+    raise InputError(
+        f"{path}: of no known format ({', '.join(FORMATS)}); its columns are {columns}"
+    )

@@ -1,0 +1,96 @@
+"""Tables that others wrote, row by row: CSV, JSON lines, JSON and parquet, a place beside each row.
+
+A parquet file needs pyarrow or pandas, which this project does not install.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ipo_lightning.errors import InputError
+
+SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
+
+Placed = tuple[str, Mapping[str, Any]]
+"""(where a row stands, for messages; the row by column)."""
+
+
+def rows_of(path: Path) -> Iterator[Placed]:
+    """The rows of a file, by its ending.
+
+    Raises:
+        InputError: the file cannot be read, or a row is no row; the message has its place.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f"{path}: give a {', '.join(SUFFIXES)} file")
+    try:
+        if suffix == ".parquet":
+            yield from ((f"{path}: row {n}", row) for n, row in enumerate(_parquet(path), 1))
+            return
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if suffix == ".csv":
+                reader = csv.DictReader(file, strict=True)
+                for row in reader:
+                    if None in row:
+                        raise InputError(f"{path}:{reader.line_num}: more cells than columns")
+                    yield f"{path}:{reader.line_num}", row
+            elif suffix == ".json":
+                yield from _array(path, file.read())
+            else:
+                yield from _lines(path, file)
+    except InputError:
+        raise
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _lines(path: Path, lines: Iterable[str]) -> Iterator[Placed]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield f"{path}:{number}", _object(_parsed(line, f"{path}:{number}"), f"{path}:{number}")
+
+
+def _array(path: Path, text: str) -> Iterator[Placed]:
+    rows = _parsed(text, str(path))
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: expected a list of objects, got {text.strip()[:60]!r}")
+    for number, row in enumerate(rows, 1):
+        yield f"{path}: row {number}", _object(row, f"{path}: row {number}")
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{place}: not JSON: {text.strip()[:60]!r}") from error
+
+
+def _object(row: Any, place: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: expected an object, got {json.dumps(row)[:60]!r}")
+    return row
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    """The rows of a parquet file, by pyarrow or whatever pandas finds."""
+    try:
+        try:
+            rows: list[dict[str, Any]] = (
+                import_module("pyarrow.parquet").read_table(path).to_pylist()
+            )
+        except ImportError:
+            rows = import_module("pandas").read_parquet(path).to_dict("records")
+    except ImportError as error:
+        raise InputError(
+            f"{path}: parquet needs a package that is not installed: pip install pyarrow, or give "
+            "a .csv or .jsonl"
+        ) from error
+    except (ValueError, OSError) as error:  # pyarrow's own errors are of these classes
+        raise InputError(f"{path} is no parquet file: {error}") from error
+    return rows
