@@ -13,7 +13,7 @@ LIBRARY = REPO / "ipo_lightning"
 # Each module of the library is named once, a package as one. A module knows of its own layer and of
 # those above it in this table; `shapes` is a world of its own, which nothing else in the library
 # knows of.
-MATHEMATICS = {"annotations", "averages", "batch", "calibration", "errors", "gauges",
+MATHEMATICS = {"agreement", "annotations", "averages", "batch", "calibration", "errors", "gauges",
                "labelling", "losses", "metrics", "objectives", "offload", "preferences",
                "published", "records", "rounds", "rowfiles", "seeds", "sharding", "store",
                "tournaments", "tracing", "visits"}  # fmt: skip
