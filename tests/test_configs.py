@@ -104,10 +104,11 @@ def test_every_trainer_is_built(choice: str, compose_train: ComposeTrain) -> Non
     assert assembly.build_trainer(cfg, L.Callback()).max_epochs == cfg.round
 
 
-def test_sampling_composes() -> None:
+@pytest.mark.parametrize(("program", "needed"), [("sample", "ckpt"), ("audit", "pairs")])
+def test_the_other_programs_compose(program: str, needed: str) -> None:
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("sample", ["ckpt=somewhere", "critic=shapes"])
+        cfg = compose(program, [f"{needed}=somewhere", "critic=shapes"])
     assert OmegaConf.missing_keys(cfg) == set()
     for place, node in targets(OmegaConf.to_container(cfg, resolve=True)):
         check_target(place, node)
