@@ -485,8 +485,12 @@ def test_a_file_that_is_wrong_is_named(judged: Callable[..., Found], tmp_path: P
     ):
         judged("shapes", broken)
     for name in ("a.mp4", "b.mp4"):
-        (tmp_path / name).write_bytes(b"no video")
+        (tmp_path / name).write_bytes(f"no video, {name}".encode())
     with pytest.raises(InputError, match="all pairs are of one prompt"):
+        judged("shapes", broken)
+    other = replace(row("a.mp4", "b.mp4", "A"), prompt="a blue ring growing")
+    write_annotations(broken, [row("a.mp4", "b.mp4", "A"), other])
+    with pytest.raises(InputError, match=r"a.mp4: cannot be decoded"):
         judged("shapes", broken)
 
 
