@@ -244,11 +244,12 @@ def _choices(override: Override) -> list[str]:
         return [line]
     key = line.partition("=")[0]
     if "glob(" in line:
-        return [line] if key == line else [f"{key}={_options(key)[0]}"]
+        return [line] if key == line else [f"{key}={choices_of(key)[0]}"]
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
-def _options(group: str) -> list[str]:
+def choices_of(group: str) -> list[str]:
+    """The shipped choices of a config group."""
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
@@ -268,7 +269,7 @@ def _explain(config: str, words: list[str], error: Exception) -> str:
     """Name the choice that was not made, or the override whose key does not exist."""
     unmade = re.search(r"You must specify '(\w+)'", str(error))
     if unmade:
-        options = ", ".join(_options(unmade[1]))
+        options = ", ".join(choices_of(unmade[1]))
         return (
             f"{unmade[1]} has no default here: give {unmade[1]}=CHOICE, one of your own "
             f"(docs/extending.md; shipped are {options})"
@@ -279,7 +280,7 @@ def _explain(config: str, words: list[str], error: Exception) -> str:
         key, _, value = word.partition("=")
         key = key.lstrip("+~").partition("@")[0]
         if key in groups and value in ("null", ""):
-            return f"{word}: give one of {', '.join(_options(key))}"
+            return f"{word}: give one of {', '.join(choices_of(key))}"
         if not word.startswith(("+", "~")) and key not in known and key not in groups:
             near = _nearest(key, [*known, *groups])
             return f"{word}: there is no setting {key!r}{near}; add a new one with +{word}"

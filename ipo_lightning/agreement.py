@@ -8,8 +8,8 @@ Intervals are percentile bootstraps over prompts, see `ipo_lightning.metrics`.
 """
 
 import math
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,28 +50,32 @@ def mean_over_prompts(values: Tensor, prompts: Tensor, *, seed: int = 0) -> Esti
     return Estimate(mean, *bounds, count)
 
 
-def bootstrapped(
-    statistic: Callable[[Tensor], float], prompts: Tensor, *, resamples: int = 500, seed: int = 0
+def of_tables(
+    statistic: Callable[[Tensor], Tensor], tables: Tensor, prompts: Tensor, *, seed: int = 0
 ) -> Estimate:
-    """A statistic that is no mean, with its interval.
+    """A statistic of summed tables, such as kappa, with its interval.
 
     Args:
-        statistic: of the rows that it is given the indices of (M,); NaN where it is not defined.
-        prompts: (N,) integers.
+        statistic: (..., K, K) -> (...), NaN where it is not defined.
+        tables: (N, K, K), what each pair adds to the table. prompts: (N,) integers.
     """
-    value, rows = statistic(torch.arange(len(prompts))), len(prompts)
-    _, index, sizes = prompts.unique(return_inverse=True, return_counts=True)
-    if len(sizes) < 2:
+    _, index = prompts.unique(return_inverse=True)
+    groups, rows = int(index.max()) + 1 if len(index) else 0, int(tables.flatten(1).any(1).sum())
+    sums = tables.new_zeros(groups, *tables.shape[1:]).index_add(0, index, tables)
+    value = float(statistic(sums.sum(0)))
+    if groups < 2:
         return Estimate(value, n=rows)
-    members = index.argsort(stable=True).split(sizes.tolist())
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(sizes), (resamples, len(sizes)), generator=generator).tolist()
-    found = torch.tensor([statistic(torch.cat([members[i] for i in one])) for one in drawn])
-    found = found[~found.isnan()].double()
+    drawn = torch.randint(groups, (RESAMPLES, groups), generator=generator)
+    times = sums.new_zeros(RESAMPLES, groups).scatter_add_(
+        1, drawn, torch.ones(drawn.shape).to(sums)
+    )
+    found = statistic((times @ sums.flatten(1)).unflatten(1, sums.shape[1:]))
+    found = found[~found.isnan()]
     if not len(found):
         return Estimate(value, n=rows)
     tail = (1 - LEVEL) / 2
-    low, high = found.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = found.quantile(torch.tensor([tail, 1 - tail], dtype=found.dtype)).tolist()
     return Estimate(value, low, high, rows)
 
 
@@ -143,7 +147,7 @@ def selective(
     """Accuracy without ties on the surest shares of the pairs: by the size of the margin.
 
     Pairs of the margin at which a share ends are taken all, so that no order in a file matters; the
-    share that results is told.
+    share that results is told, once where several are the same, and not where it is all pairs.
     """
     credits = credit(people, margin)
     known = ~credits.isnan()
@@ -154,65 +158,105 @@ def selective(
         kept = sizes >= least
         accuracy = mean_over_prompts(credits[kept], prompts[kept])
         found.append(Selective(float(kept.double().mean()), accuracy))
-    return found
+    return list({one.share: one for one in found if one.share < 1}.values())
+
+
+# --- Several people ------------------------------------------------------------------------------
+
+
+def majority(ratings: Tensor) -> Tensor:
+    """What most of the people said of each pair (N,); a tie where several answers lead alike.
+
+    ``ratings``: (people, N) verdicts, NaN where somebody was not asked; NaN where nobody was.
+    """
+    counts = tallies(ratings)
+    most = counts.max(1).values
+    leads = (counts == most[:, None]).double()
+    verdict = torch.where(leads.sum(1) == 1, leads @ leads.new_tensor(CATEGORIES), 0.0)
+    return verdict.masked_fill(most == 0, math.nan)
+
+
+def tallies(ratings: Tensor) -> Tensor:
+    """How many people said second, tie, first of each pair: (people, N) -> (N, 3)."""
+    return torch.stack([(ratings == one).sum(0) for one in CATEGORIES], 1).double()
+
+
+def against_others(ratings: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
+    """`credit` of each person against the majority of the others, and the critic's for the same.
+
+    Both (people * N,): what one more person reaches is the ceiling that a critic is held to, and
+    both answer to the same targets. NaN where there are no others with a preference, or either has
+    no verdict.
+    """
+    persons, critic = [], []
+    for row in range(len(ratings)):
+        others = majority(torch.cat([ratings[:row], ratings[row + 1 :]]))
+        own, its = credit(others, ratings[row]), credit(others, margin)
+        persons.append(own.masked_fill(its.isnan(), math.nan))
+        critic.append(its.masked_fill(own.isnan(), math.nan))
+    return torch.cat(persons), torch.cat(critic)
 
 
 # --- Beyond chance -------------------------------------------------------------------------------
 
 
-def cohen_kappa(first: Tensor, second: Tensor) -> float:
-    """Agreement of two raters (N,) beyond chance, of three classes (Cohen 1960).
+def kappa(table: Tensor) -> Tensor:
+    """Cohen's kappa (1960) of `contingency` tables (..., K, K), added up: -> (...).
 
     1 is full agreement, 0 what two raters with these habits would reach by chance. NaN where both
     always say the same one thing.
     """
+    shares = table / table.sum((-1, -2), keepdim=True)
+    by_chance = (shares.sum(-1) * shares.sum(-2)).sum(-1)
+    observed = shares.diagonal(dim1=-1, dim2=-2).sum(-1)
+    return ((observed - by_chance) / (1 - by_chance)).masked_fill(by_chance >= 1, math.nan)
+
+
+def contingency(first: Tensor, second: Tensor) -> Tensor:
+    """What each pair adds to the table of two raters' answers, (N,), (N,) -> (N, 3, 3).
+
+    Nothing, where either has no verdict.
+    """
     check_columns(first, second)
-    known = ~(first.isnan() | second.isnan())
-    table = torch.zeros(3, 3, dtype=torch.float64)
-    rows, columns = (first[known].sign() + 1).long(), (second[known].sign() + 1).long()
-    table.index_put_((rows, columns), torch.ones(len(rows), dtype=torch.float64), accumulate=True)
-    if not len(rows):
-        return math.nan
-    table /= table.sum()
-    by_chance = float(table.sum(1) @ table.sum(0))
-    return math.nan if by_chance == 1 else (float(table.trace()) - by_chance) / (1 - by_chance)
+    answers = torch.tensor(CATEGORIES, dtype=torch.float64)
+    one, other = ((rater[:, None] == answers).double() for rater in (first, second))
+    return one[:, :, None] * other[:, None, :]
 
 
-def krippendorff_alpha(ratings: Tensor, level: Literal["nominal", "ordinal"]) -> float:
-    """Agreement of any number of raters beyond chance, where each rated some of the units.
+def nominal_alpha(coincidences_: Tensor) -> Tensor:
+    """Krippendorff's alpha of `coincidences` (..., K, K), added up, every disagreement alike.
 
     Krippendorff 2011, "Computing Krippendorff's alpha-reliability": 1 less observed over expected
-    disagreement, from the matrix of coincidences.
+    disagreement. NaN where no pair has two ratings, or all ratings are the same.
+    """
+    return _alpha(coincidences_, 1 - torch.eye(coincidences_.shape[-1]).to(coincidences_))
+
+
+def ordinal_alpha(coincidences_: Tensor) -> Tensor:
+    """As `nominal_alpha`, of ranked categories: the opposite verdict counts for more than a tie."""
+    totals = coincidences_.sum(-1)
+    middles = totals.cumsum(-1) - totals / 2  # two are as far apart as ratings lie between them
+    return _alpha(coincidences_, (middles[..., :, None] - middles[..., None, :]).square())
+
+
+def _alpha(coincidences_: Tensor, distance: Tensor) -> Tensor:
+    totals = coincidences_.sum(-1)
+    expected = (totals[..., :, None] * totals[..., None, :] * distance).sum((-1, -2))
+    observed = (coincidences_ * distance).sum((-1, -2))
+    alpha = 1 - (totals.sum(-1) - 1) * observed / expected
+    return alpha.masked_fill(expected == 0, math.nan)
+
+
+def coincidences(ratings: Tensor, categories: Sequence[float] = CATEGORIES) -> Tensor:
+    """What each pair adds to the matrix of coincidences, (N, K, K), for alpha.
 
     Args:
-        ratings: (raters, N), NaN where a rater did not rate.
-        level: nominal counts every disagreement alike; ordinal counts first against second for more
-            than either against a tie.
-
-    Returns:
-        NaN where no unit has two ratings, or all ratings are the same.
+        ratings: (raters, N), NaN where a rater did not rate; a pair with one rating adds nothing.
+        categories: in their order.
     """
-    categories, place = ratings.nan_to_num().unique(return_inverse=True)
-    present = (~ratings.isnan()).double()
-    counts = torch.zeros(ratings.shape[1], len(categories), dtype=torch.float64)
-    counts.scatter_add_(1, place.T, present.T)
-    paired = counts.sum(1) > 1
-    counts = counts[paired]
-    sizes = counts.sum(1)
-    same = torch.diag((counts / (sizes - 1)[:, None]).sum(0))
-    coincidences = (counts / (sizes - 1)[:, None]).T @ counts - same
-    totals = coincidences.sum(0)
-    distance = _ordinal(totals) if level == "ordinal" else 1 - torch.eye(len(totals)).double()
-    expected = float((torch.outer(totals, totals) * distance).sum())
-    if expected == 0:
-        return math.nan
-    return 1 - float(totals.sum() - 1) * float((coincidences * distance).sum()) / expected
-
-
-def _ordinal(totals: Tensor) -> Tensor:
-    """Squared distances (K, K) of ranked categories, by how many ratings lie between them."""
-    middles = totals.cumsum(0) - totals / 2
-    return (middles[:, None] - middles).square()
+    counts = torch.stack([(ratings == one).sum(0) for one in categories], 1).double()
+    together = counts[:, :, None] * counts[:, None, :] - torch.diag_embed(counts)
+    return together / (counts.sum(1) - 1).clamp_min(1)[:, None, None]
 
 
 # --- Habits of a critic --------------------------------------------------------------------------
@@ -249,9 +293,9 @@ def stability(answers: Tensor) -> Tensor:
 
     ``answers``: (repeats, N) verdicts, NaN for no answer; NaN for a question with fewer than two.
     """
-    counts = torch.stack([(answers == one).sum(0) for one in CATEGORIES]).double()
-    sizes = counts.sum(0)
-    alike = (counts * (counts - 1)).sum(0) / (sizes * (sizes - 1))
+    counts = tallies(answers)
+    sizes = counts.sum(1)
+    alike = (counts * (counts - 1)).sum(1) / (sizes * (sizes - 1))
     return alike.masked_fill(sizes < 2, math.nan)
 
 
@@ -263,9 +307,8 @@ class Bin(NamedTuple):
 
     confidence: float
     """Mean of the probabilities that it gave its own side, 0.5 to 1."""
-    accuracy: float
+    accuracy: Estimate
     """Mean share of people on that side, a tie counting half."""
-    n: int
 
 
 class Reliability(NamedTuple):
@@ -292,19 +335,19 @@ def reliability(
     """
     check_columns(probability, people, prompts)
     known = ~(probability.isnan() | people.isnan())
-    probability, people = probability[known].double(), people[known].double()
-    brier = mean_over_prompts((probability - people).square(), prompts[known])
+    probability, people, prompts = probability[known].double(), people[known], prompts[known]
+    brier = mean_over_prompts((probability - people).square(), prompts)
     turned = probability < 0.5
     sure = torch.where(turned, 1 - probability, probability)
     side = torch.where(turned, 1 - people, people).masked_fill(probability == 0.5, 0.5)
     index = ((sure - 0.5) * 2 * bins).long().clamp(0, bins - 1)
+    members = [index == i for i in range(bins) if (index == i).any()]
     found = [
-        Bin(float(sure[index == i].mean()), float(side[index == i].mean()), int((index == i).sum()))
-        for i in range(bins)
-        if (index == i).any()
+        Bin(float(sure[rows].mean()), mean_over_prompts(side[rows], prompts[rows]))
+        for rows in members
     ]
-    total = sum(one.n for one in found)
-    gaps = [one.n * abs(one.confidence - one.accuracy) for one in found]
+    total = sum(one.accuracy.n for one in found)
+    gaps = [one.accuracy.n * abs(one.confidence - one.accuracy.value) for one in found]
     return Reliability(found, sum(gaps) / total if total else math.nan, brier)
 
 

@@ -10,13 +10,16 @@ from torch import Tensor
 
 from ipo_lightning.agreement import (
     Adapter,
-    bootstrapped,
-    cohen_kappa,
+    coincidences,
+    contingency,
     credit,
     fit_adapter,
+    kappa,
     kendall,
-    krippendorff_alpha,
     mean_over_prompts,
+    nominal_alpha,
+    of_tables,
+    ordinal_alpha,
     place_bias,
     reliability,
     right,
@@ -143,15 +146,16 @@ def test_the_smallest_case_that_over_reports() -> None:
 
 def test_surest_shares_by_hand() -> None:
     people, margin = column(1, 1, 1, 1, 0), column(4, 3, -2, -1, 9)
-    found = selective(people, margin, prompts(5), (0.25, 0.5, 1.0))
+    found = selective(people, margin, prompts(5), (0.25, 0.5, 0.75, 1.0))
     assert [(one.share, one.accuracy.value, one.accuracy.n) for one in found] == [
-        (0.25, 1, 1), (0.5, 1, 2), (1, 0.5, 4),
+        (0.25, 1, 1), (0.5, 1, 2), (0.75, pytest.approx(2 / 3), 3),
     ]  # fmt: skip
 
 
 def test_equal_margins_are_taken_together() -> None:
-    found = selective(column(1, -1, 1, 1), column(1, 1, 1, 1), prompts(4), (0.25,))
-    assert found[0].share == 1 and found[0].accuracy.value == 0.75
+    found = selective(column(1, -1, 1, 1), column(2, 2, 2, 1), prompts(4), (0.25, 0.5))
+    assert [(one.share, one.accuracy.n) for one in found] == [(0.75, 3)]
+    assert selective(column(1, 1), column(1, 1), prompts(2), (0.5,)) == [], "nothing to choose by"
     assert selective(column(0), column(1), prompts(1)) == []
 
 
@@ -177,15 +181,23 @@ def test_what_is_not_known_is_nan() -> None:
     assert one.value == 0.5 and math.isnan(one.low)
 
 
-def test_bootstrap_of_a_statistic_agrees_with_that_of_a_mean() -> None:
-    values = (torch.arange(60) % 3 == 0).double()
-    found = bootstrapped(lambda rows: float(values[rows].mean()), prompts(60), resamples=2000)
-    mean = mean_over_prompts(values, prompts(60))
-    assert found.value == pytest.approx(mean.value)
-    assert (found.low, found.high) == pytest.approx((mean.low, mean.high), abs=0.02)
+def test_bootstrap_of_tables_agrees_with_that_of_a_mean() -> None:
+    """The share of the diagonal, by both."""
+    first, second = drawn(90)
+    second = second.sign()
+    found = of_tables(
+        lambda table: table.diagonal(dim1=-1, dim2=-2).sum(-1) / table.sum((-1, -2)),
+        contingency(first, second), prompts(90) // 2,
+    )  # fmt: skip
+    mean = mean_over_prompts(right(first, second), prompts(90) // 2)
+    assert found == pytest.approx(mean)
 
 
 # ---------------------------------------------------------------- beyond chance
+
+
+def cohen_kappa(first: Tensor, second: Tensor) -> float:
+    return float(kappa(contingency(first, second).sum(0)))
 
 
 def test_kappa_by_hand() -> None:
@@ -210,6 +222,12 @@ PUBLISHED = torch.tensor([
     [NAN, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, NAN],
     [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, NAN],
 ])  # fmt: skip
+
+
+def krippendorff_alpha(ratings: Tensor, level: str) -> float:
+    alpha = {"nominal": nominal_alpha, "ordinal": ordinal_alpha}[level]
+    categories = sorted(set(ratings[~ratings.isnan()].tolist()))
+    return float(alpha(coincidences(ratings, categories).sum(0)))
 
 
 def test_alpha_of_the_published_example() -> None:
@@ -288,9 +306,9 @@ def test_reliability_by_hand() -> None:
     """0.9 and 0.1 are equally sure: 3 of 4 on their side. 0.6 with a tie: half."""
     chance, people = column(0.9, 0.9, 0.1, 0.1, 0.6), column(1, 1, 0, 1, 0.5)
     found = reliability(chance, people, prompts(5), bins=5)
-    assert [one.n for one in found.bins] == [1, 4]
+    assert [one.accuracy.n for one in found.bins] == [1, 4]
     assert found.bins[1].confidence == pytest.approx(0.9)
-    assert found.bins[1].accuracy == 0.75
+    assert found.bins[1].accuracy.value == 0.75
     assert found.ece == pytest.approx((4 * 0.15 + 1 * 0.1) / 5)
     assert found.brier.value == pytest.approx((3 * 0.01 + 0.81 + 0.01) / 5)
 

@@ -193,10 +193,11 @@ def test_the_cache_of_encoders_is_no_part_of_a_critics_name() -> None:
     assert len(names) == 2  # fmt: skip
 
 
-def test_sampling_composes() -> None:
+@pytest.mark.parametrize(("program", "needed"), [("sample", "ckpt"), ("audit", "pairs")])
+def test_the_other_programs_compose(program: str, needed: str) -> None:
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("sample", ["ckpt=somewhere", "critic=shapes"])
+        cfg = compose(program, [f"{needed}=somewhere", "critic=shapes"])
     assert OmegaConf.missing_keys(cfg) == set()
     for place, node in targets(OmegaConf.to_container(cfg, resolve=True)):
         check_target(place, node)

@@ -30,11 +30,11 @@ PROTOCOLS = {
     "workers",
 }
 CONCRETE = {"backbones", "critics", "shapes"}
-ORCHESTRATION = {"cards", "checkpoints", "estimate", "evaluation", "exchange", "hub", "module",
-                 "reference_errors", "references", "report", "reward", "sampling",
+ORCHESTRATION = {"audit", "cards", "checkpoints", "estimate", "evaluation", "exchange", "hub",
+                 "module", "reference_errors", "references", "report", "reward", "sampling",
                  "strategies"}  # fmt: skip
 
-APPLICATION = {"callbacks", "conf", "data", "train", "sample", "tests", "benchmarks"}
+APPLICATION = {"callbacks", "conf", "data", "train", "sample", "audit", "tests", "benchmarks"}
 SETTINGS = {"hydra", "omegaconf", "conf"}
 
 
@@ -135,7 +135,9 @@ def test_data_and_callbacks_meet_on_disk(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [REPO / "train.py", REPO / "sample.py", *sources("conf")], ids=named
+    "path",
+    [REPO / name for name in ("train.py", "sample.py", "audit.py")] + sources("conf"),
+    ids=named,
 )
 def test_entry_points_get_what_is_concrete_from_the_configuration(path: Path) -> None:
     assert within(path) <= MATHEMATICS | PROTOCOLS | ORCHESTRATION

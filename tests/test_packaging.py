@@ -29,7 +29,8 @@ def distributions(path: Path) -> set[str]:
     """What must be installed for a file's imports."""
     known = packages_distributions()
     tops = {name.partition(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
-    ours = {"ipo_lightning", "callbacks", "conf", "data", "train", "sample", "tests", "benchmarks"}
+    ours = {"ipo_lightning", "callbacks", "conf", "data", "train", "sample", "audit", "tests",
+            "benchmarks"}  # fmt: skip
     return {known.get(top, [top])[0].lower().replace("_", "-") for top in tops - ours}
 
 
@@ -37,6 +38,7 @@ SHIPPED = [
     *sources("ipo_lightning", "callbacks", "conf", "data"),
     REPO / "train.py",
     REPO / "sample.py",
+    REPO / "audit.py",
 ]
 
 

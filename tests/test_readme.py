@@ -32,12 +32,13 @@ def blocks(text: str) -> Iterator[tuple[str, str]]:
 
 
 def commands(page: Path) -> list[str]:
-    """The ``python train.py`` and ``python sample.py`` commands of a page, in blocks and prose."""
+    """The commands of the entry points on a page, in blocks and prose."""
     text = page.read_text().replace("\\\n", " ")
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    inline = re.findall(r"`(python (?:train|sample)\.py[^`]*)`", prose)
+    inline = re.findall(r"`(python (?:train|sample|audit)\.py[^`]*)`", prose)
     fenced = [line.strip() for _, block in blocks(text) for line in block.splitlines()]
-    return [*inline, *(line for line in fenced if re.match(r"python (train|sample)\.py", line))]
+    shown = (line for line in fenced if re.match(r"python (train|sample|audit)\.py", line))
+    return [*inline, *shown]
 
 
 COMMANDS = [(page.name, command) for page in PAGES for command in commands(page)]
@@ -73,6 +74,8 @@ def test_every_command_composes(page: str, command: str, examples: Path) -> None
     if program == "sample.py":
         words = quote_free_text(words, ("prompt", "prompts", "ckpt"))
         refuse_misspelt("sample", words)
+    elif program == "audit.py":
+        refuse_misspelt("audit", [*words, searched(examples)])
     else:
         refuse_misspelt(TASKS[task_of(words)], [*words, searched(examples)])
 

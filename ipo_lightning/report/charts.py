@@ -62,7 +62,7 @@ def chart(
         empty = tag("p", "not measured yet", class_="empty")
         return tag("figure", tag("figcaption", *caption), empty, class_="chart")
     frame = fit(shown, reference, limits)
-    body = [axes(frame, shown)]
+    body = [axes(frame)]
     if reference is not None:
         body.append(horizontal(frame, reference, "reference"))
     body += [line(frame, one, f"c{i % COLOURS}") for i, one in enumerate(shown)]
@@ -97,18 +97,18 @@ def ticks(low: float, high: float, at_most: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def axes(frame: Frame, series: Sequence[Series]) -> Html:
-    """Grid, labels of the values, and the rounds below."""
+def axes(frame: Frame, *, whole: bool = True) -> Html:
+    """Grid, labels of the values, and below the rounds, or whatever need not be whole."""
     values = ticks(frame.y_low, frame.y_high)
     lines = [horizontal(frame, value, "grid") for value in values]
     labels = [
         tag("text", f"{value:g}", x=PLOT[0] - 6, y=frame.at(0, value)[1] + 3.5, class_="y")
         for value in values
     ]
-    rounds = [x for x in ticks(frame.x_low, frame.x_high, 8) if x == int(x)]
+    below = [x for x in ticks(frame.x_low, frame.x_high, 8) if not whole or x == int(x)]
     bottom = PLOT[1] + PLOT[3] + 17
     labels += [
-        tag("text", f"{x:g}", x=frame.at(x, frame.y_low)[0], y=bottom, class_="x") for x in rounds
+        tag("text", f"{x:g}", x=frame.at(x, frame.y_low)[0], y=bottom, class_="x") for x in below
     ]
     return tag("g", *lines, *labels, class_="axes")
 
@@ -119,8 +119,11 @@ def horizontal(frame: Frame, value: float, class_: str) -> Html:
     return tag("line", x1=PLOT[0], x2=PLOT[0] + PLOT[2], y1=y, y2=y, class_=class_)
 
 
-def line(frame: Frame, series: Series, colour: str) -> Html:
-    """One series: band, line and a dot a round that tells its value when pointed at."""
+def line(frame: Frame, series: Series, colour: str, along: str = "round") -> Html:
+    """One series: band, line and a dot a round that tells its value when pointed at.
+
+    ``along``: what the horizontal axis is called.
+    """
     parts = []
     banded = [(m.x, m.low, m.high) for m in series.marks if m.low is not None is not m.high]
     if len(banded) > 1:
@@ -131,7 +134,7 @@ def line(frame: Frame, series: Series, colour: str) -> Html:
     parts.append(tag("polyline", points=path([frame.at(m.x, m.y) for m in series.marks])))
     for mark in series.marks:
         x, y = frame.at(mark.x, mark.y)
-        text = f"{series.name}, round {mark.x:g}: {number(mark.y)}"
+        text = f"{series.name}, {along} {mark.x:g}: {number(mark.y)}"
         parts.append(tag("circle", tag("title", text), cx=x, cy=y, r=3))
     return tag("g", *parts, class_=f"series {colour}")
 

@@ -43,9 +43,9 @@ def section(heading: str, *content: str, note: str = "") -> Html:
     return tag("section", tag("h2", heading), remark, *content)
 
 
-def html_table(rows: Sequence[Mapping[str, str]]) -> Html:
+def html_table(rows: Sequence[Mapping[str, str]], class_: str = "figures") -> Html:
     """Rows of text as a table that scrolls sideways on a narrow screen."""
     head = tag("tr", *(tag("th", name, scope="col") for name in rows[0]))
     body = [tag("tr", *(tag("td", typeset(text)) for text in row.values())) for row in rows]
-    inner = tag("table", tag("thead", head), tag("tbody", *body), class_="figures")
+    inner = tag("table", tag("thead", head), tag("tbody", *body), class_=class_)
     return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label="table")

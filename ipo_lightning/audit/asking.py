@@ -1,0 +1,409 @@
+"""The same pairs put to a critic, through the store: what it has been asked is not asked again."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from tqdm import tqdm
+
+from ipo_lightning.audit.votes import Compared
+from ipo_lightning.critics.base import (
+    Comparison,
+    PairCritic,
+    PointCritic,
+    Question,
+    Rating,
+    RecordedCritic,
+)
+from ipo_lightning.critics.comparing import Asking, PairCritique
+from ipo_lightning.critics.critique import Critique
+from ipo_lightning.errors import InputError
+from ipo_lightning.preferences import Preference
+from ipo_lightning.records import Candidate, Duel, Verdict
+from ipo_lightning.store import Store, fingerprint
+from ipo_lightning.tournaments import opposite
+from ipo_lightning.video import Clip
+from ipo_lightning.workers import Workers
+
+
+class Answer(NamedTuple):
+    """What a critic said of one pair."""
+
+    margin: float
+    """Above 0 where it holds the first for the better; NaN: no verdict."""
+    chance: float = math.nan
+    """Its own P(first is better), a tie counting half; NaN where it gives scores."""
+    dims: Mapping[str, float] = {}
+    """Margins by the critic's own dimensions."""
+    shown: float = math.nan
+    """Of a critic that sees both: 1 where it took the first place, shown (first, second)."""
+    swapped: float = math.nan
+    """The same, shown (second, first)."""
+    raw: tuple[str, ...] = ()
+    """Its words: on each video, or in each order."""
+    fault: str = ""
+    """Why there is no verdict."""
+
+
+class Shelf(Store):
+    """A store whose videos lie wherever their files are: a benchmark's are not copied."""
+
+    def __init__(self, root: str | Path) -> None:
+        super().__init__(root)
+        self.files: dict[str, Path] = {}
+        """By name (sha256)."""
+        self.names: dict[Path, str] = {}
+
+    def path(self, kind: str, name: str, suffix: str) -> Path:
+        """Where an artefact lies, whether or not it exists."""
+        if kind == "videos" and name in self.files:
+            return self.files[name]
+        return super().path(kind, name, suffix)
+
+    def place(self, files: Iterable[Path]) -> dict[Path, str]:
+        """Name files by their sha256, which is remembered as long as size and time stay."""
+        new = sorted(set(files) - self.names.keys())
+        for file in tqdm(new, "names of videos", unit=" files", disable=not new):
+            self.names[file] = self._name(file)
+            self.files[self.names[file]] = file
+        return self.names
+
+    def _name(self, file: Path) -> str:
+        status = file.stat()
+        seen = [str(file.resolve()), status.st_size, status.st_mtime_ns]
+        key = fingerprint(["name of a file", *seen])
+        known = self.get_record("names", key)
+        if isinstance(known, str):
+            return known
+        with file.open("rb") as handle:
+            name = file_digest(handle, "sha256").hexdigest()
+        self.put_record("names", key, name)
+        return name
+
+
+# --- Cost ----------------------------------------------------------------------------------------
+
+
+class Ledger:
+    """What a critic's answers took on a device, over all audits that share the store."""
+
+    def __init__(self, store: Store, identity: str, device: str) -> None:
+        self.store, self.device = store, device
+        self.key = fingerprint(["what answers took", identity, device])
+
+    def read(self) -> dict[str, Any]:
+        """``calls`` (videos rated, or comparisons), ``seconds``, and ``spent`` where it tells."""
+        known = self.store.get_record("costs", self.key)
+        return known if isinstance(known, dict) else {"calls": 0, "seconds": 0.0, "spent": {}}
+
+    def add(self, calls: int, seconds: float, spent: Mapping[str, float]) -> None:
+        """Write down some more."""
+        known = self.read()
+        total = {name: known["spent"].get(name, 0) + value for name, value in spent.items()}
+        self.store.put_record("costs", self.key, {
+            "calls": known["calls"] + calls, "seconds": known["seconds"] + seconds,
+            "spent": {**known["spent"], **total},
+        })  # fmt: skip
+
+
+def spent_by(critic: Any) -> dict[str, float]:
+    """Requests, tokens and the like that a critic, or the chat model that it asks, has counted."""
+    counted = getattr(critic, "spent", None) or getattr(
+        getattr(critic, "chat", None), "spent", None
+    )
+    numbers = vars(counted).items() if counted is not None else ()
+    return {k: v for k, v in numbers if isinstance(v, int | float) and k != "seconds"}
+
+
+class Metered:
+    """A critic as it is, but that what its answers take is written down.
+
+    Args:
+        turn: how often the same has been asked before: another turn is another name, so that the
+            store does not answer for the critic.
+    """
+
+    def __init__(self, critic: Any, ledger: Ledger, turn: int = 0) -> None:
+        self.critic, self.ledger, self.turn = critic, ledger, turn
+
+    @property
+    def identity(self) -> str:
+        """The critic's, and which time it is asked."""
+        return f"{self.critic.identity}#again-{self.turn}" if self.turn else self.critic.identity
+
+    def load(self, device: str) -> None:
+        """The critic's."""
+        self.critic.load(device)
+
+    def release(self) -> None:
+        """The critic's."""
+        self.critic.release()
+
+    def _timed(self, ask: Callable[[], list[Any]]) -> list[Any]:
+        before, start = spent_by(self.critic), time.monotonic()
+        answers = ask()
+        seconds, after = time.monotonic() - start, spent_by(self.critic)
+        self.ledger.add(len(answers), seconds, {k: v - before[k] for k, v in after.items()})
+        return answers
+
+
+class MeteredPoint(Metered):
+    """`Metered`, of a critic that rates."""
+
+    def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
+        """The critic's."""
+        return self._timed(lambda: self.critic.rate(clips, prompts))
+
+
+class MeteredPair(Metered):
+    """`Metered`, of a critic that compares."""
+
+    def compare(
+        self, first: Sequence[Clip], second: Sequence[Clip], prompts: Sequence[str]
+    ) -> list[Comparison]:
+        """The critic's."""
+        return self._timed(lambda: self.critic.compare(first, second, prompts))
+
+
+# --- Scores --------------------------------------------------------------------------------------
+
+
+class Asked(Protocol):
+    """Pairs put to a critic of some kind."""
+
+    kind: str
+    unit: str
+    """What it is asked for, in the plural."""
+    identity: str
+    ledger: Ledger
+
+    def calls(self, pairs: Sequence[Compared]) -> int:
+        """Questions, were nothing known."""
+        ...
+
+    def missing(self, pairs: Sequence[Compared], turn: int = 0) -> int:
+        """Questions that are yet to be asked; ``turn``: how often the same were asked before."""
+        ...
+
+    def ask(self, pairs: Sequence[Compared], device: str, turn: int = 0) -> list[Answer]:
+        """One answer a pair."""
+        ...
+
+
+def asking(critic: Any, shelf: Shelf, device: str, together: int) -> Asked:
+    """How pairs are put to a critic: one that can rate is asked to, as in training.
+
+    Args:
+        together: pairs that are put to a critic that compares in one call.
+
+    Raises:
+        InputError: it is no critic.
+    """
+    if not hasattr(critic, "identity"):
+        raise InputError(f"critic: {type(critic).__name__} is no critic: it has no identity")
+    ledger = Ledger(shelf, critic.identity, device)
+    if isinstance(critic, PointCritic):
+        return Scored(critic, shelf, ledger)
+    if isinstance(critic, PairCritic):
+        return Shown(critic, shelf, ledger, together)
+    if isinstance(critic, RecordedCritic):
+        return Recalled(critic, shelf, ledger)
+    raise InputError(
+        f"critic: {type(critic).__name__} is no critic: it has neither rate, compare nor recall "
+        "(docs/extending.md)"
+    )
+
+
+def label_of(turn: int) -> str:
+    """What the progress bar is called."""
+    return f"asking again ({turn})" if turn else "asking the critic"
+
+
+def cost(asked: Asked, pairs: Sequence[Compared]) -> dict[str, Any]:
+    """What a thousand comparisons like these take, by all answers that were ever timed."""
+    known = asked.ledger.read()
+    a_pair = asked.calls(pairs) / len(pairs)
+    factor = 1000 * a_pair / known["calls"] if known["calls"] else 0.0
+    return {
+        "calls": known["calls"],
+        "unit": asked.unit,
+        "calls_a_pair": a_pair,
+        "device": asked.ledger.device,
+        "seconds_a_thousand": factor * known["seconds"],
+        "spent_a_thousand": {name: factor * value for name, value in known["spent"].items()},
+    }
+
+
+class Scored:
+    """Pairs put to a critic that rates one video at a time."""
+
+    kind = "pointwise"
+    unit = "videos to rate"
+
+    def __init__(self, critic: PointCritic, shelf: Shelf, ledger: Ledger) -> None:
+        self.critic, self.shelf, self.ledger = critic, shelf, ledger
+        self.identity = critic.identity
+
+    def calls(self, pairs: Sequence[Compared]) -> int:
+        """Videos to rate, were nothing known."""
+        return len(self._candidates(pairs))
+
+    def missing(self, pairs: Sequence[Compared], turn: int = 0) -> int:
+        """Videos that are yet to be rated."""
+        return self._critique(turn).missing(list(self._candidates(pairs).values()))
+
+    def ask(self, pairs: Sequence[Compared], device: str, turn: int = 0) -> list[Answer]:
+        """One answer a pair: the difference of two scores."""
+        candidates = self._candidates(pairs)
+        todo = list(candidates.values())
+        found = self._critique(turn).judge(todo, Workers(), device, label_of(turn))
+        verdicts = dict(zip(candidates, found, strict=True))
+        return [
+            _difference(verdicts[pair.prompt, pair.first], verdicts[pair.prompt, pair.second])
+            for pair in pairs
+        ]
+
+    def _critique(self, turn: int) -> Critique:
+        return Critique(MeteredPoint(self.critic, self.ledger, turn), self.shelf)
+
+    def _candidates(self, pairs: Sequence[Compared]) -> dict[tuple[str, Path], Candidate]:
+        """Every video with its prompt, once; it has no seed and no latents here."""
+        places = {(pair.prompt, file): None for pair in pairs for file in (pair.first, pair.second)}
+        names = self.shelf.place(file for _, file in places)
+        return {
+            (prompt, file): Candidate(0, prompt, number, 0, "", names[file])
+            for number, (prompt, file) in enumerate(places)
+        }
+
+
+def _difference(first: Verdict, second: Verdict) -> Answer:
+    """Two ratings as an answer about the pair; without one of them there is none."""
+    dims = {
+        name: first.dims[name] - second.dims[name] for name in first.dims if name in second.dims
+    }
+    raw = tuple(one.raw or _told(one) for one in (first, second))
+    if first.score is None or second.score is None:
+        return Answer(math.nan, dims=dims, raw=raw, fault=first.fault or second.fault)
+    same = first.score == second.score  # also where both are infinite, without a difference
+    return Answer(0.0 if same else first.score - second.score, dims=dims, raw=raw)
+
+
+def _told(verdict: Verdict) -> str:
+    """What stands for the words of a critic that has none."""
+    if verdict.score is None:
+        return f"no score: {verdict.fault}"
+    dims = "".join(f", {name} {value:.3g}" for name, value in verdict.dims.items())
+    return f"score {verdict.score:.4g}{dims}"
+
+
+# --- Comparisons ---------------------------------------------------------------------------------
+
+
+class Shown:
+    """Pairs put to a critic that sees two videos at a time: in both orders.
+
+    Args:
+        together: pairs that are put to the critic in one call.
+    """
+
+    kind = "pairwise"
+    unit = "comparisons"
+
+    def __init__(self, critic: PairCritic, shelf: Shelf, ledger: Ledger, together: int) -> None:
+        self.critic, self.shelf, self.ledger, self.together = critic, shelf, ledger, together
+        self.identity = critic.identity
+
+    def calls(self, pairs: Sequence[Compared]) -> int:
+        """See `Asked`: both orders of every pair."""
+        return 2 * len(pairs)
+
+    def missing(self, pairs: Sequence[Compared], turn: int = 0) -> int:
+        """See `Asked`; those of one call are counted all, where one of them is open."""
+        return self._critique(turn).missing(self._candidates(pairs))
+
+    def ask(self, pairs: Sequence[Compared], device: str, turn: int = 0) -> list[Answer]:
+        """See `Asked`."""
+        duels = self._critique(turn).judge(
+            self._candidates(pairs), Workers(), device, label_of(turn)
+        )
+        found = {(one.prompt_index, one.first): one for one in duels}
+        return [_of_duel(found[divmod(place, self.together)]) for place in range(len(pairs))]
+
+    def _critique(self, turn: int) -> PairCritique:
+        critic = MeteredPair(self.critic, self.ledger, turn)
+        return PairCritique(critic, self.shelf, Asking(opposite))
+
+    def _candidates(self, pairs: Sequence[Compared]) -> list[Candidate]:
+        """The first videos of ``together`` pairs, then their second ones: `opposite` meet."""
+        names = self.shelf.place(file for pair in pairs for file in (pair.first, pair.second))
+        found = []
+        for start in range(0, len(pairs), self.together):
+            group = pairs[start : start + self.together]
+            videos = [(one.prompt, one.first) for one in group]
+            videos += [(one.prompt, one.second) for one in group]
+            unit = start // self.together
+            found += [
+                Candidate(unit, prompt, number, 0, "", names[file])
+                for number, (prompt, file) in enumerate(videos)
+            ]
+        return found
+
+
+SIDE = {"first": 1.0, "tie": 0.0, "second": -1.0}
+
+
+def _of_duel(duel: Duel) -> Answer:
+    """A duel as an answer about the pair."""
+    shown, swapped = (
+        math.nan if said is None else SIDE[Preference(*said).outcome] for said in duel.shown
+    )
+    chance = math.nan if duel.outcome is None else duel.outcome
+    return Answer(
+        margin=2 * chance - 1,
+        chance=chance,
+        dims={name: 2 * value - 1 for name, value in duel.dims.items()},
+        shown=shown,
+        swapped=swapped,
+        raw=duel.raw,
+        fault=duel.fault,
+    )
+
+
+class Recalled:
+    """Pairs looked up among verdicts from elsewhere, such as other people's: nothing is asked."""
+
+    kind = "recorded"
+    unit = "verdicts to look up"
+
+    def __init__(self, critic: RecordedCritic, shelf: Shelf, ledger: Ledger) -> None:
+        self.critic, self.shelf, self.ledger = critic, shelf, ledger
+        self.identity = critic.identity
+
+    def calls(self, pairs: Sequence[Compared]) -> int:
+        """See `Asked`."""
+        return len(pairs)
+
+    def missing(self, pairs: Sequence[Compared], turn: int = 0) -> int:
+        """See `Asked`; a pair that it does not know has no verdict, and nobody is asked for one."""
+        return 0
+
+    def ask(self, pairs: Sequence[Compared], device: str, turn: int = 0) -> list[Answer]:
+        """See `Asked`."""
+        names = self.shelf.place(file for pair in pairs for file in (pair.first, pair.second))
+        return [
+            _remembered(
+                self.critic.recall(Question(names[pair.first], names[pair.second], pair.prompt))
+            )
+            for pair in pairs
+        ]
+
+
+def _remembered(said: Comparison | None) -> Answer:
+    if said is None or said.preference is None:
+        return Answer(math.nan, fault="not among its verdicts" if said is None else said.fault)
+    chance = said.preference.expected
+    dims = {name: 2 * value - 1 for name, value in said.dims.items()}
+    return Answer(2 * chance - 1, chance, dims, raw=(said.raw,) if said.raw else ())

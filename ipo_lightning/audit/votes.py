@@ -1,0 +1,198 @@
+"""What people said of pairs of videos, one entry a pair, whoever said it and on whatever side."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ipo_lightning.annotations import OVERALL, Annotation
+from ipo_lightning.errors import InputError
+from ipo_lightning.seeds import derive_seed
+
+SIDES = {"A": 1.0, "same": 0.0, "B": -1.0}
+NAMED = 3
+"""Missing files that a message names."""
+
+
+class Vote(NamedTuple):
+    """One person's verdict on one pair."""
+
+    annotator: str
+    value: float
+    """1 for the first video, 0 for a tie, -1 for the second."""
+    left: float = math.nan
+    """The same about the video that was shown on the left, where that is known."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two videos of a prompt that people compared."""
+
+    prompt: str
+    first: Path
+    second: Path
+    votes: dict[str, list[Vote]] = field(default_factory=dict)
+    """By dimension, in the order of the file."""
+    scores: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """By dimension, what people scored the two with, where they rated videos one at a time."""
+
+
+class Gathered(NamedTuple):
+    """The pairs of a file."""
+
+    pairs: list[Compared]
+    left_out: dict[str, int]
+    """Why rows or pairs are not among them -> how many."""
+
+
+Find = Callable[[Annotation], tuple[Path, Path]]
+
+
+def gather(rows: Sequence[Annotation], find: Find, *, skip_missing: bool = False) -> Gathered:
+    """Rows of annotations as pairs: two rows on the same videos are one, in whatever order.
+
+    Args:
+        find: where the two videos of a row lie.
+        skip_missing: leave out, and count, pairs of which a video is not there.
+
+    Raises:
+        InputError: a video is missing, or nothing is left.
+    """
+    pairs: dict[tuple[str, frozenset[Path]], Compared] = {}
+    left_out: Counter[str] = Counter()
+    for row in rows:
+        first, second = find(row)
+        if first == second:
+            left_out["a video against itself"] += 1
+            continue
+        key = row.prompt, frozenset((first, second))
+        pair = pairs.setdefault(key, Compared(row.prompt, first, second))
+        swapped = pair.first != first
+        _add(row, pair, -1.0 if swapped else 1.0, left_out)
+        _add_scores(row, pair, swapped)
+    there = [pair for pair in pairs.values() if pair.votes.get(OVERALL)]
+    left_out["without a verdict"] += len(pairs) - len(there)
+    missing = {p for pair in there for p in (pair.first, pair.second) if not p.is_file()}
+    if missing and not skip_missing:
+        names = ", ".join(str(path) for path in sorted(missing)[:NAMED])
+        raise InputError(
+            f"pairs: {len(missing)} videos are not there: {names}{', ...' * (len(missing) > NAMED)}"
+            "\nvideos=DIR says where they are; skip_missing=true leaves their pairs out"
+        )
+    kept = [pair for pair in there if not {pair.first, pair.second} & missing]
+    left_out["a video is missing"] += len(there) - len(kept)
+    if not kept:
+        raise InputError("pairs: no pair has a verdict by a person and both videos")
+    return Gathered(kept, {reason: count for reason, count in left_out.items() if count})
+
+
+def _add(row: Annotation, pair: Compared, side: float, left_out: Counter[str]) -> None:
+    """Put a row's labels among the pair's votes; ``side`` is -1 where it has the videos swapped."""
+    shown = {"A": 1.0, "B": -1.0}.get(row.shown_left, math.nan)
+    for dim, label in row.labels.items():
+        if label in SIDES:
+            vote = Vote(row.annotator, side * SIDES[label], shown * SIDES[label])
+            pair.votes.setdefault(dim, []).append(vote)
+        elif dim == OVERALL:
+            left_out["called invalid"] += 1
+
+
+def _add_scores(row: Annotation, pair: Compared, swapped: bool) -> None:
+    """Keep the scores of two rated videos, which `ipo_lightning.exchange` hands on."""
+    of_a, of_b = (row.extra.get(f"scores_{side}") or {} for side in "AB")
+    for dim in of_a.keys() & of_b.keys():
+        pair.scores[dim] = (of_b[dim], of_a[dim]) if swapped else (of_a[dim], of_b[dim])
+
+
+def drawn(pairs: Sequence[Compared], n: int | None, seed: int) -> list[Compared]:
+    """``n`` of the pairs, drawn by prompt: whole prompts until there are enough; None takes all."""
+    if n is None or n >= len(pairs):
+        return list(pairs)
+    order = shuffled(pairs, seed, "drawn")
+    chosen = sorted(range(len(pairs)), key=lambda i: (order[pairs[i].prompt], i))[:n]
+    return [pairs[i] for i in sorted(chosen)]
+
+
+def calibration(pairs: Sequence[Compared], share: float, seed: int) -> Tensor:
+    """Which pairs are of the calibration split, (N,) bool: a share of the prompts."""
+    order = shuffled(pairs, seed, "calibration")
+    count = min(max(round(share * len(order)), 1), len(order) - 1)
+    return torch.tensor([order[pair.prompt] < count for pair in pairs])
+
+
+def shuffled(pairs: Sequence[Compared], seed: int, purpose: str) -> dict[str, int]:
+    """Each prompt's place in an order that the prompts and the seed determine."""
+    prompts = {pair.prompt for pair in pairs}
+    order = sorted(prompts, key=lambda prompt: derive_seed(seed, "audit", purpose, prompt))
+    return {prompt: place for place, prompt in enumerate(order)}
+
+
+def prompt_index(pairs: Sequence[Compared]) -> Tensor:
+    """(N,) integers: which pairs are of one prompt."""
+    places: dict[str, int] = {}
+    return torch.tensor([places.setdefault(pair.prompt, len(places)) for pair in pairs])
+
+
+def dimensions(pairs: Sequence[Compared]) -> list[str]:
+    """The dimensions that people were asked about, the verdict as a whole first."""
+    found = dict.fromkeys(dim for pair in pairs for dim in pair.votes)
+    return [OVERALL, *(dim for dim in found if dim != OVERALL)]
+
+
+def ratings(pairs: Sequence[Compared], dim: str) -> Tensor:
+    """(people, N) verdicts, NaN for none: the first of everybody on each pair.
+
+    Rows without a name are by somebody else each.
+    """
+    columns = [[vote.value for vote in _firsts(pair.votes.get(dim, ()))] for pair in pairs]
+    height = max(1, *(len(column) for column in columns))
+    padded = [column + [math.nan] * (height - len(column)) for column in columns]
+    return torch.tensor(padded, dtype=torch.float64).T
+
+
+def repeats(pairs: Sequence[Compared], dim: str) -> tuple[Tensor, Tensor]:
+    """Verdicts of one person on one pair, where there are several, and the pairs' places.
+
+    Returns:
+        (times, M) verdicts, NaN for none, and (M,) which pair it is.
+    """
+    columns, places = [], []
+    for place, pair in enumerate(pairs):
+        by_name: dict[str, list[float]] = {}
+        for vote in pair.votes.get(dim, ()):
+            if vote.annotator:
+                by_name.setdefault(vote.annotator, []).append(vote.value)
+        again = [values for values in by_name.values() if len(values) > 1]
+        columns += again
+        places += [place] * len(again)
+    height = max((len(column) for column in columns), default=0)
+    padded = [column + [math.nan] * (height - len(column)) for column in columns]
+    shape = torch.tensor(padded, dtype=torch.float64).reshape(len(columns), height)
+    return shape.T, torch.tensor(places, dtype=torch.long)
+
+
+def left_choices(pairs: Sequence[Compared]) -> tuple[Tensor, Tensor]:
+    """Verdicts about the video on the left (M,), where the side is known, and the pairs' places."""
+    found = [
+        (vote.left, place)
+        for place, pair in enumerate(pairs)
+        for vote in pair.votes.get(OVERALL, ())
+        if not math.isnan(vote.left)
+    ]
+    values, places = zip(*found, strict=True) if found else ((), ())
+    return torch.tensor(values, dtype=torch.float64), torch.tensor(places, dtype=torch.long)
+
+
+def _firsts(votes: Sequence[Vote]) -> list[Vote]:
+    seen: set[str] = set()
+    kept = []
+    for vote in votes:
+        if not vote.annotator or vote.annotator not in seen:
+            kept.append(vote)
+        seen.add(vote.annotator)
+    return kept
