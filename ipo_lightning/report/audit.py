@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ipo_lightning.annotations import OVERALL
 from ipo_lightning.report.charts import Frame, Mark, Series, axes, legend, line, path, spoken
+from ipo_lightning.report.labels import words_part
 from ipo_lightning.report.markup import Html, html_table, section, tag
 from ipo_lightning.report.page import HEAD
-from ipo_lightning.report.parts import words_part
 from ipo_lightning.report.tables import Row, interval, number, table
 from ipo_lightning.report.videos import Videos
 from ipo_lightning.store import read_jsonl, write_atomically
@@ -331,9 +331,7 @@ def disagreement(row: Row, videos: Videos) -> Html:
     for side, class_ in ((chosen, "winner"), (other, "loser")):
         figure = videos.figure(row[f"{side}_video"], row["prompt"], captions[side])
         words = [
-            words_part({"raw": raw})
-            for name, raw in zip(SIDES, by_video, strict=False)
-            if name == side
+            words_part(raw) for name, raw in zip(SIDES, by_video, strict=False) if name == side
         ]
         sides.append(tag("div", figure, *words, class_=class_))
     title = tag("h3", row["prompt"], tag("span", sureness(row), class_="note"))
@@ -345,7 +343,7 @@ def in_orders(raw: Sequence[str], *, left_first: bool) -> list[Html]:
     """The critic's words in each order, by where the two videos stand on the page."""
     names = ("left one shown first", "right one shown first")
     return [
-        words_part({"raw": f"[{name}]\n{words}"})
+        words_part(f"[{name}]\n{words}")
         for name, words in zip(names if left_first else names[::-1], raw, strict=False)
     ]
 
