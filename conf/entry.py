@@ -46,8 +46,8 @@ TASKS = {"policy": "train", "critic": "train_critic"}
 PASSING = ("task", "round", "name", "until", "dry_run", "debug", "plan", "push_to_hub",
            "paths", "logger", "callbacks", "hydra")  # fmt: skip
 """Keys that do not change what a run computes."""
-PLACES = (("critic", "answers"),)
-"""Settings that say where something lies that is known by its content."""
+PLACES = (("critic", "answers"), ("network", "cache"))
+"""Settings that say where something lies that is known by its content, or that saves time."""
 TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")
 """Keys of the trainer that do."""
 
@@ -69,13 +69,10 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
         for key in cfg
         if key not in (*PASSING, "trainer")
     }
-    network = kept.get("network")
-    if isinstance(network, dict):
-        network.pop("cache", None)  # a folder that saves time
     kept["trainer"] = {key: cfg.trainer.get(key) for key in TRAINER}
     plain: dict[str, Any] = json.loads(json.dumps(kept).replace(f"{REPO}/", ""))
     for group, key in PLACES:
-        (plain[group] or {}).pop(key, None)
+        (plain.get(group) or {}).pop(key, None)
     return plain
 
 
