@@ -199,6 +199,72 @@ def test_a_fault_that_lasts_is_kept(tmp_path: Path) -> None:
         assert (one.fault, one.p_first, critic.calls) == ("unreadable", None, 1)
 
 
+class Broken(Brighter):
+    """Gives what no critic should, or fails; ``held`` tells whether it is in memory."""
+
+    def __init__(self, said: Any = None, failure: Exception | None = None) -> None:
+        super().__init__()
+        self.said, self.failure, self.held = said, failure, False
+
+    def load(self, device: str) -> None:
+        self.held = True
+
+    def release(self) -> None:
+        self.held = False
+
+    def compare(self, *shown: Any) -> list[Comparison]:
+        if self.failure:
+            raise self.failure
+        return self.said or super().compare(*shown)[1:]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_critic_is_released_whatever_happens(tmp_path: Path, world: int) -> None:
+    store = Store(tmp_path)
+    critic = Broken(failure=CriticGone("nobody answers"))
+    with pytest.raises(CriticGone):
+        judge(PairCritique(critic, store), candidates_of(store, ROUND), Workers(world=world))
+    assert not critic.held
+
+
+def test_memory_that_is_too_small_is_said_in_a_sentence(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    critic = Broken(failure=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
+    with pytest.raises(
+        InputError, match=r"brighter@0\.0 needs more memory than cpu has.*batch_size"
+    ):
+        judge(PairCritique(critic, store), candidates_of(store, ROUND))
+    assert not critic.held
+
+
+def test_answers_that_fit_no_question_are_not_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    stage = PairCritique(Broken(), store)
+    candidates = candidates_of(store, {0: [10, 60]})
+    with pytest.raises(InputError, match="gave 1 answers to 2 questions"):
+        judge(stage, candidates)
+    assert stage.missing(candidates) == 2
+
+
+@pytest.mark.parametrize(
+    ("chances", "fault"),
+    [((float("inf"), 0.0, 0.0), "no probabilities"), ((float("nan"), 0.5, 0.5), "no probabilities"),
+     ((0.9, 0.9, 0.9), "no probabilities"), ((1.5, -0.5, 0.0), "no probabilities"),
+     ((0.7, 0.2, 0.1), "")],
+)  # fmt: skip
+def test_what_is_no_distribution_is_no_verdict(
+    tmp_path: Path, chances: tuple[float, float, float], fault: str
+) -> None:
+    store, said = Store(tmp_path), Comparison(Preference(*chances), {"light": float("inf")}, 1.0)
+    (found,) = judge(
+        PairCritique(Broken([said, said._replace(certainty=float("nan"))]), store),
+        candidates_of(store, {0: [10, 60]}),
+    )
+    assert found.fault == fault and (found.outcome is None) == bool(fault)
+    if not fault:
+        assert found.dims == {} and found.certainty == 0.5  # of one answer nothing is known
+
+
 def test_beside_the_rollout(tmp_path: Path) -> None:
     store, critic = Store(tmp_path), Brighter()
     critic.beside = True  # type: ignore[attr-defined]

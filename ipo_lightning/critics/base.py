@@ -66,7 +66,8 @@ class Critic(Protocol):
         ...
 
     def release(self) -> None:
-        """Give that memory back; called after the stage, before training."""
+        """Give that memory back; called after the stage, before training, and also where `load`
+        or the stage failed."""
         ...
 
 

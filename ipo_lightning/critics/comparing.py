@@ -22,6 +22,7 @@ from ipo_lightning.critics.critique import (
     CombinedCritique,
     Critique,
     CritiqueStage,
+    plain,
 )
 from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import Preference, both_orders, both_orders_of, bradley_terry
@@ -41,6 +42,8 @@ from ipo_lightning.workers import Workers
 
 TWIN = 10**6
 """Added to a candidate's number: its counterpart of the base model, in an evaluation."""
+SLACK = 1e-3
+"""By which a preference's probabilities may miss 0 and their sum 1: they come rounded, too."""
 
 
 def nothing_refused(gauges: Mapping[str, float]) -> str | None:
@@ -194,7 +197,7 @@ class PairCritique(Tournaments, AskingStage[PairCritic]):
                 [clips[one.second] for one in questions],
                 [one.prompt for one in questions],
             )
-            for question, answer in zip(questions, answers, strict=True):
+            for question, answer in self._matched(questions, answers):
                 self.store.put_record("verdicts", self._key(question), _plain(answer))
 
     def _questions(self, one: Candidate, other: Candidate) -> list[Question]:
@@ -442,17 +445,10 @@ def _against_base(found: Duel) -> Verdict:
 
 
 def _plain(said: Comparison) -> dict[str, Any]:
-    """A comparison as JSON: NaN, which JSON has no word for, is no verdict."""
-    preference = said.preference
-    if preference is not None and any(value != value for value in preference):
-        preference, said = None, said._replace(fault=said.fault or "not a number")
-    dims = {name: float(value) for name, value in said.dims.items() if value == value}
-    plain = {
-        "preference": None if preference is None else [float(value) for value in preference],
-        "dims": dims, "certainty": float(said.certainty), "raw": said.raw,
-        "fault": (said.fault or "unreadable") if preference is None else "",
-    }  # fmt: skip
-    return plain | ({"transient": True} if preference is None and said.transient else {})
+    """A comparison as JSON; a preference that is no distribution is none."""
+    chances = None if said.preference is None else [float(value) for value in said.preference]
+    sound = chances is not None and min(chances) >= -SLACK and abs(sum(chances) - 1) <= SLACK
+    return plain(said, "preference", chances if sound else None, "no probabilities")
 
 
 def _comparison(record: Mapping[str, Any]) -> Comparison:

@@ -4,15 +4,19 @@ What is common to critics that rate and critics that compare is here, with the f
 `ipo_lightning.critics.comparing` has the latter.
 """
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from ipo_lightning.critics.base import CombinedCritic, Critic, PointCritic, Rating
+import torch
+
+from ipo_lightning.critics.base import CombinedCritic, Comparison, Critic, PointCritic, Rating
+from ipo_lightning.errors import InputError
 from ipo_lightning.records import Answer, Candidate, Verdict
 from ipo_lightning.store import Store, fingerprint
 from ipo_lightning.video import Clip, read_video
@@ -24,6 +28,8 @@ Base = Mapping[tuple[int, int], str]
 """Prompt index and candidate -> name of the base model's video of the same prompt and seed."""
 
 C = TypeVar("C", bound=Critic)
+Asked = TypeVar("Asked")
+Said = TypeVar("Said", Rating, Comparison)
 
 
 class CritiqueStage(ABC):
@@ -105,10 +111,26 @@ class AskingStage(CritiqueStage, Generic[C]):
         self, candidates: Sequence[Candidate], workers: Workers, device: str, label: str
     ) -> None:
         todo = workers.agree(self._todo(candidates))
-        if todo:
+        with self._loaded(device) if todo else nullcontext():
+            workers.run(todo, self._ask, label, "prompts")
+
+    @contextmanager
+    def _loaded(self, device: str) -> Iterator[None]:
+        """The critic in memory, which it gives back however this ends.
+
+        Raises:
+            InputError: it needs more memory than the device has.
+        """
+        try:
             self.critic.load(device)
-        workers.run(todo, self._ask, label, "prompts")
-        if todo:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"{self.identity} needs more memory than {device} has: show it fewer or smaller "
+                "frames (viewing, frames), one video at a time (batch_size=1), or choose a smaller "
+                "critic, or one behind an address"
+            ) from error
+        finally:
             self.critic.release()
 
     @contextmanager
@@ -129,8 +151,8 @@ class AskingStage(CritiqueStage, Generic[C]):
                 return
             try:
                 if not loaded:
-                    self.critic.load(device)
                     loaded.append(self.critic)
+                    self.critic.load(device)
                 for siblings in self._todo(candidates):
                     self._ask(siblings)
             except Exception as error:
@@ -156,6 +178,21 @@ class AskingStage(CritiqueStage, Generic[C]):
         """Whether a question need not be asked (again)."""
         answer = self.store.get_record("verdicts", key)
         return answer is not None and not answer.get("transient")
+
+    def _matched(
+        self, asked: Sequence[Asked], said: Sequence[Said]
+    ) -> Iterator[tuple[Asked, Said]]:
+        """Each question with its answer; where their numbers differ, nobody knows whose is whose.
+
+        Raises:
+            InputError: they differ; nothing may be kept.
+        """
+        if len(asked) != len(said):
+            raise InputError(
+                f"{self.identity} gave {len(said)} answers to {len(asked)} questions: a critic "
+                "gives one each, in order (docs/extending.md)"
+            )
+        return zip(asked, said, strict=True)
 
     def _answer(self, key: str) -> dict[str, Any]:
         """What the store has as the answer to a question that has been asked."""
@@ -214,7 +251,7 @@ class Critique(AskingStage[PointCritic]):
     def _ask(self, candidates: Sequence[Candidate]) -> None:
         clips = [self._clip(one.video) for one in candidates]
         ratings = self.critic.rate(clips, [one.prompt for one in candidates])
-        for candidate, rating in zip(candidates, ratings, strict=True):
+        for candidate, rating in self._matched(candidates, ratings):
             self.store.put_record("verdicts", self._key(candidate), _plain(rating))
 
     def _key(self, candidate: Candidate) -> str:
@@ -289,12 +326,26 @@ class CombinedCritique(CritiqueStage):
 
 
 def _plain(rating: Rating) -> dict[str, Any]:
-    """A rating as JSON: NaN, which JSON has no word for, is no verdict."""
-    dims = {name: float(value) for name, value in rating.dims.items() if value == value}
-    score = None if rating.score is None or rating.score != rating.score else float(rating.score)
-    plain: dict[str, Any] = {
-        "score": score, "dims": dims, "certainty": float(rating.certainty), "raw": rating.raw,
-        "fault": rating.fault or ("not a number" if rating.score is not None else "unreadable")
-        if score is None else "",
-    }  # fmt: skip
-    return plain | ({"transient": True} if score is None and rating.transient else {})
+    """A rating as JSON; a score that is not finite is none."""
+    score = rating.score
+    finite = score is not None and math.isfinite(score)
+    return plain(rating, "score", float(score) if score is not None and finite else None)
+
+
+def plain(said: Rating | Comparison, name: str, verdict: Any, wrong: str = "not a number") -> Any:
+    """What a critic said as JSON, which has no words for NaN and infinity.
+
+    Args:
+        name: of the field that ``said`` begins with.
+        verdict: its value as JSON; None: there is no verdict, or it was refused.
+        wrong: the fault where it was refused.
+    """
+    fault = said.fault or ("unreadable" if said[0] is None else wrong)
+    answer = {
+        name: verdict,
+        "dims": {key: float(value) for key, value in said.dims.items() if math.isfinite(value)},
+        "certainty": float(said.certainty) if math.isfinite(said.certainty) else 0.0,
+        "raw": said.raw,
+        "fault": fault if verdict is None else "",
+    }
+    return answer | ({"transient": True} if verdict is None and said.transient else {})
