@@ -124,6 +124,8 @@ def bradley_terry(
     """
     if not ridge > 0:
         raise ValueError(f"ridge={ridge}: give a number above 0")
+    if not all(math.isfinite(y) for y in outcomes.values()):
+        raise ValueError("an outcome is not a number")
     games = sorted((i, j, y) if i < j else (j, i, 1 - y) for (i, j), y in outcomes.items())
     first = torch.tensor([i for i, _, _ in games], dtype=torch.long)
     second = torch.tensor([j for _, j, _ in games], dtype=torch.long)
@@ -141,6 +143,7 @@ def _newton(
     values = torch.zeros(count, dtype=torch.float64)
     sides = torch.eye(count, dtype=torch.float64)
     design = sides[first] - sides[second]  # (games, N): +1 for the first, -1 for the second
+    before = math.inf
     while True:
         chance = torch.sigmoid(design @ values)
         slope = design.T @ (won - chance) - ridge * values
@@ -148,8 +151,9 @@ def _newton(
         precision = design.T @ bend + ridge * sides
         step = torch.linalg.solve(precision, slope)
         longest = float(step.abs().max()) if count else 0.0
-        if longest < 1e-12:
+        if longest < 1e-12 or before <= longest < 1e-3:  # no shorter: the rest is rounding
             return values, precision
+        before = longest
         values = values + step * min(1.0, 1 / longest)  # a logit at most: no overshooting
 
 

@@ -199,6 +199,20 @@ def test_extreme_records_converge() -> None:
         assert list(values.values) == sorted(values.values, reverse=True)
 
 
+@pytest.mark.parametrize("ridge", [1e-6, 1e-8, 1e-10])
+def test_a_small_ridge_ends_where_rounding_begins(ridge: float) -> None:
+    values = bradley_terry(
+        8, dict.fromkeys(itertools.combinations(range(8), 2), 1.0), ridge
+    ).values  # which once went on for ever
+    assert list(values) == sorted(values, reverse=True)
+    assert values[0] == pytest.approx(-values[-1], abs=1e-3)
+
+
+def test_what_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a number"):
+        bradley_terry(2, {(0, 1): float("nan")})
+
+
 def test_a_prior_is_needed() -> None:
     with pytest.raises(ValueError, match="ridge=0"):
         bradley_terry(2, {}, ridge=0.0)
