@@ -6,7 +6,6 @@ that is named below as ``wording``; the prompt in it is known by its hash, and a
 it says "original" in its version.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from statistics import fmean
@@ -320,7 +319,7 @@ def points(dim: Mapping[str, Any], key: str) -> float:
     value = dim.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Unreadable(f"{key} is no number: {str(value)[:60]}")
-    if not (math.isfinite(value) and 0 <= value <= 10):
+    if not 0 <= value <= 10:
         raise Unreadable(f"{key} is not within 0 to 10")
     return float(value)
 
