@@ -1,11 +1,13 @@
 """A multimodal model trained as a critic: what learns, what stays to the bit, what is saved."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ipo_lightning.critics.base import PointCritic
@@ -190,3 +192,13 @@ def test_what_cannot_work_is_refused(folder: Path, tmp_path: Path) -> None:
         family(folder, dtype="float16")
     with pytest.raises(InputError, match=r"network\.model=.*no such folder"):
         family(tmp_path / "nowhere")
+
+
+def test_weights_are_read_from_safetensors_only(folder: Path, tmp_path: Path) -> None:
+    pickled = tmp_path / "pickled"
+    shutil.copytree(folder, pickled)
+    weights = load_file(pickled / "model.safetensors")
+    torch.save(weights, pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"network\.model=.*cannot be read"):
+        family(pickled).build()

@@ -160,6 +160,7 @@ class MultimodalReward:
                 revision=self.revision,
                 dtype=DTYPES[self.dtype],
                 attn_implementation=self.attention,
+                use_safetensors=True,
             ).model  # without what would choose the next word
         tokens = self._inputs().tokens
         _make_room(backbone, len(self._inputs().processor.tokenizer), tokens)
