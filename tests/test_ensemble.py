@@ -15,7 +15,7 @@ from ipo_lightning.critics.adapters import ScoresToComparisons
 from ipo_lightning.critics.base import Comparison, PairCritic, PointCritic, Rating
 from ipo_lightning.critics.comparing import PairCritique, critique_of
 from ipo_lightning.critics.critique import CombinedCritique, Critique
-from ipo_lightning.critics.ensemble import Ensemble, PairEnsemble
+from ipo_lightning.critics.ensemble import Ensemble, OnMissing, PairEnsemble
 from ipo_lightning.critics.gauged import GaugeCritic
 from ipo_lightning.critics.normalisation import fit_normalisation, main
 from ipo_lightning.errors import InputError
@@ -190,6 +190,40 @@ def test_a_missing_member_is_a_fault_or_left_out(transient: bool) -> None:
     assert only.score is None and only.fault == "b: too bright"
 
 
+@pytest.mark.parametrize(("on_missing", "transient"), [("fault", False), ("rest", True)])
+def test_asking_again_helps_where_one_of_the_rest_will_do(
+    on_missing: OnMissing, transient: bool
+) -> None:
+    members = {"a": Level("a", most=100), "b": Level("b", most=100, transient=True)}
+    rating = Ensemble(members, on_missing=on_missing).rate([clip(200)], ["p"])[0]
+    assert rating.score is None and rating.transient == transient
+
+
+def test_a_member_that_cannot_be_loaded_gives_its_memory_back() -> None:
+    class Half(Level):
+        def load(self, device: str) -> None:
+            super().load(device)
+            raise InputError("no more memory")
+
+    with pytest.raises(InputError, match="no more memory"):
+        Ensemble({"a": Half("a")}).rate([clip(1)], ["p"])
+    assert not LOADED
+
+
+@pytest.mark.parametrize("score", [math.inf, -math.inf, math.nan])
+def test_a_score_that_is_not_finite_is_kept_as_none(tmp_path: Path, score: float) -> None:
+    class Endless(Level):
+        def rating(self, level: int) -> Rating:
+            return Rating(score, {"dim": -score, "level": level}, math.inf)
+
+    store = Store(tmp_path)
+    video = store.put_blob("videos", encode_video(clip(9), lossless=True), ".mp4")
+    stage = Critique(Endless("a"), store)
+    (verdict,) = stage.judge([Candidate(0, "p", 0, 0, "", video)], Workers(), "cpu", "critic")
+    assert (verdict.score, verdict.fault) == (None, "not a number")
+    assert verdict.dims == {"level": 9} and verdict.certainty == 0
+
+
 def test_a_dimension_that_a_member_lacks_is_missing() -> None:
     rating = Ensemble({"a": Level("a")}, {"a.beauty": 1.0}).rate([clip(2)], ["p"])[0]
     assert rating.score is None and rating.fault == "a: no a.beauty"
@@ -360,7 +394,9 @@ def test_a_pair_member_without_a_verdict() -> None:
     found = pairs(on_missing="rest").combine({"a": said(0.8, 0.1), "b": gone})
     assert found.preference == pytest.approx((0.8, 0.1, 0.1))
     both = pairs(on_missing="rest").combine({"a": gone, "b": gone._replace(transient=False)})
-    assert both.fault == "a: timeout, b: timeout" and not both.transient
+    assert both.fault == "a: timeout, b: timeout" and both.transient  # a's answer would do
+    both = pairs().combine({"a": gone, "b": gone._replace(transient=False)})
+    assert both.preference is None and not both.transient
 
 
 def test_pair_weights_are_above_nought() -> None:
