@@ -106,7 +106,19 @@ def test_equal_clips_tie_and_identity_has_the_settings() -> None:
     said = ScoresToComparisons(Level("a")).compare([clip(9)], [clip(9)], ["p"])[0]
     assert said.preference is not None and said.preference.outcome == "tie"
     kinds = [(1.0, 1.0), (2.0, 1.0), (1.0, 2.0)]
-    assert len({ScoresToComparisons(Level("a"), *kind).identity for kind in kinds}) == 3
+    kinds += [(1.00000001, 1.0), (1.0, 1.00000001)]  # which answer otherwise
+    assert len({ScoresToComparisons(Level("a"), *kind).identity for kind in kinds}) == 5
+    assert ScoresToComparisons(Level("a"), 1, 1.5).identity == "a@1.0#pairs-1,1,1.5"
+
+
+def test_a_video_of_several_couples_is_rated_once() -> None:
+    a, b, c = clip(3), clip(7), clip(9)
+    critic = Level("a")
+    said = ScoresToComparisons(critic).compare([a, b, a, a], [b, a, c, b], ["p", "p", "p", "q"])
+    assert critic.asked == 5  # a, b, c of one prompt, a and b of the other
+    alone = ScoresToComparisons(Level("a"))
+    couples = ((a, b, "p"), (b, a, "p"), (a, c, "p"), (a, b, "q"))
+    assert said == [alone.compare([x], [y], [p])[0] for x, y, p in couples]
 
 
 @pytest.mark.parametrize("transient", [True, False])

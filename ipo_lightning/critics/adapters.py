@@ -31,12 +31,13 @@ class ScoresToComparisons:
             raise InputError(f"scale={scale}: give a number above 0 (logits a unit of the score)")
         if not (ties >= 1 and math.isfinite(ties)):
             raise InputError(f"ties={ties}: give 1 or more; 1 leaves no room for ties")
-        self.critic, self.scale, self.ties = critic, scale, ties
+        self.critic, self.scale, self.ties = critic, float(scale), float(ties)
 
     @property
     def identity(self) -> str:
         """See `Critic`."""
-        return f"{self.critic.identity}#pairs-1,{self.scale:g},{self.ties:g}"
+        scale, ties = (repr(one).removesuffix(".0") for one in (self.scale, self.ties))
+        return f"{self.critic.identity}#pairs-1,{scale},{ties}"
 
     def load(self, device: str) -> None:
         """Load the critic that rates."""
@@ -49,10 +50,19 @@ class ScoresToComparisons:
     def compare(
         self, first: Sequence[Clip], second: Sequence[Clip], prompts: Sequence[str]
     ) -> list[Comparison]:
-        """One comparison a prompt; where a rating is missing, so is the comparison."""
-        ratings = self.critic.rate([*first, *second], [*prompts, *prompts])
-        sides = ratings[: len(prompts)], ratings[len(prompts) :]
-        return [self.compared(one, other) for one, other in zip(*sides, strict=True)]
+        """One comparison a prompt; where a rating is missing, so is the comparison.
+
+        A video that is shown in several of them is rated once.
+        """
+        shown = list(zip([*first, *second], [*prompts, *prompts], strict=True))
+        keys = [(id(clip), prompt) for clip, prompt in shown]
+        asked = dict(zip(keys, shown, strict=True))
+        said = self.critic.rate(
+            [clip for clip, _ in asked.values()], [p for _, p in asked.values()]
+        )
+        ratings = dict(zip(asked, said, strict=True))
+        sides = keys[: len(prompts)], keys[len(prompts) :]
+        return [self.compared(ratings[a], ratings[b]) for a, b in zip(*sides, strict=True)]
 
     def compared(self, first: Rating, second: Rating) -> Comparison:
         """What two ratings say; as sure as the less certain of them."""

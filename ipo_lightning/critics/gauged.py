@@ -6,9 +6,9 @@ be had.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Literal, get_args
 
 from ipo_lightning.critics.base import Rating
@@ -83,7 +83,7 @@ class GaugeCritic:
         videos = clip.frames[None]
         values = {name: round(float(GAUGES[name](videos)[0]), 6) for name in self.bands}
         dims = {name: one.grade(values[name]) for name, one in self.bands.items()}
-        score = min(dims.values()) if self.combine == "min" else prod(dims.values())
+        score = min(dims.values()) if self.combine == "min" else math.prod(dims.values())
         return Rating(score, dims, raw=json.dumps(values))
 
 
@@ -95,9 +95,16 @@ def band(gauge: str, settings: Mapping[str, float | None]) -> Band:
     """
     if gauge not in GAUGES:
         raise InputError(f"bands.{gauge}: there is no such gauge; choose among {', '.join(GAUGES)}")
+    if not isinstance(settings, Mapping):
+        raise InputError(
+            f"bands.{gauge}={settings}: give low, high and soft, or leave the gauge out"
+        )
     unknown = sorted(set(settings) - {"low", "high", "soft"})
     if unknown:
         raise InputError(f"bands.{gauge}.{unknown[0]}: a band has low, high and soft")
+    for name, value in settings.items():
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise InputError(f"bands.{gauge}.{name}={value}: give a number, or null")
     numbers = {name: None if value is None else float(value) for name, value in settings.items()}
     low, high, soft = numbers.get("low"), numbers.get("high"), numbers.get("soft") or 0.0
     crossed = low is not None and high is not None and low > high
