@@ -71,8 +71,6 @@ NUMBERS = {
     "data.updates": Number(1, whole=True),
     "data.num_workers": Number(0, whole=True),
     "data.imported.rounds": Number(1, whole=True, null="all"),
-    "critic.chat.batch_size": Number(1, whole=True),
-    "eval_critic.chat.batch_size": Number(1, whole=True),
     "data.prompts.select": Number(0),
     "data.prompts.final": Number(0),
     "loss.beta": Number(0, above=True, word="auto"),
@@ -131,6 +129,12 @@ NUMBERS = {
     "backbone.lora.alpha": Number(0, above=True),
 }
 CHAT = {
+    "batch_size": Number(1, whole=True),
+    "viewing.fps": Number(0, above=True),
+    "viewing.least_frames": Number(1, whole=True),
+    "viewing.most_frames": Number(1, whole=True),
+    "viewing.min_pixels": Number(1, whole=True),
+    "viewing.max_pixels": Number(1, whole=True),
     "samples": Number(1, whole=True),
     "temperature": Number(0),
     "max_tokens": Number(1, whole=True),
@@ -153,6 +157,8 @@ REWARD = {
 }
 """Settings of a reward model as a critic."""
 NUMBERS |= {f"{one}.{key}": REWARD[key] for one in ("critic", "eval_critic") for key in REWARD}
+WEIGHTS = ("weights", "form.weights", "form.grades")
+"""Settings of a critic that give a number to each of some names."""
 SWITCHES = (
     "critic.scaled",
     "eval_critic.scaled",
@@ -209,6 +215,8 @@ def check(cfg: DictConfig) -> None:
             raise InputError(f"{key}: a run cannot do without it")
     check_numbers(cfg, NUMBERS)
     check_switches(cfg, SWITCHES)
+    _check_weights("critic", cfg.critic)
+    _check_weights("eval_critic", cfg.eval_critic)
     for key in FILES_OR_FOLDERS:
         value = OmegaConf.select(cfg, key)
         if value is not None and not Path(value).exists():
@@ -244,6 +252,20 @@ def check_critic(cfg: DictConfig) -> None:
             f"optim.ema={cfg.optim.ema}: a critic keeps the weights of its best look at the "
             "held-out prompts, no average; give null"
         )
+
+
+def _check_weights(one: str, critic: DictConfig) -> None:
+    if not str(critic._target_).startswith("ipo_lightning."):
+        return  # of somebody's own: what it takes is its own affair
+    for key in WEIGHTS:
+        value = OmegaConf.select(critic, key)
+        if value is None:  # the critic's own
+            continue
+        if not isinstance(value, DictConfig):
+            raise InputError(f"{one}.{key}={value}: give a number to each name, as {{NAME: 1.0}}")
+        for name, weight in value.items():
+            if not (Number().takes(weight) and math.isfinite(weight)):
+                raise InputError(f"{one}.{key}.{name!s}={weight}: give a number")
 
 
 def _check_merger(cfg: DictConfig) -> None:
@@ -294,7 +316,7 @@ def _check_combinations(cfg: DictConfig) -> None:
             f"regularise.real={cfg.regularise.real}, but there are no real clips: give data.real "
             "(docs/real-videos.md), or regularise.real=0"
         )
-    if make_of(cfg.critic) == make_of(cfg.eval_critic):
+    if makes_of(cfg.critic) & makes_of(cfg.eval_critic):
         warnings.warn(
             "the held-out judge is of the critic's own make: it cannot see the critic's mistakes",
             stacklevel=2,
@@ -307,9 +329,16 @@ def _check_combinations(cfg: DictConfig) -> None:
         )
 
 
-def make_of(critic: DictConfig) -> str:
-    """What a critic's mistakes come from: its model where it has one, else its class."""
-    return str(OmegaConf.select(critic, "chat.model") or critic._target_)
+def makes_of(critic: DictConfig) -> set[str]:
+    """What a critic's mistakes come from: its model where it has one, else its class; of one that
+    is made of others, all of theirs."""
+    members = critic.get("members")
+    within = [*members.values()] if isinstance(members, DictConfig) else []
+    within += [one for one in [critic.get("critic")] if isinstance(one, DictConfig)]
+    if within:
+        return set().union(*(makes_of(one) for one in within))
+    models = (OmegaConf.select(critic, key) for key in ("chat.model", "model", "path"))
+    return {str(next(filter(None, models), critic._target_))}
 
 
 _ABSENT = object()

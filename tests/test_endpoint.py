@@ -785,6 +785,8 @@ def test_it_is_chosen_by_the_settings(compose_train: ComposeTrain, group: str, c
             "server.budget_tokens=0.5",
             "server.budget_tokens=0.5: give a whole number",
         ),
+        ("viewing.fps=fast", "chat.viewing.fps=fast: give a number, above 0"),
+        ("viewing.most_frames=8.5", "chat.viewing.most_frames=8.5: give a whole number"),
         ("samples=0", "chat.samples=0: give a whole number, at least 1"),
     ],
 )
