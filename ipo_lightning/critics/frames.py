@@ -5,7 +5,6 @@ good a picture is. A still video, a shuffled one and one that jerks score like a
 for guards on content, for ensembles, and beside gauges of motion, not for labels on their own.
 """
 
-import gc
 import json
 import math
 import warnings
@@ -24,7 +23,7 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from ipo_lightning.critics.base import Rating
-from ipo_lightning.critics.pretrained import check_source, named, origin
+from ipo_lightning.critics.pretrained import check_source, free, named, origin
 from ipo_lightning.critics.reward import DTYPES
 from ipo_lightning.errors import InputError
 from ipo_lightning.store import fingerprint
@@ -298,10 +297,3 @@ def read_head(file: str, width: int) -> dict[str, Tensor]:
 def fingerprint_of(file: str | None) -> str | None:
     """sha256 (hex) of a small file's bytes."""
     return None if file is None else fingerprint(Path(file).read_bytes().hex())
-
-
-def free() -> None:
-    """Give memory that is no longer named back to the device."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -6,7 +6,6 @@ Neither uses the sampling that a checkpoint recommends: a penalty on repetitions
 ships one, would alter the probabilities.
 """
 
-import gc
 import hashlib
 import math
 import sys
@@ -33,6 +32,7 @@ from ipo_lightning.critics.pretrained import (
     check_source,
     check_vision,
     collate,
+    free,
     named,
     origin,
 )
@@ -145,9 +145,7 @@ class LocalChat:
     def release(self) -> None:
         """Give the memory back."""
         self._weights = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free()
 
     @cached_property
     def processor(self) -> Processor:

@@ -4,6 +4,7 @@ A folder is read from disk, a hub id from the network or the local cache. Weight
 safetensors only, and code that a checkpoint brings is not run unless a setting says so.
 """
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
@@ -230,3 +231,10 @@ def collate(rows: Sequence[Mapping[str, Tensor]], padding: int, left: bool) -> d
 def _padded(tokens: Tensor, length: int, filler: int, left: bool) -> Tensor:
     missing = length - tokens.shape[1]
     return F.pad(tokens, (missing, 0) if left else (0, missing), value=filler)
+
+
+def free() -> None:
+    """Give memory that is no longer named back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,6 +1,5 @@
 """Reward models as critics: a score a video, and one for each dimension."""
 
-import gc
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ipo_lightning.critics.base import Rating
-from ipo_lightning.critics.pretrained import check_source, check_vision, collate, origin
+from ipo_lightning.critics.pretrained import check_source, check_vision, collate, free, origin
 from ipo_lightning.critics.reward_model import (
     FORM,
     RewardInputs,
@@ -89,9 +88,7 @@ class RewardCritic:
     def release(self) -> None:
         """See `Critic`."""
         self._network = self._inputs = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free()
 
     def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
         """See `PointCritic`."""
