@@ -439,6 +439,19 @@ def test_a_host_that_looks_at_contents_may_refuse_one_question() -> None:
 
 
 @pytest.mark.parametrize(
+    "refusal",
+    [
+        error(400, "This model's maximum context length is 4096 tokens. However, you requested"),
+        error(400, "too many tokens", "context_length_exceeded"),
+    ],
+)
+def test_a_question_that_is_too_long_is_a_fault_of_its_own(refusal: Answer) -> None:
+    with served(lambda r: refusal if "long" in r.text else GOOD) as server:
+        answers = chat(server).reply([turn(text=f"{VIDEO} long"), turn()])
+    assert answers == [[Fault("longer than the model's context", transient=True)], [Reply("fine")]]
+
+
+@pytest.mark.parametrize(
     "answer", [error(429, "You exceeded your quota", "insufficient_quota"), error(402, "pay")]
 )
 def test_an_account_without_credit_stops_the_run(answer: Answer) -> None:

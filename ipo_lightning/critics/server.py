@@ -55,6 +55,8 @@ ASK_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 52
 """Answers that mean "later": the request's own time-outs, limits, gateways (also Cloudflare's)."""
 FILTERED = ("content_filter", "content_policy_violation", "data_inspection_failed")
 """Error codes of hosts that look at what they are sent: about one question, not about all."""
+TOO_LONG = re.compile(r"context[ _](?:length|window)|maximum model length", re.IGNORECASE)
+"""In a refusal: this question is longer than the model reads; others may not be."""
 OUT_OF_CREDIT = ("insufficient_quota", "billing_hard_limit_reached")
 ADVICE = {
     401: "check the key",
@@ -288,6 +290,9 @@ class Server:
             raise AskAgain(reason, retry_after(response.headers.get("Retry-After")))
         if code in FILTERED:
             return Fault("filtered")
+        if status in (400, 422) and TOO_LONG.search(f"{code} {message}"):
+            # Transient: how much it reads is a setting of the server, which no identity knows.
+            return Fault("longer than the model's context", transient=True)
         if response.has_redirect_location:
             raise InputError(
                 f"{said}: it sends us on to {self._cleaned(response.headers['Location'])}, where "
