@@ -52,7 +52,9 @@ class Critic(Protocol):
 
     A critic that asks others for its answers, or that leaves the device alone, may say so with an
     attribute ``beside = True``: it is then asked while the next videos are made, in a thread of its
-    own, and the critique stage finds its verdicts in the store.
+    own, and the critique stage finds its verdicts in the store. One that works on many questions
+    at the same time may say with ``at_once = N`` that the stage is to put N prompts to it in a
+    call; its answers must not depend on it.
     """
 
     @property

@@ -187,7 +187,9 @@ class PairCritique(Tournaments, AskingStage[PairCritic]):
         def settled(question: Question) -> bool:
             return question in asked or self._settled(question)
 
-        while questions := self._walk(candidates, settled)[1]:
+        units = self._units(candidates)
+        while questions := [one for unit in units for one in self._walk(unit, settled)[1]]:
+            questions = list(dict.fromkeys(questions))  # two prompts may be the same words
             asked.update(questions)
             clips = {
                 name: self._clip(name) for one in questions for name in (one.first, one.second)

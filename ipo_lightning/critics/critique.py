@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -105,14 +106,22 @@ class AskingStage(CritiqueStage, Generic[C]):
 
     @abstractmethod
     def _ask(self, candidates: Sequence[Candidate]) -> None:
-        """Put a unit to the critic and keep its answers."""
+        """Put a unit, or several, to the critic and keep the answers."""
 
     def _run(
         self, candidates: Sequence[Candidate], workers: Workers, device: str, label: str
     ) -> None:
         todo = workers.agree(self._todo(candidates))
+        size = self._at_once(len(todo), workers.world)
+        calls = [[*chain(*todo[at : at + size])] for at in range(0, len(todo), size)]
+        unit = "prompts" if size == 1 else f"x {size} prompts"
         with self._loaded(device) if todo else nullcontext():
-            workers.run(todo, self._ask, label, "prompts")
+            workers.run(calls, self._ask, label, unit)
+
+    def _at_once(self, units: int, world: int) -> int:
+        """How many units go into a call: what the critic wishes, while every rank has some."""
+        wished = int(getattr(self.critic, "at_once", 1))
+        return max(1, min(wished, units // world))
 
     @contextmanager
     def _loaded(self, device: str) -> Iterator[None]:

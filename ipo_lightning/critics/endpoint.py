@@ -125,6 +125,12 @@ class EndpointChat:
         """What this process has asked so far: requests, tokens, seconds, retries, faults."""
         return self.server.spent
 
+    @property
+    def at_once(self) -> int:
+        """Prompts a call, see `Critic`: each has some four questions or more, and so all of the
+        server's places are taken."""
+        return max(1, self.server.concurrency // 4)
+
     def load(self, device: str) -> None:
         """Nothing is loaded here; a missing key is refused before the first video is read."""
         self.server.check_key()

@@ -61,6 +61,11 @@ class _Judge:
         """Whether the model may be asked while videos are made; see `Critic`."""
         return bool(getattr(self.chat, "beside", False))
 
+    @property
+    def at_once(self) -> int:
+        """Prompts a call; see `Critic`."""
+        return int(getattr(self.chat, "at_once", 1))
+
     def load(self, device: str) -> None:
         """See `Critic`."""
         self.chat.load(device)
