@@ -646,6 +646,12 @@ def test_keys_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         chat(server).reply([turn()])
 
 
+def test_a_key_in_place_of_a_name_is_not_repeated() -> None:
+    with pytest.raises(InputError, match="give the NAME") as refused:
+        Server("http://localhost:1/v1", key_variable="sk-very-secret")
+    assert "secret" not in str(refused.value)
+
+
 def test_a_key_with_a_line_break_is_named_but_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "sk-first\nsecond-line")
     with pytest.raises(InputError, match=r"\$MY_KEY has characters that no key has") as wrong:

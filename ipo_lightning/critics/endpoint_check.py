@@ -14,13 +14,13 @@ import torch
 from ipo_lightning.critics.base import CriticGone
 from ipo_lightning.critics.chat import VIDEO, Fault, Turn
 from ipo_lightning.critics.endpoint import EndpointChat
+from ipo_lightning.critics.judges import YES_NO
 from ipo_lightning.critics.server import Server
 from ipo_lightning.errors import InputError
 from ipo_lightning.video import Clip
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220)}
 SIZE, NUM_FRAMES, SQUARE = 224, 8, 56  # pixels, frames, pixels
-YES_NO = {"yes": ("yes", "Yes", "YES"), "no": ("no", "No", "NO")}
 ONE_WORD = "Answer with one word."
 
 

@@ -133,6 +133,11 @@ class Server:
     spent: Spent = field(default_factory=Spent, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.key_variable and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
+            raise InputError(  # which does not repeat it: it may be the key
+                "server.key_variable: give the NAME of an environment variable (letters, digits, "
+                "_), never the key itself"
+            )
         url = checked_url(self.base_url)
         object.__setattr__(self, "base_url", str(url).rstrip("/"))
         bounds = {

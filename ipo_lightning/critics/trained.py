@@ -5,6 +5,7 @@ kind, see `ipo_lightning.critics.reward_model`.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -77,7 +78,7 @@ class TrainedCritic:
             )
         return {name: float(weight) for name, weight in given.items()}
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """The folder's content and the weights."""
         return f"trained@{folder_fingerprint(self.path)[:16]}#{fingerprint(self.weights)[:8]}"
