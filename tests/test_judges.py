@@ -401,6 +401,9 @@ class Initials:
     dims: tuple[str, ...] = ()
     span = (0.0, 1.0)
 
+    def load(self) -> None:
+        pass
+
     def ask(self, *shown: Any) -> Turn:
         *clips, prompt = shown
         return Turn(tuple(clips), f"{VIDEO * len(clips)}\nWhich? {prompt}")
