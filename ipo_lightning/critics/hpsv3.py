@@ -38,6 +38,7 @@ RUBRIC = Original(
     "hpsv3/dataset/data_collator_qwen.py",
     parts=("INSTRUCTION", "prompt_with_special_token"),
 )
+"""The hash was taken from the authors' package, hpsv3 1.0.0."""
 NAMES = {
     "model.visual.": "backbone.visual.",
     "model.language_model.": "backbone.language_model.",

@@ -38,6 +38,7 @@ REPOSITORY = (
     "https://raw.githubusercontent.com/CodeGoat24/UnifiedReward/"
     "ff6f520247a2d36e2aff7b2ba53a935afd437f66"
 )
+"""Where the five hashes were taken."""
 RANK = Original(
     "c76ba521846dcdd36e30046c8ceac18840cb6b0ad5f5a7bc731102b2267f2db9",
     f"{REPOSITORY}/inference_qwen/video_generation/qwen_pair_rank_video_generation.py",
