@@ -49,6 +49,9 @@ def test_real_videos_are_labelled_and_judged_by_critics_of_other_makes(
     assert cfg.eval_critic.chat.model == "CodeGoat24/UnifiedReward-2.0-qwen-7b"
     assert train(cfg) is None
     assert "critic calls" in capsys.readouterr().out
+    with pytest.raises(InputError, match="wording=absent.py: .*No such file"):
+        train(compose_train("experiment=ipo_wan_1_3b", CRITICS[1], prompts, "dry_run=true",
+                            "critic.wording=absent.py"))  # fmt: skip
 
 
 def test_the_papers_setting_is_the_papers(compose_train: ComposeTrain, prompts: str) -> None:

@@ -67,7 +67,7 @@ def searched(folder: Path) -> str:
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_every_command_composes(page: str, command: str, examples: Path) -> None:
-    program, *words = shlex.split(command)[1:]
+    program, *words = shlex.split(command, comments=True)[1:]
     words = [word for word in words if not word.startswith("hydra.searchpath")]
     if program == "sample.py":
         words = quote_free_text(words, ("prompt", "prompts", "ckpt"))
