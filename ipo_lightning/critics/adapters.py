@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 
-from ipo_lightning.critics.base import Comparison, PointCritic, Rating
+from ipo_lightning.critics.base import Comparison, PointCritic, Rating, check_ready
 from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import rao_kupper
 from ipo_lightning.video import Clip
@@ -38,6 +38,10 @@ class ScoresToComparisons:
         """See `Critic`."""
         scale, ties = (repr(one).removesuffix(".0") for one in (self.scale, self.ties))
         return f"{self.critic.identity}#pairs-1,{scale},{ties}"
+
+    def ready(self) -> None:
+        """See `Critic`."""
+        check_ready(self.critic)
 
     def load(self, device: str) -> None:
         """Load the critic that rates."""

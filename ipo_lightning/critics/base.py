@@ -54,7 +54,9 @@ class Critic(Protocol):
     attribute ``beside = True``: it is then asked while the next videos are made, in a thread of its
     own, and the critique stage finds its verdicts in the store. One that works on many questions
     at the same time may say with ``at_once = N`` that the stage is to put N prompts to it in a
-    call; its answers must not depend on it.
+    call; its answers must not depend on it. One that may lack something (a file, a key, a network)
+    may have a method ``ready()``, which is called before videos are made for it and raises
+    `InputError` where it does.
     """
 
     @property
@@ -153,3 +155,10 @@ class AnswersPending(Exception):
 
 class CriticGone(Exception):
     """A critic cannot be reached at all: the stage stops, what was answered is kept."""
+
+
+def check_ready(critic: object) -> None:
+    """Let a critic that can say so refuse for want of something; see `Critic`."""
+    ready = getattr(critic, "ready", None)
+    if ready is not None:
+        ready()

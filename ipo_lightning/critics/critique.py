@@ -16,7 +16,14 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from ipo_lightning.critics.base import CombinedCritic, Comparison, Critic, PointCritic, Rating
+from ipo_lightning.critics.base import (
+    CombinedCritic,
+    Comparison,
+    Critic,
+    PointCritic,
+    Rating,
+    check_ready,
+)
 from ipo_lightning.errors import InputError
 from ipo_lightning.records import Answer, Candidate, Verdict
 from ipo_lightning.store import Store, fingerprint
@@ -77,6 +84,13 @@ class CritiqueStage(ABC):
     def _todo(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
         """The candidates of which something is yet to be asked, in units of work."""
 
+    def ready(self) -> None:
+        """Refuse a critic that lacks something, before videos are made for it.
+
+        Raises:
+            InputError: says what is missing.
+        """
+
     def missing(self, candidates: Sequence[Candidate]) -> int:
         """How many candidates something is yet to be asked of."""
         return sum(len(unit) for unit in self._todo(candidates))
@@ -103,6 +117,10 @@ class AskingStage(CritiqueStage, Generic[C]):
     def identity(self) -> str:
         """See `CritiqueStage`."""
         return self.critic.identity
+
+    def ready(self) -> None:
+        """See `CritiqueStage`."""
+        check_ready(self.critic)
 
     @abstractmethod
     def _ask(self, candidates: Sequence[Candidate]) -> None:
@@ -289,6 +307,11 @@ class CombinedCritique(CritiqueStage):
     def identity(self) -> str:
         """See `CritiqueStage`."""
         return self.critic.identity
+
+    def ready(self) -> None:
+        """See `CritiqueStage`."""
+        for stage in self.stages.values():
+            stage.ready()
 
     def judge(
         self, candidates: Sequence[Candidate], workers: Workers, device: str, label: str

@@ -131,6 +131,10 @@ class EndpointChat:
         server's places are taken."""
         return max(1, self.server.concurrency // 4)
 
+    def ready(self) -> None:
+        """The key may be missing."""
+        self.server.check_key()
+
     def load(self, device: str) -> None:
         """Nothing is loaded here; a missing key is refused before the first video is read."""
         self.server.check_key()

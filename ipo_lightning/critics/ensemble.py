@@ -8,7 +8,14 @@ from functools import cached_property
 from typing import Generic, Literal, TypeVar, get_args
 
 from ipo_lightning.critics.adapters import has_score
-from ipo_lightning.critics.base import Comparison, Critic, PairCritic, PointCritic, Rating
+from ipo_lightning.critics.base import (
+    Comparison,
+    Critic,
+    PairCritic,
+    PointCritic,
+    Rating,
+    check_ready,
+)
 from ipo_lightning.critics.normalisation import parts_of, read_normalisation
 from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import Preference
@@ -36,6 +43,11 @@ class Members(Generic[C]):
             raise InputError(f"on_missing={on_missing}: choose {' or '.join(get_args(OnMissing))}")
         self.members, self.on_missing, self.concurrent = dict(members), on_missing, concurrent
         self.device = "cpu"
+
+    def ready(self) -> None:
+        """See `Critic`."""
+        for member in self.members.values():
+            check_ready(member)
 
     def load(self, device: str) -> None:
         """Load all members, where they are to be in memory together."""

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.initialization import no_init_weights
 
-from ipo_lightning.critics.frames import SIGMA, FrameCritic, Over, free
-from ipo_lightning.critics.pretrained import check_source, harmless, named, origin
+from ipo_lightning.critics.frames import SIGMA, FrameCritic, Over
+from ipo_lightning.critics.pretrained import check_source, free, harmless, named, origin
 from ipo_lightning.critics.reward import DTYPES
 from ipo_lightning.critics.reward_model import PROMPT, RewardModel, fill
 from ipo_lightning.critics.videoreward import EMBEDDINGS, PLACES
@@ -138,6 +138,10 @@ class HPSv3(FrameCritic):
             )
         tokenizer.add_tokens([TOKEN], special_tokens=True)
         return tokenizer, images
+
+    def ready(self) -> None:
+        """The words may be missing, see `Original.read`."""
+        RUBRIC.read(self.wording)
 
     def load(self, device: str) -> None:
         """Read the weights, 16.6 GB, onto a device.

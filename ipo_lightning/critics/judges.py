@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ipo_lightning.critics.base import Comparison, Rating
+from ipo_lightning.critics.base import Comparison, Rating, check_ready
 from ipo_lightning.critics.chat import VIDEO, ChatModel, Fault, Turn
 from ipo_lightning.critics.forms.base import QUOTED, PairForm, PointForm, Wording, check_names
 from ipo_lightning.critics.votes import compared, rated, read_all
@@ -66,6 +66,10 @@ class _Judge:
         """Prompts a call; see `Critic`."""
         return int(getattr(self.chat, "at_once", 1))
 
+    def ready(self) -> None:
+        """See `Critic`."""
+        check_ready(self.chat)
+
     def load(self, device: str) -> None:
         """See `Critic`."""
         self.chat.load(device)
@@ -82,8 +86,13 @@ class PairJudge(_Judge):
         super().__init__(chat, form.version)
         self.form = form
 
+    def ready(self) -> None:
+        """Its words may be missing."""
+        self.form.load()
+        super().ready()
+
     def load(self, device: str) -> None:
-        """The form first: its words may be missing, and weights take longer."""
+        """The form first, since weights take longer."""
         self.form.load()
         super().load(device)
 
@@ -105,8 +114,13 @@ class PointJudge(_Judge):
         super().__init__(chat, form.version)
         self.form = form
 
+    def ready(self) -> None:
+        """Its words may be missing."""
+        self.form.load()
+        super().ready()
+
     def load(self, device: str) -> None:
-        """The form first: its words may be missing, and weights take longer."""
+        """The form first, since weights take longer."""
         self.form.load()
         super().load(device)
 

@@ -123,6 +123,10 @@ class LocalChat:
         name = origin("model", self.model, self.revision)
         return f"{name}#{self.viewing.identity}#{fingerprint(sampling)[:8]}"
 
+    def ready(self) -> None:
+        """The checkpoint may be out of reach; its processor is small."""
+        _ = self.processor
+
     def load(self, device: str) -> None:
         """Read the weights onto a device."""
         _ = self.processor  # says at once what is missing

@@ -90,6 +90,10 @@ class VideoReward(RewardCritic):
             RUBRIC.read(wording)  # refused now, not after a rollout
         self.wording = wording
 
+    def ready(self) -> None:
+        """The words may be missing, see `Original.read`."""
+        RUBRIC.read(self.wording)
+
     def _origin(self) -> str:
         name = origin("model", self.model, self.revision, SETTINGS)
         base = origin("base", self.base, self.base_revision)
