@@ -216,7 +216,7 @@ def ceiling(people: Tensor, margin: Tensor, prompts: Tensor) -> Plain | None:
     return {
         "accuracy": plain(mean_over_prompts(persons, everywhere)),
         "critic": plain(mean_over_prompts(critic, everywhere)),
-        "difference": plain(mean_over_prompts(critic - persons, everywhere)),
+        "difference": plain(mean_over_prompts(critic - persons, everywhere, least=-1.0)),
     }
 
 
