@@ -112,7 +112,10 @@ def video_file(folder: Path, path: str) -> Path:
     """
     place = video_place(folder, path)
     if not place.is_file():
-        raise InputError(f"{folder}: there is no video {path or '(the row names no file)'}")
+        raise InputError(
+            f"{folder}: there is no video {path or '(the row names no file)'}; videos are looked "
+            "for within this folder, to which a link may lead"
+        )
     return place
 
 
