@@ -103,6 +103,17 @@ def test_a_critic_that_is_always_right(judged: Callable[..., Found], exact: Path
     assert found["place"] is None and found["again"] is None
 
 
+def test_a_critic_without_any_verdict_ends_in_a_page(
+    judged: Callable[..., Found], exact: Path, tmp_path: Path
+) -> None:
+    """Nobody has answered yet: what was asked of it is not lost to an error."""
+    found = judged("human", exact, f"critic.answers={tmp_path / 'nobody'}")
+    assert found["grade"] == "unknown" and found["answered"]["faults"]
+    assert found["calibration"]["own"] is found["calibration"]["fitted"] is None
+    assert "tells nothing of them" in found["use"]
+    assert (tmp_path / "audits" / "a" / "audit.html").is_file()
+
+
 def test_the_rules_and_people_who_see_by_them(judged: Callable[..., Found], crowd: Path) -> None:
     """People have noise of their own, so the rules agree with them more than they do."""
     found = judged("shapes", crowd, DIMS)
