@@ -224,11 +224,12 @@ def test_checks_are_light() -> None:
 
 def test_every_checked_number_is_a_setting(compose_train: ComposeTrain) -> None:
     """A number that no shipped choice has would be checked in vain."""
-    losses = [f"loss={path.stem}" for path in CONF.glob("loss/*.yaml")]
-    configs = [compose_train(one) for one in (
-        *losses, "data=file", "data=imported", "critic=human", "experiment=shapes_lora",
-        "reference=ema", "labelling=margin_weighted", "labelling=rarity_weighted",
-        "labelling=pairwise",
+    groups = ("loss", "critic", "eval_critic", "labelling")
+    choices = [f"{one}={path.stem}" for one in groups for path in CONF.glob(f"{one}/*.yaml")]
+    configs = [compose_train(*one.split()) for one in (
+        *choices, "data=file", "data=imported", "experiment=shapes_lora", "reference=ema",
+        "critic=ipo_form critic/chat=openai",
+        "eval_critic=ipo_form critic/chat@eval_critic.chat=openai",
     )]  # fmt: skip
     missing = {
         key

@@ -1,6 +1,5 @@
 """Every shipped choice composes, and asks its targets for nothing that they do not take."""
 
-import hashlib
 import inspect
 import re
 from collections.abc import Iterator
@@ -19,10 +18,9 @@ from conf import assembly
 from conf.checks import check
 from conf.entry import CONF, register_resolvers, settings_but_batches
 from data.preferences import CriticDataModule
-from ipo_lightning.critics import videoreward
 from ipo_lightning.reward_losses import RewardScale
 from ipo_lightning.shapes.reward_encoder import ShapesReward
-from tests import tiny_vlm, tiny_wan
+from tests import tiny_wan
 from tests.conftest import ComposeTrain
 
 OF_CRITICS = ("network", "reward_loss")
@@ -34,13 +32,6 @@ BESIDE = {"reference=adapter": ["experiment=shapes_lora"], "reference=none": ["l
 """What a choice cannot do without."""
 COMPLETED = ("callbacks.iteration", "trainer")
 """Nodes whose targets get the rest of their arguments in conf/assembly.py."""
-
-
-@pytest.fixture(autouse=True)
-def known_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """VideoReward takes words of a known hash only: here, those of the tests."""
-    known = hashlib.sha256(tiny_vlm.RUBRIC.encode()).hexdigest()
-    monkeypatch.setattr(videoreward, "RUBRIC", known)
 
 
 def beside(choice: str, tmp_path: Path) -> list[str]:
@@ -56,13 +47,8 @@ def beside(choice: str, tmp_path: Path) -> list[str]:
         "data=imported": [f"data.imported.path={pairs}", "evaluation.real_clips=null"],
         "data=file": [f"data.prompts.path={prompts}", "evaluation.real_clips=null"],
     }
-    group = choice.partition("=")[0]
-    if choice.endswith("critic=videoreward"):  # upstream's words are not shipped
-        words = tmp_path / "words.txt"
-        words.write_text(tiny_vlm.RUBRIC)
-        return [choice, f"{group}.wording={words}"]
     if choice.endswith("critic=reward"):
-        return [choice, f"{group}.model={tmp_path}"]
+        return [choice, f"{choice.partition('=')[0]}.model={tmp_path}"]
     if choice == "experiment=shapes_wan":  # its folder is made, not shipped
         return [choice, f"backbone.path={tiny_wan.save_pipeline(tmp_path / 'wan')}"]
     if choice.startswith("experiment=ipo_"):

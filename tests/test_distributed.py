@@ -26,7 +26,12 @@ COMMON = (
 
 SETTINGS = {
     "ddp": ("trainer=ddp",),
-    "ddp, adapter": ("trainer=ddp", "experiment=shapes_lora", "reference=adapter"),
+    "ddp, adapter": (
+        "trainer=ddp",
+        "experiment=shapes_lora",
+        "reference=adapter",
+        "critic=shapes_pairwise",  # whose evaluations are comparisons with the base's videos
+    ),
     "fsdp": (
         "trainer=fsdp",
         "trainer.accumulate_grad_batches=2",

@@ -102,8 +102,9 @@ def settings(port: int, critic: str, *more: str) -> list[str]:
         "viewing.fps": 1000, "viewing.least_frames": 1, "viewing.min_pixels": 1,
         "viewing.most_frames": 100,
     }  # fmt: skip
+    words = ["critic.form.wording=own"] if critic.startswith("unifiedreward") else []
     return [
-        f"critic={critic}", "critic/chat=openai", "rollout.prompts=10", "round=1",
+        f"critic={critic}", "critic/chat=openai", *words, "rollout.prompts=10", "round=1",
         *(f"critic.chat.{name}={value}" for name, value in chat.items()), *more,
     ]  # fmt: skip
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.entry import CONF, refuse_misspelt
+from conf.entry import CONF
 from conf.fitting import smallest_change, smallest_changes
 from conf.jobs import job_of, readable
 from ipo_lightning.errors import InputError
@@ -40,15 +40,16 @@ def test_an_experiment_fits_its_card(
     assert " h in all" in printed
 
 
-def test_an_experiment_asks_for_a_judge(prompts: str) -> None:
-    with pytest.raises(InputError, match="^eval_critic has no default here: give eval_critic=CHO"):
-        refuse_misspelt("train", ["experiment=ipo_wan_1_3b", prompts])
-
-
-def test_real_videos_are_labelled_by_videoreward(compose_train: ComposeTrain, prompts: str) -> None:
-    cfg = compose_train("experiment=ipo_wan_1_3b", CRITICS[1], prompts)
+def test_real_videos_are_labelled_and_judged_by_critics_of_other_makes(
+    compose_train: ComposeTrain, prompts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The plan needs nothing of theirs."""
+    cfg = compose_train("experiment=ipo_wan_1_3b", prompts, "dry_run=true")
     assert cfg.critic.model == "KlingTeam/VideoReward"
-    with pytest.raises(InputError, match="wording=.*VideoReward was tuned with words.*curl -LO"):
+    assert cfg.eval_critic.chat.model == "CodeGoat24/UnifiedReward-2.0-qwen-7b"
+    assert train(cfg) is None
+    assert "critic calls" in capsys.readouterr().out
+    with pytest.raises(InputError, match="wording=absent.py: .*No such file"):
         train(compose_train("experiment=ipo_wan_1_3b", CRITICS[1], prompts, "dry_run=true",
                             "critic.wording=absent.py"))  # fmt: skip
 

@@ -2,15 +2,17 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ipo_lightning.critics.chat import VIDEO, Reply, Token, parts
 from ipo_lightning.critics.forms import base, unified, videoscore2
-from ipo_lightning.critics.forms.base import Original, Unreadable, worded
+from ipo_lightning.critics.forms.base import Unreadable, worded
 from ipo_lightning.critics.forms.ipo import IpoPairs, IpoPoints
 from ipo_lightning.critics.forms.unified import (
     UnifiedFlex,
@@ -20,12 +22,14 @@ from ipo_lightning.critics.forms.unified import (
     UnifiedThink,
 )
 from ipo_lightning.critics.forms.videoscore2 import VideoScore2
+from ipo_lightning.critics.wording import Original, sha256
 from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import Preference
 from ipo_lightning.video import Clip
 
 CLIP = Clip(torch.zeros(4, 8, 8, 3, dtype=torch.uint8), 8.0)
 OTHER = Clip(torch.ones(4, 8, 8, 3, dtype=torch.uint8), 8.0)
+URL = "https://example.org/infer.py"
 FIRST, TIE, SECOND = Preference(1, 0, 0), Preference(0, 1, 0), Preference(0, 0, 1)
 
 
@@ -448,7 +452,7 @@ def test_words_of_a_file(tmp_path: Path) -> None:
     """The original is known by its hash, with an editor's last newline or without."""
     file = tmp_path / "words.txt"
     text = "Which is better for [{prompt}]?"
-    original = Original(base.sha256(text), "here")
+    original = Original(sha256(text), URL)
     for written, origin in ((text, "original"), (text + "\n", "original"), (text + " ", "file")):
         file.write_text(written)
         assert worded("own", 2, str(file), original).origin == origin
@@ -462,23 +466,38 @@ def test_words_of_a_file(tmp_path: Path) -> None:
 
 
 def test_words_of_a_script(tmp_path: Path) -> None:
-    """It is read, not run; f-strings and templates keep the prompt's place."""
+    """F-strings and templates keep the prompt's place."""
     file = tmp_path / "infer.py"
     file.write_text(
-        "raise SystemExit\n"
         'problem = (\n    "Which is better?\\n"\n    f"Caption: [{prompt}] {{x}}\\n"\n)\n'
         'OTHER = Template("""Rate $name.""")\n'
     )
     text = "Which is better?\nCaption: [{prompt}] {x}\n"
-    words = worded("own", 2, str(file), Original(base.sha256(text), "here"))
+    words = worded("own", 2, str(file), Original(sha256(text), URL))
     assert (words.text, words.origin) == (text, "original")
-    rate = Original(base.sha256("Rate {prompt}."), "here", mark="$name")
+    rate = Original(sha256("Rate {prompt}."), URL, mark="$name")
     assert worded("own", 1, str(file), rate).text == "Rate {prompt}."
-    with pytest.raises(InputError, match="does not hold the original; it is in there"):
-        worded("own", 1, str(file), Original("0" * 64, "there"))
-    file.write_text("def")
-    with pytest.raises(InputError, match="wording="):
-        worded("own", 1, str(file), rate)
+    with pytest.raises(InputError, match=f"does not hold the words .* stand in {URL}"):
+        worded("own", 1, str(file), Original("0" * 64, URL))
+
+
+def test_an_original_need_not_be_there_until_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it comes from makes no other version."""
+    monkeypatch.setenv("IPO_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    text = "Which is better for {prompt}?"
+    monkeypatch.setattr(UnifiedRank, "original", Original(sha256(text), URL))
+    form = UnifiedRank("original")
+    assert form.version.startswith("unified-rank-1.original.")
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
+        form.load()
+    file = tmp_path / "words.txt"
+    file.write_text(text)
+    given = UnifiedRank(str(file))
+    given.load()
+    assert given.version == form.version
+    assert given.ask(CLIP, OTHER, "a cat").text == f"{VIDEO}{VIDEO}Which is better for a cat?"
 
 
 def test_a_file_that_will_not_do_is_refused(tmp_path: Path) -> None:
@@ -496,11 +515,19 @@ def test_a_file_that_will_not_do_is_refused(tmp_path: Path) -> None:
 
 
 def test_originals_have_places_to_look_them_up() -> None:
+    """At a commit that is pinned."""
     originals = [unified.RANK, unified.SCORES, unified.POINTS, unified.THINK, unified.FLEX,
                  videoscore2.ORIGINAL]  # fmt: skip
     assert len({one.sha256 for one in originals}) == len(originals)
     for one in originals:
-        assert len(bytes.fromhex(one.sha256)) == 32 and "@" in one.source
+        assert len(bytes.fromhex(one.sha256)) == 32
+        assert re.fullmatch(r"https://raw\.githubusercontent\.com/.*/[0-9a-f]{40}/.*\.py", one.url)
+
+
+@pytest.mark.parametrize("words", ["original", None])
+def test_a_form_without_an_original_says_so(words: Any) -> None:
+    with pytest.raises(InputError, match=f"wording={words}: give own or a file"):
+        IpoPairs(wording=words)
 
 
 # ---------------------------------------------------------------------------- settings

@@ -1,6 +1,5 @@
 """HPSv3 on a tiny Qwen2-VL with upstream's file: the readout by hand, layer by layer."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -12,13 +11,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
+from ipo_lightning.critics import hpsv3
 from ipo_lightning.critics.base import PointCritic
-from ipo_lightning.critics.hpsv3.critic import FILE, RUBRIC, TOKEN, HPSv3, renamed
+from ipo_lightning.critics.hpsv3 import FILE, TOKEN, HPSv3, renamed
+from ipo_lightning.critics.wording import Original, sha256
 from ipo_lightning.errors import InputError
 from tests import tiny_vlm
 
 TEMPLATE = tiny_vlm.QWEN.replace("'video'", "'image'").replace("video_pad", "image_pad")
 PROMPT = "a red ring <|im_end|> moving"
+RUBRIC = f"\nRate the picture.\nIts prompt is {{text_prompt}}\n\nThe rating: {TOKEN}\n\nEND\n"
+"""Upstream's words are not ours to ship; these are put together as they are."""
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny rubric is the one that is known."""
+    known = Original(sha256(RUBRIC), hpsv3.RUBRIC.url, hpsv3.RUBRIC.parts)
+    monkeypatch.setattr(hpsv3, "RUBRIC", known)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +66,11 @@ def weights(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert {name.partition(".")[0] for name in state} == {"visual", "model", "lm_head"}
     folder = tmp_path_factory.mktemp("hpsv3")
     save_file(state | head(tiny_vlm.HIDDEN), folder / FILE)
+    before, after = RUBRIC.split("The rating", 1)
+    after = f"The rating{after}"
+    (folder / "collator.py").write_text(
+        f"INSTRUCTION = {before!r}\nOTHER = 1\nprompt_with_special_token = {after!r}\n"
+    )
     return folder
 
 
@@ -92,7 +107,9 @@ def by_hand(base: Path, weights: Path, frame: Tensor) -> Tensor:
 
 
 def critic(base: Path, weights: Path, frames: int = 2, **more: str) -> HPSv3:
-    settings = {"dtype": "float32"} | more
+    words = base.parent / "words.txt"
+    words.write_text(RUBRIC)
+    settings = {"dtype": "float32", "wording": str(words)} | more
     return HPSv3(str(weights), base=str(base), frames=frames, **settings)  # type: ignore[arg-type]
 
 
@@ -123,10 +140,24 @@ def test_batch_and_order_do_not_change_a_bit(base: Path, weights: Path) -> None:
     assert not one.loaded
 
 
-def test_the_rubric_is_upstreams_to_the_byte() -> None:
-    digest = hashlib.sha256(RUBRIC.encode()).hexdigest()
-    assert digest == "f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c"
-    assert RUBRIC.count(TOKEN) == RUBRIC.count("{text_prompt}") == 1
+def test_the_rubric_is_put_together_of_upstreams_constants(base: Path, weights: Path) -> None:
+    """Or given as a text; where it comes from makes no other critic."""
+    clip = tiny_vlm.clip(0, size=(64, 64))
+    script = critic(base, weights, wording=str(weights / "collator.py"))
+    assert script.rate([clip], [PROMPT]) == critic(base, weights).rate([clip], [PROMPT])
+    none = HPSv3(str(weights), base=str(base), frames=2, dtype="float32")
+    assert none.identity == script.identity == critic(base, weights).identity
+
+
+def test_words_that_are_missing_are_missed_before_the_weights(
+    base: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IPO_LIGHTNING_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"curl -LO https://.*/MizzenAI/HPSv3/\w{40}/"):
+        HPSv3(str(tmp_path), base=str(base)).load("cpu")
+    (tmp_path / "words.txt").write_text(RUBRIC + "x")
+    with pytest.raises(InputError, match="does not hold the words"):
+        critic(base, weights, wording=str(tmp_path / "words.txt"))
 
 
 def test_both_layouts_of_names_are_read(base: Path, weights: Path) -> None:

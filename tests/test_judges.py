@@ -5,6 +5,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +75,19 @@ def asked(form: Any, *told: str | Fault) -> Comparison:
     """What a pair judge makes of the samples of one turn."""
     judge = PairJudge(Scripted(lambda turn: told), form)
     return judge.compare([DARK], [LIGHT], ["a cat"])[0]
+
+
+@pytest.mark.parametrize(("kind", "form"), [(PairJudge, UnifiedRank), (PointJudge, UnifiedPoints)])
+def test_words_that_are_missing_are_missed_before_a_model_is_loaded(
+    kind: Any, form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IPO_LIGHTNING_CACHE", str(tmp_path))
+    chat = Scripted(lambda turn: [FIRST])
+    with pytest.raises(InputError, match="curl -LO"):
+        kind(chat, form("original")).load("cpu")
+    assert chat.calls == []
+    kind(chat, form("own")).load("cpu")
+    assert chat.calls == ["load cpu"]
 
 
 def test_the_scripted_model_and_the_judges_keep_their_protocols() -> None:
@@ -400,6 +414,9 @@ class Initials:
     version = "initials-1"
     dims: tuple[str, ...] = ()
     span = (0.0, 1.0)
+
+    def load(self) -> None:
+        pass
 
     def ask(self, *shown: Any) -> Turn:
         *clips, prompt = shown

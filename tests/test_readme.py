@@ -19,8 +19,6 @@ from train import train
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 README = PAGES[0].read_text()
 PLACEHOLDERS = {
-    "critic/yours.yaml": "_target_: my_critics.Bright",
-    "eval_critic/another.yaml": "_target_: ipo_lightning.shapes.judge.ShapesJudge",
     "loss/mine.yaml": "{_target_: my_losses.bounded_loss, _partial_: true, beta: 1.0}",
 }
 """Choices that the pages leave to the reader."""
@@ -69,7 +67,7 @@ def searched(folder: Path) -> str:
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_every_command_composes(page: str, command: str, examples: Path) -> None:
-    program, *words = shlex.split(command)[1:]
+    program, *words = shlex.split(command, comments=True)[1:]
     words = [word for word in words if not word.startswith("hydra.searchpath")]
     if program == "sample.py":
         words = quote_free_text(words, ("prompt", "prompts", "ckpt"))
@@ -120,7 +118,7 @@ def test_the_command_for_real_models_makes_the_plan_that_is_shown(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With the reader's own critics and prompts."""
+    """With the reader's own prompts."""
     (command,) = [c for page, c in COMMANDS if page == "README.md" and "experiment=ipo_" in c]
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a video of {number} apples\n" for number in range(200)))

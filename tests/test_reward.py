@@ -427,23 +427,20 @@ def test_the_task_is_read_off_the_command_line() -> None:
 
 
 @pytest.mark.slow
-def test_noisy_labels_drive_the_loop(compose_train: ComposeTrain, tmp_path: Path) -> None:
-    """A smaller benchmarks/trained_critic.py: the judge, which neither labels nor critic have
-    seen, finds the policy better than the base."""
+def test_a_critic_of_noisy_labels_agrees_with_people_and_labels_a_round(
+    small: ComposeTrain, tmp_path: Path
+) -> None:
+    """With an encoder and labels of half the size; what a policy makes of a critic is measured by
+    benchmarks/trained_critic.py, in a quarter of an hour."""
     annotate(tmp_path / "labels", pairs=300, source="renderer", candidates=4)
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         words = [f"data.path={tmp_path / 'labels' / PAIRS_FILE}", f"paths.outputs={tmp_path}",
                  "name=critic", "network.steps=600", "network.clips=2048", "logger=none",
                  "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]  # fmt: skip
-        train_critic(compose("train_critic", words))
-    line = train(
-        compose_train(
-            "critic=trained", f"critic.path={tmp_path / 'critic/critic'}", "name=policy", "round=1",
-            "rollout.n=4", "rollout.prompts=40", "data.updates=50", "evaluation.split=select",
-            "evaluation.n=2", "logger=none", "trainer.accelerator=cpu", "callbacks.videos=null",
-        )
-    )  # fmt: skip
-    assert line is not None and line["win_rate"] > 0.55
-    base = json.loads((tmp_path / "policy/rounds.jsonl").read_text().splitlines()[0])
-    assert line["eval_score"] > base["eval_score"] + 0.02
+        figures = train_critic(compose("train_critic", words))
+    assert figures["valid/accuracy/Overall"] > 0.55
+    folder = tmp_path / "critic/critic"
+    line = train(small("critic=trained", f"critic.path={folder}", "round=1"))
+    assert line is not None and line["n_pairs"] == 3
+    assert line["dims"].keys() == set(DIMS)

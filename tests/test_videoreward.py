@@ -1,11 +1,10 @@
 """VideoReward's port against upstream's own computation, on a tiny network in upstream's layout."""
 
-import hashlib
 import json
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from ipo_lightning.critics.reward_model import (
 )
 from ipo_lightning.critics.videoreward import VideoReward
 from ipo_lightning.critics.viewing import Viewing
+from ipo_lightning.critics.wording import Original, sha256
 from ipo_lightning.errors import InputError
 from ipo_lightning.video import Clip, write_video
 from tests import tiny_vlm
@@ -35,6 +35,7 @@ from tests.tiny_vlm import NORMS, RUBRIC, TOKENS, UPSTREAM
 from train import train
 
 PROMPTS = ["a cat", "a very long dog that runs along the river", "rain"]
+SCRIPT = "prompt_template.py"
 DIMS = ("VQ", "MQ", "TA")
 CLOSE = 2e-5
 """Of a reward: float32, merged adapters and padding."""
@@ -60,10 +61,15 @@ def copy(folders: dict[int, Path], tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The tiny rubric is the one that is known; upstream's words are not ours to ship."""
-    monkeypatch.setattr(videoreward, "RUBRIC", hashlib.sha256(RUBRIC.encode()).hexdigest())
-    yield
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny rubric is the one that is known, and kept; upstream's words are not ours to ship."""
+    known = Original(sha256(RUBRIC), videoreward.RUBRIC.url)
+    monkeypatch.setattr(videoreward, "RUBRIC", known)
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("IPO_LIGHTNING_CACHE", str(folder))
+    (folder / "wordings").mkdir()
+    (folder / "wordings" / f"{known.sha256}.txt").write_text(RUBRIC)
+    return folder
 
 
 Make = Callable[..., VideoReward]
@@ -286,25 +292,20 @@ def test_without_scaling_rewards_are_as_they_come(base: Path, copy: Path) -> Non
     assert list(rating.dims.values()) == raw(rating)
 
 
-def test_the_words_are_known_by_their_hash(folders: dict[int, Path], tmp_path: Path) -> None:
-    file = tmp_path / "words"
-    for content in (RUBRIC, RUBRIC + "\n", f"A = 1\nB = {RUBRIC!r}\n"):
-        file.write_text(content)
-        assert videoreward.read_rubric(file) == RUBRIC
-    for content in (RUBRIC.replace("quality", "beauty"), "", "def (", f"B = {RUBRIC[1:]!r}"):
-        file.write_text(content)
-        with pytest.raises(InputError, match="does not hold the rubric"):
-            videoreward.read_rubric(file)
-    with pytest.raises(InputError, match="curl -LO https://raw.githubusercontent.com/KwaiVGI"):
-        VideoReward("KlingTeam/VideoReward")
-
-
-def test_a_file_of_words_is_not_run(tmp_path: Path) -> None:
-    file = tmp_path / "prompt_template.py"
-    file.write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
-                    f"WORDS = {RUBRIC!r}\n")  # fmt: skip
-    assert videoreward.read_rubric(file) == RUBRIC
-    assert not (tmp_path / "ran").exists()
+def test_words_that_are_missing_are_missed_before_the_weights(
+    folders: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they come from makes no other critic; other words are refused when it is made."""
+    kept = VideoReward(str(folders[1]), base=str(folders[1]))
+    monkeypatch.setenv("IPO_LIGHTNING_CACHE", str(tmp_path))
+    nowhere = VideoReward(str(folders[1]), base=str(folders[1]))
+    with pytest.raises(InputError, match=r"curl -LO https://.*/KwaiVGI/VideoAlign/\w{40}/"):
+        nowhere.load("cpu")
+    script = VideoReward(str(folders[1]), base=str(folders[1]), wording=str(folders[1] / SCRIPT))
+    assert kept.identity == nowhere.identity == script.identity
+    (tmp_path / "words.txt").write_text(RUBRIC.replace("quality", "beauty"))
+    with pytest.raises(InputError, match="does not hold the words"):
+        VideoReward(str(folders[1]), base=str(folders[1]), wording=str(tmp_path / "words.txt"))
 
 
 def test_sampling_is_upstreams(critic: Make) -> None:
@@ -431,7 +432,7 @@ def test_a_user_can_check_the_figures(
     monkeypatch.setattr("sys.argv", [
         "check_critic.py", "--critic", "videoreward", "--videos", str(tmp_path / "videos.csv"),
         f"critic.model={folder}", f"critic.base={base}", "critic.checkpoint=checkpoint-7/model.pth",
-        f"critic.wording={folder / 'prompt_template.py'}", "critic.dtype=float32", "critic.fps=4",
+        f"critic.wording={folder / SCRIPT}", "critic.dtype=float32", "critic.fps=4",
     ])  # fmt: skip
 
     def checked(figures: str) -> tuple[int, str]:
@@ -484,7 +485,7 @@ def test_a_round_is_labelled(
     cfg = small(
         "critic=videoreward", f"critic.model={folder}", f"critic.base={base}", "critic.fps=8",
         "critic.checkpoint=checkpoint-7/model.pth", "critic.dtype=float32", "round=1",
-        f"critic.wording={folder / 'prompt_template.py'}", "until=labelling",
+        f"critic.wording={folder / SCRIPT}", "until=labelling",
     )  # fmt: skip
     train(cfg)
     outputs = tmp_path / "outputs/run/round_1"

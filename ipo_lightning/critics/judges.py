@@ -77,6 +77,11 @@ class PairJudge(_Judge):
         super().__init__(chat, form.version)
         self.form = form
 
+    def load(self, device: str) -> None:
+        """The form first: its words may be missing, and weights take longer."""
+        self.form.load()
+        super().load(device)
+
     def compare(
         self, first: Sequence[Clip], second: Sequence[Clip], prompts: Sequence[str]
     ) -> list[Comparison]:
@@ -94,6 +99,11 @@ class PointJudge(_Judge):
     def __init__(self, chat: ChatModel, form: PointForm) -> None:
         super().__init__(chat, form.version)
         self.form = form
+
+    def load(self, device: str) -> None:
+        """The form first: its words may be missing, and weights take longer."""
+        self.form.load()
+        super().load(device)
 
     def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
         """See `PointCritic`."""

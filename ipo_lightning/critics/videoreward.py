@@ -10,15 +10,13 @@ on transformers 4.45 alone; this is a port:
 - frames are sampled and resized as its fork of qwen-vl-utils does (see `Viewing`);
 - the head computes in float32 here, in bfloat16 upstream: scores agree to the third digit or so.
 
-The words of its rubric are upstream's (MIT) and are not shipped; they are known by their hash.
+The words of its rubric are upstream's (MIT) and are not shipped, see `Original`.
 """
 
-import ast
-import hashlib
 import json
 import math
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,16 +35,16 @@ from ipo_lightning.critics.reward_model import (
     fill,
 )
 from ipo_lightning.critics.viewing import Viewing
+from ipo_lightning.critics.wording import Original
 from ipo_lightning.errors import InputError
 from ipo_lightning.store import fingerprint
 
-TEMPLATE = "prompt_template.py"
-SOURCE = (
+RUBRIC = Original(
+    "fdb6309bac618dd0c8b1b589d3a0970a974f7856eecbb355a190b2dce54af700",
     "https://raw.githubusercontent.com/KwaiVGI/VideoAlign/"
-    f"219ab9db64c045e5181a2202d11f686439351292/{TEMPLATE}"
+    "219ab9db64c045e5181a2202d11f686439351292/prompt_template.py",
 )
-RUBRIC = "fdb6309bac618dd0c8b1b589d3a0970a974f7856eecbb355a190b2dce54af700"
-"""sha256 of the rubric: DETAILED_PROMPT_WITH_SPECIAL_TOKEN of `SOURCE`, in UTF-8."""
+"""The constant DETAILED_PROMPT_WITH_SPECIAL_TOKEN there."""
 SETTINGS = "model_config.json"
 EMBEDDINGS = "backbone.language_model.embed_tokens.weight"
 HEAD = "head.weight"
@@ -62,12 +60,12 @@ class VideoReward(RewardCritic):
         base: folder or hub id of the model it was tuned from, for its config, processor and
             tokenizer (not its weights).
         base_revision: of a hub id.
-        wording: upstream's `TEMPLATE`, or a file with the rubric alone; None: the former, in the
-            folder ``model``. Other words are refused, since the weights were tuned with these.
+        wording: upstream's file with the rubric, or one of the rubric alone; None: upstream's,
+            downloaded once, when the weights are read. Other words are refused.
         others: see `RewardCritic`.
 
     Raises:
-        InputError: the words are missing or others, or a setting cannot work.
+        InputError: the words given are missing or others, or a setting cannot work.
     """
 
     def __init__(
@@ -88,22 +86,24 @@ class VideoReward(RewardCritic):
         check_source("base", base)
         self.revision, self.checkpoint = revision, checkpoint
         self.base, self.base_revision = base, base_revision
-        self.rubric = read_rubric(Path(wording) if wording else Path(model) / TEMPLATE)
+        if wording is not None:
+            RUBRIC.read(wording)  # refused now, not after a rollout
+        self.wording = wording
 
     def _origin(self) -> str:
         name = origin("model", self.model, self.revision, SETTINGS)
         base = origin("base", self.base, self.base_revision)
-        rubric = hashlib.sha256(self.rubric.encode()).hexdigest()
-        return f"{name}.{fingerprint([self.checkpoint, base, rubric])[:8]}"
+        return f"{name}.{fingerprint([self.checkpoint, base, RUBRIC.sha256])[:8]}"
 
     def _open(self) -> tuple[RewardModel, RewardInputs]:
+        rubric = RUBRIC.read(self.wording)  # before the weights, which take longer
         settings = json.loads(self._file(SETTINGS).read_text())
         scale = lora_scale(settings.get("peft_lora_config") or {})
         state = read_state(self._file(self.checkpoint))
         weights = current(state, scale, DTYPES[self.dtype])
         if EMBEDDINGS not in weights or HEAD not in weights:
             raise InputError(f"{self.model}/{self.checkpoint} is no checkpoint of VideoReward")
-        form = form_of(settings, self.rubric, len(weights[HEAD]))
+        form = form_of(settings, rubric, len(weights[HEAD]))
         inputs = RewardInputs(Processor(self.base, self.base_revision), form)
         with named("base", self.base):
             config = AutoConfig.from_pretrained(self.base, revision=self.base_revision)
@@ -128,36 +128,6 @@ class VideoReward(RewardCritic):
         if not path.is_file():
             raise InputError(f"model={self.model}: there is no {name}")
         return path
-
-
-def read_rubric(file: Path) -> str:
-    """The rubric out of upstream's file, which is parsed, not run; or out of a text.
-
-    Raises:
-        InputError: there is no such file, or it does not hold these words.
-    """
-    if not file.is_file():
-        raise InputError(
-            f"wording={file}: there is no such file. VideoReward was tuned with words that are not "
-            f"shipped here: curl -LO {SOURCE}\nand give critic.wording={TEMPLATE}"
-        )
-    text = file.read_bytes().decode("utf-8", errors="replace")
-    for words in texts(text):
-        if hashlib.sha256(words.encode()).hexdigest() == RUBRIC:
-            return words
-    raise InputError(f"wording={file}: it does not hold the rubric as it stands in {SOURCE}")
-
-
-def texts(content: str) -> Iterator[str]:
-    """A file's text, and each string of it where it is Python."""
-    yield from (content, content.removesuffix("\n"))
-    try:
-        nodes = list(ast.walk(ast.parse(content)))
-    except (SyntaxError, ValueError):
-        return
-    for node in nodes:
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
 
 
 def form_of(settings: Mapping[str, Any], rubric: str, outputs: int) -> RewardForm:

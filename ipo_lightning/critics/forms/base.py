@@ -1,23 +1,21 @@
 """What a form is, and the words that it asks with."""
 
-import ast
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from ipo_lightning.critics.chat import VIDEO, Reply, Turn, quoted
+from ipo_lightning.critics.wording import PROMPT, Original, given
 from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import Preference
 from ipo_lightning.store import fingerprint
 from ipo_lightning.video import Clip
 
-PROMPT = "{prompt}"
-"""In a wording: here comes the prompt, on one line."""
 QUOTED = "{quoted}"
-"""The same as a JSON string: nothing in the prompt can end the quotation marks about it."""
+"""In a wording: here comes the prompt as a JSON string, whose quotation marks nothing in the prompt
+can end. `PROMPT` is the same on one line as it is."""
 
 
 class Unreadable(ValueError):
@@ -48,6 +46,14 @@ class PairForm(Protocol):
     dims: tuple[str, ...]
     """The dimensions that every vote has."""
 
+    def load(self) -> None:
+        """Get what it needs before it asks; what cannot be had is refused here.
+
+        Raises:
+            InputError: see `Original.read`.
+        """
+        ...
+
     def ask(self, first: Clip, second: Clip, prompt: str) -> Turn:
         """The question about two videos in the order in which they are shown."""
         ...
@@ -70,6 +76,10 @@ class PointForm(Protocol):
     span: tuple[float, float]
     """The lowest and the highest score that a vote can have."""
 
+    def load(self) -> None:
+        """As a `PairForm`'s."""
+        ...
+
     def ask(self, clip: Clip, prompt: str) -> Turn:
         """The question about a video."""
         ...
@@ -79,25 +89,21 @@ class PointForm(Protocol):
         ...
 
 
-class Original(NamedTuple):
-    """The words that a model was tuned with, known by their hash: they are not shipped."""
-
-    sha256: str
-    """Of the text in UTF-8, with `PROMPT` in the prompt's place."""
-    source: str
-    """Repository, commit, file and licence, for whoever looks the text up."""
-    mark: str = PROMPT
-    """What stands in the prompt's place there."""
-
-
 @dataclass(frozen=True)
 class Wording:
     """The words of a question."""
 
-    text: str
+    words: str | Original
     """With `PROMPT` or `QUOTED`, and a `VIDEO` for each video; without any, videos come first."""
     origin: str = "own"
     """"own": written for this project; "original": those a model was tuned with; "file": others."""
+    file: str | None = None
+    """Where an original is, if not upstream."""
+
+    @cached_property
+    def text(self) -> str:
+        """The words; an original is had when they are first asked for, see `Original.read`."""
+        return self.words if isinstance(self.words, str) else self.words.read(self.file)
 
     def turn(self, prompt: str, *videos: Clip) -> Turn:
         """The question about ``videos`` of a prompt."""
@@ -110,81 +116,60 @@ class Wording:
     def version(self, name: str, settings: Any = None) -> str:
         """``name.origin.hash``, over the words and what else an answer's meaning depends on.
 
+        An original counts by its hash, so that it need not be there.
+
         Args:
             name: with a number that is raised whenever the reading changes.
             settings: plain JSON.
         """
-        return f"{name}.{self.origin}.{fingerprint([self.text, settings])[:8]}"
+        words = self.words if isinstance(self.words, str) else self.words.sha256
+        return f"{name}.{self.origin}.{fingerprint([words, settings])[:8]}"
 
 
-def worded(
-    own: str, videos: int, file: str | None = None, original: Original | None = None
-) -> Wording:
-    """A form's words: its own, or those of a file.
+class Worded:
+    """A form that asks in a `Wording`."""
+
+    _words: Wording
+
+    def load(self) -> None:
+        """See `PairForm`."""
+        _ = self._words.text
+
+
+def worded(own: str, videos: int, wording: str, original: Original | None = None) -> Wording:
+    """A form's words.
 
     Args:
         own: the form's own wording.
         videos: how many videos it is about.
-        file: path of a text in UTF-8 that takes its place, or of the authors' script with the
-            original in it, which is read and not run.
-        original: what the text of that file is, if its hash says so.
+        wording: "own"; "original"; or a file: a text in UTF-8 that takes the form's place, or the
+            authors' script with the original in it.
+        original: the words of the models that the form is for, where they are known.
 
     Raises:
-        InputError: there is no such file, or it lacks the original or the place of the prompt or
-            of a video.
+        InputError: there is no original or no such file, or the file lacks the original or the
+            place of the prompt or of a video.
     """
-    if file is None:
+    if wording == "own":
         return Wording(own)
-    try:
-        text = Path(file).read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"wording={file}: {error}") from error
-    if original and file.endswith(".py"):
-        return Wording(scripted(file, text, original), "original")
+    if wording == "original" and original:
+        return Wording(original, "original")
+    if wording == "original" or not isinstance(wording, str):
+        choices = "own, original" if original else "own"
+        raise InputError(f"wording={wording}: give {choices} or a file")
+    text = given(wording)
+    if original and original.within(text) is not None:
+        return Wording(original, "original", wording)
+    if original and wording.endswith(".py"):
+        raise original.absent(wording)
     if PROMPT not in text and QUOTED not in text:
-        raise InputError(f"wording={file}: write {PROMPT} where the prompt goes")
+        raise InputError(f"wording={wording}: write {PROMPT} where the prompt goes")
     if text.count(VIDEO) not in (0, videos):
         raise InputError(
-            f"wording={file}: {text.count(VIDEO)} marks {VIDEO}, but {videos} videos are shown; "
+            f"wording={wording}: {text.count(VIDEO)} marks {VIDEO}, but {videos} videos are shown; "
             "mark each, or none (they come first)"
         )
-    for whole in (text, text.removesuffix("\n")):  # which editors add
-        if original and sha256(whole) == original.sha256:
-            return Wording(whole, "original")
     return Wording(text, "file")
-
-
-def scripted(file: str, source: str, original: Original) -> str:
-    """The original's text out of a Python script, with `PROMPT` in the prompt's place.
-
-    Raises:
-        InputError: no text in the script has its hash.
-    """
-    try:
-        nodes = list(ast.walk(ast.parse(source)))
-    except (SyntaxError, ValueError, RecursionError) as error:
-        raise InputError(f"wording={file}: {error}") from error
-    for node in nodes:
-        text = _literal(node).replace(original.mark, PROMPT)
-        if sha256(text) == original.sha256:
-            return text
-    raise InputError(f"wording={file} does not hold the original; it is in {original.source}")
-
-
-def _literal(node: ast.AST) -> str:
-    """The text that a string of a script stands for, ``{name}`` where it fills something in."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
-    if isinstance(node, ast.FormattedValue):
-        return f"{{{ast.unparse(node.value)}}}"
-    if isinstance(node, ast.JoinedStr):
-        return "".join(_literal(part) for part in node.values)
-    return ""
-
-
-def sha256(text: str) -> str:
-    """Of a text in UTF-8, hex."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_names(what: str, names: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from ipo_lightning.critics.forms.base import (
     PairVote,
     PointVote,
     Unreadable,
+    Worded,
     check_names,
     worded,
 )
@@ -75,16 +76,14 @@ A is better), B (video B is better) or tie (neither is).
 {OVERALL}: ..."""
 
 
-class IpoPairs:
+class IpoPairs(Worded):
     """Which of two videos is better, by dimension and overall, with the reason first."""
 
-    def __init__(
-        self, aspects: Mapping[str, str] | None = None, wording: str | None = None
-    ) -> None:
+    def __init__(self, aspects: Mapping[str, str] | None = None, wording: str = "own") -> None:
         """
         Args:
             aspects: dimension -> what is asked about it; None: the usual three (`ASPECTS`).
-            wording: file of a text that takes the place of ours; its answers must end alike.
+            wording: "own", or the file of a text whose answers end alike.
 
         Raises:
             InputError: a dimension's name will not do, or the file will not.
@@ -111,7 +110,7 @@ class IpoPairs:
         return PairVote(votes[OVERALL], dims)
 
 
-class IpoPoints:
+class IpoPoints(Worded):
     """Good, Normal or Bad by dimension, with the reason first; the score is their weighted mean."""
 
     def __init__(
@@ -119,14 +118,14 @@ class IpoPoints:
         aspects: Mapping[str, str] | None = None,
         grades: Mapping[str, float] | None = None,
         weights: Mapping[str, float] | None = None,
-        wording: str | None = None,
+        wording: str = "own",
     ) -> None:
         """
         Args:
             aspects: dimension -> what is asked about it; None: the usual three (`ASPECTS`).
             grades: what Good, Normal and Bad are worth; None: 1, 0.5, 0 (`GRADES`).
             weights: of the dimensions in the score; None: equal.
-            wording: file of a text that takes the place of ours; its answers must end alike.
+            wording: "own", or the file of a text whose answers end alike.
 
         Raises:
             InputError: a name, a grade, a weight or the file will not do.

@@ -1,9 +1,9 @@
 """The forms of UnifiedReward 2.0, Think and Flex (CodeGoat24, arXiv 2503.05236 and 2505.03318).
 
 The models answer in fixed formats that they were tuned to. The formats are theirs, the words here
-our own: upstream's prompts are not shipped. Whoever has a copy of the repository gives the script
-that is named below as ``wording``; the prompt in it is known by its hash, and a form that asks with
-it says "original" in its version.
+our own: upstream's prompts are not shipped. A form asks in either, as ``wording`` says, and tells
+which in its version; the originals are had as `Original` says. Repository: MIT, copyright 2025
+Yibin Wang.
 """
 
 import math
@@ -15,10 +15,10 @@ from typing import Any
 from ipo_lightning.critics.chat import VIDEO, Reply, Turn
 from ipo_lightning.critics.forms.base import (
     QUOTED,
-    Original,
     PairVote,
     PointVote,
     Unreadable,
+    Worded,
     worded,
 )
 from ipo_lightning.critics.forms.reading import (
@@ -30,30 +30,35 @@ from ipo_lightning.critics.forms.reading import (
     number,
     words,
 )
+from ipo_lightning.critics.wording import Original
 from ipo_lightning.preferences import Preference
 from ipo_lightning.video import Clip
 
-REPOSITORY = "CodeGoat24/UnifiedReward@ff6f520 (MIT, copyright 2025 Yibin Wang)"
+REPOSITORY = (
+    "https://raw.githubusercontent.com/CodeGoat24/UnifiedReward/"
+    "ff6f520247a2d36e2aff7b2ba53a935afd437f66"
+)
+"""Where the five hashes were taken."""
 RANK = Original(
     "c76ba521846dcdd36e30046c8ceac18840cb6b0ad5f5a7bc731102b2267f2db9",
-    f"{REPOSITORY}: inference_qwen/video_generation/qwen_pair_rank_video_generation.py",
+    f"{REPOSITORY}/inference_qwen/video_generation/qwen_pair_rank_video_generation.py",
 )
 SCORES = Original(
     "2604f95ceb958851760b5c5cfca7db848f8d69046b7da701802621860fa415ba",
-    f"{REPOSITORY}: inference_qwen/UnifiedReward-2.0-inference/pair_score_video_generation.py",
+    f"{REPOSITORY}/inference_qwen/UnifiedReward-2.0-inference/pair_score_video_generation.py",
 )
 POINTS = Original(
     "707411fb9175547e74f145ae3efa459d621f11afcca076659a5588848e91e1c7",
-    f"{REPOSITORY}: inference_qwen/UnifiedReward-2.0-inference/point_score_APS_video_generation.py",
+    f"{REPOSITORY}/inference_qwen/UnifiedReward-2.0-inference/point_score_APS_video_generation.py",
 )
 THINK = Original(
     "e40c6e7f767f2cca279d599365ee4066a7f49dd3dc55328d36d01bbc0a8ec3ab",
-    f"{REPOSITORY}: UnifiedReward-Think/inference_qwen/UnifiedReward-Think-qwen3-inference/"
+    f"{REPOSITORY}/UnifiedReward-Think/inference_qwen/UnifiedReward-Think-qwen3-inference/"
     "qwen3_infer_cot_video_generation.py",
 )
 FLEX = Original(
     "dd95da9d5f2b830a2d6f497454dac025547f1d118d01f477778bd1a7ffa07534",
-    f"{REPOSITORY}: UnifiedReward-Flex/flex_pair_rank_video_generation.py",
+    f"{REPOSITORY}/UnifiedReward-Flex/flex_pair_rank_video_generation.py",
 )
 
 TWO_VIDEOS = f"""Two generated videos of one caption.
@@ -82,7 +87,7 @@ SLACK = 0.011
 """How far two shares that should sum to 1 may miss it: a model writes two to four decimals."""
 
 
-class _Pairs:
+class _Pairs(Worded):
     """Two videos, and words to ask about them; ``version`` and ``dims`` as in `PairForm`."""
 
     dims: tuple[str, ...] = ()
@@ -90,13 +95,13 @@ class _Pairs:
     own = ""
     original: Original
 
-    def __init__(self, wording: str | None = None) -> None:
+    def __init__(self, wording: str = "own") -> None:
         """
         Args:
-            wording: file of a text that takes the place of ours, such as upstream's.
+            wording: "own", "original", or a file of either; see `worded`.
 
         Raises:
-            InputError: the file is not there, or lacks the place of the prompt.
+            InputError: the wording will not do.
         """
         self._words = worded(TWO_VIDEOS + self.own, 2, wording, self.original)
         self.version = self._words.version(self.name)
@@ -185,7 +190,7 @@ Style Score:
                     raise Unreadable("two answers")
 
 
-class UnifiedPoints:
+class UnifiedPoints(Worded):
     """Three scores from 1 to 5; the score is their mean."""
 
     dims: tuple[str, ...] = ("alignment", "physics", "style")
@@ -201,13 +206,13 @@ Alignment Score (1-5): X
 Physics Score (1-5): Y
 Style Score (1-5): Z"""
 
-    def __init__(self, wording: str | None = None) -> None:
+    def __init__(self, wording: str = "own") -> None:
         """
         Args:
-            wording: file of a text that takes the place of ours, such as upstream's.
+            wording: "own", "original", or a file of either; see `worded`.
 
         Raises:
-            InputError: the file is not there, or lacks the place of the prompt.
+            InputError: the wording will not do.
         """
         self._words = worded(self.own, 1, wording, POINTS)
         self.version = self._words.version("unified-points-1")

@@ -13,14 +13,16 @@ from statistics import fmean
 from typing import Literal
 
 from ipo_lightning.critics.chat import VIDEO, Reply, Token, Turn
-from ipo_lightning.critics.forms.base import QUOTED, Original, PointVote, Unreadable, worded
+from ipo_lightning.critics.forms.base import QUOTED, PointVote, Unreadable, Worded, worded
 from ipo_lightning.critics.forms.reading import after_thinking, words
+from ipo_lightning.critics.wording import Original
 from ipo_lightning.errors import InputError
 from ipo_lightning.video import Clip
 
 ORIGINAL = Original(
     "5d7eaf4888b7d1d4556425aaa1b6e103cc4fa470a8a201e011a6abab3cda351c",
-    "TIGER-AI-Lab/VideoScore2@e6abe26 (Apache-2.0): vs2_inference.py",
+    "https://raw.githubusercontent.com/TIGER-AI-Lab/VideoScore2/"
+    "e6abe26bf694c293023cb3863bd6c657128766ac/vs2_inference.py",  # Apache-2.0
     mark="$t2v_prompt",
 )
 OWN = f"""{VIDEO}
@@ -45,23 +47,21 @@ REST = re.compile(r"\s*[.;]?\s*(?:</answer>)?\s*(?:<\|[a-z_]+\|>\s*)*", re.ASCII
 DIGITS = (1, 2, 3, 4, 5)
 
 
-class VideoScore2:
+class VideoScore2(Worded):
     """Visual quality, alignment and physical consistency; the score is their mean."""
 
     dims: tuple[str, ...] = ("quality", "alignment", "physics")
     span = (1.0, 5.0)
 
-    def __init__(
-        self, readout: Literal["soft", "hard"] = "soft", wording: str | None = None
-    ) -> None:
+    def __init__(self, readout: Literal["soft", "hard"] = "soft", wording: str = "own") -> None:
         """
         Args:
             readout: "soft": the expectation over the digits, for which the model must tell its
                 tokens' probabilities; "hard": the digit that it wrote. Never mixed in one critic.
-            wording: file of a text that takes the place of ours, such as upstream's.
+            wording: "own", "original", or a file of either; see `worded`.
 
         Raises:
-            InputError: there is no such readout, or the file will not do.
+            InputError: there is no such readout, or the wording will not do.
         """
         if readout not in ("soft", "hard"):
             raise InputError(f"readout={readout}: give soft or hard")

@@ -1,13 +1,12 @@
 """HPSv3 on the frames of a video: Qwen2-VL-7B with a ranking head (Ma et al., arXiv 2508.03789).
 
-Ported onto current transformers from MizzenAI/HPSv3 (MIT): the rubric to the byte, frames of about
-200704 pixels resized by PIL, sequential positions as the weights were tuned with, the head in
-float32. It needs no torchvision.
+Ported onto current transformers from MizzenAI/HPSv3 (MIT): frames of about 200704 pixels resized by
+PIL, sequential positions as the weights were tuned with, the head in float32. It needs no
+torchvision. The words of its rubric are upstream's and are not shipped, see `Original`.
 """
 
 from collections.abc import Mapping
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,13 +25,20 @@ from ipo_lightning.critics.reward import DTYPES
 from ipo_lightning.critics.reward_model import PROMPT, RewardModel, fill
 from ipo_lightning.critics.videoreward import EMBEDDINGS, PLACES
 from ipo_lightning.critics.viewing import Viewing
+from ipo_lightning.critics.wording import Original
 from ipo_lightning.errors import InputError
 from ipo_lightning.store import fingerprint
 
 FILE = "HPSv3.safetensors"
 TOKEN = "<|Reward|>"
 IMAGE = "<|image_pad|>"
-RUBRIC = (files("ipo_lightning.critics.hpsv3") / "rubric.txt").read_bytes().decode("utf-8")
+RUBRIC = Original(
+    "f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c",
+    "https://raw.githubusercontent.com/MizzenAI/HPSv3/d232ff8669a0b00759766067c6c3a26e2e717fac/"
+    "hpsv3/dataset/data_collator_qwen.py",
+    parts=("INSTRUCTION", "prompt_with_special_token"),
+)
+"""The hash was taken from the authors' package, hpsv3 1.0.0."""
 NAMES = {
     "model.visual.": "backbone.visual.",
     "model.language_model.": "backbone.language_model.",
@@ -82,6 +88,8 @@ class HPSv3(FrameCritic):
         base: Qwen2-VL-7B-Instruct, of which configuration, tokenizer and image processor are read,
             not the weights.
         base_revision: of a hub id.
+        wording: upstream's file with the rubric, or one of the rubric alone; None: upstream's,
+            downloaded once, when the weights are read. Other words are refused.
         frames, over, dtype: see `FrameCritic`. The weights are made for bfloat16.
     """
 
@@ -91,6 +99,7 @@ class HPSv3(FrameCritic):
         revision: str | None = None,
         base: str = "Qwen/Qwen2-VL-7B-Instruct",
         base_revision: str | None = None,
+        wording: str | None = None,
         frames: int = 4,
         over: Over = "mean",
         dtype: Literal["float32", "bfloat16"] = "bfloat16",
@@ -101,13 +110,16 @@ class HPSv3(FrameCritic):
         self.path, self.revision = path, revision
         self.base, self.base_revision = base, base_revision
         self.viewing = Viewing(min_pixels=PIXELS, max_pixels=PIXELS)
+        if wording is not None:
+            RUBRIC.read(wording)  # refused now, not after a rollout
+        self.wording, self._rubric = wording, ""
         self._model: RankNet | None = None
 
     @cached_property
     def identity(self) -> str:
         """See `Critic`; folders count by their contents, hub ids by their commits."""
         base = origin("base", self.base, self.base_revision)
-        settings = [base, RUBRIC, self.frames, self.over, self.dtype]
+        settings = [base, RUBRIC.sha256, self.frames, self.over, self.dtype]
         name = origin("path", self.path, self.revision, "README.md")  # it has no config.json
         return f"{name}#hpsv3-1#{fingerprint(settings)[:8]}"
 
@@ -131,8 +143,9 @@ class HPSv3(FrameCritic):
         """Read the weights, 16.6 GB, onto a device.
 
         Raises:
-            InputError: they cannot be read, or do not fit the base.
+            InputError: they or the words cannot be read, or do not fit the base.
         """
+        self._rubric = RUBRIC.read(self.wording)  # before the weights, which take longer
         token = self.processors[0].convert_tokens_to_ids(TOKEN)
         with named("base", self.base):
             config = AutoConfig.from_pretrained(self.base, revision=self.base_revision)
@@ -183,7 +196,7 @@ class HPSv3(FrameCritic):
     def turn(self, prompt: str) -> str:
         """A user's turn with one picture in the base's chat format, up to the answer."""
         tokenizer = self.processors[0]
-        words = RUBRIC.replace(PROMPT, harmless(tokenizer, prompt))
+        words = self._rubric.replace(PROMPT, harmless(tokenizer, prompt))
         content = [{"type": "image"}, {"type": "text", "text": words}]
         with named("base", self.base):
             text: str = tokenizer.apply_chat_template(
