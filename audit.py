@@ -70,7 +70,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
 def read_pairs(cfg: DictConfig, shelf: "Shelf") -> "Gathered":
     """People's verdicts, and where their videos lie."""
     from ipo_lightning.audit.votes import gather
-    from ipo_lightning.exchange import read_any, read_preferences
+    from ipo_lightning.exchange import read_any, read_preferences, video_place
 
     folder = Path(cfg.videos) if cfg.videos else read_any(cfg.pairs, cfg.format).folder
     rows = read_preferences(cfg.pairs, cfg.format)
@@ -78,7 +78,8 @@ def read_pairs(cfg: DictConfig, shelf: "Shelf") -> "Gathered":
     def find(row: "Annotation") -> tuple[Path, Path]:
         sides = ((row.path_A, row.video_A), (row.path_B, row.video_B))
         first, second = (
-            folder / path if path else shelf.path("videos", name, ".mp4") for path, name in sides
+            video_place(folder, path) if path else shelf.path("videos", name, ".mp4")
+            for path, name in sides
         )
         return first, second
 
@@ -120,7 +121,8 @@ def folder_of(cfg: DictConfig, identity: str) -> Path:
 
     if cfg.name is not None:
         return Path(cfg.paths.outputs, "audits", str(cfg.name))
-    keys = ("n", "calibration", "bins", "repeats", "repeat_pairs", "seed", "skip_missing")
+    keys = ("n", "calibration", "bins", "repeats", "repeat_pairs", "seed", "skip_missing", "format",
+            "videos")  # fmt: skip
     settings = {"critic": identity, "pairs": str(Path(cfg.pairs).resolve()), "dims": dims_of(cfg),
                 **{key: cfg[key] for key in keys}}  # fmt: skip
     words = re.sub(r"[^A-Za-z0-9]+", "-", f"{identity} {Path(cfg.pairs).stem}").strip("-")[:60]

@@ -74,14 +74,14 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     return lines[-1] if lines else None
 
 
-def train_critic(cfg: DictConfig) -> dict[str, float]:
+def train_critic(cfg: DictConfig) -> dict[str, float] | None:
     """Train the critic that ``cfg`` describes, or go on with it, and write its folder.
 
     Returns:
-        Its figures on the held-out prompts.
+        Its figures on the held-out prompts; None where only the plan was asked for.
 
     Raises:
-        InputError: a setting is wrong, or the run's folder holds a run of other settings.
+        InputError: a setting is wrong, or the run's folder holds a run of other settings or labels.
     """
     refuse_missing(cfg)
     check_critic(cfg)
@@ -89,7 +89,11 @@ def train_critic(cfg: DictConfig) -> dict[str, float]:
 
     assembly.settle(cfg)
     parts = critic_assembly.assemble(cfg)
+    if cfg.dry_run:
+        show(critic_assembly.plan(parts, cfg))
+        return None
     assembly.claim(parts.run, cfg)
+    critic_assembly.claim_labels(parts)
     figures = parts.figures() or critic_assembly.fit(parts, cfg)
     show(f"\n{critic_assembly.table(figures, parts.module.family.dims)}\n\n"
          f"next: python train.py {parts.critic_words}")  # fmt: skip
@@ -156,7 +160,8 @@ def main(cfg: DictConfig) -> float | None:
     """The command line; a sweep optimises the held-out judge's mean score, or a critic's loss."""
     with friendly(cfg.debug):
         if cfg.task == "critic":
-            return train_critic(cfg)["valid/loss"]
+            figures = train_critic(cfg)
+            return figures["valid/loss"] if figures else None
         line = train(cfg)
         return line["eval_score"] if line else None
     return None

@@ -33,7 +33,8 @@ def check_audit(cfg: DictConfig) -> None:
     """
     if cfg.get("critic") is None:
         raise InputError(
-            "critic: say whom to audit, critic=CHOICE (shipped are "
+            "critic: none was given, or none of that name is there: say whom to audit, "
+            "critic=CHOICE (shipped are "
             f"{', '.join(choices_of('critic'))}; one of your own: docs/extending.md)"
         )
     check_numbers(cfg, NUMBERS)

@@ -86,6 +86,7 @@ NUMBERS = {
     "loss.desirable_reward": Number(0),
     "loss.undesirable_reward": Number(0),
     "critic.annotators": Number(1, whole=True),
+    "critic.seed": Number(whole=True),
     "critic.repeats": Number(0),
     "critic.enough": Number(0, above=True),
     "critic.embed_mib": Number(0),
@@ -236,7 +237,7 @@ def check(cfg: DictConfig) -> None:
 def check_critic(cfg: DictConfig) -> None:
     """Refuse what cannot work in the training of a critic; see `check`."""
     check_numbers(cfg, CRITIC_NUMBERS)
-    check_switches(cfg, ("debug", "data.in_memory", "network.tuned", "network.merger"))
+    check_switches(cfg, ("dry_run", "debug", "data.in_memory", "network.tuned", "network.merger"))
     _check_name(cfg)
     _check_precision(cfg)
     _check_merger(cfg)

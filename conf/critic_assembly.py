@@ -1,6 +1,8 @@
 """From a composed conf/train_critic.yaml to a trained critic's folder."""
 
 import json
+import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +17,15 @@ from callbacks.iteration import replaced_folder
 from conf.assembly import accelerator_of, make_trainer
 from conf.entry import build
 from data.preferences import CriticDataModule
+from ipo_lightning.errors import InputError
 from ipo_lightning.reward import RewardModule, measure_scale
 from ipo_lightning.rounds import RunDir
+from ipo_lightning.store import write_atomically
 
 FIGURES = "figures.json"
 """In the critic's folder: what it reached on the held-out prompts; there, it is finished."""
+LABELS = "labels.json"
+"""In the run's folder: fingerprint of the labels that it is trained on."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,40 @@ def assemble(cfg: DictConfig) -> CriticParts:
         cfg.data, "data", dims=family.dims, inputs=family.inputs, form=module.form, seed=cfg.seed
     )
     return CriticParts(RunDir(f"{cfg.paths.outputs}/{cfg.name}"), module, datamodule)
+
+
+def plan(parts: CriticParts, cfg: DictConfig) -> str:
+    """What there is to train on, and how long at most."""
+    data = parts.datamodule
+    kind = "pairs" if parts.module.form == "pairwise" else "rated videos"
+    known = [
+        sum(not math.isnan(one.labels[i]) for one in data.train) for i in range(len(data.dims))
+    ]
+    labels = ", ".join(f"{name} {count}" for name, count in zip(data.dims, known, strict=True))
+    batch = data.batch_size * cfg.trainer.accumulate_grad_batches
+    state = "finished" if parts.figures() else "to train"
+    return (
+        f"critic {parts.folder}: {state}\n"
+        f"{len(data.train)} {kind} to train on (labels: {labels}), {len(data.valid)} held out\n"
+        f"at most {cfg.stopping.epochs} looks at these, {data.updates} updates of {batch} {kind} a "
+        f"device before each; stops after {cfg.stopping.patience} without a lower loss"
+    )
+
+
+def claim_labels(parts: CriticParts) -> None:
+    """Write down which labels the critic is trained on, or refuse others under its name.
+
+    Raises:
+        InputError: the file of preferences has changed since.
+    """
+    file = parts.run.path / LABELS
+    if file.is_file() and json.loads(file.read_text())["content"] != parts.datamodule.content:
+        raise InputError(
+            f"data.path={parts.datamodule.path}: the labels are not those that {parts.run.path} "
+            "was begun with; give another name=NAME"
+        )
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        write_atomically(file, json.dumps({"content": parts.datamodule.content}).encode())
 
 
 def fit(parts: CriticParts, cfg: DictConfig) -> dict[str, float]:

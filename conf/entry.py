@@ -157,9 +157,21 @@ def _refuse_unknown(made: Any, key: str) -> None:
 
 def refuse_missing(cfg: DictConfig) -> None:
     """Refuse values that have no honest default and were not given."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    missing = sorted(_missing(OmegaConf.to_container(cfg, resolve=False)))
     if missing:
         raise InputError(f"{missing[0]} has no default: give {missing[0]}=VALUE")
+
+
+def _missing(node: Any, key: str = "") -> Iterator[str]:
+    """Keys of the values that are ``???``; omegaconf's own search fails at what refers to one."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _missing(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(node, list):
+        for place, value in enumerate(node):
+            yield from _missing(value, f"{key}[{place}]")
+    elif node == "???":
+        yield key
 
 
 # -------------------------------------------------------------------- the command line

@@ -22,6 +22,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.exchange import Preferences, read_any, video_file
 from ipo_lightning.reward import RewardBatch
 from ipo_lightning.seeds import derive_seed, generator
+from ipo_lightning.store import fingerprint
 from ipo_lightning.video import Clip, read_video
 
 Inputs = Callable[[Sequence[Clip], Sequence[str]], dict[str, Tensor]]
@@ -143,6 +144,14 @@ class CriticDataModule(L.LightningDataModule):
         read = lru_cache(maxsize=None)(read_video) if in_memory else read_video
         numbers = {p: i for i, p in enumerate(dict.fromkeys(one.prompt for one in samples))}
         self.collate = partial(collate, inputs=inputs, read=read, numbers=numbers)
+
+    @property
+    def content(self) -> str:
+        """Fingerprint of prompts, videos' names and labels, wherever the file lies."""
+        return fingerprint(
+            [[one.prompt, [file.name for file in one.videos], [str(label) for label in one.labels]]
+             for one in (*self.train, *self.valid)]
+        )  # fmt: skip
 
     def train_dataloader(self) -> DataLoader[Any]:
         """This rank's part of the epochs' orders."""

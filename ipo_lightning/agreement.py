@@ -33,10 +33,17 @@ class Estimate(NamedTuple):
     """Pairs, or videos, that it is made of."""
 
 
-def mean_over_prompts(values: Tensor, prompts: Tensor, *, seed: int = 0) -> Estimate:
+def mean_over_prompts(
+    values: Tensor, prompts: Tensor, *, least: float = 0.0, seed: int = 0
+) -> Estimate:
     """Mean of (N,) values, NaN left out; ``prompts`` (N,) integers say which belong together.
 
-    With one prompt nothing is known about others, and there is no interval.
+    With one prompt nothing is known about others, and there is no interval. Where all values are
+    the same end of their range, resamples know nothing of the rest of it: then the interval is
+    Clopper and Pearson's for as many prompts. Three prompts that are all right are no proof.
+
+    Args:
+        least: the least that a value can be; the most is 1.
     """
     check_columns(values, prompts)
     known = ~values.isnan()
@@ -46,6 +53,11 @@ def mean_over_prompts(values: Tensor, prompts: Tensor, *, seed: int = 0) -> Esti
     mean, count = float(sums.sum() / sizes.sum()), int(sizes.sum())
     if len(sizes) == 1:
         return Estimate(mean, n=count)
+    reach = (1 - least) * (1 - ((1 - LEVEL) / 2) ** (1 / len(sizes)))
+    if bool((values[known] == 1).all()):
+        return Estimate(mean, 1 - reach, 1.0, count)
+    if bool((values[known] == least).all()):
+        return Estimate(mean, least, least + reach, count)
     bounds = bootstrap_interval(sums, sizes, resamples=RESAMPLES, level=LEVEL, seed=seed)
     return Estimate(mean, *bounds, count)
 

@@ -4,7 +4,9 @@ One row is one annotator's verdict on one pair, by dimension. Field names are Vi
 a table of these rows is one of its CSV files.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +21,10 @@ CHOICES: tuple[Choice, ...] = get_args(Choice)
 OVERALL = "Overall"
 PLAIN = ("pair_id", "prompt", "path_A", "path_B", "video_A", "video_B", "annotator", "shown_left",
          "seconds", "timestamp", "round", "source")  # fmt: skip
+NUMBERS: Mapping[str, Callable[[Any], float]] = {"seconds": float, "round": int}
+"""Fields of these that are not texts."""
+NAME = re.compile(r"[\w-]+")
+"""What a video may be called in a store."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +95,38 @@ def annotation(row: Mapping[str, Any]) -> Annotation:
     labels = {name: value for name, value in row.items() if name not in PLAIN and value in CHOICES}
     if OVERALL not in labels:
         raise InputError(f"{OVERALL}={row[OVERALL]!r}: give one of {', '.join(CHOICES)}")
-    known = {name: row[name] for name in PLAIN if name in row}
+    known = {name: _plain(name, row[name]) for name in PLAIN if row.get(name) not in (None, "")}
+    if "prompt" not in known:
+        raise InputError("prompt is empty")
     for side in ("A", "B"):
         if not known.get(f"path_{side}") and not known.get(f"video_{side}"):
             raise InputError(f"path_{side} is missing, and so is video_{side}")
     extra = {name: row[name] for name in row if name not in PLAIN and name not in labels}
+    extra = {name: value for name, value in extra.items() if value not in (None, "")}
     defaults = {"pair_id": "", "path_A": "", "path_B": ""}
     return Annotation(**{**defaults, **known}, labels=labels, extra=extra)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A field of `PLAIN` in its own type; the cells of a CSV file are texts, numbers too.
+
+    Raises:
+        InputError: it is of another type, or a hash that is none: a path would lead elsewhere.
+    """
+    kinds = (str, int, float) if name in (*NUMBERS, "pair_id", "annotator") else (str,)
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise InputError(f"{name}={value!r}: give a {'number' if name in NUMBERS else 'text'}")
+    if name in ("video_A", "video_B") and not NAME.fullmatch(str(value)):
+        raise InputError(f"{name}={value!r}: give the sha256 of the video's file")
+    if name not in NUMBERS:
+        return str(value)
+    try:
+        number = NUMBERS[name](value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{name}={value!r}: give a number")
+    return number
 
 
 def write_annotations(path: Path, rows: Iterable[Annotation]) -> None:

@@ -5,6 +5,7 @@ A parquet file needs pyarrow or pandas, which this project does not install.
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -65,10 +66,18 @@ def _array(path: Path, text: str) -> Iterator[Placed]:
 
 
 def _parsed(text: str, place: str) -> Any:
+    """JSON without the numbers that it has no word for: NaN and infinities."""
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: not JSON: {text.strip()[:60]!r}") from error
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number of JSON")
+    return value
 
 
 def _object(row: Any, place: str) -> dict[str, Any]:

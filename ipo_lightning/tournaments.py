@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
+from ipo_lightning.errors import InputError
+
 Couple = tuple[int, int]
 """Two of the N items of a tournament, the smaller number first."""
 Results = Mapping[Couple, float | None]
@@ -61,7 +63,12 @@ def swiss(
         final: ends with a round of up to three comparisons: the first against the last, which is
             the couple that most labels are made of, and the first two and the last two where half
             a point or less lies between them.
+
+    Raises:
+        InputError: ``extra`` is below 0.
     """
+    if extra < 0:
+        raise InputError(f"labelling.schedule.extra={extra}: give 0 or more rounds")
     regular = max(1, math.ceil(math.log2(count))) + extra if count > 1 else 0
     met = {couple for results in rounds for couple in results}
     ranked = _ranked(count, rounds)

@@ -174,6 +174,18 @@ def test_intervals_are_over_prompts() -> None:
     assert narrow.high - narrow.low < 0.5 * (alone.high - alone.low)
 
 
+def test_few_prompts_that_are_all_right_are_no_proof() -> None:
+    """Resamples of equal values are equal: three right of three would be [1, 1], above chance."""
+    three = mean_over_prompts(column(1, 1, 1), prompts(3))
+    assert (three.value, three.high) == (1, 1) and three.low == pytest.approx(0.025 ** (1 / 3))
+    assert mean_over_prompts(torch.ones(5), prompts(5)).low < 0.5
+    assert mean_over_prompts(torch.ones(6), prompts(6)).low > 0.5  # 2 / 2^6 < 5 %
+    wrong = mean_over_prompts(torch.zeros(3), prompts(3))
+    assert (wrong.low, wrong.high) == (0, pytest.approx(1 - 0.025 ** (1 / 3)))
+    ahead = mean_over_prompts(torch.ones(3), prompts(3), least=-1.0)
+    assert ahead.low == pytest.approx(2 * three.low - 1)
+
+
 def test_what_is_not_known_is_nan() -> None:
     nothing = mean_over_prompts(column(NAN, NAN), prompts(2))
     assert math.isnan(nothing.value) and nothing.n == 0

@@ -94,12 +94,24 @@ def judged(tmp_path: Path) -> Callable[..., Found]:
 def test_a_critic_that_is_always_right(judged: Callable[..., Found], exact: Path) -> None:
     found = judged("shapes", exact)
     overall = found["dims"]["Overall"]
-    assert overall["accuracy"] == {"value": 1, "low": 1, "high": 1, "n": 96}
+    exact_low = pytest.approx(0.025 ** (1 / 24))  # of 24 prompts that are all right
+    assert overall["accuracy"] == {"value": 1, "low": exact_low, "high": 1, "n": 96}
     assert overall["accuracy_ties"]["value"] == overall["kappa"]["value"] == 1
     assert overall["people"] is None and found["grade"] == "above chance"
     assert found["adapter"]["scale"] > 10 and found["adapter"]["ties"] == 1
-    assert found["answered"] == {"share": {"value": 1, "low": 1, "high": 1, "n": 96}, "faults": {}}
+    assert found["answered"] == {"share": overall["accuracy"], "faults": {}}
     assert found["place"] is None and found["again"] is None
+
+
+def test_a_critic_without_any_verdict_ends_in_a_page(
+    judged: Callable[..., Found], exact: Path, tmp_path: Path
+) -> None:
+    """Nobody has answered yet: what was asked of it is not lost to an error."""
+    found = judged("human", exact, f"critic.answers={tmp_path / 'nobody'}")
+    assert found["grade"] == "unknown" and found["answered"]["faults"]
+    assert found["calibration"]["own"] is found["calibration"]["fitted"] is None
+    assert "tells nothing of them" in found["use"]
+    assert (tmp_path / "audits" / "a" / "audit.html").is_file()
 
 
 def test_the_rules_and_people_who_see_by_them(judged: Callable[..., Found], crowd: Path) -> None:

@@ -54,10 +54,13 @@ def test_the_command_line_refuses(arguments: list[str], named: str, tmp_path: Pa
     ("arguments", "named"),
     [
         (["task=critc"], "did you mean 'critic'"),
+        (["data=imported"], "data.imported.path has no default: give data.imported.path=VALUE"),
+        (["critic=human", "critic.dims=VQ"], "critic.dims=VQ: give a list of names"),
+        (["critic=human", "critic.seed=x"], "critic.seed=x: give a whole number"),
         (["task=critic", "netwrk=x"], "did you mean 'network'"),
         (["data.path=nowhere.csv", "task=critic"], "data.path=nowhere.csv: there is no such file"),
     ],
-    ids=["task", "key", "file"],
+    ids=["task", "missing", "dims", "seed", "key", "file"],
 )
 def test_the_training_of_a_critic_refuses(arguments: list[str], named: str, tmp_path: Path) -> None:
     """Each from the configuration of its task."""

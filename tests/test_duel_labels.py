@@ -25,6 +25,7 @@ from ipo_lightning.labelling import (
 from ipo_lightning.labelling.judgements import Ratings
 from ipo_lightning.preferences import bradley_terry
 from ipo_lightning.records import Candidate, Duel, Verdict
+from ipo_lightning.tournaments import swiss
 
 MOVING = {"motion": 5.0, "blank": 0.0}
 
@@ -169,6 +170,25 @@ def test_the_flows_band_and_broken_videos() -> None:
     assert Guards().refuse(MOVING) is None  # videos of before there was a flow
     with pytest.raises(InputError, match="not measured"):
         guards.refuse(MOVING)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ({"motion_ratio": 2.0}, "motion_ratio=2.0: give a share"),
+        ({"max_frozen": -0.1}, "max_frozen=-0.1: give a share"),
+        ({"min_flow": 5.0, "max_flow": 1.0}, "min_flow=5.0 is above max_flow=1.0"),
+    ],
+)
+def test_bounds_that_no_video_can_keep_are_refused(bounds: dict[str, float], message: str) -> None:
+    """Else the first round would be rolled out for nothing."""
+    with pytest.raises(InputError, match=message):
+        Guards(**bounds)
+
+
+def test_a_tournament_of_less_than_its_rounds_is_refused() -> None:
+    with pytest.raises(InputError, match="extra=-1: give 0 or more"):
+        policy(schedule=partial(swiss, extra=-1))
 
 
 # -------------------------------------------------------------------- rules

@@ -16,6 +16,7 @@ from ipo_lightning.exchange import (
     read_any,
     read_preferences,
     video_file,
+    video_place,
     videoalign,
 )
 
@@ -150,6 +151,8 @@ def test_trl_points(tmp_path: Path) -> None:
     assert [pair.labels["Overall"] for pair in pairs] == ["A", "same", "B"]
 
 
+TASK = {"prompt": "x", "left": "a.mp4", "right": "b.mp4"}
+CHOSEN = {"from_name": "MQ", "type": "choices", "value": {"choices": ["left"]}}
 CANONICAL = Annotation(
     "7", "a <b>dog</b>\u2028runs", "a.mp4", "b.mp4", {"Overall": "B", "MQ": "same"},
     video_A="0" * 64, annotator="ann", shown_left="B", seconds=3.5, round=2, source="run",
@@ -204,11 +207,35 @@ def test_label_studio_pairwise(tmp_path: Path) -> None:
         (VOTE | {"vote_type": "left"}, "'vote_type' must be one of leftvote"),
         (RATED | {"dynamic degree": "high"}, "'dynamic degree' must be a number"),
         (RATED | {"dynamic degree": 5}, "must be from 1 to 4"),
-        (RATED | {"dynamic degree": float("nan")}, "must be a number"),
+        (RATED | {"dynamic degree": "nan"}, "must be a number"),
+        (RATED | {"dynamic degree": float("nan")}, "not JSON"),
         ({"prompt": "x", "completion": "a", "label": "maybe"}, "'label' must be true or false"),
         ({"prompt": "x", "chosen": "", "rejected": "b"}, "'chosen' must be a text"),
         ({"some": 1, "column": 2}, "of no known format"),
-        ({"data": {"prompt": "x"}, "annotations": 3}, "a task has data and annotations"),
+        ({"data": {"prompt": "x"}, "annotations": 3}, "'annotations' must be a list of objects"),
+        ({"data": 3, "annotations": []}, "a task has data and annotations"),
+        *(
+            ({"data": TASK, "annotations": [one]}, message)
+            for one, message in (
+                (5, "'annotations' must be a list of objects"),
+                ({"result": "left"}, "'result' must be a list of objects"),
+                ({"result": [CHOSEN], "lead_time": "long"}, "seconds='long': give a number"),
+                ({"result": [CHOSEN | {"value": {"choices": 3}}]}, "must be one of left"),
+            )
+        ),
+        *(
+            (CANONICAL.row() | row, message)
+            for row, message in (
+                ({"prompt": 5}, "prompt=5: give a text"),
+                ({"prompt": ""}, "prompt is empty"),
+                ({"video_A": "../../private"}, "video_A='../../private': give the sha256"),
+                ({"video_A": 3}, "video_A=3: give a text"),
+                ({"timestamp": 2026}, "timestamp=2026: give a text"),
+                ({"seconds": "fast"}, "seconds='fast': give a number"),
+                ({"seconds": float("inf")}, "not JSON"),
+                ({"fps": float("nan")}, "not JSON"),
+            )
+        ),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, row: Mapping[str, Any], message: str) -> None:
@@ -253,6 +280,44 @@ def test_every_format_is_recognised_by_itself_alone(tmp_path: Path) -> None:
     assert set(rows) == set(FORMATS)
     for name, (file, row) in rows.items():
         assert read_any(table(tmp_path / file, [row])).format == name
+
+
+def test_json_that_nests_too_deep_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "deep.jsonl").write_text('{"prompt": ' + "[" * 200_000)
+    with pytest.raises(InputError, match="deep.jsonl:1: not JSON"):
+        read_any(tmp_path / "deep.jsonl")
+
+
+def test_cells_of_a_canonical_csv_have_their_own_types(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("pair_id,prompt,path_A,path_B,Overall,VQ,seconds,round\n7,x,a,b,A,,3.5,2\n")
+    (one,) = read_any(file).pairs
+    assert (one.seconds, one.round, one.labels, one.extra) == (3.5, 2, {"Overall": "A"}, {})
+
+
+def test_an_annotator_without_a_name_is_not_called_none(tmp_path: Path) -> None:
+    task = {"data": TASK, "annotations": [{"result": [CHOSEN], "completed_by": None}]}
+    assert read_any(table(tmp_path / "a.json", [task])).pairs[0].annotator == ""
+
+
+def test_a_path_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (tmp_path / "private.mp4").write_bytes(b"")
+    for path in ("../private.mp4", str(tmp_path / "private.mp4"), "deep/../../private.mp4"):
+        with pytest.raises(InputError, match="there is no video"):
+            video_file(folder, path)
+        assert video_place(folder, path) == folder / "private.mp4"
+    (folder / "private.mp4").write_bytes(b"")
+    assert video_file(folder, "../private.mp4") == folder / "private.mp4"
+    assert video_file(folder, str(folder / "private.mp4")) == folder / "private.mp4"
+
+
+def test_of_two_tables_none_is_chosen_silently(tmp_path: Path) -> None:
+    for name in ("metadata.csv", "metadata.jsonl", "metadata.txt"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(InputError, match="give the one that is meant"):
+        read_any(tmp_path)
 
 
 def test_a_video_is_found_where_it_was_moved_to(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.exchange import read_any
 from ipo_lightning.exchange.__main__ import main
 from ipo_lightning.records import Pair, Point
+from ipo_lightning.report.run import find_videos
 from ipo_lightning.rounds import RunDir
 from ipo_lightning.store import Store, read_jsonl, write_jsonl
 from ipo_lightning.video import Clip, read_video, write_video
@@ -208,6 +209,9 @@ def test_the_command_line_refuses(
         ("export", f"run={run}", new, "format=csv"): "choose one of trl, canonical",
         ("export", f"run={run}", new, "round=7"): "no such round",
         ("export", f"run={run}", new, "round=x"): "round=x: give a whole number",
+        ("export", f"run={run}", new, "round=\u00b2"): "give a whole number",
+        ("export", f"run={run}", f"out={used / 'file' / 'new'}"): "cannot be written",
+        ("import", f"path={run}", f"out={used / 'file' / 'x.jsonl'}"): "no metadata",
         ("export", f"run={run}", new, "playable=1"): "give true or false",
         ("export", f"run={run}", f"out={used}"): "give a folder that is new or empty",
         ("export", f"run={tmp_path / 'none'}", new): "no such round",
@@ -219,6 +223,23 @@ def test_the_command_line_refuses(
         assert message in capsys.readouterr().err
 
 
+def test_an_export_is_there_whole_or_not_at_all(
+    run_of: Callable[[str], RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a video is gone the same command works once it is back: nothing is in its way."""
+    run = run_of("dpo")
+    video = find_videos(run.path)(run.round(1).pairs()[0].loser_video)
+    content = video.read_bytes()
+    video.unlink()
+    words = ["export", f"run={run.path}", f"out={tmp_path / 'set'}"]
+    assert main(words) == 1 and "gone from the store" in capsys.readouterr().err
+    assert list(tmp_path.glob("*set*")) == []
+    video.write_bytes(content)
+    (tmp_path / "set").mkdir()  # an empty folder is as good as none
+    assert main(words) == 0
+    assert (tmp_path / "set" / "README.md").is_file()
+
+
 def test_an_import_knows_videos_by_their_hash(
     run_of: Callable[[str], RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,8 +247,8 @@ def test_an_import_knows_videos_by_their_hash(
     out = tmp_path / "rows.jsonl"
     assert main(["import", f"path={table}", f"out={out}"]) == 0
     (one, *_) = read_any(out).pairs
-    assert one.path_A == f"videos/{one.video_A}.mp4"
-    (table / one.path_A).unlink()
+    assert one.path_A == f"set/videos/{one.video_A}.mp4"  # from the new file's folder
+    (tmp_path / one.path_A).unlink()
     assert main(["import", f"path={table}", f"out={out}"]) == 0
     assert read_any(out).pairs[0].video_A == ""
     assert "both videos are known" in capsys.readouterr().out

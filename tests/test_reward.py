@@ -4,6 +4,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +155,14 @@ def test_both_videos_of_a_pair_are_in_one_batch(labels: Path) -> None:
 
 def test_invalid_labels_are_missing(labels: Path, tmp_path: Path) -> None:
     row = read_annotations(labels)[0]
-    paths = [str(labels.parent / path) for path in (row.path_A, row.path_B)]
+    (tmp_path / "videos").symlink_to(labels.parent / "videos")
     given = [
         {"VQ": "invalid", "MQ": "same", "Overall": "A"},
         {"VQ": "invalid", "Overall": "invalid"},
     ]
     file = tmp_path / "pairs.jsonl"
-    write_annotations(file, [Annotation(str(n), row.prompt, *paths, one)  # type: ignore[arg-type]
-                             for n, one in enumerate(given)])  # fmt: skip
+    write_annotations(file, [Annotation(str(n), row.prompt, row.path_A, row.path_B, one)
+                             for n, one in enumerate(given)])  # type: ignore[arg-type] # fmt: skip
     (only,) = read_samples(read_any(file), "pairwise", ("MQ", "Overall"))
     assert only.labels == (0.0, 1.0)
     with pytest.raises(InputError, match="no row of .* has a label 'VQ'; it has MQ, Overall"):
@@ -173,8 +174,9 @@ def test_rated_videos_train_by_regression_alone(labels: Path, tmp_path: Path) ->
     heads = ["visual quality", "temporal consistency", "dynamic degree",
              "text-to-video alignment", "factual consistency"]  # fmt: skip
     file = tmp_path / "rated.jsonl"
+    (tmp_path / "videos").symlink_to(labels.parent / "videos")
     lines = [
-        {"id": str(n), "text prompt": row.prompt, "video link": str(labels.parent / row.path_A)}
+        {"id": str(n), "text prompt": row.prompt, "video link": row.path_A}
         | {head: 1 + (n + i) % 4 for i, head in enumerate(heads)}
         for n, row in enumerate(rows)
     ]
@@ -360,6 +362,35 @@ def test_a_checkpoint_is_small_and_of_its_network(
     assert not any("encoder" in name for name in state["state_dict"])
     with pytest.raises(InputError, match="holds a run of other settings"):
         train_critic(composed("network.seed=7"))
+
+
+def test_other_labels_under_the_same_name_are_refused(
+    composed: Callable[..., DictConfig], labels: Path, tmp_path: Path
+) -> None:
+    """Else the critic of the old labels would stand for the new ones."""
+    copy = tmp_path / "copy.jsonl"
+    at = (f"data.path={copy}", "stopping.epochs=1")
+    rows = read_annotations(labels)
+    (tmp_path / "videos").symlink_to(labels.parent / "videos")
+    write_annotations(copy, rows)
+    figures = train_critic(composed(*at))
+    assert train_critic(composed(*at)) == figures
+    turned = {"A": "B", "B": "A"}
+    write_annotations(copy, [
+        replace(row, labels={name: turned.get(said, said) for name, said in row.labels.items()})
+        for row in rows
+    ])  # fmt: skip
+    with pytest.raises(InputError, match="the labels are not those that"):
+        train_critic(composed(*at))
+
+
+def test_a_plan_trains_nothing(
+    composed: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_critic(composed("dry_run=true")) is None
+    shown = capsys.readouterr().out
+    assert "pairs to train on (labels: " in shown and "held out" in shown
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_wrong_settings_are_refused_in_a_sentence(composed: Callable[..., DictConfig]) -> None:

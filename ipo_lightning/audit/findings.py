@@ -216,7 +216,7 @@ def ceiling(people: Tensor, margin: Tensor, prompts: Tensor) -> Plain | None:
     return {
         "accuracy": plain(mean_over_prompts(persons, everywhere)),
         "critic": plain(mean_over_prompts(critic, everywhere)),
-        "difference": plain(mean_over_prompts(critic - persons, everywhere)),
+        "difference": plain(mean_over_prompts(critic - persons, everywhere, least=-1.0)),
     }
 
 
@@ -308,12 +308,13 @@ def fitted(table: Table) -> Adapter:
 def calibrations(table: Table, adapter: Adapter) -> Plain:
     """Whether probabilities mean what they say, outside the calibration split.
 
-    ``own``: the critic's, None where it gives scores; ``fitted``: by the adapter.
+    ``own``: the critic's, None where it gives scores; ``fitted``: by the adapter. Both are None
+    where it gave no verdict.
     """
     rest = ~table.calibrating
     share = 0.5 + 0.5 * table.people.nanmean(0)
     own = column(one.chance for one in table.answers)
-    found: Plain = {"own": None}
+    found: Plain = {"own": None, "fitted": None}
     for name, chance in (("own", own), ("fitted", adapter.expected(log_odds(table)))):
         if not bool(chance.isnan().all()):
             one = reliability(chance[rest], share[rest], table.prompts[rest], bins=table.rules.bins)

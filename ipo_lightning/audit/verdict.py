@@ -104,7 +104,9 @@ def settings_to_use(found: Plain) -> str:
     """The fitted scale and k of `preferences.rao_kupper`, as settings and in words."""
     scale, ties = found["adapter"]["scale"], found["adapter"]["ties"]
     said = f"scale: {scale:.4g}  # P(A is better) = sigma(scale * d - ln ties)\nties: {ties:.4g}"
-    if scale <= 0:
+    if scale == 0:
+        return f"{said}\n# not to be used: the calibration split tells nothing of them"
+    if scale < 0:
         return f"{said}\n# not to be used: the scale says that people prefer what it does not"
     if found["kind"] == "pointwise":
         return f"{said}\n# d: the difference of two scores; critic=compared takes both settings"

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -104,9 +104,19 @@ def _add(row: Annotation, pair: Compared, side: float, left_out: Counter[str]) -
 
 def _add_scores(row: Annotation, pair: Compared, swapped: bool) -> None:
     """Keep the scores of two rated videos, which `ipo_lightning.exchange` hands on."""
-    of_a, of_b = (row.extra.get(f"scores_{side}") or {} for side in "AB")
+    of_a, of_b = (_scores(row, f"scores_{side}") for side in "AB")
     for dim in of_a.keys() & of_b.keys():
         pair.scores[dim] = (of_b[dim], of_a[dim]) if swapped else (of_a[dim], of_b[dim])
+
+
+def _scores(row: Annotation, name: str) -> Mapping[str, float]:
+    given = row.extra.get(name) or {}
+    sound = isinstance(given, Mapping) and all(
+        isinstance(value, int | float) for value in given.values()
+    )
+    if not sound:
+        raise InputError(f"pairs: {name}={given!r}: give an object, a number a dimension")
+    return given
 
 
 def drawn(pairs: Sequence[Compared], n: int | None, seed: int) -> list[Compared]:

@@ -63,6 +63,8 @@ class HumanCritic:
             raise InputError(f"critic.repeats={repeats}: give a share from 0 to 1")
         if not 0 < enough <= 1:
             raise InputError(f"critic.enough={enough}: give a share above 0 and up to 1")
+        if isinstance(dims, str) or not all(isinstance(name, str) and name for name in dims):
+            raise InputError(f"critic.dims={dims}: give a list of names, such as [VQ, MQ]")
         self.path = Path(answers)
         if self.path.suffix and not self.path.is_dir() and self.path.suffix != ".jsonl":
             raise InputError(f"critic.answers={answers}: give a folder or a .jsonl file")

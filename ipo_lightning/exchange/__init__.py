@@ -6,6 +6,14 @@ from ipo_lightning.exchange.reading import (
     read_any,
     read_preferences,
     video_file,
+    video_place,
 )
 
-__all__ = ["FORMATS", "Preferences", "read_any", "read_preferences", "video_file"]
+__all__ = [
+    "FORMATS",
+    "Preferences",
+    "read_any",
+    "read_preferences",
+    "video_file",
+    "video_place",
+]

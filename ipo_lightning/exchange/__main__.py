@@ -17,7 +17,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.points import pairs_of
 from ipo_lightning.exchange.publishing import FORMATS as WRITTEN
 from ipo_lightning.exchange.publishing import publish_round
-from ipo_lightning.exchange.reading import FORMATS, read_any, video_file
+from ipo_lightning.exchange.reading import FORMATS, read_any, video_file, video_place
 
 EXPORT = {
     "run": None, "round": "1", "format": "trl", "out": None, "playable": "false", "files_at": ""
@@ -36,7 +36,7 @@ HELP = f"""settings:
 def export(settings: Mapping[str, str]) -> str:
     """Write the labels of a round as a dataset."""
     number, playable = settings["round"], settings["playable"]
-    if not number.isdigit() or number == "0":
+    if not number.isdecimal() or int(number) < 1:
         raise InputError(f"round={number}: give a whole number, at least 1")
     if playable not in ("true", "false"):
         raise InputError(f"playable={playable}: give true or false")
@@ -56,8 +56,11 @@ def import_(settings: Mapping[str, str]) -> str:
     found = read_any(settings["path"], settings["format"])
     rows = found.pairs or pairs_of(found.points)
     folder = Path(settings["videos"]) if settings["videos"] else found.folder
-    named = [_hashed(row, folder) for row in rows]
-    write_annotations(out, named)
+    named = [_at(_hashed(row, folder), folder, out.parent) for row in rows]
+    try:
+        write_annotations(out, named)
+    except OSError as error:
+        raise InputError(f"out={out} cannot be written: {error}") from error
     known = sum(bool(row.video_A and row.video_B) for row in named)
     return f"{out}: {len(named)} pairs ({found.format}), of {known} of them both videos are known"
 
@@ -69,6 +72,19 @@ def _hashed(row: Annotation, folder: Path) -> Annotation:
         video_A=row.video_A or _sha256(folder, row.path_A),
         video_B=row.video_B or _sha256(folder, row.path_B),
     )
+
+
+def _at(row: Annotation, folder: Path, new: Path) -> Annotation:
+    """The row with its paths from ``new``, where the videos lie within it."""
+    return replace(
+        row, path_A=_path(folder, row.path_A, new), path_B=_path(folder, row.path_B, new)
+    )
+
+
+def _path(folder: Path, path: str, new: Path) -> str:
+    place = video_place(folder, path).absolute()
+    inside = path and place.is_file() and place.is_relative_to(new.absolute())
+    return place.relative_to(new.absolute()).as_posix() if inside else path
 
 
 def _sha256(folder: Path, path: str) -> str:

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ipo_lightning.annotations import OVERALL, Annotation, Choice
+from ipo_lightning.annotations import OVERALL, Annotation, Choice, annotations_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.columns import numbered, shown, text, video_path, with_overall
 from ipo_lightning.rowfiles import Placed
@@ -38,14 +38,23 @@ def read(path: Path, rows: Sequence[Placed]) -> list[Annotation]:
     """
     found = []
     for number, (place, task) in enumerate(rows, 1):
-        data, annotations = task.get("data"), task.get("annotations")
-        if not isinstance(data, Mapping) or not isinstance(annotations, Sequence):
+        data = task.get("data")
+        if not isinstance(data, Mapping):
             raise InputError(f"{place}: a task has data and annotations, got {shown(task)}")
-        for one in annotations:
-            labels = {} if one.get("was_cancelled") else _labels(one.get("result") or [], place)
+        for one in _objects(task, "annotations", place):
+            results = [] if one.get("was_cancelled") else _objects(one, "result", place)
+            labels = _labels(results, place)
             if labels:
                 found.append(_annotation(data, one, labels, place, numbered(path, number)))
     return found
+
+
+def _objects(row: Mapping[str, Any], name: str, place: str) -> list[Mapping[str, Any]]:
+    """A list of objects, empty where there is none."""
+    value = row.get(name) or []
+    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
+        raise InputError(f"{place}: {name!r} must be a list of objects, got {shown(value)}")
+    return value
 
 
 def _annotation(
@@ -55,30 +64,34 @@ def _annotation(
     place: str,
     name: str,
 ) -> Annotation:
-    by = one.get("completed_by", "")
-    known = {key: data[key] for key in DATA if data.get(key) not in (None, "")}
-    return Annotation(
-        **{"pair_id": name, **known},
-        prompt=text(data, "prompt", place),
-        path_A=data.get("path_A") or video_path(text(data, "left", place)),
-        path_B=data.get("path_B") or video_path(text(data, "right", place)),
-        labels=with_overall(labels),
-        annotator=str(by.get("email") or by.get("id")) if isinstance(by, Mapping) else str(by),
-        shown_left="A",
-        seconds=one.get("lead_time"),
-        timestamp=str(one.get("created_at") or ""),
-    )
+    by = one.get("completed_by")
+    row = {
+        "pair_id": name,
+        **{key: data[key] for key in DATA if data.get(key) not in (None, "")},
+        "prompt": text(data, "prompt", place),
+        "path_A": data.get("path_A") or video_path(text(data, "left", place)),
+        "path_B": data.get("path_B") or video_path(text(data, "right", place)),
+        "annotator": by.get("email") or by.get("id") if isinstance(by, Mapping) else by,
+        "shown_left": "A",
+        "seconds": one.get("lead_time"),
+        "timestamp": one.get("created_at"),
+    }
+    return annotations_of([(place, {**row, **with_overall(labels)})])[0]
 
 
 def _labels(results: Sequence[Mapping[str, Any]], place: str) -> dict[str, Choice]:
     """The choices of one annotation, by dimension; a `Pairwise` is the verdict as a whole."""
     found: dict[str, Choice] = {}
     for result in results:
-        value = result.get("value") or {}
+        value = result.get("value")
+        if not isinstance(value, Mapping):
+            continue  # a relation between regions, or a rejection, says nothing of the videos
         if result.get("type") == "pairwise":
             name, said = OVERALL, str(value.get("selected"))
         elif result.get("type") == "choices":
-            name, said = str(result.get("from_name")), str((value.get("choices") or [""])[0])
+            chosen = value.get("choices")
+            name = str(result.get("from_name"))
+            said = str(chosen[0] if isinstance(chosen, list) and chosen else chosen)
         else:
             continue
         if said not in SIDES:

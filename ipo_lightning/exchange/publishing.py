@@ -1,8 +1,12 @@
 """A round's labels as a dataset in a folder: a table, the videos, a card."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import yaml
 from huggingface_hub import DatasetCardData
@@ -65,14 +69,29 @@ def publish_round(
     pairs, points = _labels(one)
     if format != "trl" and not pairs:
         raise InputError(f"{one.path}: a round of points; only format=trl has points")
-    _write_table(folder, format, pairs, points, number, run.path.name, files_at)
     names = {p.winner_video for p in pairs} | {p.loser_video for p in pairs}
     names |= {p.video for p in points}
-    _write_videos(folder, sorted(names), find_videos(run.path),
-                  playable or format == "label_studio")  # fmt: skip
     text = card(run, one, len(pairs), len(points), format)
-    write_atomically(folder / "README.md", text.encode())
+    with _filled(folder) as new:
+        _write_table(new, format, pairs, points, number, run.path.name, files_at)
+        _write_videos(new, sorted(names), find_videos(run.path),
+                      playable or format == "label_studio")  # fmt: skip
+        write_atomically(new / "README.md", text.encode())
     return Published(folder, len(pairs) + len(points), len(names))
+
+
+@contextmanager
+def _filled(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``folder`` once all is in it."""
+    new = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    try:
+        new.mkdir(parents=True)
+        yield new
+        os.replace(new, folder)  # also where an empty folder is there
+    except OSError as error:
+        raise InputError(f"out={folder} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def annotations_of_pairs(pairs: Iterable[Pair], number: int, source: str) -> list[Annotation]:

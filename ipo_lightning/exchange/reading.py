@@ -1,5 +1,6 @@
 """Preference data of any known format: which one it is, and its pairs or points."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +9,7 @@ from ipo_lightning.annotations import OVERALL, Annotation, annotations_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange import genai_bench, label_studio, trl, videoalign, videofeedback
 from ipo_lightning.exchange.points import VideoPoint, pairs_of
-from ipo_lightning.rowfiles import Placed, rows_of
+from ipo_lightning.rowfiles import SUFFIXES, Placed, rows_of
 
 
 class Format(NamedTuple):
@@ -104,15 +105,29 @@ def read_preferences(path: str | Path, format: str = "auto") -> list[Annotation]
 
 
 def video_file(folder: Path, path: str) -> Path:
-    """The file of a video: within the folder, or by its last name alone where it was moved.
+    """The file of a video, see `video_place`.
 
     Raises:
         InputError: there is none.
     """
-    for place in (folder / path, folder / Path(path).name):
-        if place.is_file():
-            return place
-    raise InputError(f"{folder}: there is no video {path}")
+    place = video_place(folder, path)
+    if not place.is_file():
+        raise InputError(
+            f"{folder}: there is no video {path or '(the row names no file)'}; videos are looked "
+            "for within this folder, to which a link may lead"
+        )
+    return place
+
+
+def video_place(folder: Path, path: str) -> Path:
+    """Where a video is, or should be: within the folder, or right in it where it was moved.
+
+    A path that leads out of the folder stands for its last name alone: a file from elsewhere shall
+    not choose which other files of this machine are read.
+    """
+    place, moved = folder / path, folder / Path(path).name
+    inside = Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))
+    return place if inside and (place.is_file() or not moved.is_file()) else moved
 
 
 def _table(path: Path) -> Path:
@@ -120,10 +135,14 @@ def _table(path: Path) -> Path:
         if not path.is_file():
             raise InputError(f"{path}: there is no such file or folder")
         return path
-    found = [file for place in (path, path / "train") for file in sorted(place.glob("metadata.*"))]
+    names = [f"metadata{suffix}" for suffix in SUFFIXES]
+    places = [place / name for place in (path, path / "train") for name in names]
+    found = [file for file in places if file.is_file()]
     if not found:
         raise InputError(f"{path}: no metadata.jsonl, .csv or .parquet in this folder; give the "
                          "file itself")  # fmt: skip
+    if len(found) > 1:
+        raise InputError(f"{path}: {found[0]} and {found[1]}; give the one that is meant")
     return found[0]
 
 

@@ -33,6 +33,19 @@ class Guards:
     max_empty: float = 1.0
     """Share of frames that show nothing, in [0, 1]."""
 
+    def __post_init__(self) -> None:
+        shares = {"motion_ratio": self.motion_ratio, "max_frozen": self.max_frozen,
+                  "max_empty": self.max_empty}  # fmt: skip
+        for name, value in shares.items():
+            if not 0 <= value <= 1:
+                raise InputError(f"labelling.guards.{name}={value}: give a share, 0 to 1")
+        for name, (low, high) in self._bounds().items():
+            if not low <= high:
+                raise InputError(
+                    f"labelling.guards: min_{name}={low} is above max_{name}={high}: no video "
+                    "would be left"
+                )
+
     def refuse(self, gauges: Mapping[str, float]) -> str | None:
         """Why a candidate is left out, or None.
 

@@ -84,7 +84,7 @@ def figures_part(labelling: Row) -> Html:
         for name, words in FIGURES.items()
         if name in figures
     ]
-    return tag("table", tag("tbody", *rows), class_="figures") if rows else Html("")
+    return tag("table", tag("tbody", *rows), class_="figures level") if rows else Html("")
 
 
 def pair_part(pair: Row, verdicts: Mapping[Any, Row], duels: Duels, videos: Videos) -> Html:
