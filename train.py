@@ -63,12 +63,14 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     trainer = None if done else assembly.build_trainer(cfg, parts.iteration)
     assembly.claim(parts.run, cfg)
     if trainer is not None:
+        check_critics(parts, cfg)
         fit(parts, cfg, trainer)
     lines = parts.run.lines()
     if lines and parts.module.global_rank == 0:
         report = write_report(parts.run.path, command=shlex.join(["python", *sys.argv]))
         notes = "".join(f"{note}\n" for note in notes_of(parts))
-        show(f"\n{rounds_table(lines)}\n\n{notes}report: {report}\n{next_command(parts)}")
+        ending = next_command(parts) if parts.run.line(cfg.round) else ""
+        show(f"\n{rounds_table(lines)}\n\n{notes}report: {report}\n{ending}".rstrip())
         if cfg.push_to_hub:
             show(upload(parts, cfg))
     return lines[-1] if lines else None
@@ -115,6 +117,19 @@ def finished(parts: "Parts", cfg: DictConfig) -> bool:
     """Whether there is nothing left to do."""
     done = parts.run.done(cfg.round, parts.module.form)
     return all(done.values()) if cfg.until is None else done[cfg.until]
+
+
+def check_critics(parts: "Parts", cfg: DictConfig) -> None:
+    """Refuse critics that lack something before videos are made for them.
+
+    On a machine that no critic is asked on nothing of theirs is needed.
+    """
+    evaluates = cfg.until is None or any(parts.run.line(k) is None for k in range(cfg.round))
+    labelled = parts.run.done(cfg.round, parts.module.form)["critique"]
+    if evaluates or not (labelled or cfg.until == "rollout"):
+        parts.iteration.critique.ready()
+    if evaluates:
+        parts.evaluation.eval_critic.ready()
 
 
 def fit(parts: "Parts", cfg: DictConfig, trainer: "Trainer") -> None:

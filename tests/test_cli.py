@@ -211,6 +211,16 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_critic_lacks_is_said_before_videos_are_made_for_it(
+    small: ComposeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IPO_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    for choice in ("critic=videoreward", "eval_critic=unifiedreward"):
+        with pytest.raises(InputError, match="wording: .*HF_HUB_OFFLINE is set"):
+            train(small(choice, "round=1"))
+    assert not list(tmp_path.rglob("*.mp4"))
+
+
 def test_stages_are_those_of_the_rounds() -> None:
     """The checks may not import the rounds, which import torch."""
     assert checks.STAGES == STAGES

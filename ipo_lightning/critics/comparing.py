@@ -249,6 +249,9 @@ class RecordedCritique(Tournaments):
     ) -> None:
         self.critic, self.store, self.asking, self.judging = critic, store, asking, judging
 
+    def ready(self) -> None:
+        """It is: answers that are not there are asked for."""
+
     @property
     def identity(self) -> str:
         """See `CritiqueStage`."""

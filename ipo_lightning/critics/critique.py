@@ -84,6 +84,7 @@ class CritiqueStage(ABC):
     def _todo(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
         """The candidates of which something is yet to be asked, in units of work."""
 
+    @abstractmethod
     def ready(self) -> None:
         """Refuse a critic that lacks something, before videos are made for it.
 

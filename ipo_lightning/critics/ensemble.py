@@ -61,7 +61,7 @@ class Members(Generic[C]):
             member.release()
 
     @contextmanager
-    def ready(self, member: C) -> Iterator[C]:
+    def within_reach(self, member: C) -> Iterator[C]:
         """A member that can be asked."""
         if self.concurrent:
             yield member
@@ -156,7 +156,7 @@ class Ensemble(Members[PointCritic]):
         """One rating a clip; all members are asked about all clips, one member after the other."""
         said = {}
         for name, member in self.members.items():
-            with self.ready(member) as critic:
+            with self.within_reach(member) as critic:
                 said[name] = critic.rate(clips, prompts)
         return [
             self.combine({name: ratings[at] for name, ratings in said.items()})
@@ -243,7 +243,7 @@ class PairEnsemble(Members[PairCritic]):
         """One comparison a prompt."""
         said = {}
         for name, member in self.members.items():
-            with self.ready(member) as critic:
+            with self.within_reach(member) as critic:
                 said[name] = critic.compare(first, second, prompts)
         return [
             self.combine({name: answers[at] for name, answers in said.items()})
