@@ -58,12 +58,13 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         show(plan(cfg))
         return None
     parts = assembly.assemble(cfg)
-    # The trainer refuses wrong settings too: before they are written down as the folder's.
+    # Trainer and critics refuse wrong settings too: before they are written down as the folder's.
     done = finished(parts, cfg)
     trainer = None if done else assembly.build_trainer(cfg, parts.iteration)
-    assembly.claim(parts.run, cfg)
     if trainer is not None:
         check_critics(parts, cfg)
+    assembly.claim(parts.run, cfg)
+    if trainer is not None:
         fit(parts, cfg, trainer)
     lines = parts.run.lines()
     if lines and parts.module.global_rank == 0:
