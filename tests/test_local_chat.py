@@ -333,7 +333,7 @@ def test_weights_that_could_run_code_are_not_read(tmp_path: Path) -> None:
 def test_without_torchvision_one_sentence(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(InputError, match="make extras EXTRAS=critics"):
-        LocalChat(str(folders("qwen2_vl")))
+        LocalChat(str(folders("qwen2_vl"))).ready()
 
 
 def test_release_frees_and_asking_unloaded_is_an_error(folders: Any) -> None:

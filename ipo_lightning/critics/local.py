@@ -30,7 +30,6 @@ from ipo_lightning.critics.pretrained import (
     SEQUENCES,
     Processor,
     check_source,
-    check_vision,
     collate,
     free,
     named,
@@ -71,7 +70,7 @@ class LocalChat:
         remote_code: run code that the checkpoint brings; leave it false unless you have read it.
 
     Raises:
-        InputError: a setting that cannot work, or torchvision is missing.
+        InputError: a setting that cannot work.
     """
 
     def __init__(
@@ -99,7 +98,6 @@ class LocalChat:
 
     def _check(self) -> None:
         check_source("model", self.model)
-        check_vision()
         if self.dtype not in DTYPES:
             raise InputError(f"dtype={self.dtype}: choose one of {', '.join(DTYPES)}")
         for name in ("samples", "max_tokens", "batch_size"):
@@ -124,7 +122,7 @@ class LocalChat:
         return f"{name}#{self.viewing.identity}#{fingerprint(sampling)[:8]}"
 
     def ready(self) -> None:
-        """The checkpoint may be out of reach; its processor is small."""
+        """torchvision may be missing, or the checkpoint out of reach; its processor is small."""
         _ = self.processor
 
     def load(self, device: str) -> None:

@@ -44,7 +44,7 @@ class RewardCritic:
             to the last bit.
 
     Raises:
-        InputError: a setting that cannot work, or torchvision is missing.
+        InputError: a setting that cannot work.
     """
 
     def __init__(
@@ -66,7 +66,6 @@ class RewardCritic:
             raise InputError(f"dtype={dtype}: choose one of {', '.join(DTYPES)}")
         if batch_size < 1 or (fps is not None and fps <= 0):
             raise InputError(f"batch_size={batch_size}, fps={fps}: give numbers above 0")
-        check_vision()
 
     @cached_property
     def identity(self) -> str:
@@ -74,6 +73,10 @@ class RewardCritic:
         settings = {"fps": self.fps, "weights": self.weights, "dtype": self.dtype,
                     "attention": self.attention, "batch_size": self.batch_size}  # fmt: skip
         return f"{self._origin()}#{VERSION}#{fingerprint(settings)[:8]}"
+
+    def ready(self) -> None:
+        """torchvision may be missing."""
+        check_vision()
 
     def load(self, device: str) -> None:
         """See `Critic`."""

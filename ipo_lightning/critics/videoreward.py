@@ -92,6 +92,7 @@ class VideoReward(RewardCritic):
 
     def ready(self) -> None:
         """The words may be missing, see `Original.read`."""
+        super().ready()
         RUBRIC.read(self.wording)
 
     def _origin(self) -> str:
