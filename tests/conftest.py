@@ -7,11 +7,15 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import importlib.metadata
 import importlib.util
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +33,27 @@ VISION = Path(sys.prefix) / "vision"
 TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")
 
 
+class TorchvisionFinder(importlib.metadata.MetadataPathFinder):
+    """Finds torchvision in `VISION`, in this process alone: those that it starts are a user's."""
+
+    @classmethod
+    def find_spec(
+        cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The package itself; its modules are found by it."""
+        if fullname != "torchvision":
+            return None
+        return PathFinder.find_spec(fullname, [str(VISION)], target)
+
+    @classmethod
+    def find_distributions(cls, context: Any = None) -> Any:
+        """Its version."""
+        if context is None or context.name not in (None, "torchvision"):
+            return iter(())
+        here = importlib.metadata.DistributionFinder.Context(name="torchvision", path=[str(VISION)])
+        return super().find_distributions(here)
+
+
 def find_torchvision() -> None:
     """Let video processors have torchvision.
 
@@ -37,7 +62,7 @@ def find_torchvision() -> None:
     """
     if importlib.util.find_spec("torchvision") is not None or not VISION.is_dir():
         return
-    sys.path.append(str(VISION))
+    sys.meta_path.append(TorchvisionFinder)  # type: ignore[arg-type]
     if torch.version.cuda is None:
         for name in ("nms", "qnms"):
             TORCHVISION.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -475,7 +475,7 @@ def test_the_ceiling_by_hand() -> None:
         (["dims={MQ:[]}"], "dims.MQ=[]: give the names"),
         (["dims=3"], "dims=3: give"),
         (["format=csv"], "format=csv: choose"),
-        (["~critic"], "critic: say whom to audit"),
+        (["~critic"], "critic: none was given"),
     ],
 )
 def test_a_wrong_setting_is_named(
