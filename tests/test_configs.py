@@ -102,8 +102,20 @@ def test_every_choice_composes_and_its_targets_take_its_keys(
             pytest.fail(f"{choice}: {place}: {error}")
 
 
-# Those of real models are planned in test_experiments.py, for their cards.
-@pytest.mark.parametrize("choice", [c for c in CHOICES if not c.startswith("experiment=ipo_")])
+def planned() -> Iterator[Any]:
+    """The choices but experiments of real models, which test_experiments.py plans for their cards.
+
+    Plans of large networks take seconds each; a judge's is its critic's but for the group's name.
+    """
+    twins = {path.name for path in CONF.glob("critic/*.yaml")}
+    for choice in CHOICES:
+        group, _, name = choice.partition("=")
+        if not choice.startswith("experiment=ipo_"):
+            long = group == "backbone" or (group == "eval_critic" and f"{name}.yaml" in twins)
+            yield pytest.param(choice, marks=[pytest.mark.slow] if long else [])
+
+
+@pytest.mark.parametrize("choice", list(planned()))
 def test_every_choice_is_planned(
     choice: str,
     compose_train: ComposeTrain,
