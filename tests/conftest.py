@@ -62,7 +62,7 @@ def find_torchvision() -> None:
     """
     if importlib.util.find_spec("torchvision") is not None or not VISION.is_dir():
         return
-    sys.meta_path.append(TorchvisionFinder)  # type: ignore[arg-type]
+    sys.meta_path.append(TorchvisionFinder())
     if torch.version.cuda is None:
         for name in ("nms", "qnms"):
             TORCHVISION.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
