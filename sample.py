@@ -307,17 +307,16 @@ def write_sheet(made: Sequence[Made], prompts: Sequence[str]) -> Path:
 
 def critic_of(cfg: DictConfig) -> Any:
     """Who is to judge the videos, or None; refused before they are made where that cannot be."""
-    from ipo_lightning.critics.base import PairCritic, PointCritic
+    from ipo_lightning.critics.base import kind_of
 
     if not cfg.get("critic"):
         return None
     critic = build(cfg.critic, "critic")
-    if isinstance(critic, PointCritic):
-        return critic
-    if not isinstance(critic, PairCritic):
+    kind = kind_of(critic)
+    if kind == "recorded":
         raise InputError(f"critic={critic.identity}: it only knows recorded answers, and has none "
                          "on these videos")  # fmt: skip
-    if cfg.n < 2:
+    if kind == "compares" and cfg.n < 2:
         raise InputError(f"critic={critic.identity}: it compares videos of a prompt; give n=2 or "
                          "more")  # fmt: skip
     return critic
@@ -325,10 +324,10 @@ def critic_of(cfg: DictConfig) -> Any:
 
 def ratings_of(critic: Any, made: Sequence[Made], prompts: Sequence[str]) -> "list[Rating]":
     """A rating a video; of a critic that compares, its strength among those of its prompt."""
-    from ipo_lightning.critics.base import PointCritic, Rating
+    from ipo_lightning.critics.base import Rating, kind_of
     from ipo_lightning.critics.comparing import strengths
 
-    if isinstance(critic, PointCritic):
+    if kind_of(critic) == "rates":
         clips = [cast("Clip", one.clip) for one in made]
         return critic.rate(clips, [prompts[one.prompt] for one in made])
     ratings = []
@@ -348,17 +347,18 @@ def scores(cfg: DictConfig, critic: Any, made: Sequence[Made], prompts: Sequence
     from ipo_lightning.critics.base import CriticGone
     from ipo_lightning.report import table
 
-    critic.load(str(device_of(cfg)))
     try:
+        critic.load(str(device_of(cfg)))
         ratings = ratings_of(critic, made, prompts)
     except CriticGone as gone:
         raise InputError(str(gone)) from gone
+    finally:
+        critic.release()
     rows = []
     for one, rating in zip(made, ratings, strict=True):
         score = "no verdict" if rating.score is None else f"{rating.score:.3f}"
         dims = {dim: f"{value:.2f}" for dim, value in rating.dims.items()}
         rows.append({"video": one.file.stem, "score": score, **dims})
-    critic.release()
     return f"\n{critic.identity}\n{table(rows, list(rows[0]))}"
 
 
