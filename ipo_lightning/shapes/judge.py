@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ipo_lightning.critics.base import Rating
 from ipo_lightning.errors import InputError
-from ipo_lightning.shapes import world
+from ipo_lightning.shapes.convolutions import FramesThenTime
 from ipo_lightning.shapes.critic import check_frames, stack_frames, to_ratings
 from ipo_lightning.shapes.prompts import COLOURS, MOTIONS, SHAPES, parse
 from ipo_lightning.video import Clip
@@ -28,52 +28,23 @@ STILL = len(MOTIONS)
 _CHUNK = 64
 
 
-class ShapesClassifier(nn.Module):
+class ShapesClassifier(FramesThenTime):
     """Convolutions over each frame, then over time; 133 k parameters.
 
     No layer mixes clips (group norm, not batch norm): a clip's logits do not depend on its batch.
     """
 
-    place: Tensor
-    """(2, H, W): each pixel's row and column in [-1, 1]."""
-
     def __init__(self, width: int = 80) -> None:
-        super().__init__()
-        self.frame = nn.Sequential(
-            nn.Conv2d(5, 24, 5, stride=2, padding=2),
-            nn.SiLU(),
-            nn.Conv2d(24, 40, 3, stride=2, padding=1),
-            nn.GroupNorm(4, 40),
-            nn.SiLU(),
-            nn.Conv2d(40, 48, 3, stride=2, padding=1),
-            nn.GroupNorm(4, 48),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(48 * (world.SIZE // 8) ** 2, width),
-            nn.SiLU(),
-        )
-        self.time = nn.Sequential(
-            nn.Conv1d(width, width, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv1d(width, width, 3, padding=1),
-            nn.SiLU(),
-        )
+        super().__init__((24, 40), width)
         self.colour = nn.Linear(2 * width, len(COLOURS))
         self.shape = nn.Linear(2 * width, len(SHAPES))
         self.motion = nn.Linear(2 * width, len(MOTIONS) + 1)
         self.faults = nn.Linear(2 * width, len(FAULTS))
-        axis = torch.linspace(-1, 1, world.SIZE)
-        place = torch.stack(torch.meshgrid(axis, axis, indexing="ij"))
-        self.register_buffer("place", place, persistent=False)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Float (N, T, H, W, C) in [-1, 1] -> logits (N, K) of colour, shape, motion and faults."""
-        count, num_frames = pixels.shape[:2]
         images = pixels.flatten(0, 1).permute(0, 3, 1, 2)
-        place = self.place.expand(len(images), -1, -1, -1)
-        each = self.frame(torch.cat([images, place], 1)).unflatten(0, (count, num_frames))
-        over_time = self.time(each.transpose(1, 2))
-        summary = torch.cat([over_time.mean(-1), over_time.amax(-1)], -1)
+        summary = self.summary_of(images, pixels.shape[1])
         return {
             "colour": self.colour(summary),
             "shape": self.shape(summary),

@@ -28,6 +28,7 @@ from ipo_lightning.reward_losses import RewardScale
 from ipo_lightning.seeds import derive_seed, generator
 from ipo_lightning.shapes import world
 from ipo_lightning.shapes.build import cosine, to_pixels
+from ipo_lightning.shapes.convolutions import FramesThenTime
 from ipo_lightning.shapes.critic import stack_frames
 from ipo_lightning.shapes.prompts import TEMPLATES, caption, combinations
 from ipo_lightning.store import fingerprint, write_atomically
@@ -78,50 +79,22 @@ class Seen(NamedTuple):
     """(N, 5) estimated strengths, in `CORRUPTIONS`' order."""
 
 
-class VideoEncoder(nn.Module):
+class VideoEncoder(FramesThenTime):
     """Convolutions over each frame, then over time; 110 k parameters at width 64.
 
     No layer mixes clips: what it sees of one does not depend on its batch.
     """
 
-    place: Tensor
-
     def __init__(self, width: int = 64) -> None:
-        super().__init__()
-        self.frame = nn.Sequential(
-            nn.Conv2d(5, 16, 5, stride=2, padding=2),
-            nn.SiLU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
-            nn.GroupNorm(4, 32),
-            nn.SiLU(),
-            nn.Conv2d(32, 48, 3, stride=2, padding=1),
-            nn.GroupNorm(4, 48),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(48 * (world.SIZE // 8) ** 2, width),
-            nn.SiLU(),
-        )
-        self.time = nn.Sequential(
-            nn.Conv1d(width, width, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv1d(width, width, 3, padding=1),
-            nn.SiLU(),
-        )
+        super().__init__((16, 32), width)
         self.summary = nn.Linear(2 * width, width)
         self.words = nn.Linear(width, 1 + len(WORDS))
         self.corruptions = nn.Linear(width, len(CORRUPTIONS))
-        axis = torch.linspace(-1, 1, world.SIZE)
-        place = torch.stack(torch.meshgrid(axis, axis, indexing="ij"))
-        self.register_buffer("place", place, persistent=False)
 
     def forward(self, pixels: Tensor) -> Seen:
         """Float (N, C, T, H, W) in [-1, 1] -> what is seen."""
-        count, num_frames = pixels.shape[0], pixels.shape[2]
         images = pixels.transpose(1, 2).flatten(0, 1)
-        place = self.place.expand(len(images), -1, -1, -1)
-        each = self.frame(torch.cat([images, place], 1)).unflatten(0, (count, num_frames))
-        over_time = self.time(each.transpose(1, 2))
-        summary = torch.cat([over_time.mean(-1), over_time.amax(-1)], -1)
+        summary = self.summary_of(images, pixels.shape[2])
         hidden = F.silu(self.summary(summary))
         return Seen(hidden, self.words(hidden), self.corruptions(hidden))
 
