@@ -22,7 +22,7 @@ from hydra import compose, initialize_config_dir  # noqa: E402
 
 from conf.assembly import build  # noqa: E402
 from conf.entry import CONF, register_resolvers  # noqa: E402
-from ipo_lightning.critics.base import PointCritic, Rating  # noqa: E402
+from ipo_lightning.critics.base import Rating, kind_of  # noqa: E402
 from ipo_lightning.errors import InputError  # noqa: E402
 from ipo_lightning.video import read_video  # noqa: E402
 
@@ -94,7 +94,7 @@ def main() -> int:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"critic={options.critic}", *settings])
     critic = build(cfg.critic, "critic")
-    if not isinstance(critic, PointCritic):
+    if kind_of(critic) != "rates":
         raise InputError(f"--critic {options.critic} compares videos; give one that rates them")
     rows = read_rows(options.videos)
     critic.load(options.device)

@@ -1,13 +1,12 @@
 """What the settings of audit.py must be, looked at before anything is loaded."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from conf.checks import Number, check_numbers, check_switches
+from conf.checks import Number, check_name, check_numbers, check_switches
 from conf.entry import choices_of
 from ipo_lightning.errors import InputError
 
@@ -45,9 +44,8 @@ def check_audit(cfg: DictConfig) -> None:
         raise InputError(f"pairs={cfg.pairs}: there is no such file")
     if cfg.videos is not None and not Path(str(cfg.videos)).is_dir():
         raise InputError(f"videos={cfg.videos}: there is no such folder")
-    name = cfg.name
-    if name is not None and (not str(name) or str(name) in (".", "..") or os.sep in str(name)):
-        raise InputError(f"name={name}: give the name of a folder, without {os.sep!r}")
+    if cfg.name is not None:
+        check_name(str(cfg.name))
     dims_of(cfg)
 
 

@@ -230,7 +230,7 @@ def check(cfg: DictConfig) -> None:
         raise InputError(f"step={cfg.step}: choose one of {', '.join(STEPS)}")
     if cfg.until not in (None, *STAGES):
         raise InputError(f"until={cfg.until}: choose one of {', '.join(STAGES)}, or null")
-    _check_name(cfg)
+    check_name(str(cfg.name), "store")
     _check_combinations(cfg)
 
 
@@ -238,7 +238,7 @@ def check_critic(cfg: DictConfig) -> None:
     """Refuse what cannot work in the training of a critic; see `check`."""
     check_numbers(cfg, CRITIC_NUMBERS)
     check_switches(cfg, ("dry_run", "debug", "data.in_memory", "network.tuned", "network.merger"))
-    _check_name(cfg)
+    check_name(str(cfg.name), "store")
     _check_precision(cfg)
     _check_merger(cfg)
     if not Path(cfg.data.path).exists():
@@ -279,9 +279,9 @@ def _check_merger(cfg: DictConfig) -> None:
         )
 
 
-def _check_name(cfg: DictConfig) -> None:
-    name = str(cfg.name)
-    if not name or name in (".", "..", "store") or os.sep in name:
+def check_name(name: str, *taken: str) -> None:
+    """Refuse what is no name of a folder, or one of those that are taken; see `check`."""
+    if not name or name in (".", "..", *taken) or os.sep in name:
         raise InputError(f"name={name}: give the name of a folder, without {os.sep!r}")
 
 

@@ -4,7 +4,6 @@ Frames are uint8 RGB. Nothing is loaded before `RealVideos.prepare`; what is wro
 clips is said when it is read, what is wrong with a clip when its turn comes.
 """
 
-import hashlib
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.policy import Policy
 from ipo_lightning.real import DAMAGED, Footage, LeftOut, RealData, encode_once
 from ipo_lightning.rowfiles import rows_of
-from ipo_lightning.store import Store, fingerprint
+from ipo_lightning.store import Store, file_sha256, fingerprint
 from ipo_lightning.video import read_frames, read_timeline
 from ipo_lightning.workers import Workers
 
@@ -109,8 +108,7 @@ def footage_of(clip: Captioned, content: str, policy: Policy) -> Footage:
 
 def _sha256(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise InputError(f"real video {path} cannot be read: {error.strerror}") from error
 

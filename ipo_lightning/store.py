@@ -44,6 +44,16 @@ def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's bytes, which are read piece by piece.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 WHOLE = 64 * 2**20
 """Files up to this size, in bytes, enter a fingerprint whole; larger ones by three samples."""
 

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,13 +16,14 @@ from ipo_lightning.critics.base import (
     Question,
     Rating,
     RecordedCritic,
+    kind_of,
 )
 from ipo_lightning.critics.comparing import Asking, PairCritique
 from ipo_lightning.critics.critique import Critique
 from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import Preference
 from ipo_lightning.records import Candidate, Duel, Verdict
-from ipo_lightning.store import Store, fingerprint
+from ipo_lightning.store import Store, file_sha256, fingerprint
 from ipo_lightning.tournaments import opposite
 from ipo_lightning.video import Clip
 from ipo_lightning.workers import Workers
@@ -78,8 +78,7 @@ class Shelf(Store):
         known = self.get_record("names", key)
         if isinstance(known, str):
             return known
-        with file.open("rb") as handle:
-            name = file_digest(handle, "sha256").hexdigest()
+        name = file_sha256(file)
         self.put_record("names", key, name)
         return name
 
@@ -205,16 +204,12 @@ def asking(critic: Any, shelf: Shelf, device: str, together: int) -> Asked:
     if not hasattr(critic, "identity"):
         raise InputError(f"critic: {type(critic).__name__} is no critic: it has no identity")
     ledger = Ledger(shelf, critic.identity, device)
-    if isinstance(critic, PointCritic):
-        return Scored(critic, shelf, ledger)
-    if isinstance(critic, PairCritic):
+    kind = kind_of(critic)
+    if kind == "compares":
         return Shown(critic, shelf, ledger, together)
-    if isinstance(critic, RecordedCritic):
+    if kind == "recorded":
         return Recalled(critic, shelf, ledger)
-    raise InputError(
-        f"critic: {type(critic).__name__} is no critic: it has neither rate, compare nor recall "
-        "(docs/extending.md)"
-    )
+    return Scored(critic, shelf, ledger)
 
 
 def label_of(turn: int) -> str:

@@ -6,8 +6,9 @@ these methods and a YAML that names it in ``_target_``; nothing is inherited or 
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, NoReturn, Protocol, runtime_checkable
 
+from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import Preference
 from ipo_lightning.video import Clip
 
@@ -162,3 +163,24 @@ def check_ready(critic: object) -> None:
     ready = getattr(critic, "ready", None)
     if ready is not None:
         ready()
+
+
+Kind = Literal["rates", "compares", "recorded"]
+
+
+def kind_of(critic: object) -> Kind:
+    """What a critic is asked for, by its methods; one that can rate is asked to.
+
+    Not by ``isinstance``: Python 3.11 would ask for the identity, which may want the network.
+
+    Raises:
+        InputError: it is no critic.
+    """
+    methods: dict[str, Kind] = {"rate": "rates", "compare": "compares", "recall": "recorded"}
+    for method, kind in methods.items():
+        if hasattr(critic, method):
+            return kind
+    raise InputError(
+        f"critic: {type(critic).__name__} is no critic: it has neither rate, compare nor recall "
+        "(docs/extending.md)"
+    )

@@ -15,6 +15,7 @@ from ipo_lightning.critics.base import (
     PairCritic,
     Question,
     RecordedCritic,
+    kind_of,
 )
 from ipo_lightning.critics.critique import (
     AskingStage,
@@ -323,16 +324,13 @@ def critique_of(
     Raises:
         InputError: it is no critic.
     """
-    # Not by isinstance: it would ask for the identity, which may want the network.
-    if hasattr(critic, "rate"):
-        combined = hasattr(critic, "members")
-        return CombinedCritique(critic, store) if combined else Critique(critic, store)
-    if hasattr(critic, "compare"):
+    kind = kind_of(critic)
+    if kind == "compares":
         return PairCritique(critic, store, asking)
-    if hasattr(critic, "recall"):
+    if kind == "recorded":
         return RecordedCritique(critic, store, asking, judging)
-    raise InputError(f"{type(critic).__name__} is no critic: it has neither rate, compare nor "
-                     "recall (docs/extending.md)")  # fmt: skip
+    combined = hasattr(critic, "members")
+    return CombinedCritique(critic, store) if combined else Critique(critic, store)
 
 
 def strengths(critic: PairCritic, clips: Sequence[Clip], prompt: str) -> list[float]:

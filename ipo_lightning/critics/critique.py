@@ -231,18 +231,14 @@ class AskingStage(CritiqueStage, Generic[C]):
         return answer
 
 
-class Critique(AskingStage[PointCritic]):
-    """Puts every video to a critic that rates one at a time."""
+class Rated(CritiqueStage):
+    """Of critics that rate one video at a time."""
 
-    def __init__(self, critic: PointCritic, store: Store) -> None:
-        self.critic, self.store = critic, store
-
+    @abstractmethod
     def judge(
         self, candidates: Sequence[Candidate], workers: Workers, device: str, label: str
     ) -> list[Verdict]:
         """One verdict a candidate, in order."""
-        self._run(candidates, workers, device, label)
-        return [self._verdict(candidate) for candidate in candidates]
 
     def score(
         self,
@@ -254,6 +250,20 @@ class Critique(AskingStage[PointCritic]):
     ) -> list[Verdict]:
         """As `judge`: a rating tells policies apart without their base."""
         return self.judge(candidates, workers, device, label)
+
+
+class Critique(Rated, AskingStage[PointCritic]):
+    """Puts every video to a critic that rates one at a time."""
+
+    def __init__(self, critic: PointCritic, store: Store) -> None:
+        self.critic, self.store = critic, store
+
+    def judge(
+        self, candidates: Sequence[Candidate], workers: Workers, device: str, label: str
+    ) -> list[Verdict]:
+        """See `Rated`."""
+        self._run(candidates, workers, device, label)
+        return [self._verdict(candidate) for candidate in candidates]
 
     def calls(self, count: int) -> int:
         """A rating each."""
@@ -297,7 +307,7 @@ class Critique(AskingStage[PointCritic]):
         )
 
 
-class CombinedCritique(CritiqueStage):
+class CombinedCritique(Rated):
     """Puts every video to each member of a critic in turn, and combines what they said."""
 
     def __init__(self, critic: CombinedCritic, store: Store) -> None:
@@ -317,23 +327,12 @@ class CombinedCritique(CritiqueStage):
     def judge(
         self, candidates: Sequence[Candidate], workers: Workers, device: str, label: str
     ) -> list[Verdict]:
-        """One verdict a candidate, in order."""
+        """See `Rated`."""
         said = [
             stage.judge(candidates, workers, device, f"{label}: {name}")
             for name, stage in self.stages.items()
         ]
         return [self._combined(verdicts) for verdicts in zip(*said, strict=True)]
-
-    def score(
-        self,
-        candidates: Sequence[Candidate],
-        base: Base | None,
-        workers: Workers,
-        device: str,
-        label: str,
-    ) -> list[Verdict]:
-        """As `judge`."""
-        return self.judge(candidates, workers, device, label)
 
     def calls(self, count: int) -> int:
         """A rating of each member."""

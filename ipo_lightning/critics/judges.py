@@ -7,15 +7,17 @@ probabilities of its first word. Every one goes with every `ChatModel`.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ipo_lightning.critics.base import Comparison, Rating, check_ready
-from ipo_lightning.critics.chat import VIDEO, ChatModel, Fault, Turn
+from ipo_lightning.critics.chat import VIDEO, ChatModel, Fault, Reply, Turn
 from ipo_lightning.critics.forms.base import QUOTED, PairForm, PointForm, Wording, check_names
 from ipo_lightning.critics.votes import compared, rated, read_all
 from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import Preference
 from ipo_lightning.video import Clip
+
+F = TypeVar("F", PairForm, PointForm)
 
 LETTERS = {"A": ("A", " A"), "T": ("T", " T"), "B": ("B", " B")}
 """First, tie, second: as `Preference` has them."""
@@ -79,12 +81,12 @@ class _Judge:
         self.chat.release()
 
 
-class PairJudge(_Judge):
-    """Compares two videos in words; several samples are votes."""
+class _InWords(_Judge, Generic[F]):
+    """A form, and the model's answers to it."""
 
-    def __init__(self, chat: ChatModel, form: PairForm) -> None:
+    def __init__(self, chat: ChatModel, form: F) -> None:
         super().__init__(chat, form.version)
-        self.form = form
+        self.form: F = form
 
     def ready(self) -> None:
         """Its words may be missing."""
@@ -95,41 +97,33 @@ class PairJudge(_Judge):
         """The form first, since weights take longer."""
         self.form.load()
         super().load(device)
+
+    def _replies(self, turns: Sequence[Turn]) -> list[list[Reply | Fault]]:
+        answers = self.chat.reply(turns)
+        if len(answers) != len(turns):
+            raise ValueError(f"{len(turns)} questions, but {len(answers)} answers")
+        return answers
+
+
+class PairJudge(_InWords[PairForm]):
+    """Compares two videos in words; several samples are votes."""
 
     def compare(
         self, first: Sequence[Clip], second: Sequence[Clip], prompts: Sequence[str]
     ) -> list[Comparison]:
         """See `PairCritic`."""
         shown = zip(first, second, prompts, strict=True)
-        answers = self.chat.reply([self.form.ask(*one) for one in shown])
-        if len(answers) != len(prompts):
-            raise ValueError(f"{len(prompts)} questions, but {len(answers)} answers")
+        answers = self._replies([self.form.ask(*one) for one in shown])
         return [compared(*read_all(replies, self.form.read)) for replies in answers]
 
 
-class PointJudge(_Judge):
+class PointJudge(_InWords[PointForm]):
     """Rates a video in words; of several samples the mean counts."""
-
-    def __init__(self, chat: ChatModel, form: PointForm) -> None:
-        super().__init__(chat, form.version)
-        self.form = form
-
-    def ready(self) -> None:
-        """Its words may be missing."""
-        self.form.load()
-        super().ready()
-
-    def load(self, device: str) -> None:
-        """The form first, since weights take longer."""
-        self.form.load()
-        super().load(device)
 
     def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
         """See `PointCritic`."""
         shown = zip(clips, prompts, strict=True)
-        answers = self.chat.reply([self.form.ask(*one) for one in shown])
-        if len(answers) != len(prompts):
-            raise ValueError(f"{len(prompts)} questions, but {len(answers)} answers")
+        answers = self._replies([self.form.ask(*one) for one in shown])
         return [self._rating(replies) for replies in answers]
 
     def _rating(self, replies: Sequence[Any]) -> Rating:

@@ -6,7 +6,6 @@ python -m ipo_lightning.exchange import path=FILE out=FILE.jsonl
 
 import argparse
 import difflib
-import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from ipo_lightning.exchange.points import pairs_of
 from ipo_lightning.exchange.publishing import FORMATS as WRITTEN
 from ipo_lightning.exchange.publishing import publish_round
 from ipo_lightning.exchange.reading import FORMATS, read_any, video_file, video_place
+from ipo_lightning.store import file_sha256
 
 EXPORT = {
     "run": None, "round": "1", "format": "trl", "out": None, "playable": "false", "files_at": ""
@@ -89,8 +89,7 @@ def _path(folder: Path, path: str, new: Path) -> str:
 
 def _sha256(folder: Path, path: str) -> str:
     try:
-        with open(video_file(folder, path), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(video_file(folder, path))
     except InputError:
         return ""
 
