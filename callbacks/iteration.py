@@ -334,10 +334,8 @@ class IterationCallback(L.Callback):
 
     def _write_labels(self, one: RoundDir, candidates: Sequence[Candidate], pairwise: bool) -> None:
         rule = self.labelling.pairs if pairwise else self.labelling.points
-        verdicts = one.verdicts()
-        labels = rule(candidates, verdicts)
-        figures = self.labelling.statistics(candidates, verdicts, labels.rows)
-        counts = {"kept": len(labels.rows), "dropped": labels.dropped, "figures": figures}
+        labels = rule(candidates, one.verdicts())
+        counts = {"kept": len(labels.rows), "dropped": labels.dropped, "figures": labels.figures}
         write_atomically(one.labelling_file, json.dumps(counts).encode())
         one.write(one.labels_file(self.module.form), labels.rows)
 

@@ -319,7 +319,7 @@ def test_figures_by_hand() -> None:
         fight(1, 2, None, shown=[None, [0.8, 0.1, 0.1]], fault="timeout"),
     ]
     one = policy()
-    figures = one.statistics(some, duels, one.pairs(some, duels).rows)
+    figures = one.pairs(some, duels).figures
     assert figures["prompts"] == figures["prompts_labelled"] == 1
     assert (figures["comparisons"], figures["ties"], figures["flips"]) == (3, 0.5, 0.5)
     assert figures["first_wins"] == pytest.approx(4 / 5)
@@ -329,9 +329,9 @@ def test_figures_by_hand() -> None:
 def test_motion_that_scores_follow_shows() -> None:
     some = candidates(3, motion={0: 1.0, 1: 2.0, 2: 3.0})
     verdicts = [Verdict(0, k, f"v{k}", "c", 0.1 * k) for k in range(3)]
-    assert policy().statistics(some, verdicts, [])["score_motion"] == pytest.approx(1.0)
+    assert policy().pairs(some, verdicts).figures["score_motion"] == pytest.approx(1.0)
     level = [Verdict(0, k, f"v{k}", "c", 0.5) for k in range(3)]
-    assert "score_motion" not in policy().statistics(some, level, [])
+    assert "score_motion" not in policy().pairs(some, level).figures
 
 
 @pytest.mark.parametrize(

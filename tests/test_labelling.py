@@ -448,8 +448,8 @@ def test_a_winner_always_has_the_higher_score(settings: dict[str, Any]) -> None:
 
 
 def test_nothing_gives_nothing() -> None:
-    assert labelling().pairs([], []) == Labels([], {})
-    assert labelling().points([], []) == Labels([], {})
+    assert labelling().pairs([], []) == Labels([], {}, {"prompts": 0, "prompts_labelled": 0})
+    assert labelling().points([], []) == Labels([], {}, {"prompts": 0, "prompts_labelled": 0})
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ class Labels(NamedTuple):
     rows: list[Pair] | list[Point]
     dropped: dict[str, int]
     """Reason -> how many candidates, couples, comparisons or prompts gave no label."""
+    figures: dict[str, float]
+    """What the round's verdicts and labels look like as a whole, see `statistics`."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Labelling:
                 "give 0 <= lower <= upper <= 1 (quantiles of the score)"
             )
 
-    def pairs(self, candidates: Iterable[Candidate], answers: Iterable[Answer]) -> Labels:
+    def pairs(self, candidates: Iterable[Candidate], answers: Sequence[Answer]) -> Labels:
         """Pairs of a round."""
         dropped: Counter[str] = Counter()
         groups = self._groups(candidates, answers, dropped)
@@ -109,7 +111,7 @@ class Labelling:
             _pair(number, couple, weight)
             for number, (couple, weight) in enumerate(zip(couples, weights, strict=True))
         ]
-        return Labels(rows, dict(sorted(dropped.items())))
+        return Labels(rows, dict(sorted(dropped.items())), statistics(groups, answers, rows))
 
     def _couples(self, group: Group, dropped: "Counter[str]") -> list[Couple]:
         if len(group.scored) < 2:
@@ -117,15 +119,16 @@ class Labelling:
         accept = Acceptance(self.guards, group.judgement, dropped, self.min_certainty, self.veto)
         return self.pair_rule(group.scored, accept)
 
-    def points(self, candidates: Iterable[Candidate], answers: Iterable[Answer]) -> Labels:
+    def points(self, candidates: Iterable[Candidate], answers: Sequence[Answer]) -> Labels:
         """Desirable and undesirable videos of a round."""
         dropped: Counter[str] = Counter()
-        groups = [group.scored for group in self._groups(candidates, answers, dropped)]
-        rewards = _rewards(groups)
+        groups = self._groups(candidates, answers, dropped)
+        compared = [group.scored for group in groups]
+        rewards = _rewards(compared)
         if self.within == "round":
-            groups = [[one for group in groups for one in group]]
+            compared = [[one for group in compared for one in group]]
         rows: list[Point] = []
-        for group in groups:
+        for group in compared:
             low, high = self._band([one.score for one in group])
             for one in group:
                 if self.middle == "drop" and low <= one.score <= high:
@@ -133,22 +136,13 @@ class Labelling:
                     continue
                 good = one.score >= (low + high) / 2
                 rows.append(_point(len(rows), one, rewards[_key(one)], desirable=good))
-        return Labels(rows, dict(sorted(dropped.items())))
+        return Labels(rows, dict(sorted(dropped.items())), statistics(groups, answers, rows))
 
     def _band(self, scores: Sequence[float]) -> tuple[float, float]:
         """The scores between which a video is neither desirable nor undesirable."""
         if self.bounds == "score":
             return self.lower, self.upper
         return _quantile(scores, self.lower), _quantile(scores, self.upper)
-
-    def statistics(
-        self,
-        candidates: Iterable[Candidate],
-        answers: Sequence[Answer],
-        labels: Sequence[Pair] | Sequence[Point],
-    ) -> dict[str, float]:
-        """What a round's verdicts and labels look like as a whole, see `statistics`."""
-        return statistics(self._groups(candidates, answers, Counter()), answers, labels)
 
     def check_missing(self, answers: Sequence[Answer]) -> None:
         """Refuse a round of which too much is missing.

@@ -61,14 +61,19 @@ def _mean(values: Sequence[bool]) -> float:
 
 def _motion(groups: Sequence[Group]) -> float:
     """Pearson's correlation about each prompt's own means."""
-    scores, motions = [], []
+    scores: list[float] = []
+    motions: list[float] = []
     for group in groups:
-        own = [one.score for one in group.scored]
-        moved = [one.candidate.gauges["motion"] for one in group.scored]
-        scores += [score - fmean(own) for score in own]
-        motions += [motion - fmean(moved) for motion in moved]
+        scores += _centred([one.score for one in group.scored])
+        motions += _centred([one.candidate.gauges["motion"] for one in group.scored])
     spread = math.sqrt(_product(scores, scores) * _product(motions, motions))
     return _product(scores, motions) / spread if spread > 1e-12 else math.nan
+
+
+def _centred(values: Sequence[float]) -> list[float]:
+    """The values less their mean."""
+    mean = fmean(values) if values else 0.0
+    return [value - mean for value in values]
 
 
 def _product(one: Sequence[float], other: Sequence[float]) -> float:
