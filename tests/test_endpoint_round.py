@@ -29,11 +29,13 @@ from tests.test_endpoint import free_port
 from train import train
 
 KEY = "sk-test-abcdefghij0123456789"
-PLAN = Plan(garbled=0.2, slow=0.1, once=0.1, seconds=0.9)
+PLAN = Plan(garbled=0.2, slow=0.1, once=0.1, seconds=4.0)
 EXPECTED = {
     "garbled": "unreadable", "cut": "cut short", "slow": "timeout", "once": "", "sound": "",
 }  # fmt: skip
 """What becomes of a question: the fault, or none."""
+RETRIES = 3
+"""What fails once fails once in each life of the server; its end may break one more attempt."""
 
 
 @dataclass
@@ -98,7 +100,8 @@ def settings(port: int, critic: str, *more: str) -> list[str]:
     chat = {
         "model": MODEL, "picture": "png", "top_logprobs": "null",
         "server.base_url": f"http://127.0.0.1:{port}/v1", "server.key_variable": "TEST_KEY",
-        "server.timeout": 0.5, "server.backoff": 0.01, "server.retries": 2, "server.patience": 120,
+        "server.timeout": 1.0, "server.backoff": 0.01, "server.patience": 120,
+        "server.retries": RETRIES,
         "viewing.fps": 1000, "viewing.least_frames": 1, "viewing.min_pixels": 1,
         "viewing.most_frames": 100,
     }  # fmt: skip
