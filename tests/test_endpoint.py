@@ -5,8 +5,8 @@ import math
 import shutil
 import socket
 import time
-from collections import Counter
 from pathlib import Path
+from threading import Barrier, Lock, Thread
 from typing import Any
 
 import pytest
@@ -272,7 +272,7 @@ def test_a_video_that_cannot_be_shown_is_a_fault_of_its_own() -> None:
 
 GOOD = Answer(completion("fine"))
 PASSING = {
-    "timeout": Answer(completion("late"), delay=0.8),
+    "timeout": Answer(completion("late"), delay=3.0),
     "HTTP 500": error(500, "out of memory"),
     "HTTP 502": Answer(b"<html>Bad Gateway</html>", 502),
     "HTTP 503": error(503, "overloaded", Retry_After="0.01"),
@@ -302,7 +302,7 @@ def reason_of(name: str) -> str:
 
 def timeout_for(name: str) -> float:
     """Seconds: short where they are to run out, else more than a busy machine needs."""
-    return 0.4 if reason_of(name) == "timeout" else 20.0
+    return 1.0 if reason_of(name) == "timeout" else 20.0
 
 
 @pytest.mark.parametrize("name", PASSING)
@@ -346,18 +346,22 @@ def test_faults_of_one_are_not_those_of_another() -> None:
 
 
 def test_it_asks_so_many_at_a_time() -> None:
-    now, most = Counter[str](), Counter[str]()
+    three, lock, now, most = Barrier(3), Lock(), 0, 0
 
     def behaviour(request: Request) -> Answer:
-        now["here"] += 1
-        most["here"] = max(most["here"], now["here"])
-        time.sleep(0.03)
-        now["here"] -= 1
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        three.wait(20)  # not fewer
+        with lock:
+            now -= 1
+        three.wait(20)
         return GOOD
 
     with served(behaviour) as server:
         chat(server, concurrency=3).reply([turn(k) for k in range(9)])
-    assert most["here"] == 3
+    assert most == 3  # nor more
 
 
 def test_pauses_grow_and_the_server_may_ask_for_more() -> None:
@@ -489,13 +493,11 @@ def test_a_server_that_is_gone_is_waited_for(caplog: pytest.LogCaptureFixture) -
         CriticGone, match=r"cannot be reached.*for 0.3 s now.*start the server again"
     ):
         critic.reply([turn(1), turn(2)])
-    assert 0.3 <= time.monotonic() - started < 3
+    assert 0.3 <= time.monotonic() - started < 15
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
 
 
 def test_a_server_that_comes_back_is_asked_again() -> None:
-    from threading import Thread
-
     port = free_port()
     critic = chat(f"http://127.0.0.1:{port}/v1", patience=10, retries=0)
     answers: list[Any] = []

@@ -210,7 +210,7 @@ def test_a_slow_download_ends(online: None, monkeypatch: pytest.MonkeyPatch) -> 
         start = time.monotonic()
         with served(drips) as (url, _), pytest.raises(InputError, match="timeout"):
             Original(ORIGINAL.sha256, url).read(loopback=True)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
 
 
 def test_words_come_encrypted() -> None:
