@@ -190,6 +190,25 @@ def test_what_failed_in_passing_is_asked_again_by_the_next_stage(tmp_path: Path)
     assert len(critic.asked) == 15
 
 
+def test_a_verdict_that_lacks_a_part_in_passing_counts_until_it_is_asked_again(
+    tmp_path: Path,
+) -> None:
+    """As of votes some of which timed out."""
+
+    class Partly(Brighter):
+        def _one(self, first: Clip, second: Clip) -> Comparison:
+            return super()._one(first, second)._replace(transient=len(self.asked) == 3)
+
+    store, critic = Store(tmp_path), Partly()
+    candidates = candidates_of(store, {0: [10, 60, 30]})
+    critique = PairCritique(critic, store, Asking(all_pairs))
+    duels = judge(critique, candidates)
+    assert len(critic.asked) == 6 and all(one.fault == "" for one in duels)
+    assert critique.missing(candidates) == 3  # the couple's prompt
+    assert judge(critique, candidates) == duels and len(critic.asked) == 7
+    assert critique.missing(candidates) == 0
+
+
 def test_a_fault_that_lasts_is_kept(tmp_path: Path) -> None:
     store, critic = Store(tmp_path), Brighter()
     critic._one = lambda a, b: Comparison(None, fault="unreadable")  # type: ignore[method-assign]

@@ -129,6 +129,9 @@ def test_a_missing_score_is_a_missing_comparison(transient: bool) -> None:
     assert bad.preference is None and bad.fault == "too bright" and bad.transient == transient
     lost = critic.compared(Rating(math.nan), Rating(1.0))
     assert lost.preference is None and lost.fault == "unreadable"
+    whole, part = Rating(1.0), Rating(2.0, transient=transient)
+    assert critic.compared(whole, part).transient == critic.compared(part, whole).transient
+    assert critic.compared(whole, part).transient == transient
 
 
 def test_wrong_scales_are_refused() -> None:
@@ -197,7 +200,7 @@ def test_a_missing_member_is_a_fault_or_left_out(transient: bool) -> None:
     assert rating.score is None and rating.fault == "b: too bright"
     assert rating.transient == transient
     rating = Ensemble(members(), on_missing="rest").rate([clip(200)], ["p"])[0]
-    assert rating.score == 200 and rating.fault == ""
+    assert rating.score == 200 and rating.fault == "" and rating.transient == transient
     only = Ensemble({"b": members()["b"]}, on_missing="rest").rate([clip(200)], ["p"])[0]
     assert only.score is None and only.fault == "b: too bright"
 
@@ -404,7 +407,8 @@ def test_a_pair_member_without_a_verdict() -> None:
     found = pairs().combine({"a": said(0.8, 0.1), "b": gone})
     assert found.preference is None and found.fault == "b: timeout" and found.transient
     found = pairs(on_missing="rest").combine({"a": said(0.8, 0.1), "b": gone})
-    assert found.preference == pytest.approx((0.8, 0.1, 0.1))
+    assert found.preference == pytest.approx((0.8, 0.1, 0.1)) and found.transient
+    assert not pairs().combine({"a": said(0.8, 0.1), "b": said(0.7, 0.1)}).transient
     both = pairs(on_missing="rest").combine({"a": gone, "b": gone._replace(transient=False)})
     assert both.fault == "a: timeout, b: timeout" and both.transient  # a's answer would do
     both = pairs().combine({"a": gone, "b": gone._replace(transient=False)})

@@ -196,6 +196,16 @@ def test_too_few_votes_are_a_fault(told: list[Any], fault: str, transient: bool)
         assert (one.reason if isinstance(one, Fault) else one) in found.raw
 
 
+def test_votes_that_are_missing_in_passing_may_come_yet() -> None:
+    """The verdict counts for now; what cannot be read stays so."""
+    found = asked(UnifiedRank(), FIRST, LATE)
+    assert found.preference == Preference(1, 0, 0) and not found.fault and found.transient
+    assert not asked(UnifiedRank(), FIRST, "hm").transient
+    rating = points(scored(1, 2, 3), LATE)
+    assert rating.score == pytest.approx(2) and not rating.fault and rating.transient
+    assert not points(scored(1, 2, 3), "hm").transient
+
+
 def test_dimensions_of_votes_are_means() -> None:
     text = "They differ.\nANSWER\nconsistency: {}\nfidelity: A\nmotion: tie\noverall: {}"
     found = asked(IpoPairs(), text.format("A", "A"), text.format("B", "tie"))

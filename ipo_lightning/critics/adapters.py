@@ -86,6 +86,7 @@ class ScoresToComparisons:
             dims={name: value.expected for name, value in dims.items() if not math.isnan(value[0])},
             certainty=min(first.certainty, second.certainty),
             raw=raw,
+            transient=first.transient or second.transient,
         )
 
 

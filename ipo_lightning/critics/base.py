@@ -28,7 +28,8 @@ class Rating(NamedTuple):
     fault: str = ""
     """Why there is no score, in a few words that failures can be counted by ("unreadable")."""
     transient: bool = False
-    """Whether asking again may help, as after a time-out: the answer is not kept for other runs."""
+    """Whether asking again may help, as after a time-out, be it of all or of a part: the answer
+    counts for now, and the next stage that wants it asks again."""
 
 
 class Comparison(NamedTuple):

@@ -108,8 +108,8 @@ class AskingStage(CritiqueStage, Generic[C]):
 
     The key of an answer is what was shown, the prompt and the critic's identity: changing the
     labelling asks nothing again, and an interrupted stage goes on where it stopped. An answer that
-    is missing for a transient reason, such as a time-out, is missing on all ranks for as long as a
-    stage lasts; the next one that wants it asks again.
+    is transient, as after a time-out, stands on all ranks for as long as a stage lasts; the next
+    one that wants it asks again.
     """
 
     critic: C
@@ -380,4 +380,4 @@ def plain(said: Rating | Comparison, name: str, verdict: Any, wrong: str = "not 
         "raw": said.raw,
         "fault": fault if verdict is None else "",
     }
-    return answer | ({"transient": True} if verdict is None and said.transient else {})
+    return answer | ({"transient": True} if said.transient else {})

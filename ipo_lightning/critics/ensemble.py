@@ -183,7 +183,8 @@ class Ensemble(Members[PointCritic]):
         score = math.fsum(abs(w) * turned[part] for part, w in parts.items()) / total
         spread = math.fsum(abs(w) * (turned[part] - score) ** 2 for part, w in parts.items())
         sure = min(ratings[part.partition(".")[0]].certainty for part in parts)
-        return Rating(score, values, sure / (1 + spread / total), raw)
+        passing = any(rating.transient for rating in ratings.values())
+        return Rating(score, values, sure / (1 + spread / total), raw, transient=passing)
 
     def _normalised(self, ratings: Mapping[str, Rating]) -> dict[str, float]:
         """All parts that are there, in standard deviations."""
@@ -274,7 +275,8 @@ class PairEnsemble(Members[PairCritic]):
         for name in known:
             dims |= {f"{name}.{dim}": value for dim, value in answers[name].dims.items()}
         sure = min(answers[name].certainty for name in known)
-        return Comparison(mean, dims, sure * max(0.0, 1 - apart), raw)
+        passing = any(answer.transient for answer in answers.values())
+        return Comparison(mean, dims, sure * max(0.0, 1 - apart), raw, transient=passing)
 
 
 def weighted(

@@ -1,7 +1,7 @@
 """Several answers to one question, made one: votes.
 
 An unreadable answer is a missing vote: it lowers certainty, and where fewer than half can be read
-there is no verdict.
+there is no verdict. One made without votes that are missing in passing is transient.
 """
 
 from collections import Counter
@@ -64,7 +64,8 @@ def compared(votes: Sequence[PairVote], faults: Sequence[Fault], raw: str) -> Co
     shares = zip(*(vote.preference for vote in votes), strict=True)
     preference = Preference(*(fmean(share) for share in shares))
     readable = len(votes) / (len(votes) + len(faults))
-    return Comparison(preference, _means(votes), max(preference) * readable, raw)
+    certainty = max(preference) * readable
+    return Comparison(preference, _means(votes), certainty, raw, transient=_incomplete(faults))
 
 
 def rated(
@@ -85,7 +86,12 @@ def rated(
     agreement = 1 - min(1.0, pstdev(scores) / ((span[1] - span[0]) / 2))
     readable = len(votes) / (len(votes) + len(faults))
     certainty = fmean(vote.certainty for vote in votes) * agreement * readable
-    return Rating(fmean(scores), _means(votes), certainty, raw)
+    return Rating(fmean(scores), _means(votes), certainty, raw, transient=_incomplete(faults))
+
+
+def _incomplete(faults: Sequence[Fault]) -> bool:
+    """Whether asking again could bring more votes."""
+    return any(fault.transient for fault in faults)
 
 
 def _means(votes: Sequence[PairVote] | Sequence[PointVote]) -> Mapping[str, float]:
