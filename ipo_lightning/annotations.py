@@ -122,7 +122,7 @@ def _plain(name: str, value: Any) -> Any:
         return str(value)
     try:
         number = NUMBERS[name](value)
-    except ValueError:
+    except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise InputError(f"{name}={value!r}: give a number")

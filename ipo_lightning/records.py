@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ipo_lightning.preferences import Preference
+
 
 class Row:
     """A frozen dataclass that becomes one JSON object."""
@@ -86,6 +88,15 @@ class Duel(Row):
         if self.p_first is None or self.p_second is None:
             return None
         return 0.5 + 0.5 * (self.p_first - self.p_second) if self.consistent else 0.5
+
+    @property
+    def tied(self) -> bool:
+        """Whether it came to nothing: the orders disagree, or neither video is likeliest to be
+        better. Its outcome may still lean to a side, of which strengths make use."""
+        if self.p_first is None or self.p_tie is None or self.p_second is None:
+            return False
+        likeliest = Preference(self.p_first, self.p_tie, self.p_second).outcome
+        return not self.consistent or likeliest == "tie"
 
 
 Answer = Verdict | Duel

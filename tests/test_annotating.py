@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipo_lightning.annotating.answers import Answers, read_answers
+from ipo_lightning.annotating.answers import Answers, latest, read_answers
 from ipo_lightning.annotating.page import plays, video_for_people, write_page
 from ipo_lightning.annotating.questions import APART, plan
 from ipo_lightning.annotations import Annotation, Choice, write_annotations
@@ -124,6 +124,15 @@ def test_a_page_downloaded_twice_counts_once_by_its_last_word() -> None:
     for rows in ((early, late), (late, early), (late, early, late)):
         found = settled(*rows)
         assert found is not None and tuple(found.preference) == (0, 0, 1)  # type: ignore[arg-type]
+
+
+def test_people_without_a_name_are_somebody_else_each() -> None:
+    """As of a Label Studio export that says nothing of who answered: the last is not the only."""
+    rows = [said(label, by="", pair="x", at=f"2026-01-01T10:0{k}:00Z")
+            for k, label in enumerate("AAB")]  # fmt: skip
+    assert latest([*rows, rows[0]]) == rows  # the same row twice is one
+    found = settled(*rows)
+    assert found is not None and found.preference == pytest.approx((2 / 3, 0, 1 / 3))
 
 
 def test_consistency_is_measured_by_repeats() -> None:

@@ -18,6 +18,7 @@ from ipo_lightning.backbones.diffusers_folder import folder_fingerprint
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import LORA_FILE, Sampling, put_weights, trained_weights
 from ipo_lightning.seeds import derive_seed, gaussian, generator
+from ipo_lightning.store import WHOLE
 from tests import tiny
 
 PROMPTS = ["a red ring moving left", "a blue cross"]
@@ -517,6 +518,24 @@ def test_one_weight_changes_the_fingerprint(folders: Folders, tmp_path: Path, fi
     weights[name].view(-1)[0] += 1e-3
     save_file(weights, copy / file, metadata={"format": "pt"})
     assert folder_fingerprint(copy) != folder_fingerprint(folders())
+
+
+@pytest.mark.parametrize("size", [2**20, 2**20 + 1, 2**21 - 1])
+def test_no_matrix_of_a_large_file_is_passed_over(tmp_path: Path, size: int) -> None:
+    """A mebibyte that changed, wherever it stands, as an adapter that was merged in place."""
+    file = tmp_path / "model.safetensors"
+    with open(file, "wb") as whole:
+        whole.truncate(WHOLE + 3 * 2**20 + 17)
+    wanted = folder_fingerprint(tmp_path)
+    for place in (5, 10 * 2**20 - 3, 33 * 2**20 + 4097, file.stat().st_size - size):
+        with open(file, "r+b") as part:
+            part.seek(place)
+            part.write(b"\x01" * size)
+        assert folder_fingerprint(tmp_path) != wanted
+        with open(file, "r+b") as part:
+            part.seek(place)
+            part.write(bytes(size))
+        assert folder_fingerprint(tmp_path) == wanted
 
 
 def test_configs_and_tokens_enter_the_fingerprint(folders: Folders, tmp_path: Path) -> None:

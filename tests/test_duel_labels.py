@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -46,6 +47,11 @@ def fight(first: int, second: int, chance: float | None, prompt: int = 0, **more
     return Duel(*place, chance, tie, lost, **more)
 
 
+def leaning(first: int, second: int) -> Duel:
+    """Two of three votes say that neither is better, in both orders."""
+    return replace(fight(first, second, 1 / 3), p_tie=2 / 3, p_second=0.0, certainty=2 / 3)
+
+
 def pairs_of(labels: Labels) -> list[tuple[int, int]]:
     return [(row.winner, row.loser) for row in labels.rows]
 
@@ -71,6 +77,7 @@ def test_the_strongest_beats_the_weakest() -> None:
 def test_the_direct_duel_must_be_the_winners() -> None:
     for last, reason in (
         (fight(0, 3, 0.5), "a tie of the two"),
+        (leaning(0, 3), "a tie of the two"),  # its outcome is 2/3
         (fight(0, 3, 0.7, consistent=False), "the two orders disagree"),
         (fight(0, 3, 0.4), "the loser won the two's own duel"),
     ):
@@ -323,6 +330,7 @@ def test_figures_by_hand() -> None:
     assert figures["prompts"] == figures["prompts_labelled"] == 1
     assert (figures["comparisons"], figures["ties"], figures["flips"]) == (3, 0.5, 0.5)
     assert figures["first_wins"] == pytest.approx(4 / 5)
+    assert one.pairs(some, [leaning(0, 1), *duels[1:]]).figures["ties"] == 1.0
     assert figures["score_motion"] < 0  # the stillest wins
 
 

@@ -259,6 +259,29 @@ def test_answers_that_are_not_whole(body: dict[str, Any], expected: Reply | Faul
     assert critic.spent.faults.total() == isinstance(expected, Fault)
 
 
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (completion("", finish="content_filter"), Fault("filtered")),
+        (completion(None, refusal="I will not"), Fault("refused")),
+    ],
+)
+def test_a_choice_that_is_withheld_is_a_fault_of_one_question(
+    body: dict[str, Any], expected: Fault
+) -> None:
+    """It has no probabilities either, which is no reason to end the run."""
+
+    def behaviour(request: Request) -> Answer:
+        return Answer(body) if "dog" in request.text else truthful(request)
+
+    turns = [turn(1), turn(1, f"{VIDEO}\nIs it a dog?")]
+    with served(behaviour) as server:
+        critic = chat(server)
+        found = critic.choose(turns, YES_NO)
+    assert isinstance(found[0], dict) and found[1] == expected
+    assert len(server.requests) == 2 and critic.spent.faults == {expected.reason: 1}
+
+
 def test_a_video_that_cannot_be_shown_is_a_fault_of_its_own() -> None:
     bad = Turn((clip()._replace(fps=0.0),), VIDEO)
     with served(always(Answer(completion("fine")))) as server:

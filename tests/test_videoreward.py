@@ -167,8 +167,14 @@ def test_scores_do_not_depend_on_batch_or_order(critic: Make) -> None:
 
 
 def test_weights_make_the_score(critic: Make) -> None:
-    (rating,) = critic(weights={"VQ": 0.0, "TA": 2.0}).rate(clips()[:1], PROMPTS[:1])
+    """Those that are not named do not count."""
+    (rating,) = critic(weights={"MQ": 1.0, "TA": 2.0}).rate(clips()[:1], PROMPTS[:1])
     assert rating.score == pytest.approx(rating.dims["MQ"] + 2 * rating.dims["TA"])
+    (whole,) = critic().rate(clips()[:1], PROMPTS[:1])
+    assert whole.score == pytest.approx(sum(rating.dims.values())) and whole.dims == rating.dims
+    for nothing in ({}, {"VQ": 0.0}):
+        with pytest.raises(InputError, match="give one dimension or more a weight"):
+            critic(weights=nothing)
     with pytest.raises(InputError, match="has MQ, TA, VQ"):
         critic(weights={"beauty": 1.0})
 
@@ -343,7 +349,7 @@ def test_identity_is_what_determines_a_score(base: Path, folders: dict[int, Path
         return VideoReward(str(folders[outputs]), **settings).identity
 
     others: list[dict[str, Any]] = [
-        {}, {"fps": 4.0}, {"dtype": "float32"}, {"weights": {"VQ": 0.0}}, {"attention": "eager"},
+        {}, {"fps": 4.0}, {"dtype": "float32"}, {"weights": {"VQ": 1.0}}, {"attention": "eager"},
         {"batch_size": 2}, {"outputs": 3}, {"checkpoint": "checkpoint-8/model.pth"},
     ]  # fmt: skip
     assert len({identity(**settings) for settings in others}) == len(others)

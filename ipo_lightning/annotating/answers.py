@@ -161,7 +161,7 @@ def latest(rows: Iterable[Annotation]) -> list[Annotation]:
 
 def _own(row: Annotation) -> tuple[str, ...]:
     """What an answer anew has in common with the one before; rows without a name have nothing."""
-    if not row.pair_id:
+    if not row.pair_id or not row.annotator:
         return (fingerprint(row.row()),)
     key, _ = key_of(row.prompt, row.video_A, row.video_B)
     return (row.source, row.annotator, row.pair_id, *key)

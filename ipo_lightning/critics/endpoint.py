@@ -163,7 +163,10 @@ class EndpointChat:
         fields = {self.limit_field: 1, "temperature": 1.0} | self._told()
 
         def read(answer: Mapping[str, Any]) -> dict[str, float] | Fault:
-            told = answer["choices"][0].get("logprobs")
+            choice = answer["choices"][0]
+            if fault := withheld(choice):
+                return fault
+            told = choice.get("logprobs")
             if not told or not told["content"][0]["top_logprobs"]:
                 raise InputError(
                     f"{self.model} at {self.server.base_url} tells no probabilities of tokens "
@@ -303,16 +306,21 @@ def shares(
     return {name: mass / total for name, mass in masses.items()}
 
 
+def withheld(choice: Mapping[str, Any]) -> Fault | None:
+    """Why the server or the model would not answer, where it says so."""
+    if choice.get("finish_reason") == "content_filter":
+        return Fault("filtered")
+    return Fault("refused") if choice["message"].get("refusal") else None
+
+
 def read_reply(answer: Mapping[str, Any]) -> Reply | Fault:
     """The first choice of a chat completion, or why it is no answer."""
     choice = answer["choices"][0]
-    message, ended = choice["message"], choice.get("finish_reason")
-    faults = {"length": "cut short", "content_filter": "filtered"}
-    if ended in faults:
-        return Fault(faults[ended])
-    if message.get("refusal"):
-        return Fault("refused")
-    text = message["content"]
+    if choice.get("finish_reason") == "length":
+        return Fault("cut short")
+    if fault := withheld(choice):
+        return fault
+    text = choice["message"]["content"]
     if text is None:  # all its words were thoughts
         return Fault("empty answer")
     if not isinstance(text, str):

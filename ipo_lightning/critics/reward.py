@@ -24,7 +24,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.store import fingerprint
 from ipo_lightning.video import Clip
 
-VERSION = "reward-1"
+VERSION = "reward-2"
 """Of the reading; to be raised whenever the same settings give other scores."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -36,7 +36,8 @@ class RewardCritic:
         model: the folder.
         fps: frames a second that are shown; None is what the model was trained with. More show the
             motion of short videos, which the model has not seen so: audit it before you trust it.
-        weights: dimension -> its weight in the score, a sum of normalised rewards; None: 1 each.
+        weights: dimension -> its weight in the score, a sum of normalised rewards; one that is not
+            named does not count. None: 1 each.
         dtype: of the network: bfloat16, or float32 (twice the memory). The head is in float32.
         attention: transformers' name of the kernels (sdpa, eager, flash_attention_2); None is its
             own choice.
@@ -57,13 +58,16 @@ class RewardCritic:
         batch_size: int = 1,
     ) -> None:
         self.model, self.fps, self.dtype, self.attention = model, fps, dtype, attention
-        self.weights, self.batch_size = dict(weights or {}), batch_size
+        self.weights = None if weights is None else dict(weights)
+        self.batch_size = batch_size
         self._network: RewardModel | None = None
         self._inputs: RewardInputs | None = None
         self._warned = False
         check_source("model", model)
         if dtype not in DTYPES:
             raise InputError(f"dtype={dtype}: choose one of {', '.join(DTYPES)}")
+        if self.weights is not None and not any(self.weights.values()):
+            raise InputError(f"weights={self.weights}: give one dimension or more a weight")
         if batch_size < 1 or (fps is not None and fps <= 0):
             raise InputError(f"batch_size={batch_size}, fps={fps}: give numbers above 0")
 
@@ -84,7 +88,7 @@ class RewardCritic:
         if self.fps is not None:
             inputs.form = replace(inputs.form, viewing=replace(inputs.form.viewing, fps=self.fps))
         names = set(inputs.form.dims)
-        if not self.weights.keys() <= names:
+        if self.weights is not None and not self.weights.keys() <= names:
             raise InputError(f"weights={self.weights}: {self.model} has {', '.join(sorted(names))}")
         self._network, self._inputs = network.to(device), inputs
 
@@ -169,5 +173,6 @@ class RewardCritic:
         raw = json.dumps(dict(zip(form.dims, rewards, strict=True)))
         if any(value != value for value in rewards):
             return Rating(None, raw=raw, fault="not a number")
-        score = sum(self.weights.get(name, 1.0) * value for name, value in dims.items())
+        weights = dict.fromkeys(dims, 1.0) if self.weights is None else self.weights
+        score = sum(weight * dims[name] for name, weight in weights.items())
         return Rating(score, dims, raw=raw)

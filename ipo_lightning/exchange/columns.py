@@ -36,7 +36,7 @@ def number(row: Mapping[str, Any], name: str, place: str) -> float:
     """
     try:
         value = float(row.get(name))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = float("nan")
     if not abs(value) < float("inf"):
         raise InputError(f"{place}: {name!r} must be a number, got {shown(row.get(name))}")

@@ -94,7 +94,7 @@ class Fought:
         found, won = direct
         if not found.consistent:
             return "the two orders disagree"
-        if won == 0.5:
+        if found.tied:
             return "a tie of the two"
         return "" if won > 0.5 else "the loser won the two's own duel"
 

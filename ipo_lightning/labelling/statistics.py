@@ -49,7 +49,7 @@ def of_duels(duels: Sequence[Duel]) -> dict[str, float]:
     gaps = [shown[0] - shown[2] for one in duels for shown in one.shown if shown is not None]
     return {
         "comparisons": len(asked),
-        "ties": _mean([one.outcome == 0.5 for one in answered]),
+        "ties": _mean([one.tied for one in answered]),
         "flips": _mean([not one.consistent for one in twice]),
         "first_wins": _mean([gap > 0 for gap in gaps if gap]),
     }
