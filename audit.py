@@ -70,18 +70,16 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
 def read_pairs(cfg: DictConfig, shelf: "Shelf") -> "Gathered":
     """People's verdicts, and where their videos lie."""
     from ipo_lightning.audit.votes import gather
-    from ipo_lightning.exchange import read_any, read_preferences, video_place
+    from ipo_lightning.exchange import Finder, read_any, read_preferences, videos_of
 
     folder = Path(cfg.videos) if cfg.videos else read_any(cfg.pairs, cfg.format).folder
     rows = read_preferences(cfg.pairs, cfg.format)
 
+    finder = Finder(folder, shelf)
+
     def find(row: "Annotation") -> tuple[Path, Path]:
-        sides = ((row.path_A, row.video_A), (row.path_B, row.video_B))
-        first, second = (
-            video_place(folder, path) if path else shelf.path("videos", name, ".mp4")
-            for path, name in sides
-        )
-        return first, second
+        first, second = videos_of(row)
+        return finder.place(first), finder.place(second)
 
     gathered = gather(rows, find, skip_missing=cfg.skip_missing)
     prompts = {pair.prompt for pair in gathered.pairs}

@@ -7,7 +7,7 @@ a table of these rows is one of its CSV files.
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -51,6 +51,8 @@ class Annotation:
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further columns of the file it came from (fps, models)."""
+    place: str = field(default="", compare=False)
+    """Where the row stands, for messages; no part of what it says."""
 
     def row(self) -> dict[str, Any]:
         """The row as plain JSON: labels stand beside the other fields."""
@@ -77,7 +79,7 @@ def annotations_of(rows: Iterable[Placed]) -> list[Annotation]:
     found = []
     for place, row in rows:
         try:
-            found.append(annotation(row))
+            found.append(replace(annotation(row), place=place))
         except InputError as error:
             raise InputError(f"{place}: {error}") from error
     return found

@@ -365,6 +365,17 @@ def test_a_pair_is_one_in_whatever_order(tmp_path: Path) -> None:
     assert pair.votes["Overall"][3].left == 1
 
 
+def test_videos_that_only_the_store_may_hold_are_told_by_their_row(
+    judged: Callable[..., Found], tmp_path: Path
+) -> None:
+    one = Annotation("1", "x", "", "", {"Overall": "A"}, video_A="0" * 64, video_B="1" * 64)
+    write_annotations(tmp_path / "answers.jsonl", [one])
+    with pytest.raises(InputError) as caught:
+        judged("shapes", tmp_path / "answers.jsonl")
+    place = f"{tmp_path}/store/videos/00/{'0' * 64}.mp4 (of {tmp_path}/answers.jsonl:1)"
+    assert place in str(caught.value) and "paths.store=DIR" in str(caught.value)
+
+
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     find = files(tmp_path, "a", "b", "c")
     rows = [row("a", "b", "A"), row("a", "a", "A"), row("b", "c", "invalid"), row("a", "gone", "B")]

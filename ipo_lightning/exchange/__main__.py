@@ -16,7 +16,8 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.points import pairs_of
 from ipo_lightning.exchange.publishing import FORMATS as WRITTEN
 from ipo_lightning.exchange.publishing import publish_round
-from ipo_lightning.exchange.reading import FORMATS, read_any, video_file, video_place
+from ipo_lightning.exchange.reading import FORMATS, read_any
+from ipo_lightning.exchange.videos import video_file, video_place
 from ipo_lightning.store import file_sha256
 
 EXPORT = {

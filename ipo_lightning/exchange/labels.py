@@ -14,11 +14,12 @@ from ipo_lightning.annotating.answers import Answers
 from ipo_lightning.annotations import OVERALL, Annotation
 from ipo_lightning.critics.base import Comparison, Question
 from ipo_lightning.exchange.points import VideoPoint, pairs_of
+from ipo_lightning.exchange.videos import Named, videos_of
 from ipo_lightning.preferences import Preference
 from ipo_lightning.records import Candidate, Pair, Point, Verdict
 
-Videos = Mapping[tuple[str, str], Candidate]
-"""(prompt, path in the file) -> what it became; without those that are of no use."""
+Videos = Mapping[tuple[str, Named], Candidate]
+"""(prompt, video as a row names it) -> what it became; without those that are of no use."""
 
 
 class Labelled(NamedTuple):
@@ -59,7 +60,7 @@ def _duels(
     rows: list[Annotation] = []
     asked: dict[tuple[str, str], tuple[Candidate, Candidate]] = {}
     for one in pairs:
-        first, second = (videos.get((one.prompt, path)) for path in (one.path_A, one.path_B))
+        first, second = (videos.get((one.prompt, video)) for video in videos_of(one))
         if first is None or second is None:
             dropped["pair without one of its videos"] += 1
         elif first == second:
@@ -140,7 +141,7 @@ def _points_of_points(
     scores: dict[tuple[int, int], list[float]] = {}
     rows: list[Point] = []
     for one in points:
-        candidate, score = videos.get((one.prompt, one.path)), one.scores[OVERALL]
+        candidate, score = videos.get((one.prompt, Named(one.path))), one.scores[OVERALL]
         if candidate is None:
             continue  # counted as a video
         scores.setdefault((candidate.prompt_index, candidate.candidate), []).append(score)

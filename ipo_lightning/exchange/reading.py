@@ -1,6 +1,5 @@
 """Preference data of any known format: which one it is, and its pairs or points."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -102,32 +101,6 @@ def read_preferences(path: str | Path, format: str = "auto") -> list[Annotation]
         raise InputError(f"{found.path}: no pairs; no prompt has two rated videos, or all answers "
                          "are empty")  # fmt: skip
     return pairs
-
-
-def video_file(folder: Path, path: str) -> Path:
-    """The file of a video, see `video_place`.
-
-    Raises:
-        InputError: there is none.
-    """
-    place = video_place(folder, path)
-    if not place.is_file():
-        raise InputError(
-            f"{folder}: there is no video {path or '(the row names no file)'}; videos are looked "
-            "for within this folder, to which a link may lead"
-        )
-    return place
-
-
-def video_place(folder: Path, path: str) -> Path:
-    """Where a video is, or should be: within the folder, or right in it where it was moved.
-
-    A path that leads out of the folder stands for its last name alone: a file from elsewhere shall
-    not choose which other files of this machine are read.
-    """
-    place, moved = folder / path, folder / Path(path).name
-    inside = Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))
-    return place if inside and (place.is_file() or not moved.is_file()) else moved
 
 
 def _table(path: Path) -> Path:

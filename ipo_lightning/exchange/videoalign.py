@@ -45,6 +45,7 @@ def read(path: Path, rows: Sequence[Placed]) -> list[Annotation]:
                 labels=with_overall(given),
                 source=path.name,
                 extra=plain(row, known),
+                place=place,
             )
         )
     return found
