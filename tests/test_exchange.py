@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,35 @@ def test_canonical(tmp_path: Path) -> None:
     assert read_annotations(tmp_path / "rows.jsonl") == [CANONICAL]
 
 
+def test_what_is_extra_does_not_come_back_as_a_label(tmp_path: Path) -> None:
+    """A model may be called A; files of before there was ``extra`` have it beside the labels."""
+    extra = {"A_model": "A", "B_model": "same", "margin": 0.5, "note": "B"}
+    one = replace(CANONICAL, extra=extra)
+    write_annotations(tmp_path / "rows.jsonl", [one, CANONICAL])
+    assert read_annotations(tmp_path / "rows.jsonl") == [one, CANONICAL]
+    beside = {name: extra[name] for name in ("A_model", "B_model", "margin")}
+    (old,) = read_annotations(table(tmp_path / "old.jsonl", [CANONICAL.row() | beside]))
+    assert old == replace(CANONICAL, extra=beside)
+    videoalign.write(tmp_path / "again.csv", [one])
+    (again,) = read_preferences(tmp_path / "again.csv")
+    assert again.extra == {"A_model": "A", "B_model": "same"}
+    assert again.labels == {"Overall": "B", "MQ": "same"}
+
+
+def test_a_column_with_a_choice_in_any_row_is_a_dimension(tmp_path: Path) -> None:
+    rows = [CANONICAL.row() | {"wit": said, "note": "fine"} for said in ("A", "", None, "invalid")]
+    found = read_annotations(table(tmp_path / "rows.jsonl", rows))
+    assert [one.labels.get("wit") for one in found] == ["A", None, None, "invalid"]
+    assert all(one.extra == {"note": "fine"} for one in found)
+    rows.append(CANONICAL.row() | {"wit": "left"})
+    with pytest.raises(InputError) as caught:
+        read_annotations(table(tmp_path / "rows.jsonl", rows))
+    assert str(caught.value) == (
+        f"{tmp_path}/rows.jsonl:5: wit='left': give one of A, B, same, invalid, or nothing; where "
+        "wit is no dimension, put it under extra: {...}"
+    )
+
+
 def test_label_studio_tasks_come_back_as_annotations(tmp_path: Path) -> None:
     """What a person would export after answering the tasks that were written."""
     config, tasks = label_studio.write(tmp_path, [CANONICAL], "/data/local-files/?d=set/")
@@ -219,6 +249,7 @@ def test_label_studio_pairwise(tmp_path: Path) -> None:
             for one, message in (
                 (5, "'annotations' must be a list of objects"),
                 ({"result": "left"}, "'result' must be a list of objects"),
+                ({"result": [CHOSEN | {"from_name": "prompt"}]}, "'prompt' is a field's name"),
                 ({"result": [CHOSEN], "lead_time": "long"}, "seconds='long': give a number"),
                 ({"result": [CHOSEN | {"value": {"choices": 3}}]}, "must be one of left"),
             )
@@ -231,6 +262,10 @@ def test_label_studio_pairwise(tmp_path: Path) -> None:
                 ({"video_A": "../../private"}, "video_A='../../private': give the sha256"),
                 ({"video_A": 3}, "video_A=3: give a text"),
                 ({"timestamp": 2026}, "timestamp=2026: give a text"),
+                ({"prompt": " \t"}, "rows.jsonl:1: prompt is empty"),
+                ({"VQ": "b"}, "rows.jsonl:1: VQ='b': give one of A, B, same, invalid, or nothing"),
+                ({"TA": 1}, "TA=1: give one of A, B"),
+                ({"Overall": "a"}, "Overall='a': give one of A, B"),
                 ({"seconds": "fast"}, "seconds='fast': give a number"),
                 ({"seconds": float("inf")}, "not JSON"),
                 ({"fps": float("nan")}, "not JSON"),
