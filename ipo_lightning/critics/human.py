@@ -127,7 +127,7 @@ class HumanCritic:
         return lines
 
     def _waits_for(self, question: Question) -> bool:
-        return len(self.answers.annotators(question)) < len(self.annotators)
+        return self.answers.people(question) < len(self.annotators)
 
     def _spared(self) -> set[Key]:
         """The questions of batches of which enough are answered."""
