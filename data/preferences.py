@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.prompts import place
+from ipo_lightning.annotating.answers import latest
 from ipo_lightning.annotations import Annotation
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange import Finder, Named, Preferences, read_any, videos_of
@@ -217,6 +218,8 @@ def read_samples(
 ) -> list[Sample]:
     """The labelled pairs or rated videos of a file; those with no label at all are left out.
 
+    What somebody answered anew counts by the later answer, as it does where people are the critic.
+
     Args:
         finder: of the videos; None looks for them beside the file.
 
@@ -224,7 +227,7 @@ def read_samples(
         InputError: the file holds the other kind, has a dimension in no row, or lacks a video.
     """
     rows: Sequence[Annotation | VideoPoint]
-    rows = found.pairs if form == "pairwise" else found.points
+    rows = latest(found.pairs) if form == "pairwise" else found.points
     if not rows:
         kinds = ("pairs", "rated videos")
         wanted, there = kinds if form == "pairwise" else kinds[::-1]

@@ -365,6 +365,34 @@ def test_a_pair_is_one_in_whatever_order(tmp_path: Path) -> None:
     assert pair.votes["Overall"][3].left == 1
 
 
+def test_two_downloads_of_one_page_are_no_repeats(tmp_path: Path) -> None:
+    """Two of four hidden repeats are answered alike: 0.5, however often the file was downloaded."""
+    find = files(tmp_path, *"abcdefgh")
+    page = []
+    for k, pair in enumerate(("ab", "cd", "ef", "gh")):
+        for time, said in enumerate(("A", "A" if k % 2 else "B")):
+            page.append(replace(row(*pair, said, "x", timestamp=f"2026-01-0{time + 1}"),
+                                pair_id=f"{pair}-{time}", source="page 1"))  # fmt: skip
+    page[-1] = replace(page[-1], timestamp="2026-01-03")  # answered anew after the first download
+    first = [*page[:-1], replace(page[-1], labels={"Overall": "B"}, timestamp="2026-01-02")]
+
+    def alike(rows: Sequence[Annotation]) -> list[bool]:
+        again, _ = repeats(gather(rows, find).pairs, "Overall")
+        assert again.shape == (2, 4)
+        return [bool(a == b) for a, b in again.T]
+
+    assert alike(page) == [False, True, False, True]
+    assert alike([*first, *page]) == alike([*page, *first]) == alike(page)
+    assert gather([*first, *page], find).left_out == {"answered anew later": 8}
+    assert alike(first) == [False, True, False, False]
+
+
+def test_rows_without_a_name_are_votes_each(tmp_path: Path) -> None:
+    find = files(tmp_path, "a", "b")
+    (pair,) = gather([row("a", "b", "A")] * 3, find).pairs
+    assert ratings([pair], "Overall").tolist() == [[1], [1], [1]]
+
+
 def test_videos_that_only_the_store_may_hold_are_told_by_their_row(
     judged: Callable[..., Found], tmp_path: Path
 ) -> None:

@@ -203,6 +203,21 @@ def test_answers_of_the_page_find_their_videos_in_the_store(
     )
 
 
+def test_two_downloads_are_trained_on_once(labels: Path, tmp_path: Path) -> None:
+    rows = [replace(row, timestamp="2026-01-01") for row in read_annotations(labels)]
+    turned = {**rows[0].labels, "Overall": "same"}
+    again = [replace(rows[0], labels=turned, timestamp="2026-01-02")]
+    file = tmp_path / "pairs.jsonl"
+    write_annotations(file, [*rows, *rows, *again])
+    (tmp_path / "videos").symlink_to(labels.parent / "videos")
+    data = made(file)
+    assert len(data.train) + len(data.valid) == 40
+    (first,) = (one for one in (*data.train, *data.valid)
+                if one.videos[0].name == Path(rows[0].path_A).name
+                and one.videos[1].name == Path(rows[0].path_B).name)  # fmt: skip
+    assert first.labels[-1] == 0
+
+
 def test_paths_may_start_in_another_folder(labels: Path, tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
     write_annotations(file, read_annotations(labels))

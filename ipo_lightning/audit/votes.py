@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ipo_lightning.annotating.answers import latest
 from ipo_lightning.annotations import OVERALL, Annotation
 from ipo_lightning.errors import InputError
 from ipo_lightning.seeds import derive_seed
@@ -57,6 +58,9 @@ Find = Callable[[Annotation], tuple[Path, Path]]
 def gather(rows: Sequence[Annotation], find: Find, *, skip_missing: bool = False) -> Gathered:
     """Rows of annotations as pairs: two rows on the same videos are one, in whatever order.
 
+    What somebody answered anew counts by the later answer, as it does where people are the critic
+    (`ipo_lightning.annotating.answers.latest`): two downloads of a page are no repeats.
+
     Args:
         find: where the two videos of a row lie.
         skip_missing: leave out, and count, pairs of which a video is not there.
@@ -66,8 +70,9 @@ def gather(rows: Sequence[Annotation], find: Find, *, skip_missing: bool = False
     """
     pairs: dict[tuple[str, frozenset[Path]], Compared] = {}
     places: dict[Path, str] = {}
-    left_out: Counter[str] = Counter()
-    for row in rows:
+    counted = latest(rows)
+    left_out: Counter[str] = Counter({"answered anew later": len(rows) - len(counted)})
+    for row in counted:
         first, second = find(row)
         if first == second:
             left_out["a video against itself"] += 1
