@@ -20,7 +20,7 @@ from data.prompts import Split, split_of
 from data.real import Captioned, footage_of, hashes_of
 from ipo_lightning.annotations import Annotation
 from ipo_lightning.errors import InputError
-from ipo_lightning.exchange.labels import Videos, labels_for, verdicts_of
+from ipo_lightning.exchange.labels import Videos, carried, labels_for, verdicts_of
 from ipo_lightning.exchange.points import VideoPoint
 from ipo_lightning.exchange.reading import Preferences, read_any
 from ipo_lightning.exchange.videos import Finder, Named, videos_of
@@ -86,6 +86,9 @@ class ImportedPreferences:
         self.path, self.rounds, self.lossless = path, rounds, lossless
         self.held_out = frozenset(held_out)
         self.found = _read(path, format)
+        rows: list[Annotation | VideoPoint] = [*self.found.pairs, *self.found.points]
+        for row in rows:
+            carried(row)  # what is wrong with one is said before any video is looked at
         self.folder = self.found.folder if videos is None else Path(videos)
         if not self.folder.is_dir():
             raise InputError(f"data.imported.videos={videos}: there is no such folder")

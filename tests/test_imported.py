@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,16 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run_of(small: Compose, labelled: Path) -> Callable[[str], RunDir]:
-    """A run whose first round is labelled, made once a loss."""
+def run_of(small: Compose, labelled: Path) -> Callable[..., RunDir]:
+    """A run whose first round is labelled, made once a loss and once a policy of labelling."""
 
-    def made(loss: str) -> RunDir:
-        cfg = small(f"loss={loss}", "round=1", "until=labelling", f"name={loss}",
-                    f"paths.outputs={labelled}")  # fmt: skip
-        if not (labelled / loss).exists():
+    def made(loss: str, *words: str) -> RunDir:
+        name = "-".join((loss, *words)).replace("=", "-")
+        cfg = small(f"loss={loss}", "round=1", "until=labelling", f"name={name}",
+                    f"paths.outputs={labelled}", *words)  # fmt: skip
+        if not (labelled / name).exists():
             train(cfg)
-        return RunDir(labelled / loss)
+        return RunDir(labelled / name)
 
     return made
 
@@ -68,7 +70,7 @@ def exported(run: RunDir, out: Path, format: str = "trl", *words: str) -> Path:
 
 @pytest.mark.slow
 def test_published_pairs_are_trained_on(
-    run_of: Callable[[str], RunDir],
+    run_of: Callable[..., RunDir],
     small: Compose,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -104,7 +106,23 @@ def test_published_pairs_are_trained_on(
     assert before == {path: path.stat().st_mtime_ns for path in mine.path.rglob("*.jsonl")}
 
 
-def test_videos_survive_to_the_bit(run_of: Callable[[str], RunDir], small: Compose,
+@pytest.mark.parametrize("format", ["trl", "canonical"])
+def test_weights_and_margins_survive(
+    run_of: Callable[..., RunDir], small: Compose, tmp_path: Path, format: str
+) -> None:
+    weighted = run_of("dpo", "labelling=margin_weighted")
+    table = exported(weighted, tmp_path / "set", format)
+    table = table if format == "trl" else table / "annotations.jsonl"
+    train(small(*shapes(table, "round=1", "until=labelling")))
+    mine = RunDir(tmp_path / "outputs" / "run").round(1).pairs()
+    theirs = weighted.round(1).pairs()
+    assert len({one.weight for one in theirs}) > 1
+    assert [(p.prompt, p.weight, p.margin) for p in mine] == [
+        (p.prompt, p.weight, p.margin) for p in theirs
+    ]
+
+
+def test_videos_survive_to_the_bit(run_of: Callable[..., RunDir], small: Compose,
                                    tmp_path: Path) -> None:  # fmt: skip
     """The clips that are trained on are the published ones: same size, same rate, every pixel."""
     run = run_of("dpo")
@@ -119,7 +137,7 @@ def test_videos_survive_to_the_bit(run_of: Callable[[str], RunDir], small: Compo
 
 
 def test_published_points_are_trained_on(
-    run_of: Callable[[str], RunDir], small: Compose, tmp_path: Path
+    run_of: Callable[..., RunDir], small: Compose, tmp_path: Path
 ) -> None:
     run = run_of("kto")
     table = exported(run, tmp_path / "set")
@@ -132,7 +150,7 @@ def test_published_points_are_trained_on(
 
 
 def test_labels_that_changed_in_mid_round_are_refused(
-    run_of: Callable[[str], RunDir], small: Compose, tmp_path: Path
+    run_of: Callable[..., RunDir], small: Compose, tmp_path: Path
 ) -> None:
     table = exported(run_of("dpo"), tmp_path / "set")
     words = shapes(table, "round=1")
@@ -148,7 +166,7 @@ def test_labels_that_changed_in_mid_round_are_refused(
 
 @pytest.mark.slow
 def test_later_rounds_may_roll_out(
-    run_of: Callable[[str], RunDir], small: Compose, tmp_path: Path
+    run_of: Callable[..., RunDir], small: Compose, tmp_path: Path
 ) -> None:
     table = exported(run_of("dpo"), tmp_path / "set")
     words = shapes(table, "data.imported.rounds=1", "round=2")
@@ -164,7 +182,7 @@ def test_later_rounds_may_roll_out(
 
 @pytest.mark.parametrize("format", ["canonical", "videoalign", "label_studio"])
 def test_other_formats_hold_the_same_pairs(
-    run_of: Callable[[str], RunDir], tmp_path: Path, format: str
+    run_of: Callable[..., RunDir], tmp_path: Path, format: str
 ) -> None:
     run = run_of("dpo")
     folder = exported(run, tmp_path / "set", format)
@@ -184,7 +202,7 @@ def test_other_formats_hold_the_same_pairs(
         assert better == f"videos/{pair.winner_video}.mp4" and (folder / better).is_file()
 
 
-def test_the_card_says_what_it_is(run_of: Callable[[str], RunDir], tmp_path: Path) -> None:
+def test_the_card_says_what_it_is(run_of: Callable[..., RunDir], tmp_path: Path) -> None:
     folder = exported(run_of("dpo"), tmp_path / "set")
     text = (folder / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
@@ -196,7 +214,7 @@ def test_the_card_says_what_it_is(run_of: Callable[[str], RunDir], tmp_path: Pat
 
 
 def test_the_command_line_refuses(
-    run_of: Callable[[str], RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_of: Callable[..., RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of("dpo").path
     used = tmp_path / "used"
@@ -224,7 +242,7 @@ def test_the_command_line_refuses(
 
 
 def test_an_export_is_there_whole_or_not_at_all(
-    run_of: Callable[[str], RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_of: Callable[..., RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where a video is gone the same command works once it is back: nothing is in its way."""
     run = run_of("dpo")
@@ -241,7 +259,7 @@ def test_an_export_is_there_whole_or_not_at_all(
 
 
 def test_an_import_knows_videos_by_their_hash(
-    run_of: Callable[[str], RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_of: Callable[..., RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = exported(run_of("dpo"), tmp_path / "set")
     out = tmp_path / "rows.jsonl"
@@ -358,6 +376,35 @@ def test_answers_of_the_page_find_their_videos_in_the_store(
     assert f"not in the store {store.root}; give paths.store=DIR" in text
     assert [(row.winner, row.loser) for row in found.rows if isinstance(row, Pair)] == [(0, 1)]
     assert found.dropped == {"pair without one of its videos": 1, "video missing": 1}
+
+
+def test_what_a_row_carries_counts_where_it_is_alone(tmp_path: Path, policy: CogVideoX) -> None:
+    names = [clip(tmp_path / f"{name}.mp4", 20 * k) for k, name in enumerate("abcd", 1)]
+    a, b, c, d = names
+    rows = [replace(pair(a, b), extra={"weight": 3, "margin": 0.25}),
+            replace(pair(d, c, "B"), extra={"weight": 0.0}), pair(b, d),
+            *(replace(pair(a, c, by=one), extra={"weight": 9.0}) for one in "12")]  # fmt: skip
+    write_annotations(tmp_path / "rows.jsonl", rows)
+    found = take(tmp_path / "rows.jsonl", policy).rows
+    assert [(p.weight, p.margin) for p in found if isinstance(p, Pair)] == [
+        (3, 0.25), (0, 1), (1, 1), (1, 1),
+    ]  # fmt: skip
+    points = take(tmp_path / "rows.jsonl", policy, "pointwise").rows
+    assert [p.weight for p in points if isinstance(p, Point)] == [2, 0.5], "a's and d's means"
+    rated = [{"prompt": "x", "completion": a, "label": True, "weight": 2.5},
+             {"prompt": "x", "completion": b, "label": False}]  # fmt: skip
+    write_jsonl(tmp_path / "points.jsonl", rated)
+    points = take(tmp_path / "points.jsonl", policy, "pointwise").rows
+    assert [p.weight for p in points if isinstance(p, Point)] == [2.5, 1]
+
+
+@pytest.mark.parametrize("value", [-1, "nan", "inf", "heavy", -0.5, 10**400])
+@pytest.mark.parametrize("name", ["weight", "margin"])
+def test_weights_that_are_none_are_refused(tmp_path: Path, name: str, value: Any) -> None:
+    rows = [{"prompt": "x", "chosen": "a", "rejected": "b", name: value}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]))
+    with pytest.raises(InputError, match=f"rows.jsonl:1: '{name}' must be"):
+        ImportedPreferences(str(tmp_path / "rows.jsonl"))
 
 
 def test_pairs_serve_a_pointwise_loss(tmp_path: Path, policy: CogVideoX) -> None:

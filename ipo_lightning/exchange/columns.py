@@ -92,13 +92,13 @@ def _plain(row: Mapping[str, Any], known: set[str]) -> Iterator[tuple[str, Any]]
 
 
 def _numeric(value: str) -> str | int | float:
-    """A number where the text is one, written as numbers are."""
+    """A finite number where the text is one, written as numbers are."""
     for kind in (int, float):
         try:
             parsed = kind(value)
         except ValueError:
             continue
-        if repr(parsed) == value:
+        if repr(parsed) == value and abs(parsed) < float("inf"):
             return parsed
     return value
 
