@@ -47,7 +47,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     check_audit(cfg)
     from conf.assembly import device_of, settle
     from ipo_lightning.audit.asking import Shelf, asking
-    from ipo_lightning.audit.findings import Rules, Table
+    from ipo_lightning.audit.findings import Rules, Table, check_people
     from ipo_lightning.audit.votes import drawn
 
     settle(cfg)
@@ -55,6 +55,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     gathered = read_pairs(cfg, shelf)
     pairs = drawn(gathered.pairs, cfg.n, cfg.seed)
     rules = Rules(cfg.calibration, cfg.seed, cfg.bins, dims_of(cfg))
+    check_people(gathered.pairs, rules)
     device = str(device_of(cfg))
     asked = asking(build(cfg.critic, "critic"), shelf, device, cfg.batch_size)
     show(plan(cfg, asked, pairs))

@@ -49,8 +49,8 @@ def prompts(
 def _read(path: str, format: str) -> Preferences:
     """The file, parsed once for all that look into it."""
     file = Path(path)
-    table = file if file.is_file() else next(iter(sorted(file.glob("metadata.*"))), file)
-    return _read_once(path, format, table.stat().st_mtime_ns if table.exists() else 0)
+    table = next(iter(sorted(file.glob("metadata.*"))), file) if os.path.isdir(file) else file
+    return _read_once(path, format, table.stat().st_mtime_ns if os.path.exists(table) else 0)
 
 
 @lru_cache(2)

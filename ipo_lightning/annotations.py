@@ -11,7 +11,7 @@ columns of others, and of files that were written before there was one, are take
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -31,8 +31,8 @@ PLAIN = ("pair_id", "prompt", "path_A", "path_B", "video_A", "video_B", "annotat
          "seconds", "timestamp", "round", "source")  # fmt: skip
 NO_DIMS = (*PLAIN, EXTRA, "A_model", "B_model", "left_model", "right_model")
 """What no dimension may be called: a model's name may look like a choice, too."""
-NUMBERS: Mapping[str, Callable[[Any], float]] = {"seconds": float, "round": int}
-"""Fields of these that are not texts."""
+NUMBERS = {"seconds": "number", "round": "whole number"}
+"""Fields of these that are not texts; a whole number may be written with a point, as 1.0."""
 NAME = re.compile(r"[\w-]+")
 """What a video may be called in a store."""
 
@@ -139,7 +139,9 @@ def _choice(name: str, value: Any) -> Choice:
     own = "" if name in DIMS else (
         f"; where {name} is no dimension, put it under {EXTRA}: {{...}}"
     )  # fmt: skip
-    raise InputError(f"{name}={value!r}: give one of {', '.join(CHOICES)}, or nothing{own}")
+    raise InputError(
+        f"{name}={repr(value)[:60]}: give one of {', '.join(CHOICES)}, or nothing{own}"
+    )
 
 
 def _extra(row: Mapping[str, Any], dims: Collection[str]) -> dict[str, Any]:
@@ -158,19 +160,21 @@ def _plain(name: str, value: Any) -> Any:
         InputError: it is of another type, or a hash that is none: a path would lead elsewhere.
     """
     kinds = (str, int, float) if name in (*NUMBERS, "pair_id", "annotator") else (str,)
+    kind = NUMBERS.get(name, "text")
     if not isinstance(value, kinds) or isinstance(value, bool):
-        raise InputError(f"{name}={value!r}: give a {'number' if name in NUMBERS else 'text'}")
+        raise InputError(f"{name}={value!r}: give a {kind}")
     if name in ("video_A", "video_B") and not NAME.fullmatch(str(value)):
         raise InputError(f"{name}={value!r}: give the sha256 of the video's file")
     if name not in NUMBERS:
         return str(value)
     try:
-        number = NUMBERS[name](value)
+        number = float(value)
     except (ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f"{name}={value!r}: give a number")
-    return number
+    whole = kind == "whole number"
+    if not math.isfinite(number) or (whole and not number.is_integer()):
+        raise InputError(f"{name}={repr(value)[:60]}: give a {kind}")
+    return int(number) if whole else number
 
 
 def write_annotations(path: Path, rows: Iterable[Annotation]) -> None:

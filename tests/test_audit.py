@@ -132,6 +132,35 @@ def test_dimensions_without_a_match_are_told(judged: Callable[..., Found], crowd
     assert sorted(judged("shapes", crowd)["unmatched"]) == ["MQ", "TA", "VQ"]
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("dims={VG:clear}", "dims.VG: people were asked about MQ, TA, VQ"),
+        ("dims={VQ:[clear,clean]}", "dims.VQ=clean: the critic's dimensions are "),
+        ("dims={Overall:clear}", "dims.Overall: the critic's own verdict"),
+    ],
+)
+def test_unknown_dimensions_are_refused(
+    judged: Callable[..., Found], crowd: Path, word: str, message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        judged("shapes", crowd, word, "n=8")
+    assert message in str(caught.value)
+
+
+def test_a_critic_without_dimensions_stands_for_none(
+    judged: Callable[..., Found], crowd: Path
+) -> None:
+    with pytest.raises(InputError, match="dims.VQ=clear: the critic has no dimensions"):
+        judged("Guessing", crowd, "dims={VQ:clear}", "n=8")
+
+
+def test_names_that_no_file_can_have_are_missing(tmp_path: Path) -> None:
+    find = files(tmp_path, "a")
+    with pytest.raises(InputError, match="1 videos are not there"):
+        gather([row("a", "x" * 300, "A")], find)
+
+
 def test_a_guess_is_not_trusted(judged: Callable[..., Found], crowd: Path) -> None:
     found = judged("Guessing", crowd)
     accuracy = found["dims"]["Overall"]["accuracy"]

@@ -20,6 +20,7 @@ from ipo_lightning.exchange import (
     video_place,
     videoalign,
 )
+from ipo_lightning.exchange.columns import video_path
 
 
 def table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -238,6 +239,7 @@ def test_label_studio_pairwise(tmp_path: Path) -> None:
         (RATED | {"dynamic degree": "high"}, "'dynamic degree' must be a number"),
         (RATED | {"dynamic degree": 5}, "must be from 1 to 4"),
         (RATED | {"dynamic degree": "nan"}, "must be a number"),
+        (RATED | {"dynamic degree": 10**400}, "must be a number"),
         (RATED | {"dynamic degree": float("nan")}, "not JSON"),
         ({"prompt": "x", "completion": "a", "label": "maybe"}, "'label' must be true or false"),
         ({"prompt": "x", "chosen": "", "rejected": "b"}, "'chosen' must be a text"),
@@ -267,6 +269,11 @@ def test_label_studio_pairwise(tmp_path: Path) -> None:
                 ({"TA": 1}, "TA=1: give one of A, B"),
                 ({"Overall": "a"}, "Overall='a': give one of A, B"),
                 ({"seconds": "fast"}, "seconds='fast': give a number"),
+                ({"seconds": 10**400}, "give a number"),
+                ({"round": 10**400}, "give a whole number"),
+                ({"round": 1.5}, "round=1.5: give a whole number"),
+                ({"round": "1.5"}, "round='1.5': give a whole number"),
+                ({"round": "x"}, "round='x': give a whole number"),
                 ({"seconds": float("inf")}, "not JSON"),
                 ({"fps": float("nan")}, "not JSON"),
             )
@@ -328,6 +335,43 @@ def test_cells_of_a_canonical_csv_have_their_own_types(tmp_path: Path) -> None:
     file.write_text("pair_id,prompt,path_A,path_B,Overall,VQ,seconds,round\n7,x,a,b,A,,3.5,2\n")
     (one,) = read_any(file).pairs
     assert (one.seconds, one.round, one.labels, one.extra) == (3.5, 2, {"Overall": "A"}, {})
+
+
+@pytest.mark.parametrize("value", [2, 2.0, "2", "2.0"])
+def test_a_round_is_a_whole_number_however_it_is_written(tmp_path: Path, value: Any) -> None:
+    for ending in ("csv", "jsonl"):
+        row = {**CANONICAL.row(), "round": value}
+        (one,) = read_annotations(table(tmp_path / f"rows.{ending}", [row]))
+        assert one.round == 2 and isinstance(one.round, int)
+
+
+def test_names_that_no_file_can_have_are_no_files(tmp_path: Path) -> None:
+    """Longer than a file system takes, or with a byte that it does not."""
+    for path in ("x" * 300, "a/" * 3000 + "x.mp4", "nul\0.mp4"):
+        with pytest.raises(InputError, match="there is no video"):
+            video_file(tmp_path, path)
+        video_place(tmp_path, path)
+    for path in ("x" * 300, "nul\0.mp4"):
+        with pytest.raises(InputError, match="no such file or folder"):
+            read_any(path)
+
+
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [
+        ("https://host/datasets/a/b/resolve/main/my%20set/a%20cat.mp4?x=%20", "my set/a cat.mp4"),
+        ("https://host/files/a%20cat.mp4#t=1", "a cat.mp4"),
+        ("https://host/a/b/resolve/main/100%25.mp4", "100%.mp4"),
+        ("https://host/a/b/resolve/main/%2e%2e/private.mp4", "../private.mp4"),
+        ("https://host/%2e%2e%2fprivate.mp4", "../private.mp4"),
+        ("my%20own/a.mp4", "my%20own/a.mp4"),
+    ],
+)
+def test_addresses_are_decoded_and_do_not_lead_out(tmp_path: Path, address: str, path: str) -> None:
+    assert video_path(address) == path
+    folder = tmp_path / "set"
+    (tmp_path / "private.mp4").write_bytes(b"")
+    assert video_place(folder, video_path(address)).resolve().is_relative_to(folder)
 
 
 def test_an_annotator_without_a_name_is_not_called_none(tmp_path: Path) -> None:

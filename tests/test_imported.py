@@ -1,6 +1,7 @@
 """A round's labels published, and trained on by somebody else: the whole way round, on shapes."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -256,6 +257,19 @@ def test_an_export_is_there_whole_or_not_at_all(
     (tmp_path / "set").mkdir()  # an empty folder is as good as none
     assert main(words) == 0
     assert (tmp_path / "set" / "README.md").is_file()
+
+
+def test_an_export_may_go_where_one_stands(
+    run_of: Callable[..., RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty folder stays the one it was: a shell in it sees the files."""
+    run = run_of("dpo")
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir(tmp_path / "set")
+    assert main(["export", f"run={run.path}", "out=.."]) == 1, "it is not empty: we are in it"
+    assert main(["export", f"run={run.path}", "out=."]) == 0
+    assert sorted(os.listdir(".")) == ["README.md", "metadata.jsonl", "videos"]
+    assert os.listdir(tmp_path) == ["set"]
 
 
 def test_an_import_knows_videos_by_their_hash(

@@ -1,5 +1,6 @@
 """Preference data of any known format: which one it is, and its pairs or points."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -104,8 +105,8 @@ def read_preferences(path: str | Path, format: str = "auto") -> list[Annotation]
 
 
 def _table(path: Path) -> Path:
-    if not path.is_dir():
-        if not path.is_file():
+    if not os.path.isdir(path):  # of a name that is too long: false, where pathlib raises
+        if not os.path.isfile(path):
             raise InputError(f"{path}: there is no such file or folder")
         return path
     names = [f"metadata{suffix}" for suffix in SUFFIXES]
