@@ -295,10 +295,19 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         "object.json": ("{}", "expected a list"),
         "wide.csv": ("a,b\n1,2,3\n", "wide.csv:2: more cells than columns"),
         "kind.txt": ("x", "give a .csv"),
+        "semi.csv": ("prompt;path_A;path_B;VQ\na, b;a;b;A\n", "semi.csv:1: .* by semicolons"),
+        "tabs.csv": ("prompt\tpath_A\tpath_B\tVQ\nx\ta\tb\tA\n", "separated by tabs"),
+        "blank.csv": ("prompt, path_A, path_B, VQ\nx,a,b,A\n", r"around a name, as in ' VQ'"),
+        "old.csv": ("prompt,path_A\ncaf\u00e9,a\n".encode("cp1252"), "not UTF-8 .*iconv -f cp1252"),
+        "old.jsonl": ('{"prompt": "caf\u00e9"}'.encode("cp1252"), "not UTF-8"),
+        "wide.jsonl": ('{"prompt": "x"}'.encode("utf-16"), "UTF-16.*; save it as UTF-8"),
+        "bare.csv": ("prompt,path_A\n".encode("utf-16-le"), "read: UTF-16"),
     }
     for name, (content, message) in wrong.items():
-        if content is not None:
+        if isinstance(content, str):
             (tmp_path / name).write_text(content)
+        elif content is not None:
+            (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=message):
             read_preferences(tmp_path / name)
     with pytest.raises(InputError, match="no metadata"):
@@ -307,6 +316,22 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         read_any(table(tmp_path / "bench.csv", [BENCH]), "genai_bench")
     with pytest.raises(InputError, match="format=csv: choose auto"):
         read_any(tmp_path / "bench.csv", "csv")
+
+
+def test_blank_rows_and_long_cells_of_a_csv(tmp_path: Path) -> None:
+    """Spreadsheets leave the one behind; Python refuses cells of more than 131072 letters."""
+    limit = csv.field_size_limit()
+    long = BENCH | {"prompt": "a dog " * 30_000, "A_model": "\u00e9" * 140_000}
+    file = table(tmp_path / "rows.csv", [BENCH, dict.fromkeys(BENCH, ""), long])
+    with open(file, "a") as opened:
+        opened.write(f"{','.join([' '] * len(BENCH))}\n{',' * 40}\n")
+    found = read_any(file).pairs
+    assert [one.prompt for one in found] == [BENCH["prompt"], long["prompt"]]
+    assert csv.field_size_limit() == limit
+    file.write_text(f'prompt,path_A\n"{"x" * 200_000}')  # a quote that is never closed
+    with pytest.raises(InputError, match="rows.csv cannot be read: unexpected end of data"):
+        read_any(file)
+    assert csv.field_size_limit() == limit
 
 
 def test_every_format_is_recognised_by_itself_alone(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from data.imported import ImportedPreferences, prompts
 from ipo_lightning.annotations import Annotation, write_annotations
 from ipo_lightning.backbones.cogvideox import CogVideoX
 from ipo_lightning.errors import InputError
-from ipo_lightning.exchange import read_any
+from ipo_lightning.exchange import Finder, read_any, videos_of
 from ipo_lightning.exchange.__main__ import main
 from ipo_lightning.records import Pair, Point
 from ipo_lightning.report.run import find_videos
@@ -284,6 +284,29 @@ def test_an_import_knows_videos_by_their_hash(
     assert main(["import", f"path={table}", f"out={out}"]) == 0
     assert read_any(out).pairs[0].video_A == ""
     assert "both videos are known" in capsys.readouterr().out
+
+
+def test_paths_of_an_import_lead_to_the_videos_or_it_says_where_they_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the file, above it (by ``..``), below it, and elsewhere."""
+    folder = tmp_path / "set"
+    for name in ("a.mp4", "deep/b.mp4"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    rows = [pair("a.mp4", "deep/b.mp4", prompt="x"), pair("a.mp4", "gone.mp4", prompt="y")]
+    write_annotations(folder / "rows.jsonl", rows)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    beside, above, below = folder / "out.jsonl", Path("../out.jsonl"), folder / "deep/out.jsonl"
+    for out, leads in {beside: True, above: True, below: False, Path("out.jsonl"): False}.items():
+        assert main(["import", f"path={folder / 'rows.jsonl'}", f"out={out}"]) == 0
+        shown, found = capsys.readouterr().out, read_any(out)
+        assert (f"videos={folder}" in shown) is not leads
+        finder = Finder(found.folder if leads else folder)
+        places = [finder.place(one) for row in found.pairs for one in videos_of(row)]
+        wanted = ["a.mp4", "deep/b.mp4", "a.mp4", "gone.mp4"]
+        assert [place.resolve() for place in places] == [folder / name for name in wanted]
 
 
 # ---------------------------------------------------------------- any file

@@ -80,9 +80,7 @@ def read_any(path: str | Path, format: str = "auto") -> Preferences:
     name = _recognised(file, rows) if format == "auto" else format
     chosen = FORMATS[name]
     if not chosen.fits(rows):
-        raise InputError(
-            f"{file} is no {name}: its columns are {', '.join(sorted(_columns(rows)))}"
-        )
+        raise InputError(f"{file} is no {name}: {_told(rows)}")
     pairs = chosen.pairs(file, rows) if chosen.pairs else []
     points = chosen.points(file, rows) if chosen.points else []
     return Preferences(name, file, pairs, points)
@@ -124,7 +122,12 @@ def _recognised(path: Path, rows: Sequence[Placed]) -> str:
     for name, one in FORMATS.items():
         if one.fits(rows):
             return name
-    columns = ", ".join(sorted(_columns(rows)))
-    raise InputError(
-        f"{path}: of no known format ({', '.join(FORMATS)}); its columns are {columns}"
-    )
+    raise InputError(f"{path}: of no known format ({', '.join(FORMATS)}); {_told(rows)}")
+
+
+def _told(rows: Sequence[Placed]) -> str:
+    """The columns that there are, and what is odd about them."""
+    names = sorted(_columns(rows))
+    odd = next((name for name in names if name != name.strip()), None)
+    hint = "" if odd is None else f" (no blanks belong around a name, as in {odd!r})"
+    return f"its columns are {', '.join(names)}{hint}"
