@@ -540,6 +540,7 @@ def test_the_ceiling_by_hand() -> None:
         (["name=../up"], "name=../up"),
         (["videos=/nowhere"], "videos=/nowhere: there is no such folder"),
         (["pairs=/nowhere"], "pairs=/nowhere: there is no such file"),
+        ([f"pairs={'x' * 300}"], "x: there is no such file"),
         (["dims={MQ:[]}"], "dims.MQ=[]: give the names"),
         (["dims=3"], "dims=3: give"),
         (["format=csv"], "format=csv: choose"),

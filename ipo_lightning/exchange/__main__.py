@@ -96,7 +96,7 @@ def _moved(rows: Sequence[Annotation], folder: Path, new: Path) -> list[Annotati
 def _sha256(folder: Path, path: str) -> str:
     try:
         return file_sha256(video_file(folder, path))
-    except InputError:
+    except (InputError, OSError):
         return ""
 
 

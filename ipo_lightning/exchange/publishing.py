@@ -150,7 +150,8 @@ USE = {
     "trl": "Columns as TRL's trainers name them, `prompt, chosen, rejected` of pairs or `prompt, "
     'completion, label` of points: `load_dataset("videofolder", data_dir="...")`, or the id of '
     "this repository.",
-    "canonical": f"One JSON object a line in `{ANNOTATIONS}`: A or B under Overall.",
+    "canonical": f"One JSON object a line in `{ANNOTATIONS}`: A or B under Overall, margin and "
+    "weight under extra.",
     "videoalign": f"`{TABLE}` has VideoAlign's columns, a label under Overall alone.",
     "label_studio": f"`{label_studio.CONFIG}` is the labelling configuration, "
     f"`{label_studio.TASKS}` are the tasks to import.",
