@@ -143,12 +143,12 @@ def test_people_without_a_name_are_somebody_else_each() -> None:
     assert (account.answers, account.repeats) == (3, 0), "nobody repeats an answer without a name"
 
 
-def test_each_person_without_a_name_may_be_unable_to_say() -> None:
-    """Two of three cannot: no verdict; taken for one person they would be outvoted."""
-    found = settled(*nameless("invalid", "A", "invalid"))
-    assert found is not None and found.preference is None and found.fault == "cannot say"
-    most = settled(*nameless("invalid", "A", "B", "B"))
-    assert most is not None and most.preference == pytest.approx((1 / 3, 0, 2 / 3))
+def test_each_person_without_a_name_has_a_vote_beside_those_with_one() -> None:
+    """Taken for one person, three would weigh as much as one, or be unable to say as one."""
+    unable = settled(said("A"), *nameless("invalid", "invalid", "invalid"))
+    assert unable is not None and unable.preference is None and unable.fault == "cannot say"
+    most = settled(said("A"), *nameless("B", "B", "B"))
+    assert most is not None and most.preference == pytest.approx((1 / 4, 0, 3 / 4))
 
 
 def test_a_file_without_names_that_is_given_twice_counts_once(tmp_path: Path) -> None:
