@@ -47,7 +47,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     check_audit(cfg)
     from conf.assembly import device_of, settle
     from ipo_lightning.audit.asking import Shelf, asking
-    from ipo_lightning.audit.findings import Rules, Table
+    from ipo_lightning.audit.findings import Rules, Table, check_people
     from ipo_lightning.audit.votes import drawn
 
     settle(cfg)
@@ -55,6 +55,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     gathered = read_pairs(cfg, shelf)
     pairs = drawn(gathered.pairs, cfg.n, cfg.seed)
     rules = Rules(cfg.calibration, cfg.seed, cfg.bins, dims_of(cfg))
+    check_people(gathered.pairs, rules)
     device = str(device_of(cfg))
     asked = asking(build(cfg.critic, "critic"), shelf, device, cfg.batch_size)
     show(plan(cfg, asked, pairs))
@@ -70,18 +71,16 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
 def read_pairs(cfg: DictConfig, shelf: "Shelf") -> "Gathered":
     """People's verdicts, and where their videos lie."""
     from ipo_lightning.audit.votes import gather
-    from ipo_lightning.exchange import read_any, read_preferences, video_place
+    from ipo_lightning.exchange import Finder, read_any, read_preferences, videos_of
 
     folder = Path(cfg.videos) if cfg.videos else read_any(cfg.pairs, cfg.format).folder
     rows = read_preferences(cfg.pairs, cfg.format)
 
+    finder = Finder(folder, shelf)
+
     def find(row: "Annotation") -> tuple[Path, Path]:
-        sides = ((row.path_A, row.video_A), (row.path_B, row.video_B))
-        first, second = (
-            video_place(folder, path) if path else shelf.path("videos", name, ".mp4")
-            for path, name in sides
-        )
-        return first, second
+        first, second = videos_of(row)
+        return finder.place(first), finder.place(second)
 
     gathered = gather(rows, find, skip_missing=cfg.skip_missing)
     prompts = {pair.prompt for pair in gathered.pairs}

@@ -1,7 +1,7 @@
 """What the settings of audit.py must be, looked at before anything is loaded."""
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -40,9 +40,9 @@ def check_audit(cfg: DictConfig) -> None:
     check_switches(cfg, SWITCHES)
     if not cfg.calibration < 1:
         raise InputError(f"calibration={cfg.calibration}: give a share of the prompts, below 1")
-    if not Path(str(cfg.pairs)).exists():
+    if not os.path.exists(str(cfg.pairs)):  # of a name that is too long: false
         raise InputError(f"pairs={cfg.pairs}: there is no such file")
-    if cfg.videos is not None and not Path(str(cfg.videos)).is_dir():
+    if cfg.videos is not None and not os.path.isdir(str(cfg.videos)):
         raise InputError(f"videos={cfg.videos}: there is no such folder")
     if cfg.name is not None:
         check_name(str(cfg.name))

@@ -20,7 +20,7 @@ from data.preferences import CriticDataModule
 from ipo_lightning.errors import InputError
 from ipo_lightning.reward import RewardModule, measure_scale
 from ipo_lightning.rounds import RunDir
-from ipo_lightning.store import write_atomically
+from ipo_lightning.store import Store, write_atomically
 
 FIGURES = "figures.json"
 """In the critic's folder: what it reached on the held-out prompts; there, it is finished."""
@@ -70,8 +70,9 @@ def assemble(cfg: DictConfig) -> CriticParts:
     )
     family = module.family
     datamodule: CriticDataModule = build(
-        cfg.data, "data", dims=family.dims, inputs=family.inputs, form=module.form, seed=cfg.seed
-    )
+        cfg.data, "data", dims=family.dims, inputs=family.inputs, form=module.form, seed=cfg.seed,
+        store=Store(cfg.paths.store),
+    )  # fmt: skip
     return CriticParts(RunDir(f"{cfg.paths.outputs}/{cfg.name}"), module, datamodule)
 
 

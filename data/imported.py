@@ -5,6 +5,7 @@ to the policy's size and rate as real clips are (`data.real`), and encoded by th
 cannot be used is counted under a reason and left out.
 """
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,9 +20,10 @@ from data.prompts import Split, split_of
 from data.real import Captioned, footage_of, hashes_of
 from ipo_lightning.annotations import Annotation
 from ipo_lightning.errors import InputError
-from ipo_lightning.exchange.labels import Videos, labels_for, verdicts_of
+from ipo_lightning.exchange.labels import Videos, carried, labels_for, verdicts_of
 from ipo_lightning.exchange.points import VideoPoint
-from ipo_lightning.exchange.reading import Preferences, read_any, video_file
+from ipo_lightning.exchange.reading import Preferences, read_any
+from ipo_lightning.exchange.videos import Finder, Named, videos_of
 from ipo_lightning.gauges import measure
 from ipo_lightning.imported import ImportedLabels
 from ipo_lightning.policy import Policy
@@ -47,8 +49,8 @@ def prompts(
 def _read(path: str, format: str) -> Preferences:
     """The file, parsed once for all that look into it."""
     file = Path(path)
-    table = file if file.is_file() else next(iter(sorted(file.glob("metadata.*"))), file)
-    return _read_once(path, format, table.stat().st_mtime_ns if table.exists() else 0)
+    table = next(iter(sorted(file.glob("metadata.*"))), file) if os.path.isdir(file) else file
+    return _read_once(path, format, table.stat().st_mtime_ns if os.path.exists(table) else 0)
 
 
 @lru_cache(2)
@@ -84,6 +86,9 @@ class ImportedPreferences:
         self.path, self.rounds, self.lossless = path, rounds, lossless
         self.held_out = frozenset(held_out)
         self.found = _read(path, format)
+        rows: list[Annotation | VideoPoint] = [*self.found.pairs, *self.found.points]
+        for row in rows:
+            carried(row)  # what is wrong with one is said before any video is looked at
         self.folder = self.found.folder if videos is None else Path(videos)
         if not self.folder.is_dir():
             raise InputError(f"data.imported.videos={videos}: there is no such folder")
@@ -98,8 +103,8 @@ class ImportedPreferences:
         """
         dropped: Counter[str] = Counter()
         pairs, points = self._kept(dropped)
-        shown = [(p.prompt, path) for p in pairs for path in (p.path_A, p.path_B)]
-        shown += [(p.prompt, p.path) for p in points]
+        shown = [(p.prompt, video) for p in pairs for video in videos_of(p)]
+        shown += [(p.prompt, Named(p.path)) for p in points]
         videos = self._videos(dict.fromkeys(shown), policy, store, workers, device, dropped)
         made = labels_for(form, pairs, points, videos, dropped)
         candidates = _distinct(videos.values())
@@ -121,7 +126,7 @@ class ImportedPreferences:
 
     def _videos(
         self,
-        shown: Iterable[tuple[str, str]],
+        shown: Iterable[tuple[str, Named]],
         policy: Policy,
         store: Store,
         workers: Workers,
@@ -130,40 +135,41 @@ class ImportedPreferences:
     ) -> Videos:
         """Candidates of the videos; equal files of a prompt are one."""
         shown = list(shown)
-        files = self._files(list(dict.fromkeys(path for _, path in shown)), workers, dropped)
+        finder = Finder(self.folder, store)
+        distinct = list(dict.fromkeys(video for _, video in shown))
+        files = self._files(distinct, finder, workers, dropped)
         making = Making("imported", "imported videos", _keeping(policy, store, self.lossless))
         contents = {content: file for file, content in files.values()}
         footage = [footage_of(Captioned(f, ""), c, policy) for c, f in contents.items()]
         outcomes = settle(footage, policy, store, workers, device, making)
         by_content = dict(zip(contents, outcomes, strict=True))
         _tell(by_content, contents, workers, dropped)
-        return _candidates(shown, {path: content for path, (_, content) in files.items()},
+        return _candidates(shown, {video: content for video, (_, content) in files.items()},
                            by_content)  # fmt: skip
 
     def _files(
-        self, paths: Sequence[str], workers: Workers, dropped: "Counter[str]"
-    ) -> dict[str, tuple[Path, str]]:
-        """The file and its sha256, by path; missing ones are counted."""
-        places = workers.agree([_place(self.folder, path) for path in paths])
-        there = {p: place for p, place in zip(paths, places, strict=True) if place is not None}
-        missing = [path for path in paths if path not in there]
+        self, videos: Sequence[Named], finder: Finder, workers: Workers, dropped: "Counter[str]"
+    ) -> dict[Named, tuple[Path, str]]:
+        """The file and its sha256, by video; missing ones are counted."""
+        places = {video: finder.place(video) for video in videos}
+        there = workers.agree({v: place for v, place in places.items() if os.path.isfile(place)})
+        missing = [video for video in videos if video not in there]
         if missing:
             dropped[MISSING] += len(missing)
             if workers.leads:
                 warnings.warn(
-                    f"{len(missing)} of {len(paths)} videos of {self.path} are not in "
-                    f"{self.folder}, {missing[0]} for one", stacklevel=5,
+                    f"{len(missing)} of {len(videos)} videos of {self.path} are missing; for one, "
+                    f"{self._where(missing[0])}: {finder.lack(missing[0])}", stacklevel=5,
                 )  # fmt: skip
         label = "imported videos: hashes"
         hashes = workers.agree(hashes_of(list(there.values()), label, workers))
-        return {p: (there[p], content) for p, content in zip(there, hashes, strict=True)}
+        return {v: (there[v], content) for v, content in zip(there, hashes, strict=True)}
 
-
-def _place(folder: Path, path: str) -> Path | None:
-    try:
-        return video_file(folder, path)
-    except InputError:
-        return None
+    def _where(self, video: Named) -> str:
+        """The place of the first row that names a video."""
+        rows = [(row.place, one) for row in self.found.pairs for one in videos_of(row)]
+        rows += [(row.place, Named(row.path)) for row in self.found.points]
+        return next(place for place, one in rows if one == video)
 
 
 def _keeping(policy: Policy, store: Store, lossless: bool) -> Callable[[Tensor], dict[str, Any]]:
@@ -195,15 +201,17 @@ def _tell(
 
 
 def _candidates(
-    shown: Sequence[tuple[str, str]], contents: Mapping[str, str], outcomes: Mapping[str, Outcome]
+    shown: Sequence[tuple[str, Named]],
+    contents: Mapping[Named, str],
+    outcomes: Mapping[str, Outcome],
 ) -> Videos:
     """Numbered by prompt and by video, in the file's order."""
     places = {prompt: number for number, prompt in enumerate(dict.fromkeys(p for p, _ in shown))}
     known: dict[tuple[str, str], Candidate] = {}
     counts: Counter[str] = Counter()
-    found: dict[tuple[str, str], Candidate] = {}
-    for prompt, path in shown:
-        content = contents.get(path)
+    found: dict[tuple[str, Named], Candidate] = {}
+    for prompt, video in shown:
+        content = contents.get(video)
         if content is None or "error" in outcomes[content]:
             continue
         outcome = outcomes[content]
@@ -213,7 +221,7 @@ def _candidates(
                 outcome["gauges"],
             )  # fmt: skip
             counts[prompt] += 1
-        found[prompt, path] = known[prompt, content]
+        found[prompt, video] = known[prompt, content]
     return found
 
 

@@ -17,12 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.prompts import place
+from ipo_lightning.annotating.answers import latest
 from ipo_lightning.annotations import Annotation
 from ipo_lightning.errors import InputError
-from ipo_lightning.exchange import Preferences, read_any, video_file
+from ipo_lightning.exchange import Finder, Named, Preferences, read_any, videos_of
+from ipo_lightning.exchange.points import VideoPoint
 from ipo_lightning.reward import RewardBatch
 from ipo_lightning.seeds import derive_seed, generator
-from ipo_lightning.store import fingerprint
+from ipo_lightning.store import Store, fingerprint
 from ipo_lightning.video import Clip, read_video
 
 Inputs = Callable[[Sequence[Clip], Sequence[str]], dict[str, Tensor]]
@@ -101,8 +103,10 @@ class CriticDataModule(L.LightningDataModule):
         dims: names of the labels, in the order of the network's rewards.
         inputs: turns videos and prompts into what the network takes.
         form: whether the loss learns from pairs or from rated videos.
-        path: the file of preferences; paths of videos start in its folder.
+        path: the file of preferences.
         format: the file's, see `ipo_lightning.exchange`; ``auto``: by its columns.
+        videos: the folder that paths of videos start at; None: the file's own.
+        store: holds the videos that rows name by their sha256 alone.
         validation: share of the prompts that is held out, above 0 and below 1.
         batch_size: pairs or videos a step on each device.
         updates: optimizer updates an epoch: between two looks at the held-out prompts.
@@ -119,6 +123,8 @@ class CriticDataModule(L.LightningDataModule):
         *,
         path: str,
         format: str = "auto",
+        videos: str | None = None,
+        store: Store | None = None,
         validation: float = 0.15,
         batch_size: int = 16,
         updates: int = 20,
@@ -132,7 +138,11 @@ class CriticDataModule(L.LightningDataModule):
         self.dims, self.form, self.path = tuple(dims), form, path
         self.batch_size, self.updates, self.num_workers = batch_size, updates, num_workers
         self.seed = seed
-        samples = read_samples(read_any(path, format), form, self.dims)
+        if videos is not None and not Path(videos).is_dir():
+            raise InputError(f"data.videos={videos}: there is no such folder")
+        found = read_any(path, format)
+        finder = Finder(found.folder if videos is None else Path(videos), store)
+        samples = read_samples(found, form, self.dims, finder)
         self.train = [one for one in samples if place(one.prompt) >= validation]
         self.valid = [one for one in samples if place(one.prompt) < validation]
         for name, part in (("training", self.train), ("validation", self.valid)):
@@ -203,13 +213,21 @@ def collate(
     )
 
 
-def read_samples(found: Preferences, form: Form, dims: Sequence[str]) -> list[Sample]:
+def read_samples(
+    found: Preferences, form: Form, dims: Sequence[str], finder: Finder | None = None
+) -> list[Sample]:
     """The labelled pairs or rated videos of a file; those with no label at all are left out.
+
+    What somebody answered anew counts by the later answer, as it does where people are the critic.
+
+    Args:
+        finder: of the videos; None looks for them beside the file.
 
     Raises:
         InputError: the file holds the other kind, has a dimension in no row, or lacks a video.
     """
-    rows = found.pairs if form == "pairwise" else found.points
+    rows: Sequence[Annotation | VideoPoint]
+    rows = latest(found.pairs) if form == "pairwise" else found.points
     if not rows:
         kinds = ("pairs", "rated videos")
         wanted, there = kinds if form == "pairwise" else kinds[::-1]
@@ -217,7 +235,8 @@ def read_samples(found: Preferences, form: Form, dims: Sequence[str]) -> list[Sa
             f"data.path={found.path}: this loss learns from {wanted}, the file holds {there}; "
             f"choose reward_loss={'regression' if form == 'pairwise' else 'btt'}"
         )
-    samples = [_sample(found.folder, row, dims) for row in rows]
+    finder = finder or Finder(found.folder)
+    samples = [_sample(finder, row, dims) for row in rows]
     for number, dim in enumerate(dims):
         if all(math.isnan(one.labels[number]) for one in samples):
             known = {name for row in rows for name in _labels(row)}
@@ -228,17 +247,17 @@ def read_samples(found: Preferences, form: Form, dims: Sequence[str]) -> list[Sa
     return [one for one in samples if not all(map(math.isnan, one.labels))]
 
 
-def _sample(folder: Path, row: Any, dims: Sequence[str]) -> Sample:
-    paths = (row.path_A, row.path_B) if isinstance(row, Annotation) else (row.path,)
+def _sample(finder: Finder, row: Annotation | VideoPoint, dims: Sequence[str]) -> Sample:
+    videos = videos_of(row) if isinstance(row, Annotation) else (Named(row.path),)
     labels = _labels(row)
     return Sample(
         row.prompt,
-        tuple(video_file(folder, path) for path in paths),
+        tuple(finder.file(video, row.place) for video in videos),
         tuple(labels.get(dim, math.nan) for dim in dims),
     )
 
 
-def _labels(row: Any) -> dict[str, float]:
+def _labels(row: Annotation | VideoPoint) -> dict[str, float]:
     """A row's labels as numbers, without those that say nothing."""
     if isinstance(row, Annotation):
         return {name: VALUES[label] for name, label in row.labels.items() if label in VALUES}

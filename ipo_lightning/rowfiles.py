@@ -6,14 +6,23 @@ A parquet file needs pyarrow or pandas, which this project does not install.
 import csv
 import json
 import math
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, TextIO
 
 from ipo_lightning.errors import InputError
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
+
+UTF_8 = "save it as UTF-8 (iconv -f cp1252 -t utf-8, or Excel's 'CSV UTF-8')"
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+"""What stands in the place of commas in tables of some programs."""
+_LIMIT = Lock()
+"""Of the longest cell of a CSV file, which Python keeps once for all its readers."""
 
 Placed = tuple[str, Mapping[str, Any]]
 """(where a row stands, for messages; the row by column)."""
@@ -32,23 +41,59 @@ def rows_of(path: Path) -> Iterator[Placed]:
         if suffix == ".parquet":
             yield from ((f"{path}: row {n}", row) for n, row in enumerate(_parquet(path), 1))
             return
+        _refuse_wide(path)
         with open(path, encoding="utf-8-sig", newline="") as file:
             if suffix == ".csv":
-                reader = csv.DictReader(file, strict=True)
-                for row in reader:
-                    if None in row:
-                        raise InputError(f"{path}:{reader.line_num}: more cells than columns")
-                    yield f"{path}:{reader.line_num}", row
+                yield from _csv(path, file)
             elif suffix == ".json":
                 yield from _array(path, file.read())
             else:
                 yield from _lines(path, file)
     except InputError:
         raise
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read: not UTF-8 ({error.reason}); {UTF_8}") from error
+    except csv.Error as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _refuse_wide(path: Path) -> None:
+    """Texts of two bytes a letter, which may pass for UTF-8 that means nothing."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or b"\0" in head:
+        raise InputError(f"{path} cannot be read: UTF-16, or no text at all; save it as UTF-8")
+
+
+def _csv(path: Path, file: TextIO) -> Iterator[Placed]:
+    """The rows of a CSV file, without those that are blank; a cell may be as long as the file."""
+    with _cells_of(path.stat().st_size):
+        reader = csv.DictReader(file, strict=True)
+        names = reader.fieldnames or []
+        other = [SEPARATORS[one] for one in SEPARATORS if len(names) == 1 and one in names[0]]
+        if other:
+            raise InputError(f"{path}:1: columns are separated by {other[0]}: use commas")
+        rows = [(reader.line_num, row) for row in reader]
+    for number, row in rows:
+        if not any("".join(cell or "").strip() for cell in row.values()):
+            continue
+        if None in row:
+            raise InputError(f"{path}:{number}: more cells than columns")
+        yield f"{path}:{number}", row
+
+
+@contextmanager
+def _cells_of(size: int) -> Iterator[None]:
+    """Cells of up to ``size`` letters, while it lasts."""
+    with _LIMIT:
+        before = csv.field_size_limit()
+        try:
+            csv.field_size_limit(max(before, size))
+            yield
+        finally:
+            csv.field_size_limit(before)
 
 
 def _lines(path: Path, lines: Iterable[str]) -> Iterator[Placed]:

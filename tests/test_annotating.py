@@ -126,13 +126,42 @@ def test_a_page_downloaded_twice_counts_once_by_its_last_word() -> None:
         assert found is not None and tuple(found.preference) == (0, 0, 1)  # type: ignore[arg-type]
 
 
+def nameless(*choices: Choice) -> list[Annotation]:
+    return [said(one, by="", pair="x", at=f"2026-01-01T10:0{k}:00Z")
+            for k, one in enumerate(choices)]  # fmt: skip
+
+
 def test_people_without_a_name_are_somebody_else_each() -> None:
     """As of a Label Studio export that says nothing of who answered: the last is not the only."""
-    rows = [said(label, by="", pair="x", at=f"2026-01-01T10:0{k}:00Z")
-            for k, label in enumerate("AAB")]  # fmt: skip
-    assert latest([*rows, rows[0]]) == rows  # the same row twice is one
-    found = settled(*rows)
+    found = settled(*nameless("A", "A", "B"))
     assert found is not None and found.preference == pytest.approx((2 / 3, 0, 1 / 3))
+    alike = [said("A", by=""), said("A", by=""), said("B", by="")]  # equal in every field
+    found = settled(*alike)
+    assert found is not None and found.preference == pytest.approx((2 / 3, 0, 1 / 3))
+    assert Answers(alike).people(QUESTIONS[0]) == 3
+    (account,) = Answers(alike).accounts()
+    assert (account.answers, account.repeats) == (3, 0), "nobody repeats an answer without a name"
+
+
+def test_each_person_without_a_name_has_a_vote_beside_those_with_one() -> None:
+    """Taken for one person, three would weigh as much as one, or be unable to say as one."""
+    unable = settled(said("A"), *nameless("invalid", "invalid", "invalid"))
+    assert unable is not None and unable.preference is None and unable.fault == "cannot say"
+    most = settled(said("A"), *nameless("B", "B", "B"))
+    assert most is not None and most.preference == pytest.approx((1 / 4, 0, 3 / 4))
+
+
+def test_a_file_without_names_that_is_given_twice_counts_once(tmp_path: Path) -> None:
+    rows = [said("A", by=""), said("A", by=""), said("B", by="")]
+    more = [*rows, said("A", by="")]  # the same file, grown by one row
+    assert latest(rows) == rows and latest(rows, rows) == rows
+    assert sorted(one.labels["Overall"] for one in latest(more, rows)) == ["A", "A", "A", "B"]
+    for name in ("answers", "answers (1)"):
+        write_annotations(tmp_path / f"{name}.jsonl", rows)
+    found = read_answers(tmp_path)
+    assert len(found.rows) == 3 and found.content == Answers(rows).content
+    pair = [said("A"), said("A"), said("B")]  # a name, but none of the pair
+    assert latest(pair) == pair == latest(pair, pair)
 
 
 def test_consistency_is_measured_by_repeats() -> None:
@@ -176,6 +205,8 @@ def test_answers_are_read_strictly(tmp_path: Path) -> None:
         ({"repeats": 2}, "repeats=2"),
         ({"enough": 0}, "enough=0"),
         ({"answers": "file.csv"}, "answers=file.csv"),
+        ({"dims": ["VQ", "prompt"]}, "critic.dims: prompt is a field"),
+        ({"dims": ["extra"]}, "critic.dims: extra is a field"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:

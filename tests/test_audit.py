@@ -132,6 +132,35 @@ def test_dimensions_without_a_match_are_told(judged: Callable[..., Found], crowd
     assert sorted(judged("shapes", crowd)["unmatched"]) == ["MQ", "TA", "VQ"]
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("dims={VG:clear}", "dims.VG: people were asked about MQ, TA, VQ"),
+        ("dims={VQ:[clear,clean]}", "dims.VQ=clean: the critic's dimensions are "),
+        ("dims={Overall:clear}", "dims.Overall: the critic's own verdict"),
+    ],
+)
+def test_unknown_dimensions_are_refused(
+    judged: Callable[..., Found], crowd: Path, word: str, message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        judged("shapes", crowd, word, "n=8")
+    assert message in str(caught.value)
+
+
+def test_a_critic_without_dimensions_stands_for_none(
+    judged: Callable[..., Found], crowd: Path
+) -> None:
+    with pytest.raises(InputError, match="dims.VQ=clear: the critic has no dimensions"):
+        judged("Guessing", crowd, "dims={VQ:clear}", "n=8")
+
+
+def test_names_that_no_file_can_have_are_missing(tmp_path: Path) -> None:
+    find = files(tmp_path, "a")
+    with pytest.raises(InputError, match="1 videos are not there"):
+        gather([row("a", "x" * 300, "A")], find)
+
+
 def test_a_guess_is_not_trusted(judged: Callable[..., Found], crowd: Path) -> None:
     found = judged("Guessing", crowd)
     accuracy = found["dims"]["Overall"]["accuracy"]
@@ -365,6 +394,45 @@ def test_a_pair_is_one_in_whatever_order(tmp_path: Path) -> None:
     assert pair.votes["Overall"][3].left == 1
 
 
+def test_two_downloads_of_one_page_are_no_repeats(tmp_path: Path) -> None:
+    """Two of four hidden repeats are answered alike: 0.5, however often the file was downloaded."""
+    find = files(tmp_path, *"abcdefgh")
+    page = []
+    for k, pair in enumerate(("ab", "cd", "ef", "gh")):
+        for time, said in enumerate(("A", "A" if k % 2 else "B")):
+            page.append(replace(row(*pair, said, "x", timestamp=f"2026-01-0{time + 1}"),
+                                pair_id=f"{pair}-{time}", source="page 1"))  # fmt: skip
+    page[-1] = replace(page[-1], timestamp="2026-01-03")  # answered anew after the first download
+    first = [*page[:-1], replace(page[-1], labels={"Overall": "B"}, timestamp="2026-01-02")]
+
+    def alike(rows: Sequence[Annotation]) -> list[bool]:
+        again, _ = repeats(gather(rows, find).pairs, "Overall")
+        assert again.shape == (2, 4)
+        return [bool(a == b) for a, b in again.T]
+
+    assert alike(page) == [False, True, False, True]
+    assert alike([*first, *page]) == alike([*page, *first]) == alike(page)
+    assert gather([*first, *page], find).left_out == {"answered anew later": 8}
+    assert alike(first) == [False, True, False, False]
+
+
+def test_rows_without_a_name_are_votes_each(tmp_path: Path) -> None:
+    find = files(tmp_path, "a", "b")
+    (pair,) = gather([row("a", "b", "A")] * 3, find).pairs
+    assert ratings([pair], "Overall").tolist() == [[1], [1], [1]]
+
+
+def test_videos_that_only_the_store_may_hold_are_told_by_their_row(
+    judged: Callable[..., Found], tmp_path: Path
+) -> None:
+    one = Annotation("1", "x", "", "", {"Overall": "A"}, video_A="0" * 64, video_B="1" * 64)
+    write_annotations(tmp_path / "answers.jsonl", [one])
+    with pytest.raises(InputError) as caught:
+        judged("shapes", tmp_path / "answers.jsonl")
+    place = f"{tmp_path}/store/videos/00/{'0' * 64}.mp4 (of {tmp_path}/answers.jsonl:1)"
+    assert place in str(caught.value) and "paths.store=DIR" in str(caught.value)
+
+
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     find = files(tmp_path, "a", "b", "c")
     rows = [row("a", "b", "A"), row("a", "a", "A"), row("b", "c", "invalid"), row("a", "gone", "B")]
@@ -472,6 +540,7 @@ def test_the_ceiling_by_hand() -> None:
         (["name=../up"], "name=../up"),
         (["videos=/nowhere"], "videos=/nowhere: there is no such folder"),
         (["pairs=/nowhere"], "pairs=/nowhere: there is no such file"),
+        ([f"pairs={'x' * 300}"], "x: there is no such file"),
         (["dims={MQ:[]}"], "dims.MQ=[]: give the names"),
         (["dims=3"], "dims=3: give"),
         (["format=csv"], "format=csv: choose"),

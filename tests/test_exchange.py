@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ipo_lightning.exchange import (
     video_place,
     videoalign,
 )
+from ipo_lightning.exchange.columns import video_path
 
 
 def table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -165,6 +167,35 @@ def test_canonical(tmp_path: Path) -> None:
     assert read_annotations(tmp_path / "rows.jsonl") == [CANONICAL]
 
 
+def test_what_is_extra_does_not_come_back_as_a_label(tmp_path: Path) -> None:
+    """A model may be called A; files of before there was ``extra`` have it beside the labels."""
+    extra = {"A_model": "A", "B_model": "same", "margin": 0.5, "note": "B"}
+    one = replace(CANONICAL, extra=extra)
+    write_annotations(tmp_path / "rows.jsonl", [one, CANONICAL])
+    assert read_annotations(tmp_path / "rows.jsonl") == [one, CANONICAL]
+    beside = {name: extra[name] for name in ("A_model", "B_model", "margin")}
+    (old,) = read_annotations(table(tmp_path / "old.jsonl", [CANONICAL.row() | beside]))
+    assert old == replace(CANONICAL, extra=beside)
+    videoalign.write(tmp_path / "again.csv", [one])
+    (again,) = read_preferences(tmp_path / "again.csv")
+    assert again.extra == {"A_model": "A", "B_model": "same"}
+    assert again.labels == {"Overall": "B", "MQ": "same"}
+
+
+def test_a_column_with_a_choice_in_any_row_is_a_dimension(tmp_path: Path) -> None:
+    rows = [CANONICAL.row() | {"wit": said, "note": "fine"} for said in ("A", "", None, "invalid")]
+    found = read_annotations(table(tmp_path / "rows.jsonl", rows))
+    assert [one.labels.get("wit") for one in found] == ["A", None, None, "invalid"]
+    assert all(one.extra == {"note": "fine"} for one in found)
+    rows.append(CANONICAL.row() | {"wit": "left"})
+    with pytest.raises(InputError) as caught:
+        read_annotations(table(tmp_path / "rows.jsonl", rows))
+    assert str(caught.value) == (
+        f"{tmp_path}/rows.jsonl:5: wit='left': give one of A, B, same, invalid, or nothing; where "
+        "wit is no dimension, put it under extra: {...}"
+    )
+
+
 def test_label_studio_tasks_come_back_as_annotations(tmp_path: Path) -> None:
     """What a person would export after answering the tasks that were written."""
     config, tasks = label_studio.write(tmp_path, [CANONICAL], "/data/local-files/?d=set/")
@@ -208,6 +239,7 @@ def test_label_studio_pairwise(tmp_path: Path) -> None:
         (RATED | {"dynamic degree": "high"}, "'dynamic degree' must be a number"),
         (RATED | {"dynamic degree": 5}, "must be from 1 to 4"),
         (RATED | {"dynamic degree": "nan"}, "must be a number"),
+        (RATED | {"dynamic degree": 10**400}, "must be a number"),
         (RATED | {"dynamic degree": float("nan")}, "not JSON"),
         ({"prompt": "x", "completion": "a", "label": "maybe"}, "'label' must be true or false"),
         ({"prompt": "x", "chosen": "", "rejected": "b"}, "'chosen' must be a text"),
@@ -219,6 +251,7 @@ def test_label_studio_pairwise(tmp_path: Path) -> None:
             for one, message in (
                 (5, "'annotations' must be a list of objects"),
                 ({"result": "left"}, "'result' must be a list of objects"),
+                ({"result": [CHOSEN | {"from_name": "prompt"}]}, "'prompt' is a field's name"),
                 ({"result": [CHOSEN], "lead_time": "long"}, "seconds='long': give a number"),
                 ({"result": [CHOSEN | {"value": {"choices": 3}}]}, "must be one of left"),
             )
@@ -231,7 +264,16 @@ def test_label_studio_pairwise(tmp_path: Path) -> None:
                 ({"video_A": "../../private"}, "video_A='../../private': give the sha256"),
                 ({"video_A": 3}, "video_A=3: give a text"),
                 ({"timestamp": 2026}, "timestamp=2026: give a text"),
+                ({"prompt": " \t"}, "rows.jsonl:1: prompt is empty"),
+                ({"VQ": "b"}, "rows.jsonl:1: VQ='b': give one of A, B, same, invalid, or nothing"),
+                ({"TA": 1}, "TA=1: give one of A, B"),
+                ({"Overall": "a"}, "Overall='a': give one of A, B"),
                 ({"seconds": "fast"}, "seconds='fast': give a number"),
+                ({"seconds": 10**400}, "give a number"),
+                ({"round": 10**400}, "give a whole number"),
+                ({"round": 1.5}, "round=1.5: give a whole number"),
+                ({"round": "1.5"}, "round='1.5': give a whole number"),
+                ({"round": "x"}, "round='x': give a whole number"),
                 ({"seconds": float("inf")}, "not JSON"),
                 ({"fps": float("nan")}, "not JSON"),
             )
@@ -253,10 +295,19 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         "object.json": ("{}", "expected a list"),
         "wide.csv": ("a,b\n1,2,3\n", "wide.csv:2: more cells than columns"),
         "kind.txt": ("x", "give a .csv"),
+        "semi.csv": ("prompt;path_A;path_B;VQ\na, b;a;b;A\n", "semi.csv:1: .* by semicolons"),
+        "tabs.csv": ("prompt\tpath_A\tpath_B\tVQ\nx\ta\tb\tA\n", "separated by tabs"),
+        "blank.csv": ("prompt, path_A, path_B, VQ\nx,a,b,A\n", r"around a name, as in ' VQ'"),
+        "old.csv": ("prompt,path_A\ncaf\u00e9,a\n".encode("cp1252"), "not UTF-8 .*iconv -f cp1252"),
+        "old.jsonl": ('{"prompt": "caf\u00e9"}'.encode("cp1252"), "not UTF-8"),
+        "wide.jsonl": ('{"prompt": "x"}'.encode("utf-16"), "UTF-16.*; save it as UTF-8"),
+        "bare.csv": ("prompt,path_A\n".encode("utf-16-le"), "read: UTF-16"),
     }
     for name, (content, message) in wrong.items():
-        if content is not None:
+        if isinstance(content, str):
             (tmp_path / name).write_text(content)
+        elif content is not None:
+            (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=message):
             read_preferences(tmp_path / name)
     with pytest.raises(InputError, match="no metadata"):
@@ -265,6 +316,22 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         read_any(table(tmp_path / "bench.csv", [BENCH]), "genai_bench")
     with pytest.raises(InputError, match="format=csv: choose auto"):
         read_any(tmp_path / "bench.csv", "csv")
+
+
+def test_blank_rows_and_long_cells_of_a_csv(tmp_path: Path) -> None:
+    """Spreadsheets leave the one behind; Python refuses cells of more than 131072 letters."""
+    limit = csv.field_size_limit()
+    long = BENCH | {"prompt": "a dog " * 30_000, "A_model": "\u00e9" * 140_000}
+    file = table(tmp_path / "rows.csv", [BENCH, dict.fromkeys(BENCH, ""), long])
+    with open(file, "a") as opened:
+        opened.write(f"{','.join([' '] * len(BENCH))}\n{',' * 40}\n")
+    found = read_any(file).pairs
+    assert [one.prompt for one in found] == [BENCH["prompt"], long["prompt"]]
+    assert csv.field_size_limit() == limit
+    file.write_text(f'prompt,path_A\n"{"x" * 200_000}')  # a quote that is never closed
+    with pytest.raises(InputError, match="rows.csv cannot be read: unexpected end of data"):
+        read_any(file)
+    assert csv.field_size_limit() == limit
 
 
 def test_every_format_is_recognised_by_itself_alone(tmp_path: Path) -> None:
@@ -293,6 +360,43 @@ def test_cells_of_a_canonical_csv_have_their_own_types(tmp_path: Path) -> None:
     file.write_text("pair_id,prompt,path_A,path_B,Overall,VQ,seconds,round\n7,x,a,b,A,,3.5,2\n")
     (one,) = read_any(file).pairs
     assert (one.seconds, one.round, one.labels, one.extra) == (3.5, 2, {"Overall": "A"}, {})
+
+
+@pytest.mark.parametrize("value", [2, 2.0, "2", "2.0"])
+def test_a_round_is_a_whole_number_however_it_is_written(tmp_path: Path, value: Any) -> None:
+    for ending in ("csv", "jsonl"):
+        row = {**CANONICAL.row(), "round": value}
+        (one,) = read_annotations(table(tmp_path / f"rows.{ending}", [row]))
+        assert one.round == 2 and isinstance(one.round, int)
+
+
+def test_names_that_no_file_can_have_are_no_files(tmp_path: Path) -> None:
+    """Longer than a file system takes, or with a byte that it does not."""
+    for path in ("x" * 300, "a/" * 3000 + "x.mp4", "nul\0.mp4"):
+        with pytest.raises(InputError, match="there is no video"):
+            video_file(tmp_path, path)
+        video_place(tmp_path, path)
+    for path in ("x" * 300, "nul\0.mp4"):
+        with pytest.raises(InputError, match="no such file or folder"):
+            read_any(path)
+
+
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [
+        ("https://host/datasets/a/b/resolve/main/my%20set/a%20cat.mp4?x=%20", "my set/a cat.mp4"),
+        ("https://host/files/a%20cat.mp4#t=1", "a cat.mp4"),
+        ("https://host/a/b/resolve/main/100%25.mp4", "100%.mp4"),
+        ("https://host/a/b/resolve/main/%2e%2e/private.mp4", "../private.mp4"),
+        ("https://host/%2e%2e%2fprivate.mp4", "../private.mp4"),
+        ("my%20own/a.mp4", "my%20own/a.mp4"),
+    ],
+)
+def test_addresses_are_decoded_and_do_not_lead_out(tmp_path: Path, address: str, path: str) -> None:
+    assert video_path(address) == path
+    folder = tmp_path / "set"
+    (tmp_path / "private.mp4").write_bytes(b"")
+    assert video_place(folder, video_path(address)).resolve().is_relative_to(folder)
 
 
 def test_an_annotator_without_a_name_is_not_called_none(tmp_path: Path) -> None:

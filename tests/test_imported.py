@@ -1,8 +1,10 @@
 """A round's labels published, and trained on by somebody else: the whole way round, on shapes."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from data.imported import ImportedPreferences, prompts
 from ipo_lightning.annotations import Annotation, write_annotations
 from ipo_lightning.backbones.cogvideox import CogVideoX
 from ipo_lightning.errors import InputError
-from ipo_lightning.exchange import read_any
+from ipo_lightning.exchange import Finder, read_any, videos_of
 from ipo_lightning.exchange.__main__ import main
 from ipo_lightning.records import Pair, Point
 from ipo_lightning.report.run import find_videos
@@ -48,15 +50,16 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run_of(small: Compose, labelled: Path) -> Callable[[str], RunDir]:
-    """A run whose first round is labelled, made once a loss."""
+def run_of(small: Compose, labelled: Path) -> Callable[..., RunDir]:
+    """A run whose first round is labelled, made once a loss and once a policy of labelling."""
 
-    def made(loss: str) -> RunDir:
-        cfg = small(f"loss={loss}", "round=1", "until=labelling", f"name={loss}",
-                    f"paths.outputs={labelled}")  # fmt: skip
-        if not (labelled / loss).exists():
+    def made(loss: str, *words: str) -> RunDir:
+        name = "-".join((loss, *words)).replace("=", "-")
+        cfg = small(f"loss={loss}", "round=1", "until=labelling", f"name={name}",
+                    f"paths.outputs={labelled}", *words)  # fmt: skip
+        if not (labelled / name).exists():
             train(cfg)
-        return RunDir(labelled / loss)
+        return RunDir(labelled / name)
 
     return made
 
@@ -68,7 +71,7 @@ def exported(run: RunDir, out: Path, format: str = "trl", *words: str) -> Path:
 
 @pytest.mark.slow
 def test_published_pairs_are_trained_on(
-    run_of: Callable[[str], RunDir],
+    run_of: Callable[..., RunDir],
     small: Compose,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -104,7 +107,23 @@ def test_published_pairs_are_trained_on(
     assert before == {path: path.stat().st_mtime_ns for path in mine.path.rglob("*.jsonl")}
 
 
-def test_videos_survive_to_the_bit(run_of: Callable[[str], RunDir], small: Compose,
+@pytest.mark.parametrize("format", ["trl", "canonical"])
+def test_weights_and_margins_survive(
+    run_of: Callable[..., RunDir], small: Compose, tmp_path: Path, format: str
+) -> None:
+    weighted = run_of("dpo", "labelling=margin_weighted")
+    table = exported(weighted, tmp_path / "set", format)
+    table = table if format == "trl" else table / "annotations.jsonl"
+    train(small(*shapes(table, "round=1", "until=labelling")))
+    mine = RunDir(tmp_path / "outputs" / "run").round(1).pairs()
+    theirs = weighted.round(1).pairs()
+    assert len({one.weight for one in theirs}) > 1
+    assert [(p.prompt, p.weight, p.margin) for p in mine] == [
+        (p.prompt, p.weight, p.margin) for p in theirs
+    ]
+
+
+def test_videos_survive_to_the_bit(run_of: Callable[..., RunDir], small: Compose,
                                    tmp_path: Path) -> None:  # fmt: skip
     """The clips that are trained on are the published ones: same size, same rate, every pixel."""
     run = run_of("dpo")
@@ -119,7 +138,7 @@ def test_videos_survive_to_the_bit(run_of: Callable[[str], RunDir], small: Compo
 
 
 def test_published_points_are_trained_on(
-    run_of: Callable[[str], RunDir], small: Compose, tmp_path: Path
+    run_of: Callable[..., RunDir], small: Compose, tmp_path: Path
 ) -> None:
     run = run_of("kto")
     table = exported(run, tmp_path / "set")
@@ -132,7 +151,7 @@ def test_published_points_are_trained_on(
 
 
 def test_labels_that_changed_in_mid_round_are_refused(
-    run_of: Callable[[str], RunDir], small: Compose, tmp_path: Path
+    run_of: Callable[..., RunDir], small: Compose, tmp_path: Path
 ) -> None:
     table = exported(run_of("dpo"), tmp_path / "set")
     words = shapes(table, "round=1")
@@ -148,7 +167,7 @@ def test_labels_that_changed_in_mid_round_are_refused(
 
 @pytest.mark.slow
 def test_later_rounds_may_roll_out(
-    run_of: Callable[[str], RunDir], small: Compose, tmp_path: Path
+    run_of: Callable[..., RunDir], small: Compose, tmp_path: Path
 ) -> None:
     table = exported(run_of("dpo"), tmp_path / "set")
     words = shapes(table, "data.imported.rounds=1", "round=2")
@@ -164,7 +183,7 @@ def test_later_rounds_may_roll_out(
 
 @pytest.mark.parametrize("format", ["canonical", "videoalign", "label_studio"])
 def test_other_formats_hold_the_same_pairs(
-    run_of: Callable[[str], RunDir], tmp_path: Path, format: str
+    run_of: Callable[..., RunDir], tmp_path: Path, format: str
 ) -> None:
     run = run_of("dpo")
     folder = exported(run, tmp_path / "set", format)
@@ -184,7 +203,7 @@ def test_other_formats_hold_the_same_pairs(
         assert better == f"videos/{pair.winner_video}.mp4" and (folder / better).is_file()
 
 
-def test_the_card_says_what_it_is(run_of: Callable[[str], RunDir], tmp_path: Path) -> None:
+def test_the_card_says_what_it_is(run_of: Callable[..., RunDir], tmp_path: Path) -> None:
     folder = exported(run_of("dpo"), tmp_path / "set")
     text = (folder / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
@@ -196,7 +215,7 @@ def test_the_card_says_what_it_is(run_of: Callable[[str], RunDir], tmp_path: Pat
 
 
 def test_the_command_line_refuses(
-    run_of: Callable[[str], RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_of: Callable[..., RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of("dpo").path
     used = tmp_path / "used"
@@ -224,7 +243,7 @@ def test_the_command_line_refuses(
 
 
 def test_an_export_is_there_whole_or_not_at_all(
-    run_of: Callable[[str], RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_of: Callable[..., RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where a video is gone the same command works once it is back: nothing is in its way."""
     run = run_of("dpo")
@@ -240,8 +259,21 @@ def test_an_export_is_there_whole_or_not_at_all(
     assert (tmp_path / "set" / "README.md").is_file()
 
 
+def test_an_export_may_go_where_one_stands(
+    run_of: Callable[..., RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty folder stays the one it was: a shell in it sees the files."""
+    run = run_of("dpo")
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir(tmp_path / "set")
+    assert main(["export", f"run={run.path}", "out=.."]) == 1, "it is not empty: we are in it"
+    assert main(["export", f"run={run.path}", "out=."]) == 0
+    assert sorted(os.listdir(".")) == ["README.md", "metadata.jsonl", "videos"]
+    assert os.listdir(tmp_path) == ["set"]
+
+
 def test_an_import_knows_videos_by_their_hash(
-    run_of: Callable[[str], RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_of: Callable[..., RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = exported(run_of("dpo"), tmp_path / "set")
     out = tmp_path / "rows.jsonl"
@@ -252,6 +284,29 @@ def test_an_import_knows_videos_by_their_hash(
     assert main(["import", f"path={table}", f"out={out}"]) == 0
     assert read_any(out).pairs[0].video_A == ""
     assert "both videos are known" in capsys.readouterr().out
+
+
+def test_paths_of_an_import_lead_to_the_videos_or_it_says_where_they_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the file, above it (by ``..``), below it, and elsewhere."""
+    folder = tmp_path / "set"
+    for name in ("a.mp4", "deep/b.mp4"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    rows = [pair("a.mp4", "deep/b.mp4", prompt="x"), pair("a.mp4", "gone.mp4", prompt="y")]
+    write_annotations(folder / "rows.jsonl", rows)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    beside, above, below = folder / "out.jsonl", Path("../out.jsonl"), folder / "deep/out.jsonl"
+    for out, leads in {beside: True, above: True, below: False, Path("out.jsonl"): False}.items():
+        assert main(["import", f"path={folder / 'rows.jsonl'}", f"out={out}"]) == 0
+        shown, found = capsys.readouterr().out, read_any(out)
+        assert (f"videos={folder}" in shown) is not leads
+        finder = Finder(found.folder if leads else folder)
+        places = [finder.place(one) for row in found.pairs for one in videos_of(row)]
+        wanted = ["a.mp4", "deep/b.mp4", "a.mp4", "gone.mp4"]
+        assert [place.resolve() for place in places] == [folder / name for name in wanted]
 
 
 # ---------------------------------------------------------------- any file
@@ -293,8 +348,9 @@ def test_what_is_of_no_use_is_counted(tmp_path: Path, policy: CogVideoX) -> None
     write_annotations(tmp_path / "rows.jsonl", rows)
     with pytest.warns(UserWarning) as warned:
         found = take(tmp_path / "rows.jsonl", policy, held_out={"kept back"})
-    told = {str(one.message).split(":")[0] for one in warned}
-    assert any("1 of 6 videos" in one and "gone.mp4 for one" in one for one in told)
+    told = {str(one.message) for one in warned}
+    assert any("1 of 6 videos" in one and "rows.jsonl:4: there is no video gone.mp4 in" in one
+               for one in told)  # fmt: skip
     assert any("torn.mp4 is left out" in one for one in told)
     assert len(found.rows) == 1
     assert found.dropped == {
@@ -335,6 +391,57 @@ def test_several_annotators_make_a_weight(tmp_path: Path, policy: CogVideoX) -> 
     (one,) = take(tmp_path / "rows.jsonl", policy).rows
     assert isinstance(one, Pair)
     assert (one.winner, one.loser) == (0, 1) and one.weight == pytest.approx(2 / 3)
+
+
+def test_answers_of_the_page_find_their_videos_in_the_store(
+    tmp_path: Path, policy: CogVideoX
+) -> None:
+    """A download knows no paths; a path, where the file has one, may be of elsewhere."""
+    store = Store(tmp_path / "store")
+    clips = [clip(tmp_path / "made" / f"{k}.mp4", 30 * k) for k in (1, 2)]
+    a, b = (store.put_blob("videos", (tmp_path / "made" / one).read_bytes(), ".mp4")
+            for one in clips)  # fmt: skip
+    best = {"Overall": "A"}
+    rows = [Annotation("1", "x", "", "", best, video_A=a, video_B=b),
+            Annotation("2", "x", "old/a.mp4", "", best, video_A=a, video_B=b),
+            Annotation("3", "y", "", "", best, video_A=a, video_B="0" * 64)]  # type: ignore[arg-type] # fmt: skip
+    write_annotations(tmp_path / "answers.jsonl", rows)
+    with pytest.warns(UserWarning, match="1 of 4 videos") as warned:
+        found = take(tmp_path / "answers.jsonl", policy)
+    text = str(warned[0].message)
+    assert f"answers.jsonl:3: the video of sha256 {'0' * 64} has no path" in text
+    assert f"not in the store {store.root}; give paths.store=DIR" in text
+    assert [(row.winner, row.loser) for row in found.rows if isinstance(row, Pair)] == [(0, 1)]
+    assert found.dropped == {"pair without one of its videos": 1, "video missing": 1}
+
+
+def test_what_a_row_carries_counts_where_it_is_alone(tmp_path: Path, policy: CogVideoX) -> None:
+    names = [clip(tmp_path / f"{name}.mp4", 20 * k) for k, name in enumerate("abcd", 1)]
+    a, b, c, d = names
+    rows = [replace(pair(a, b), extra={"weight": 3, "margin": 0.25}),
+            replace(pair(d, c, "B"), extra={"weight": 0.0}), pair(b, d),
+            *(replace(pair(a, c, by=one), extra={"weight": 9.0}) for one in "12")]  # fmt: skip
+    write_annotations(tmp_path / "rows.jsonl", rows)
+    found = take(tmp_path / "rows.jsonl", policy).rows
+    assert [(p.weight, p.margin) for p in found if isinstance(p, Pair)] == [
+        (3, 0.25), (0, 1), (1, 1), (1, 1),
+    ]  # fmt: skip
+    points = take(tmp_path / "rows.jsonl", policy, "pointwise").rows
+    assert [p.weight for p in points if isinstance(p, Point)] == [2, 0.5], "a's and d's means"
+    rated = [{"prompt": "x", "completion": a, "label": True, "weight": 2.5},
+             {"prompt": "x", "completion": b, "label": False}]  # fmt: skip
+    write_jsonl(tmp_path / "points.jsonl", rated)
+    points = take(tmp_path / "points.jsonl", policy, "pointwise").rows
+    assert [p.weight for p in points if isinstance(p, Point)] == [2.5, 1]
+
+
+@pytest.mark.parametrize("value", [-1, "nan", "inf", "heavy", -0.5, 10**400])
+@pytest.mark.parametrize("name", ["weight", "margin"])
+def test_weights_that_are_none_are_refused(tmp_path: Path, name: str, value: Any) -> None:
+    rows = [{"prompt": "x", "chosen": "a", "rejected": "b", name: value}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]))
+    with pytest.raises(InputError, match=f"rows.jsonl:1: '{name}' must be"):
+        ImportedPreferences(str(tmp_path / "rows.jsonl"))
 
 
 def test_pairs_serve_a_pointwise_loss(tmp_path: Path, policy: CogVideoX) -> None:

@@ -176,6 +176,7 @@ WRONG = {
     "a.csv: no column": ("video,text\na.mp4,hello\n", r"a\.csv:2: no column 'caption' among"),
     "b.csv: no rows": ("video,caption\n", r"b\.csv: the list has no rows"),
     "c.csv: no file": ("video,caption\nnone.mp4,x\n", r"c\.csv:2: there is no file .*none\.mp4"),
+    "c.csv: too long": (f"video,caption\n{'x' * 300}.mp4,x\n", r"c\.csv:2: there is no file"),
     "d.csv: no caption": ("video,caption\na.mp4, \n", r"d\.csv:2: 'caption' must be a text"),
     "e.csv: short row": ("video,caption\na.mp4\n", r"e\.csv:2: 'caption' must be a text, got None"),
     "f.csv: ending": ("video,caption\na.txt,x\n", r"f\.csv:2: 'a\.txt' is none of \.avi"),

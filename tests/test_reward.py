@@ -36,6 +36,7 @@ from ipo_lightning.shapes.reward_encoder import (
     corrupt,
     tokens,
 )
+from ipo_lightning.store import Store
 from ipo_lightning.video import Clip, read_video
 from tests.conftest import ComposeTrain
 from train import train, train_critic
@@ -167,6 +168,64 @@ def test_invalid_labels_are_missing(labels: Path, tmp_path: Path) -> None:
     assert only.labels == (0.0, 1.0)
     with pytest.raises(InputError, match="no row of .* has a label 'VQ'; it has MQ, Overall"):
         read_samples(read_any(file), "pairwise", ("VQ", "Overall"))
+
+
+def by_hash(labels: Path, answers: Path, store: Store) -> None:
+    """The labels as the annotation page has them: hashes, of videos that the store holds."""
+    rows = []
+    for row in read_annotations(labels):
+        files = (labels.parent / path for path in (row.path_A, row.path_B))
+        a, b = (store.put_blob("videos", file.read_bytes(), ".mp4") for file in files)
+        rows.append(replace(row, path_A="", path_B="", video_A=a, video_B=b))
+    write_annotations(answers, rows)
+
+
+def test_answers_of_the_page_find_their_videos_in_the_store(
+    composed: Callable[..., DictConfig], labels: Path, tmp_path: Path
+) -> None:
+    answers, store = tmp_path / "answers.jsonl", Store(tmp_path / "shared")
+    by_hash(labels, answers, store)
+    known, beside = made(answers, store=store), made(labels)
+    assert [one.labels for one in known.train] == [one.labels for one in beside.train]
+    for one, other in zip(known.train, beside.train, strict=True):
+        assert [v.read_bytes() for v in one.videos] == [v.read_bytes() for v in other.videos]
+    words = (f"data.path={answers}", f"paths.store={store.root}", "stopping.epochs=1")
+    assert train_critic(composed(*words)) is not None
+
+    name = read_annotations(answers)[2].video_B
+    store.path("videos", name, ".mp4").unlink()
+    with pytest.raises(InputError) as caught:
+        train_critic(composed(*words, "name=other"))
+    assert str(caught.value) == (
+        f"{answers}:3: the video of sha256 {name} has no path, and it is not in the store "
+        f"{store.root}; give paths.store=DIR of the run that made it, or add path_A and path_B to "
+        "the rows"
+    )
+
+
+def test_two_downloads_are_trained_on_once(labels: Path, tmp_path: Path) -> None:
+    rows = [replace(row, timestamp="2026-01-01") for row in read_annotations(labels)]
+    turned = {**rows[0].labels, "Overall": "same"}
+    again = [replace(rows[0], labels=turned, timestamp="2026-01-02")]
+    file = tmp_path / "pairs.jsonl"
+    write_annotations(file, [*rows, *rows, *again])
+    (tmp_path / "videos").symlink_to(labels.parent / "videos")
+    data = made(file)
+    assert len(data.train) + len(data.valid) == 40
+    (first,) = (one for one in (*data.train, *data.valid)
+                if one.videos[0].name == Path(rows[0].path_A).name
+                and one.videos[1].name == Path(rows[0].path_B).name)  # fmt: skip
+    assert first.labels[-1] == 0
+
+
+def test_paths_may_start_in_another_folder(labels: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    write_annotations(file, read_annotations(labels))
+    with pytest.raises(InputError, match=r"pairs.jsonl:1: there is no video videos/.* in "):
+        made(file)
+    assert made(file, videos=str(labels.parent)).content == made(labels).content
+    with pytest.raises(InputError, match="data.videos=none: there is no such folder"):
+        made(file, videos="none")
 
 
 def test_rated_videos_train_by_regression_alone(labels: Path, tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ turned to the question's own order.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
@@ -63,10 +65,10 @@ class Account(NamedTuple):
 
 
 class Answers:
-    """The answers of all annotators, by question."""
+    """The answers of all annotators, by question; those that count, see `latest`."""
 
-    def __init__(self, rows: Iterable[Annotation]) -> None:
-        self.rows = latest(rows)
+    def __init__(self, *files: Iterable[Annotation]) -> None:
+        self.rows = latest(*files)
         self.by_question: dict[Key, list[Said]] = {}
         for row in self.rows:
             key, turned = key_of(row.prompt, row.video_A, row.video_B)
@@ -84,12 +86,18 @@ class Answers:
         key, _ = key_of(question.prompt, question.first, question.second)
         return {said.annotator for said in self.by_question.get(key, [])}
 
+    def people(self, question: Question) -> int:
+        """How many people have answered a question."""
+        key, _ = key_of(question.prompt, question.first, question.second)
+        return len(_by_person(self.by_question.get(key, [])))
+
     def settle(self, question: Question) -> Comparison | None:
         """What the annotators think of (first, second); None where nobody was asked.
 
-        Each has one vote, shared out among their answers where a question was answered more than
-        once: whoever contradicts themselves is half for each. The preference is the votes' shares,
-        the certainty the largest share. Where more than half cannot say, there is no verdict.
+        Each has one vote (without a name, each answer is somebody else's), shared out among their
+        answers where a question was answered more than once: whoever contradicts themselves is half
+        for each. The preference is the votes' shares, the certainty the largest share. Where more
+        than half cannot say, there is no verdict.
         """
         key, turned = key_of(question.prompt, question.first, question.second)
         said = self.by_question.get(key)
@@ -125,7 +133,8 @@ class Answers:
         ]
         said = [one.labels[OVERALL] for group in own for one in group]
         seconds = [one.seconds for group in own for one in group if one.seconds is not None]
-        twice = [{one.labels[OVERALL] for one in group} for group in own if len(group) > 1]
+        people = [said for group in own for said in _by_person(group)]
+        twice = [{one.labels[OVERALL] for one in group} for group in people if len(group) > 1]
         return Account(
             annotator,
             len(said),
@@ -149,22 +158,36 @@ def key_of(prompt: str, first: str, second: str) -> tuple[Key, bool]:
     return (prompt, *sorted((first, second))), first > second  # type: ignore[return-value]
 
 
-def latest(rows: Iterable[Annotation]) -> list[Annotation]:
-    """The rows without those that were answered anew: a page may be downloaded more than once."""
+def latest(*files: Iterable[Annotation]) -> list[Annotation]:
+    """The answers that count, of one file or of several.
+
+    A page may be downloaded more than once: of what its annotator answered anew the later counts.
+    Rows that lack the annotator's name or the pair's cannot be told for that: in one file each is
+    an answer of its own, also where two are equal; but the n-th of equal rows in another file is
+    the same as the n-th in this one, so that a file that is given twice, or has grown, counts once.
+    """
     kept: dict[tuple[str, ...], Annotation] = {}
-    for row in rows:
-        own = _own(row)
-        if own not in kept or row.timestamp >= kept[own].timestamp:
-            kept[own] = row
+    for rows in files:
+        seen: Counter[str] = Counter()
+        for row in rows:
+            own = _own(row, seen)
+            if own not in kept or row.timestamp >= kept[own].timestamp:
+                kept[own] = row
     return list(kept.values())
 
 
-def _own(row: Annotation) -> tuple[str, ...]:
-    """What an answer anew has in common with the one before; rows without a name have nothing."""
-    if not row.pair_id or not row.annotator:
-        return (fingerprint(row.row()),)
-    key, _ = key_of(row.prompt, row.video_A, row.video_B)
-    return (row.source, row.annotator, row.pair_id, *key)
+def _own(row: Annotation, seen: "Counter[str]") -> tuple[str, ...]:
+    """What a row has in common with those of which one alone counts.
+
+    Args:
+        seen: how often each row without a name came in this file; counted on.
+    """
+    if row.pair_id and row.annotator:
+        videos = (row.video_A or row.path_A, row.video_B or row.path_B)
+        return (row.source, row.annotator, row.pair_id, *key_of(row.prompt, *videos)[0])
+    words = fingerprint(replace(row, extra={}).row())
+    seen[words] += 1
+    return words, str(seen[words])
 
 
 def read_answers(path: Path) -> Answers:
@@ -174,25 +197,28 @@ def read_answers(path: Path) -> Answers:
         InputError: names the file, the line and what is wrong with it.
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path] if path.exists() else []
-    rows = []
-    for file in files:
-        for row in read_annotations(file):
-            if not row.video_A or not row.video_B:
-                raise InputError(
-                    f"{file}: pair {row.pair_id or '(no name)'} does not say which videos it is "
-                    "about: give video_A and video_B, the sha256 of their files"
-                )
-            rows.append(row)
-    return Answers(rows)
+    found = [read_annotations(file) for file in files]
+    for row in chain.from_iterable(found):
+        if not row.video_A or not row.video_B:
+            raise InputError(
+                f"{row.place}: pair {row.pair_id or '(no name)'} does not say which videos it is "
+                "about: give video_A and video_B, the sha256 of their files"
+            )
+    return Answers(*found)
+
+
+def _by_person(said: Iterable[Said]) -> list[list[Said]]:
+    """Answers by person; those without a name are by somebody else each."""
+    found: dict[tuple[str, int], list[Said]] = {}
+    for number, one in enumerate(said):
+        found.setdefault((one.annotator, 0 if one.annotator else number), []).append(one)
+    return list(found.values())
 
 
 def _votes(said: Iterable[Said], name: str) -> Preference | None:
     """Shares of the annotators who prefer the first, neither, the second; see `Answers.settle`."""
-    by_annotator: dict[str, list[Choice]] = {}
-    for one in said:
-        if name in one.labels:
-            by_annotator.setdefault(one.annotator, []).append(one.labels[name])
-    able = [_vote(choices) for choices in by_annotator.values()]
+    people = _by_person(one for one in said if name in one.labels)
+    able = [_vote(one.labels[name] for one in own) for own in people]
     votes = [vote for vote in able if vote is not None]
     if not votes or 2 * len(votes) < len(able):
         return None

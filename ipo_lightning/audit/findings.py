@@ -50,6 +50,7 @@ from ipo_lightning.audit.votes import (
     ratings,
     repeats,
 )
+from ipo_lightning.errors import InputError
 from ipo_lightning.metrics import agreement
 
 Plain = dict[str, Any]
@@ -111,6 +112,38 @@ class Table:
         return column(_mean_dim(one, wanted) for one in self.answers)
 
 
+def check_people(pairs: Sequence[Compared], rules: Rules) -> None:
+    """Refuse `Rules.dims` of what people were not asked about.
+
+    Raises:
+        InputError: names the dimension, and those that there are.
+    """
+    known = [dim for dim in dimensions(pairs) if dim != OVERALL]
+    for theirs in rules.dims:
+        if theirs == OVERALL:
+            raise InputError(f"dims.{OVERALL}: the critic's own verdict as a whole stands for it")
+        if theirs not in known:
+            asked = ", ".join(known) or f"{OVERALL} alone"
+            raise InputError(f"dims.{theirs}: people were asked about {asked}")
+
+
+def check_critic(table: Table) -> None:
+    """Refuse `Rules.dims` of what the critic does not tell; while it tells nothing, nothing.
+
+    Raises:
+        InputError: names the dimension, and those that there are.
+    """
+    if table.margin.isnan().all():
+        return
+    known = sorted({name for one in table.answers for name in one.dims})
+    folded = {name.casefold() for name in known}
+    for theirs, its in table.rules.dims.items():
+        for name in its:
+            if name.casefold() not in folded:
+                told = f"'s dimensions are {', '.join(known)}" if known else " has no dimensions"
+                raise InputError(f"dims.{theirs}={name}: the critic{told}")
+
+
 def column(values: Any) -> Tensor:
     """(N,) float64."""
     return torch.tensor(list(values), dtype=torch.float64)
@@ -123,7 +156,12 @@ def _mean_dim(answer: Answer, wanted: Sequence[str]) -> float:
 
 
 def findings(table: Table) -> Plain:
-    """All numbers of an audit."""
+    """All numbers of an audit.
+
+    Raises:
+        InputError: see `check_critic`.
+    """
+    check_critic(table)
     dims = [dim for dim in dimensions(table.pairs) if not table.margin_of(dim).isnan().all()]
     adapter = fitted(table)
     return {

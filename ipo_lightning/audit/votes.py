@@ -1,6 +1,7 @@
 """What people said of pairs of videos, one entry a pair, whoever said it and on whatever side."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ipo_lightning.annotating.answers import latest
 from ipo_lightning.annotations import OVERALL, Annotation
 from ipo_lightning.errors import InputError
 from ipo_lightning.seeds import derive_seed
@@ -56,6 +58,9 @@ Find = Callable[[Annotation], tuple[Path, Path]]
 def gather(rows: Sequence[Annotation], find: Find, *, skip_missing: bool = False) -> Gathered:
     """Rows of annotations as pairs: two rows on the same videos are one, in whatever order.
 
+    What somebody answered anew counts by the later answer, as it does where people are the critic
+    (`ipo_lightning.annotating.answers.latest`): two downloads of a page are no repeats.
+
     Args:
         find: where the two videos of a row lie.
         skip_missing: leave out, and count, pairs of which a video is not there.
@@ -64,12 +69,16 @@ def gather(rows: Sequence[Annotation], find: Find, *, skip_missing: bool = False
         InputError: a video is missing, or nothing is left.
     """
     pairs: dict[tuple[str, frozenset[Path]], Compared] = {}
-    left_out: Counter[str] = Counter()
-    for row in rows:
+    places: dict[Path, str] = {}
+    counted = latest(rows)
+    left_out: Counter[str] = Counter({"answered anew later": len(rows) - len(counted)})
+    for row in counted:
         first, second = find(row)
         if first == second:
             left_out["a video against itself"] += 1
             continue
+        for video in (first, second):
+            places.setdefault(video, row.place)
         key = row.prompt, frozenset((first, second))
         pair = pairs.setdefault(key, Compared(row.prompt, first, second))
         swapped = pair.first != first
@@ -77,12 +86,13 @@ def gather(rows: Sequence[Annotation], find: Find, *, skip_missing: bool = False
         _add_scores(row, pair, swapped)
     there = [pair for pair in pairs.values() if pair.votes.get(OVERALL)]
     left_out["without a verdict"] += len(pairs) - len(there)
-    missing = {p for pair in there for p in (pair.first, pair.second) if not p.is_file()}
+    missing = {p for pair in there for p in (pair.first, pair.second) if not os.path.isfile(p)}
     if missing and not skip_missing:
-        names = ", ".join(str(path) for path in sorted(missing)[:NAMED])
+        names = ", ".join(f"{path} (of {places[path]})" for path in sorted(missing)[:NAMED])
         raise InputError(
             f"pairs: {len(missing)} videos are not there: {names}{', ...' * (len(missing) > NAMED)}"
-            "\nvideos=DIR says where they are; skip_missing=true leaves their pairs out"
+            "\nvideos=DIR says where they are, paths.store=DIR where those are that are named by "
+            "their sha256; skip_missing=true leaves their pairs out"
         )
     kept = [pair for pair in there if not {pair.first, pair.second} & missing]
     left_out["a video is missing"] += len(there) - len(kept)

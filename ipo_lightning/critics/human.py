@@ -11,7 +11,7 @@ from typing import NamedTuple, NoReturn
 from ipo_lightning.annotating.answers import Answers, Key, key_of, read_answers
 from ipo_lightning.annotating.page import EMBED_MIB, PAGE, write_page
 from ipo_lightning.annotating.questions import plan
-from ipo_lightning.annotations import OVERALL
+from ipo_lightning.annotations import NO_DIMS, OVERALL
 from ipo_lightning.critics.base import AnswersPending, Comparison, Question
 from ipo_lightning.errors import InputError
 from ipo_lightning.store import fingerprint, read_jsonl, write_jsonl
@@ -65,6 +65,8 @@ class HumanCritic:
             raise InputError(f"critic.enough={enough}: give a share above 0 and up to 1")
         if isinstance(dims, str) or not all(isinstance(name, str) and name for name in dims):
             raise InputError(f"critic.dims={dims}: give a list of names, such as [VQ, MQ]")
+        if taken := [name for name in dims if name in NO_DIMS]:
+            raise InputError(f"critic.dims: {taken[0]} is a field of the answers' own; rename it")
         self.path = Path(answers)
         if self.path.suffix and not self.path.is_dir() and self.path.suffix != ".jsonl":
             raise InputError(f"critic.answers={answers}: give a folder or a .jsonl file")
@@ -125,7 +127,7 @@ class HumanCritic:
         return lines
 
     def _waits_for(self, question: Question) -> bool:
-        return len(self.answers.annotators(question)) < len(self.annotators)
+        return self.answers.people(question) < len(self.annotators)
 
     def _spared(self) -> set[Key]:
         """The questions of batches of which enough are answered."""

@@ -5,13 +5,15 @@ from ipo_lightning.exchange.reading import (
     Preferences,
     read_any,
     read_preferences,
-    video_file,
-    video_place,
 )
+from ipo_lightning.exchange.videos import Finder, Named, video_file, video_place, videos_of
 
 __all__ = [
     "FORMATS",
+    "Finder",
+    "Named",
     "Preferences",
+    "videos_of",
     "read_any",
     "read_preferences",
     "video_file",

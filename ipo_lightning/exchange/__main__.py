@@ -6,6 +6,7 @@ python -m ipo_lightning.exchange import path=FILE out=FILE.jsonl
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,8 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.points import pairs_of
 from ipo_lightning.exchange.publishing import FORMATS as WRITTEN
 from ipo_lightning.exchange.publishing import publish_round
-from ipo_lightning.exchange.reading import FORMATS, read_any, video_file, video_place
+from ipo_lightning.exchange.reading import FORMATS, read_any
+from ipo_lightning.exchange.videos import video_file, video_place
 from ipo_lightning.store import file_sha256
 
 EXPORT = {
@@ -56,13 +58,18 @@ def import_(settings: Mapping[str, str]) -> str:
     found = read_any(settings["path"], settings["format"])
     rows = found.pairs or pairs_of(found.points)
     folder = Path(settings["videos"]) if settings["videos"] else found.folder
-    named = [_at(_hashed(row, folder), folder, out.parent) for row in rows]
+    named = [_hashed(row, folder) for row in rows]
+    moved = _moved(named, folder, out.parent)
     try:
-        write_annotations(out, named)
+        write_annotations(out, named if moved is None else moved)
     except OSError as error:
         raise InputError(f"out={out} cannot be written: {error}") from error
     known = sum(bool(row.video_A and row.video_B) for row in named)
-    return f"{out}: {len(named)} pairs ({found.format}), of {known} of them both videos are known"
+    text = f"{out}: {len(named)} pairs ({found.format}), of {known} of them both videos are known"
+    return text if moved is not None else (
+        f"{text}; their paths start at {folder}, not beside the new file: say so where it is read, "
+        f"by videos={folder} (audit.py), data.videos= (task=critic) or data.imported.videos="
+    )  # fmt: skip
 
 
 def _hashed(row: Annotation, folder: Path) -> Annotation:
@@ -74,23 +81,22 @@ def _hashed(row: Annotation, folder: Path) -> Annotation:
     )
 
 
-def _at(row: Annotation, folder: Path, new: Path) -> Annotation:
-    """The row with its paths from ``new``, where the videos lie within it."""
-    return replace(
-        row, path_A=_path(folder, row.path_A, new), path_B=_path(folder, row.path_B, new)
-    )
-
-
-def _path(folder: Path, path: str, new: Path) -> str:
-    place = video_place(folder, path).absolute()
-    inside = path and place.is_file() and place.is_relative_to(new.absolute())
-    return place.relative_to(new.absolute()).as_posix() if inside else path
+def _moved(rows: Sequence[Annotation], folder: Path, new: Path) -> list[Annotation] | None:
+    """The rows with paths from ``new``; None where a video lies outside, where none would lead."""
+    base = os.path.abspath(new)
+    paths = {path for row in rows for path in (row.path_A, row.path_B) if path}
+    places = {path: Path(os.path.abspath(video_place(folder, path))) for path in paths}
+    if not all(place.is_relative_to(base) for place in places.values()):
+        return None
+    known = {path: place.relative_to(base).as_posix() for path, place in places.items()}
+    known[""] = ""
+    return [replace(row, path_A=known[row.path_A], path_B=known[row.path_B]) for row in rows]
 
 
 def _sha256(folder: Path, path: str) -> str:
     try:
         return file_sha256(video_file(folder, path))
-    except InputError:
+    except (InputError, OSError):
         return ""
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ipo_lightning.annotations import OVERALL, Choice
 from ipo_lightning.errors import InputError
@@ -72,11 +73,14 @@ def with_overall(labels: dict[str, Choice]) -> dict[str, Choice]:
 
 
 def video_path(value: str) -> str:
-    """Where a video lies beside its table: an address becomes the path within its repository."""
+    """Where a video lies beside its table: an address becomes the path within its repository.
+
+    Decoded it may lead anywhere, as any path of a table; `video_place` keeps it in the folder.
+    """
     if "://" not in value:
         return value
     bare = re.split(r"[?#]", value)[0]
-    return ON_A_HUB.sub("", bare) if ON_A_HUB.match(bare) else bare.rpartition("/")[2]
+    return unquote(ON_A_HUB.sub("", bare) if ON_A_HUB.match(bare) else bare.rpartition("/")[2])
 
 
 def plain(row: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
@@ -92,13 +96,13 @@ def _plain(row: Mapping[str, Any], known: set[str]) -> Iterator[tuple[str, Any]]
 
 
 def _numeric(value: str) -> str | int | float:
-    """A number where the text is one, written as numbers are."""
+    """A finite number where the text is one, written as numbers are."""
     for kind in (int, float):
         try:
             parsed = kind(value)
         except ValueError:
             continue
-        if repr(parsed) == value:
+        if repr(parsed) == value and abs(parsed) < float("inf"):
             return parsed
     return value
 

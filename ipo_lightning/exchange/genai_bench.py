@@ -42,6 +42,7 @@ def read(path: Path, rows: Sequence[Placed]) -> list[Annotation]:
                 shown_left="A",
                 source=path.name,
                 extra=plain(row, {"prompt", "left_video", "right_video"}),
+                place=place,
             )
         )
     return found

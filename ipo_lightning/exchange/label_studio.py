@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ipo_lightning.annotations import OVERALL, Annotation, Choice, annotations_of
+from ipo_lightning.annotations import NO_DIMS, OVERALL, Annotation, Choice, annotations_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.columns import numbered, shown, text, video_path, with_overall
 from ipo_lightning.rowfiles import Placed
@@ -94,6 +94,8 @@ def _labels(results: Sequence[Mapping[str, Any]], place: str) -> dict[str, Choic
             said = str(chosen[0] if isinstance(chosen, list) and chosen else chosen)
         else:
             continue
+        if name in NO_DIMS:
+            raise InputError(f"{place}: {name!r} is a field's name: rename that control tag")
         if said not in SIDES:
             raise InputError(
                 f"{place}: {name!r} must be one of {', '.join(SIDES)}, got {shown(said)}"

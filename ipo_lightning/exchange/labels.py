@@ -1,7 +1,8 @@
 """Preferences of people as training labels: pairs and points of candidates.
 
 Pure functions, for losses of either form. The labels are people's own: ties are dropped, not
-broken, and all annotators of a pair are taken together.
+broken, and all annotators of a pair are taken together. A weight and a margin that a row carries,
+as those of a published round do, are the pair's where no other row is about it.
 """
 
 from collections import Counter
@@ -13,12 +14,15 @@ from typing import NamedTuple
 from ipo_lightning.annotating.answers import Answers
 from ipo_lightning.annotations import OVERALL, Annotation
 from ipo_lightning.critics.base import Comparison, Question
+from ipo_lightning.errors import InputError
+from ipo_lightning.exchange.columns import number, shown
 from ipo_lightning.exchange.points import VideoPoint, pairs_of
+from ipo_lightning.exchange.videos import Named, videos_of
 from ipo_lightning.preferences import Preference
 from ipo_lightning.records import Candidate, Pair, Point, Verdict
 
-Videos = Mapping[tuple[str, str], Candidate]
-"""(prompt, path in the file) -> what it became; without those that are of no use."""
+Videos = Mapping[tuple[str, Named], Candidate]
+"""(prompt, video as a row names it) -> what it became; without those that are of no use."""
 
 
 class Labelled(NamedTuple):
@@ -49,7 +53,35 @@ class Compared(NamedTuple):
     first: Candidate
     second: Candidate
     preference: Preference
-    certainty: float
+    weight: float
+    """The one that its row carries, else the largest share of the annotators."""
+    margin: float
+    """The one that its row carries, else the difference of the two sides' chances."""
+
+
+class Carried(NamedTuple):
+    """What a row says of a label beside the label; None: nothing."""
+
+    weight: float | None = None
+    margin: float | None = None
+
+
+def carried(row: Annotation | VideoPoint) -> Carried:
+    """The weight and the margin of a row, as `ipo_lightning.exchange.publishing` writes them.
+
+    Raises:
+        InputError: one is no finite number of at least 0.
+    """
+    return Carried(*(_carried(row, name) for name in Carried._fields))
+
+
+def _carried(row: Annotation | VideoPoint, name: str) -> float | None:
+    if name not in row.extra:
+        return None
+    value = number(row.extra, name, row.place)
+    if value < 0:
+        raise InputError(f"{row.place}: {name!r} must be 0 or more, got {shown(value)}")
+    return value
 
 
 def _duels(
@@ -59,7 +91,7 @@ def _duels(
     rows: list[Annotation] = []
     asked: dict[tuple[str, str], tuple[Candidate, Candidate]] = {}
     for one in pairs:
-        first, second = (videos.get((one.prompt, path)) for path in (one.path_A, one.path_B))
+        first, second = (videos.get((one.prompt, video)) for video in videos_of(one))
         if first is None or second is None:
             dropped["pair without one of its videos"] += 1
         elif first == second:
@@ -70,12 +102,23 @@ def _duels(
             if (named["video_B"], named["video_A"]) not in asked:
                 asked[named["video_A"], named["video_B"]] = first, second
     answers = Answers(rows)
+    about: dict[frozenset[str], list[Annotation]] = {}
+    for row in answers.rows:
+        about.setdefault(frozenset((row.video_A, row.video_B)), []).append(row)
     for (name, other), (first, second) in asked.items():
         said = answers.settle(Question(name, other, first.prompt)) or Comparison(None)
         if said.preference is None:
             dropped[f"no verdict: {said.fault}"] += 1
         else:
-            yield Compared(first, second, said.preference, said.certainty)
+            own = about[frozenset((name, other))]
+            weight, margin = carried(own[0]) if len(own) == 1 else Carried()
+            yield Compared(
+                first,
+                second,
+                said.preference,
+                said.certainty if weight is None else weight,
+                abs(2 * said.preference.expected - 1) if margin is None else margin,
+            )
 
 
 def _name(one: Candidate) -> str:
@@ -85,7 +128,7 @@ def _name(one: Candidate) -> str:
 
 def _pairs(duels: Iterable[Compared], dropped: "Counter[str]") -> Labelled:
     rows: list[Pair] = []
-    for first, second, preference, certainty in duels:
+    for first, second, preference, weight, margin in duels:
         if preference.outcome == "tie":
             dropped["tie"] += 1
             continue
@@ -96,7 +139,7 @@ def _pairs(duels: Iterable[Compared], dropped: "Counter[str]") -> Labelled:
                 winner=winner.candidate, loser=loser.candidate,
                 winner_latents=winner.latents, loser_latents=loser.latents,
                 winner_video=winner.video, loser_video=loser.video,
-                margin=abs(2 * preference.expected - 1), weight=certainty,
+                margin=margin, weight=weight,
             )
         )  # fmt: skip
     return Labelled(rows, _fared(duels))
@@ -105,7 +148,7 @@ def _pairs(duels: Iterable[Compared], dropped: "Counter[str]") -> Labelled:
 def _fared(duels: Iterable[Compared]) -> dict[tuple[int, int], list[float]]:
     """By place: the chances of being the better one, a duel each."""
     scores: dict[tuple[int, int], list[float]] = {}
-    for first, second, preference, _ in duels:
+    for first, second, preference, *_ in duels:
         chance = preference.expected
         scores.setdefault((first.prompt_index, first.candidate), []).append(chance)
         scores.setdefault((second.prompt_index, second.candidate), []).append(1 - chance)
@@ -115,20 +158,20 @@ def _fared(duels: Iterable[Compared]) -> dict[tuple[int, int], list[float]]:
 def _points_of_duels(duels: Sequence[Compared], dropped: "Counter[str]") -> Labelled:
     """Desirable is what is better in more than half of its duels."""
     scores = _fared(duels)
-    sure: dict[tuple[int, int], list[float]] = {}
+    weights: dict[tuple[int, int], list[float]] = {}
     by_place: dict[tuple[int, int], Candidate] = {}
-    for first, second, _, certainty in duels:
+    for first, second, _, weight, _ in duels:
         for one in (first, second):
             by_place[one.prompt_index, one.candidate] = one
-            sure.setdefault((one.prompt_index, one.candidate), []).append(certainty)
+            weights.setdefault((one.prompt_index, one.candidate), []).append(weight)
     rows: list[Point] = []
     for place in sorted(by_place):
         chance = fmean(scores[place])
         if chance == 0.5:
             dropped["as often better as worse"] += 1
             continue
-        weight = fmean(sure[place])
-        rows.append(_point(len(rows), by_place[place], chance, chance > 0.5, weight, chance))
+        mean = fmean(weights[place])
+        rows.append(_point(len(rows), by_place[place], chance, chance > 0.5, mean, chance))
     return Labelled(rows, scores)
 
 
@@ -140,7 +183,7 @@ def _points_of_points(
     scores: dict[tuple[int, int], list[float]] = {}
     rows: list[Point] = []
     for one in points:
-        candidate, score = videos.get((one.prompt, one.path)), one.scores[OVERALL]
+        candidate, score = videos.get((one.prompt, Named(one.path))), one.scores[OVERALL]
         if candidate is None:
             continue  # counted as a video
         scores.setdefault((candidate.prompt_index, candidate.candidate), []).append(score)
@@ -148,7 +191,9 @@ def _points_of_points(
             dropped["rated as the median"] += 1
             continue
         good = score > middle if one.desirable is None else one.desirable
-        rows.append(_point(len(rows), candidate, score, good, 1.0, float(good)))
+        weight = carried(one).weight
+        rows.append(_point(len(rows), candidate, score, good, 1.0 if weight is None else weight,
+                           float(good)))  # fmt: skip
     return Labelled(rows, scores)
 
 

@@ -21,6 +21,8 @@ class VideoPoint:
     """Where the file says good or bad; None: it has scores alone."""
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
+    """Where the row stands, for messages; no part of what it says."""
 
 
 def pairs_of(points: Iterable[VideoPoint]) -> list[Annotation]:
@@ -42,6 +44,7 @@ def _pair(number: int, first: VideoPoint, second: VideoPoint) -> Annotation:
         labels={name: _better(first.scores[name], second.scores[name]) for name in shared},
         source=first.source,
         extra={"scores_A": dict(first.scores), "scores_B": dict(second.scores)},
+        place=first.place,
     )
 
 

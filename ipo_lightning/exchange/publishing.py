@@ -82,12 +82,21 @@ def publish_round(
 
 @contextmanager
 def _filled(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``folder`` once all is in it."""
-    new = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    """A temporary folder that becomes ``folder`` once all is in it.
+
+    A folder that is there stays the one it is, and gets what is in the other: somebody may stand in
+    it (``out=.``).
+    """
+    place = Path(os.path.abspath(folder))
+    new = place.with_name(f".{place.name}.{uuid4().hex}")
     try:
         new.mkdir(parents=True)
         yield new
-        os.replace(new, folder)  # also where an empty folder is there
+        if place.is_dir():
+            for part in sorted(new.iterdir()):
+                os.replace(part, place / part.name)
+        else:
+            os.replace(new, place)
     except OSError as error:
         raise InputError(f"out={folder} cannot be written: {error}") from error
     finally:
@@ -141,7 +150,8 @@ USE = {
     "trl": "Columns as TRL's trainers name them, `prompt, chosen, rejected` of pairs or `prompt, "
     'completion, label` of points: `load_dataset("videofolder", data_dir="...")`, or the id of '
     "this repository.",
-    "canonical": f"One JSON object a line in `{ANNOTATIONS}`: A or B under Overall.",
+    "canonical": f"One JSON object a line in `{ANNOTATIONS}`: A or B under Overall, margin and "
+    "weight under extra.",
     "videoalign": f"`{TABLE}` has VideoAlign's columns, a label under Overall alone.",
     "label_studio": f"`{label_studio.CONFIG}` is the labelling configuration, "
     f"`{label_studio.TASKS}` are the tasks to import.",

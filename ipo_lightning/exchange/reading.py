@@ -80,9 +80,7 @@ def read_any(path: str | Path, format: str = "auto") -> Preferences:
     name = _recognised(file, rows) if format == "auto" else format
     chosen = FORMATS[name]
     if not chosen.fits(rows):
-        raise InputError(
-            f"{file} is no {name}: its columns are {', '.join(sorted(_columns(rows)))}"
-        )
+        raise InputError(f"{file} is no {name}: {_told(rows)}")
     pairs = chosen.pairs(file, rows) if chosen.pairs else []
     points = chosen.points(file, rows) if chosen.points else []
     return Preferences(name, file, pairs, points)
@@ -104,35 +102,9 @@ def read_preferences(path: str | Path, format: str = "auto") -> list[Annotation]
     return pairs
 
 
-def video_file(folder: Path, path: str) -> Path:
-    """The file of a video, see `video_place`.
-
-    Raises:
-        InputError: there is none.
-    """
-    place = video_place(folder, path)
-    if not place.is_file():
-        raise InputError(
-            f"{folder}: there is no video {path or '(the row names no file)'}; videos are looked "
-            "for within this folder, to which a link may lead"
-        )
-    return place
-
-
-def video_place(folder: Path, path: str) -> Path:
-    """Where a video is, or should be: within the folder, or right in it where it was moved.
-
-    A path that leads out of the folder stands for its last name alone: a file from elsewhere shall
-    not choose which other files of this machine are read.
-    """
-    place, moved = folder / path, folder / Path(path).name
-    inside = Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))
-    return place if inside and (place.is_file() or not moved.is_file()) else moved
-
-
 def _table(path: Path) -> Path:
-    if not path.is_dir():
-        if not path.is_file():
+    if not os.path.isdir(path):  # of a name that is too long: false, where pathlib raises
+        if not os.path.isfile(path):
             raise InputError(f"{path}: there is no such file or folder")
         return path
     names = [f"metadata{suffix}" for suffix in SUFFIXES]
@@ -150,7 +122,12 @@ def _recognised(path: Path, rows: Sequence[Placed]) -> str:
     for name, one in FORMATS.items():
         if one.fits(rows):
             return name
-    columns = ", ".join(sorted(_columns(rows)))
-    raise InputError(
-        f"{path}: of no known format ({', '.join(FORMATS)}); its columns are {columns}"
-    )
+    raise InputError(f"{path}: of no known format ({', '.join(FORMATS)}); {_told(rows)}")
+
+
+def _told(rows: Sequence[Placed]) -> str:
+    """The columns that there are, and what is odd about them."""
+    names = sorted(_columns(rows))
+    odd = next((name for name in names if name != name.strip()), None)
+    hint = "" if odd is None else f" (no blanks belong around a name, as in {odd!r})"
+    return f"its columns are {', '.join(names)}{hint}"

@@ -51,6 +51,7 @@ def read(path: Path, rows: Sequence[Placed]) -> list[Annotation]:
                 labels={OVERALL: "A"},
                 source=path.name,
                 extra=plain(row, {"prompt", chosen, rejected}),
+                place=place,
             )
         )
     return found
@@ -78,6 +79,7 @@ def read_points(path: Path, rows: Sequence[Placed]) -> list[VideoPoint]:
                 desirable=label,
                 source=path.stem,
                 extra=plain(row, {"prompt", video, "label"}),
+                place=place,
             )
         )
     return found

@@ -45,6 +45,7 @@ def read(path: Path, rows: Sequence[Placed]) -> list[Annotation]:
                 labels=with_overall(given),
                 source=path.name,
                 extra=plain(row, known),
+                place=place,
             )
         )
     return found
@@ -56,5 +57,5 @@ def write(path: Path, rows: Iterable[Annotation]) -> None:
     writer = csv.DictWriter(buffer, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for one in rows:
-        writer.writerow({"path_A": one.path_A, "path_B": one.path_B, **one.row()})
+        writer.writerow({**one.extra, "path_A": one.path_A, "path_B": one.path_B, **one.row()})
     write_atomically(path, buffer.getvalue().encode())

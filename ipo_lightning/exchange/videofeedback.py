@@ -38,6 +38,7 @@ def read_points(path: Path, rows: Sequence[Placed]) -> list[VideoPoint]:
                 scores=with_mean(scores),
                 source=path.stem,
                 extra={"id": row["id"]} if row.get("id") else {},
+                place=place,
             )
         )
     return found
