@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from conf import critic_assembly
 from conf.checks import check_critic
 from conf.entry import CONF, register_resolvers, task_of
 from data.preferences import CriticDataModule, Order, Sample, collate, read_samples
+from ipo_lightning.agreement import spearman
 from ipo_lightning.annotations import Annotation, read_annotations, write_annotations
 from ipo_lightning.critics.base import PointCritic
 from ipo_lightning.critics.trained import TrainedCritic
@@ -28,14 +30,15 @@ from ipo_lightning.reward import measure_scale, pair_figures, point_figures
 from ipo_lightning.reward_losses import RewardScale
 from ipo_lightning.shapes import world
 from ipo_lightning.shapes.annotators import PAIRS_FILE, annotate
-from ipo_lightning.shapes.prompts import prompts
+from ipo_lightning.shapes.build import to_pixels
+from ipo_lightning.shapes.prompts import combinations, prompts
 from ipo_lightning.shapes.reward_encoder import (
     MAX_WORDS,
     WORDS,
     ShapesReward,
-    corrupt,
     tokens,
 )
+from ipo_lightning.shapes.spoiling import CORRUPTIONS, Spoilt, spoil
 from ipo_lightning.store import Store
 from ipo_lightning.video import Clip, read_video
 from tests.conftest import ComposeTrain
@@ -270,15 +273,52 @@ def test_words_of_the_world_are_known_and_others_are_not() -> None:
     assert tokens(["ring " * 50]).shape == (1, MAX_WORDS)
 
 
-def test_corruptions_are_as_strong_as_they_say() -> None:
-    pixels = torch.linspace(-1, 1, 32).expand(64, 3, 9, 32, 32).contiguous()
-    spoilt, strengths = corrupt(pixels, torch.Generator().manual_seed(0))
-    untouched = strengths.eq(0).all(1)
-    assert untouched.any() and ((spoilt - pixels)[untouched].abs() < 1e-5).all()
-    assert 0.2 < strengths.gt(0).float().mean() < 0.4
-    noisy = (strengths[:, 4] > 0.5) & strengths[:, :4].eq(0).all(1)
-    if noisy.any():
-        assert (spoilt - pixels)[noisy].std() > 0.1
+def spoilt(count: int = 256) -> tuple[torch.Tensor, Spoilt]:
+    """Clips of one grey each, of which their only word is as true as they are bright."""
+    greys = torch.linspace(0.1, 0.9, count)
+    pixels = greys[:, None, None, None, None].expand(-1, 3, 9, 32, 32).contiguous()
+    return greys, spoil(pixels, greys[:, None], torch.Generator().manual_seed(0))
+
+
+def test_what_is_left_alone_is_as_it_was_and_corruptions_are_as_frequent_as_said() -> None:
+    greys, found = spoilt()
+    alone = found.strengths.eq(0).all(1)
+    assert alone.sum() > 3
+    assert ((found.pixels - greys[:, None, None, None, None])[alone].abs() < 1e-5).all()
+    assert found.held[alone, 0].equal(greys[alone])
+    often = dict(zip(CORRUPTIONS, found.strengths.gt(0).float().mean(0).tolist(), strict=True))
+    wanted = dict.fromkeys(CORRUPTIONS, 0.3) | {"overlay": 0.2}
+    assert often == pytest.approx(wanted, abs=0.1)
+    assert found.strengths.max() <= 1
+
+
+@pytest.mark.parametrize("name", ["join", "overlay"])
+def test_captions_of_mixed_clips_are_as_true_as_their_share_is_large(name: str) -> None:
+    """Shaking and melting leave a grey clip as it is; what changes its grey is left out."""
+    greys, found = spoilt()
+    changed = [CORRUPTIONS.index(one) for one in ("flicker", "drift", "noise")]
+    rows = found.strengths[:, CORRUPTIONS.index(name)].gt(0)
+    rows &= found.strengths[:, changed].eq(0).all(1)
+    assert rows.sum() > 10
+    seen = found.pixels[rows].mean((1, 3, 4))
+    assert seen.mean(1).sub(found.held[rows, 0]).abs().max() < 1e-5
+    assert (found.held[rows, 0] != greys[rows]).any()
+    steady = seen.sub(seen[:, :1]).abs().amax(1) < 1e-5
+    assert steady.all() if name == "overlay" else not steady.all()
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS[:6])
+def test_corruptions_are_as_strong_as_they_say(name: str) -> None:
+    """Each alone, on clips that move: the stronger, the further from the clip as it was."""
+    scene = world.Scene(combinations("train")[0])
+    clips = to_pixels(world.render([scene] * 2000, 1))
+    found = spoil(clips, torch.zeros(2000, 1), torch.Generator().manual_seed(0))
+    place = CORRUPTIONS.index(name)
+    others = [k for k in range(len(CORRUPTIONS)) if k != place]
+    rows = found.strengths[:, others].eq(0).all(1) & found.strengths[:, place].gt(0)
+    distance = (found.pixels - clips)[rows].square().mean((1, 2, 3, 4)).sqrt()
+    assert rows.sum() > 15
+    assert spearman(found.strengths[rows, place], distance) > 0.6
 
 
 def test_an_encoder_learns_to_see_and_is_kept(tmp_path: Path) -> None:
@@ -351,6 +391,15 @@ def test_a_score_is_the_normalised_reward_and_the_raw_one_is_kept(folder: Path) 
 def test_folders_that_are_no_critic_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         TrainedCritic(str(tmp_path / "none"), ShapesReward())
+    with pytest.raises(InputError, match="no reward network"):
+        TrainedCritic(str(tmp_path), ShapesReward())
+    for name in ("model.safetensors", "network.json"):
+        shutil.copy(folder / name, tmp_path / name)
+    form = json.loads((folder / "network.json").read_text())
+    (tmp_path / "network.json").write_text(json.dumps({**form, "recipe": 1}))
+    with pytest.raises(InputError, match="recipe 1 of the encoder.*train it again"):
+        TrainedCritic(str(tmp_path), ShapesReward())
+    (tmp_path / "network.json").write_text("[1]")
     with pytest.raises(InputError, match="no reward network"):
         TrainedCritic(str(tmp_path), ShapesReward())
     with pytest.raises(InputError, match="give weights of VQ, MQ, TA, Overall"):

@@ -1,8 +1,8 @@
 """A tiny reward network for the world of shapes, made from nothing.
 
 As with any large one, most of what it knows comes from captioned clips, not from preferences: its
-encoder is trained for a minute to say which words the captions of renders hold (a third of them
-wrong, as for the base model), and how much a clip was spoilt by corruptions of no particular world.
+encoder is trained for a minute to say which words the captions of renders hold (a tenth of them
+wrong), and how much a clip was spoilt by corruptions of no particular world.
 People's labels then train a linear head on what it sees: 500 of them are too few to learn to see.
 
 It has nothing of the held-out judge (`judge`) or of the rules (`critic`) but the renderer's clips.
@@ -31,17 +31,22 @@ from ipo_lightning.shapes.build import cosine, to_pixels
 from ipo_lightning.shapes.convolutions import FramesThenTime
 from ipo_lightning.shapes.critic import stack_frames
 from ipo_lightning.shapes.prompts import TEMPLATES, caption, combinations
+from ipo_lightning.shapes.spoiling import CORRUPTIONS, spoil
 from ipo_lightning.store import fingerprint, write_atomically
 from ipo_lightning.video import Clip
 
-RECIPE = 1
-"""Part of the encoder's fingerprint: raise it when the same settings give other weights."""
+RECIPE = 2
+"""Part of the encoder's fingerprint and of a critic's folder: raise it when the same settings give
+other weights, or the same weights mean something else."""
 MAX_WORDS = 12
-CORRUPTIONS = ("shake", "flicker", "drift", "blur", "noise")
 FORM, WEIGHTS = "network.json", "model.safetensors"
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+"""What JSON of another form ends in."""
 
 _BATCH = 32
 _RATE = 2e-3
+_STRENGTHS = 4.0
+"""Weight of the error of strengths beside that of words."""
 
 
 def _vocabulary() -> tuple[str, ...]:
@@ -76,7 +81,7 @@ class Seen(NamedTuple):
     words: Tensor
     """(N, 1 + words) logits: whether the caption holds the word."""
     corruptions: Tensor
-    """(N, 5) estimated strengths, in `CORRUPTIONS`' order."""
+    """(N, 8) estimated strengths, in `CORRUPTIONS`' order."""
 
 
 class VideoEncoder(FramesThenTime):
@@ -131,7 +136,7 @@ class ShapesRewardNet(nn.Module):
         return rewards
 
     def features(self, frames: Tensor, words: Tensor) -> Tensor:
-        """(N, width + 6): the hidden state, how likely the caption's words are, corruptions."""
+        """(N, width + 9): the hidden state, how likely the caption's words are, corruptions."""
         seen = self.encoder(to_pixels(frames))
         known = (words > 0).float()
         likely = seen.words.sigmoid().gather(1, words) * known
@@ -145,7 +150,7 @@ class ShapesReward:
     Args:
         dims: names of its rewards: those of the labels.
         width: of the encoder.
-        steps: of the encoder's training, 32 clips each, before people's labels. 1600 take a few
+        steps: of the encoder's training, 32 clips each, before people's labels. 2000 take a few
             minutes of one core, once: the weights are kept in ``cache``. 0: a random encoder.
         clips: renders that it is trained on.
         tuned: whether people's labels train the encoder too; without, they train the head alone.
@@ -158,7 +163,7 @@ class ShapesReward:
         *,
         dims: Sequence[str] = ("VQ", "MQ", "TA", "Overall"),
         width: int = 64,
-        steps: int = 1600,
+        steps: int = 2000,
         clips: int = 4096,
         tuned: bool = False,
         seed: int = 0,
@@ -199,7 +204,7 @@ class ShapesReward:
 
     def export(self, network: nn.Module, folder: Path, scale: RewardScale) -> None:
         """``model.safetensors`` and ``network.json``."""
-        plain = {"dims": self.dims, "width": self.width, **scale._asdict()}
+        plain = {"recipe": RECIPE, "dims": self.dims, "width": self.width, **scale._asdict()}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FORM).write_text(json.dumps(plain, indent=2) + "\n")
         (folder / WEIGHTS).write_bytes(_bytes(network.state_dict()))
@@ -208,15 +213,20 @@ class ShapesReward:
         """What `export` wrote; dimensions and width are the folder's.
 
         Raises:
-            InputError: the folder holds something else.
+            InputError: the folder holds something else, or another recipe's network.
         """
         try:
             plain: Mapping[str, Any] = json.loads((folder / FORM).read_text())
+            if plain.get("recipe", 1) != RECIPE:
+                raise ValueError(
+                    f"it was trained on recipe {plain.get('recipe', 1)} of the encoder, this "
+                    f"version has recipe {RECIPE}: train it again on its labels"
+                )
             dims = tuple(plain["dims"])
             scale = RewardScale(tuple(plain["mean"]), tuple(plain["std"]))
             network = ShapesRewardNet(len(dims), plain["width"])
             network.load_state_dict(load_file(folder / WEIGHTS))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (OSError, *MALFORMED, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"critic.path={folder}: no reward network of the shapes world ({error})"
             ) from error
@@ -246,7 +256,7 @@ class ShapesReward:
         """Renders uint8 (N, T, H, W, C) and the `tokens` of their captions, some of them wrong."""
         seed = derive_seed(self.seed, "captioned") % 2**31
         known = combinations("train")
-        scenes, captions = world.noisy_scenes(known, self.clips, seed, 0.3, 0.5)
+        scenes, captions = world.noisy_scenes(known, self.clips, seed, 0.1, 0.5)
         return world.render(scenes, seed), tokens(captions)
 
 
@@ -261,42 +271,19 @@ def train_encoder(
         for group in optimizer.param_groups:
             group["lr"] = _RATE * cosine(step, steps, 30)
         rows = torch.randint(len(frames), (_BATCH,), generator=draws)
-        pixels, strengths = corrupt(to_pixels(frames[rows]), draws)
-        seen = encoder(pixels)
+        often = min(1.0, 2 * step / steps)  # first it learns to see at all
+        shown = spoil(to_pixels(frames[rows]), held[rows], draws, often)
+        seen = encoder(shown.pixels)
         words = F.binary_cross_entropy_with_logits(
-            seen.words[:, 1:], held[rows][:, 1:], reduction="none"
+            seen.words[:, 1:], shown.held[:, 1:], reduction="none"
         )
-        loss = words.sum(1).mean() + 20 * F.mse_loss(seen.corruptions, strengths)
+        # What has drifted to another colour no longer shows its caption's.
+        told = 1 - shown.strengths[:, CORRUPTIONS.index("drift")]
+        strengths = F.mse_loss(seen.corruptions, shown.strengths, reduction="none")
+        loss = (told * words.sum(1)).mean() + _STRENGTHS * strengths.sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-
-
-def corrupt(pixels: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Clips (N, C, T, H, W) in [-1, 1], spoilt, and how much: (N, 5) strengths in [0, 1].
-
-    Each of `CORRUPTIONS` has a chance of 0.3: frames shaken by up to a few pixels, brightness that
-    flickers, colours that drift to others, blur, noise.
-    """
-    count, num_frames = pixels.shape[0], pixels.shape[2]
-    strengths = torch.rand(count, len(CORRUPTIONS), generator=draws)
-    strengths *= torch.rand(count, len(CORRUPTIONS), generator=draws) < 0.3
-    shake, flicker, drift, blur, noise = strengths.T[:, :, None, None, None, None]
-    frames = pixels.transpose(1, 2).flatten(0, 1)
-    moves = torch.eye(2, 3).repeat(len(frames), 1, 1)
-    shift = torch.randn(count, num_frames, 2, generator=draws) * shake[..., 0, 0] / 8
-    moves[:, :, 2] = shift.flatten(0, 1)
-    grid = F.affine_grid(moves, list(frames.shape), align_corners=False)
-    frames = F.grid_sample(frames, grid, padding_mode="border", align_corners=False)
-    soft = F.avg_pool2d(F.avg_pool2d(frames, 3, 1, 1), 3, 1, 1)
-    frames = frames.lerp(soft, blur[:, 0].repeat_interleave(num_frames, 0))
-    spoilt = (frames.unflatten(0, (count, num_frames)).transpose(1, 2) + 1) / 2
-    dark = torch.rand(count, 1, num_frames, 1, 1, generator=draws)
-    spoilt = spoilt * (1 - 0.7 * flicker * dark)
-    way = drift * torch.linspace(0, 1, num_frames)[:, None, None]
-    spoilt = spoilt.lerp(spoilt.roll(1, 1), way)
-    spoilt = spoilt + 0.15 * noise * torch.randn(spoilt.shape, generator=draws)
-    return spoilt * 2 - 1, strengths
 
 
 def _bytes(weights: Mapping[str, Tensor]) -> bytes:
