@@ -20,6 +20,7 @@ PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 README = PAGES[0].read_text()
 PLACEHOLDERS = {
     "loss/mine.yaml": "{_target_: my_losses.bounded_loss, _partial_: true, beta: 1.0}",
+    **{f"critic/{name}.yaml": "{_target_: my_critics.Bright}" for name in ("NAME", "one", "two")},
 }
 """Choices that the pages leave to the reader."""
 
