@@ -30,6 +30,7 @@ from ipo_lightning.critics.pretrained import (
     SEQUENCES,
     Processor,
     check_source,
+    check_weights,
     collate,
     free,
     named,
@@ -124,6 +125,7 @@ class LocalChat:
     def ready(self) -> None:
         """torchvision may be missing, or the checkpoint out of reach; its processor is small."""
         _ = self.processor
+        check_weights("model", self.model, self.revision)
 
     def load(self, device: str) -> None:
         """Read the weights onto a device."""
