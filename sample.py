@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from conf.entry import (
     build,
     friendly,
+    in_settings,
     quote_free_text,
     refuse_missing,
     refuse_misspelt,
@@ -319,7 +320,8 @@ def critic_of(cfg: DictConfig) -> Any:
     if kind == "compares" and cfg.n < 2:
         raise InputError(f"critic={critic.identity}: it compares videos of a prompt; give n=2 or "
                          "more")  # fmt: skip
-    check_ready(critic)
+    with in_settings(cfg.critic, "critic"):
+        check_ready(critic)
     return critic
 
 

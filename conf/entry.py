@@ -46,7 +46,7 @@ TASKS = {"policy": "train", "critic": "train_critic"}
 PASSING = ("task", "round", "name", "until", "dry_run", "debug", "plan", "push_to_hub",
            "paths", "logger", "callbacks", "hydra")  # fmt: skip
 """Keys that do not change what a run computes."""
-PLACES = (("critic", "answers"), ("network", "cache"))
+PLACES = (("critic", "answers"), ("eval_critic", "answers"), ("network", "cache"))
 """Settings that say where something lies that is known by its content, or that saves time."""
 OPTIONAL = ("critic", "rollout")
 """Groups that sample.py and audit.py may do without: Hydra passes over a choice that is none."""
@@ -135,13 +135,49 @@ def build(node: Any, key: str, **extra: Any) -> Any:
         maker = instantiate(node, _convert_="all", _partial_=True)
     except InstantiationException as error:
         cause: BaseException = error.__cause__ or error
+        full = re.search(r"full_key: (\S+)$", str(error))
+        part = full[1] if full else key
         if isinstance(cause, InputError):
-            raise cause from error
-        raise InputError(f"{key}: {one_line(cause)}") from error
+            within = OmegaConf.select(node, part.removeprefix(f"{key}.")) if part != key else None
+            message = placed(str(cause), within, part)
+            raise InputError(placed(message, node, key)) from error
+        raise InputError(f"{part}: {one_line(cause)}") from error
+    with in_settings(node, key):
+        try:
+            return maker(**extra)
+        except TypeError as error:  # a key that the class does not take
+            raise InputError(f"{key}: {one_line(error)}") from error
+
+
+@contextmanager
+def in_settings(node: Any, key: str) -> Iterator[None]:
+    """What parts made of ``node`` refuse, with the full keys of their settings; see `placed`."""
     try:
-        return maker(**extra)
-    except TypeError as error:  # a key that the class does not take
-        raise InputError(f"{key}: {one_line(error)}") from error
+        yield
+    except InputError as error:
+        raise InputError(placed(str(error), node, key)) from error
+
+
+def placed(message: str, node: Any, key: str) -> str:
+    """A part's message with a setting's full key, where it begins with the part's own name of it.
+
+    Args:
+        node: the settings that the part was made of, or one that holds them.
+        key: where they stand.
+    """
+    said = re.match(r"(?:critic\.)?([A-Za-z_]\w*)(?=[.=:])", message)
+    if not said or not OmegaConf.is_dict(node):
+        return message
+    name, rest = said[1], message[said.end() :]
+    places = [place for place in _keys(node) if place.rpartition(".")[2] == name]
+    alike = [place for place in places if rest.startswith(f"={OmegaConf.select(node, place)}")]
+    for found in (alike, places):
+        least = min((place.count(".") for place in found), default=0)
+        nearest = [place for place in found if place.count(".") == least]
+        if len(nearest) == 1:
+            full = f"{key}.{nearest[0]}"
+            return full + rest.replace(f" {name}=", f" {full}=")
+    return message
 
 
 def _refuse_unknown(made: Any, key: str) -> None:

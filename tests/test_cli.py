@@ -291,9 +291,15 @@ def test_every_checked_number_is_a_setting(compose_train: ComposeTrain) -> None:
         "critic=ipo_form critic/chat=openai",
         "eval_critic=ipo_form critic/chat@eval_critic.chat=openai",
     )]  # fmt: skip
+    of_critics = [
+        f"critic.{part}.{key}".replace("..", ".")
+        for table in (checks.OF_CRITICS, checks.CRITIC_SWITCHES)
+        for part in table
+        for key in table[part]
+    ]
     missing = {
         key
-        for key in (*checks.NUMBERS, *checks.SWITCHES)
+        for key in (*checks.NUMBERS, *checks.SWITCHES, *of_critics)
         if all(OmegaConf.select(cfg, key, default="") == "" for cfg in configs)
     }
     assert missing == set()

@@ -26,6 +26,17 @@ from tests.conftest import ComposeTrain
         (["critic=clip", "critic.weights={text: inf}"], "critic.weights.text=inf: give a number"),
         (["eval_critic=clip", "eval_critic.weights={text: true}"], "eval_critic.weights.text=True"),
         (["critic=ipo_form_points", "critic.form.grades.Bad=x"], "critic.form.grades.Bad=x"),
+        (
+            ["critic=ensemble", "critic.members.clip.frames=abc"],
+            "critic.members.clip.frames=abc: give a whole number",
+        ),
+        (["critic=ensemble", "critic.members.clip.scaled=abc"], "critic.members.clip.scaled=abc"),
+        (
+            ["critic=compared", "critic@critic.critic=clip", "critic.critic.weights=[1]"],
+            "critic.critic.weights=[1]: give a number to each name",
+        ),
+        (["eval_critic=compared", "eval_critic.ties=0"], "eval_critic.ties=0: give a number"),
+        (["critic=shapes_noisy", "critic.noise=abc"], "critic.noise=abc: give a number"),
     ],
 )
 def test_wrong_values_are_refused_in_a_sentence(
@@ -59,6 +70,57 @@ def test_a_judge_of_the_critics_make_is_warned_of(
         warnings.simplefilter("always")
         check(cfg)
     assert any("critic's own make" in str(one.message) for one in told) == same
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["critic=clip", "critic._target_=mine.Own"],
+        ["critic=ensemble", "critic.members.clip._target_=mine.Own"],
+        ["critic=ensemble", "critic._target_=mine.Own"],
+        ["critic=compared", "critic@critic.critic=clip", "critic.critic._target_=mine.Own"],
+    ],
+)
+def test_what_a_critic_of_ones_own_takes_is_its_own_affair(
+    compose_train: ComposeTrain, words: list[str]
+) -> None:
+    """Also where its settings are named as a shipped critic's."""
+    place = {"ensemble": "critic.members.clip", "compared": "critic.critic"}
+    key = place.get(words[0].partition("=")[2], "critic")
+    taken = [f"{key}.frames=all", f"{key}.scaled=log", f"{key}.weights=file.json"]
+    check(compose_train(*words, *taken))
+    for word in taken:
+        with pytest.raises(InputError, match=word.partition("=")[0]):
+            check(compose_train(*[w for w in words if "mine.Own" not in w], word))
+
+
+def test_a_chat_of_ones_own_beneath_a_shipped_form(compose_train: ComposeTrain) -> None:
+    words = ["critic=ipo_form", "critic.chat._target_=mine.Chat", "critic.chat.samples=many"]
+    check(compose_train(*words))
+
+
+@pytest.mark.parametrize("choice", ["vlm_pairwise", "vlm_pointwise"])
+@pytest.mark.parametrize("chat", ["local", "openai"])
+def test_several_samples_of_a_probability_are_refused(
+    compose_train: ComposeTrain, choice: str, chat: str
+) -> None:
+    words = [f"critic={choice}", f"critic/chat={chat}", "critic.chat.model=me/mine",
+             "critic.chat.samples=3", "critic.chat.temperature=0.7"]  # fmt: skip
+    with pytest.raises(InputError, match=r"^critic\.chat\.samples=3: probabilities are read off"):
+        build(compose_train(*words).critic, "critic")
+    words[0] = "critic=ipo_form"
+    assert build(compose_train(*words).critic, "critic").chat.samples == 3
+
+
+@pytest.mark.parametrize(
+    ("choice", "word"), [("human", "annotators=2"), ("trained", "path=p"), ("compared", "ties=2")]
+)
+def test_a_judge_has_the_settings_of_its_critic(
+    compose_train: ComposeTrain, choice: str, word: str
+) -> None:
+    words = [f"critic={choice}", f"critic.{word}"]
+    judge = compose_train(*(f"eval_{word}" for word in words)).eval_critic
+    assert judge == compose_train(*words).critic
 
 
 # ---------------------------------------------------------------- settings that are mappings

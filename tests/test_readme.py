@@ -9,8 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
-from conf.entry import REPO, TASKS, build, quote_free_text, refuse_misspelt, task_of
+from conf.entry import (
+    CONF,
+    REPO,
+    TASKS,
+    build,
+    quote_free_text,
+    refuse_missing,
+    refuse_misspelt,
+    task_of,
+)
 from ipo_lightning.critics.base import PointCritic
 from ipo_lightning.video import Clip
 from tests.conftest import ComposeTrain
@@ -76,7 +86,11 @@ def test_every_command_composes(page: str, command: str, examples: Path) -> None
     elif program == "audit.py":
         refuse_misspelt("audit", [*words, searched(examples)])
     else:
-        refuse_misspelt(TASKS[task_of(words)], [*words, searched(examples)])
+        config, words = TASKS[task_of(words)], [*words, searched(examples)]
+        refuse_misspelt(config, words)
+        if "-m" not in words:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                refuse_missing(compose(config, words))
 
 
 def test_the_pages_show_commands() -> None:

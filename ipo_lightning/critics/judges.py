@@ -131,7 +131,20 @@ class PointJudge(_InWords[PointForm]):
         return rated(votes, faults, self.form.span, raw)
 
 
-class Letters(_Judge):
+class _InLogits(_Judge):
+    """Questions of which the answer's first word is read as probabilities."""
+
+    def __init__(self, chat: ChatModel, version: str) -> None:
+        samples = getattr(chat, "samples", 1)
+        if samples > 1:
+            raise InputError(
+                f"chat.samples={samples}: probabilities are read off one forward and nothing is "
+                "drawn; give 1, or choose a critic that answers in words"
+            )
+        super().__init__(chat, version)
+
+
+class Letters(_InLogits):
     """Compares two videos by the probabilities of the letters A, B and T: one forward a question.
 
     Nothing is sampled and no reason given. A zero-shot model leans towards one letter, wherever the
@@ -152,7 +165,8 @@ class Letters(_Judge):
             letters: A, T and B -> spellings that count as it; None: with and without a space.
 
         Raises:
-            InputError: a dimension's name will not do, or letters are not A, T and B.
+            InputError: a dimension's name will not do, letters are not A, T and B, or the model is
+                to draw several samples.
         """
         asked = dict(aspects or {})
         if asked:
@@ -213,7 +227,7 @@ class Check:
             raise InputError(f"questions: {self.ask!r} has good={self.good}: give 'yes' or 'no'")
 
 
-class Checklist(_Judge):
+class Checklist(_InLogits):
     """Rates a video by weighted yes/no questions, one forward each.
 
     A question counts the probability of its good answer among yes and no; the score is their
@@ -229,7 +243,8 @@ class Checklist(_Judge):
             questions: the fields of `Check`, one question each.
 
         Raises:
-            InputError: there is none, or a field of one will not do.
+            InputError: there is none, a field of one will not do, or the model is to draw several
+                samples.
         """
         if not questions:
             raise InputError("questions: give at least one")
