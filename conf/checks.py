@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from conf.memory import check_memory, shards
 from ipo_lightning.errors import InputError
@@ -30,6 +30,8 @@ class Number(NamedTuple):
     """What null means, where it is allowed."""
     word: str = ""
     """What may stand in place of a number."""
+    endless: bool = False
+    """Whether it may be infinite."""
 
     def wants(self) -> str:
         """The sentence for whoever gave something else."""
@@ -47,6 +49,8 @@ class Number(NamedTuple):
         if self.word and value == self.word:
             return True
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            return False
+        if not (math.isfinite(value) or self.endless):
             return False
         return value > self.least if self.above else value >= self.least
 
@@ -88,13 +92,13 @@ NUMBERS = {
     "labelling.weight.alpha": Number(0),
     "labelling.weight.bin": Number(0, above=True),
     "labelling.guards.min_motion": Number(0),
-    "labelling.guards.max_motion": Number(0),
+    "labelling.guards.max_motion": Number(0, endless=True),
     "labelling.guards.min_flow": Number(0),
-    "labelling.guards.max_flow": Number(0),
+    "labelling.guards.max_flow": Number(0, endless=True),
     "labelling.guards.max_frozen": Number(0),
     "labelling.guards.max_empty": Number(0),
-    "labelling.upper": Number(),
-    "labelling.lower": Number(),
+    "labelling.upper": Number(endless=True),
+    "labelling.lower": Number(endless=True),
     "labelling.min_certainty": Number(0),
     "labelling.veto": Number(0, null="none"),
     "labelling.max_missing": Number(0),
@@ -163,10 +167,25 @@ OF_CRITICS = {
     },
 }
 """Part of a shipped critic -> its numbers; one of somebody's own may mean others by these names."""
+TEXTS = {
+    "": {"path": False, "model": False, "base": False, "checkpoint": False, "answers": False,
+         "dtype": False, "revision": True, "base_revision": True, "processor": True,
+         "aesthetic": True, "wording": True, "normalisation": True, "attention": True},
+    "form": {"wording": False},
+    "chat": {"dtype": False, "model": False, "revision": True, "attention": True,
+             "limit_field": False},
+    "chat.server": {"base_url": False, "key_variable": True},
+}  # fmt: skip
+"""The same of texts; true: it may be null."""
 CRITIC_SWITCHES = {"": ("scaled", "concurrent", "words"), "chat": ("remote_code",)}
 """The same of what is true or false."""
 WEIGHTS = ("weights", "form.weights", "form.grades")
 """Settings of a critic that give a number to each of some names."""
+MAPPINGS = ("chat.template", "chat.extra")
+"""Settings of a critic that hold further ones, or null."""
+PARTS = ("", "chat", "chat.viewing", "chat.server", "form", "network", "members", "critic")
+"""Places in a shipped critic where the settings of a part stand."""
+LABELLING_PARTS = ("pair_rule", "guards", "weight", "schedule")
 SWITCHES = (
     "dry_run",
     "debug",
@@ -217,6 +236,7 @@ def check(cfg: DictConfig) -> None:
             raise InputError(f"{key}: a run cannot do without it")
     check_numbers(cfg, NUMBERS)
     check_switches(cfg, SWITCHES)
+    _check_labelling(cfg.labelling)
     check_judge("critic", cfg.critic)
     check_judge("eval_critic", cfg.eval_critic)
     for key in FILES_OR_FOLDERS:
@@ -256,6 +276,17 @@ def check_critic(cfg: DictConfig) -> None:
         )
 
 
+def _check_labelling(labelling: DictConfig) -> None:
+    for part in LABELLING_PARTS if _ours(labelling) else ():
+        value = labelling.get(part)
+        if not isinstance(value, DictConfig):
+            raise InputError(
+                f"labelling.{part}={value}: here stand the settings of a part; give "
+                f"labelling.{part}._target_=NAME, as labelling.schedule._target_="
+                "ipo_lightning.tournaments.all_pairs, or another labelling="
+            )
+
+
 def check_judge(key: str, critic: DictConfig) -> None:
     """Refuse settings of a critic, and of those within it, that cannot work; see `check`.
 
@@ -264,16 +295,53 @@ def check_judge(key: str, critic: DictConfig) -> None:
     """
     if not _ours(critic):
         return  # of somebody's own: what it takes is its own affair
-    for part in OF_CRITICS:
-        node = OmegaConf.select(critic, part) if part else critic
+    for part in PARTS:
+        node = OmegaConf.select(critic, part, default=_ABSENT) if part else critic
+        place = f"{key}.{part}".rstrip(".")
         if isinstance(node, DictConfig) and _ours(node):
-            place = f"{key}.{part}".rstrip(".")
-            check_numbers(node, OF_CRITICS[part], f"{place}.")
+            check_numbers(node, OF_CRITICS.get(part, {}), f"{place}.")
             check_switches(node, CRITIC_SWITCHES.get(part, ()), f"{place}.")
+            _check_texts(node, TEXTS.get(part, {}), f"{place}.")
+        elif not isinstance(node, DictConfig) and node is not _ABSENT:
+            raise _no_part(place, node)
+    for name in MAPPINGS:
+        value = OmegaConf.select(critic, name)
+        if value is not None and not isinstance(value, DictConfig):
+            raise InputError(f"{key}.{name}={value}: give {{NAME: VALUE}}, or null")
+    for name, member in (critic.get("members") or {}).items():
+        if not isinstance(member, DictConfig):
+            raise _no_part(f"{key}.members.{name!s}", member)
+    if not isinstance(critic.get("dims", OmegaConf.create([])), ListConfig):
+        raise InputError(f"{key}.dims={critic.dims}: give a list of names, such as [VQ, MQ]")
     for name in WEIGHTS:
         _check_weights(f"{key}.{name}", OmegaConf.select(critic, name))
     for place, within in _within(critic):
         check_judge(f"{key}.{place}", within)
+
+
+def _check_texts(node: DictConfig, texts: Mapping[str, bool], place: str) -> None:
+    for name, may_lack in texts.items():
+        value = node.get(name, _ABSENT)
+        if value is _ABSENT or (value is None and may_lack) or (isinstance(value, str) and value):
+            continue
+        text = "a text, or null" if may_lack else "a text"
+        if isinstance(value, int | float):
+            text += f"; one that looks like a number in quotes: '{place}{name}=\"{value}\"'"
+        raise InputError(f"{place}{name}={value}: give {text}")
+
+
+def _no_part(key: str, value: Any) -> InputError:
+    """The refusal of a plain value where the settings of a part must stand."""
+    *within, name = key.split(".")
+    group = {"chat": "critic/chat", "critic": "critic"}.get(name)
+    if "members" in within:
+        group = "critic"
+    if isinstance(value, str) and group:
+        at = "" if key == "critic.chat" else f"@{key}"
+        return InputError(
+            f"{key}={value}: settings stand here; to choose them give {group}{at}=NAME"
+        )
+    return InputError(f"{key}={value}: here stand the settings of a part, among them _target_")
 
 
 def _ours(node: DictConfig) -> bool:

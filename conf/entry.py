@@ -131,6 +131,8 @@ def build(node: Any, key: str, **extra: Any) -> Any:
         if not extra:
             made = instantiate(node, _convert_="all")
             _refuse_unknown(made, key)
+            for name, part in getattr(made, "__dict__", {}).items():
+                _refuse_unknown(part, f"{key}.{name}")
             return made
         maker = instantiate(node, _convert_="all", _partial_=True)
     except InstantiationException as error:
@@ -165,7 +167,7 @@ def placed(message: str, node: Any, key: str) -> str:
         node: the settings that the part was made of, or one that holds them.
         key: where they stand.
     """
-    said = re.match(r"(?:critic\.)?([A-Za-z_]\w*)(?=[.=:])", message)
+    said = re.match(r"(?:critic\.)?([A-Za-z_]\w*)(?=[.=:\[])", message)
     if not said or not OmegaConf.is_dict(node):
         return message
     name, rest = said[1], message[said.end() :]
@@ -334,6 +336,8 @@ def _explain(config: str, words: list[str], error: Exception) -> str:
         group, _, value = word.partition("=")
         if _is_group(group) and value in ("null", ""):
             return f"{word}: give one of {', '.join(choices_of(group))}, or leave it out"
+    if unlike := re.search(r"Error merging override (.+)", said):
+        return f"{unlike[1]}: a list, a mapping or a plain value does not go where another stands"
     refused = re.search(r"Could not override '([^']+)'", said)
     if not refused:
         return one_line(error)

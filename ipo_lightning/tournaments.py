@@ -65,9 +65,9 @@ def swiss(
             a point or less lies between them.
 
     Raises:
-        InputError: ``extra`` is below 0.
+        InputError: ``extra`` is no whole number from 0.
     """
-    if extra < 0:
+    if not isinstance(extra, int) or extra < 0:
         raise InputError(f"labelling.schedule.extra={extra}: give 0 or more rounds")
     regular = max(1, math.ceil(math.log2(count))) + extra if count > 1 else 0
     met = {couple for results in rounds for couple in results}

@@ -1,5 +1,6 @@
 """What the settings of critics tell before anything is loaded."""
 
+import re
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ipo_lightning.critics.local import LocalChat
 from ipo_lightning.errors import InputError
 from tests import tiny_clip
 from tests.conftest import ComposeTrain
+from train import train
 
 
 @pytest.mark.parametrize(
@@ -121,6 +123,91 @@ def test_a_judge_has_the_settings_of_its_critic(
     words = [f"critic={choice}", f"critic.{word}"]
     judge = compose_train(*(f"eval_{word}" for word in words)).eval_critic
     assert judge == compose_train(*words).critic
+
+
+WRONG = (
+    """
+critic=ipo_form critic.form.aspects=[motion]     | critic.form.aspects=['motion']: give a question
+critic=ipo_form critic.form.aspects={motion: 3}  | critic.form.aspects.motion=3: give a question
+critic=vlm_pairwise critic.aspects=abc           | critic.aspects=abc: give a question to each name
+critic=vlm_pointwise critic.questions=["x?"]     | critic.questions: x?: give each ask and dim
+critic=vlm_pointwise critic.questions=abc        | critic.questions=abc: give a list
+critic=vlm_pointwise critic.questions={a: b}     | critic.questions={a: b}: a list, a mapping
+critic=vlm_pointwise critic.questions=[{ask: "x?", dim: a, weight: b}] \
+    | critic.questions: 'x?' has weight=b: give a number
+critic=vlm_pointwise critic.questions=[{ask: "x?", dim: 3}] | critic.questions: 'x?' has dim=3
+critic=vlm_pointwise critic.questions=[{ask: 3, dim: a}]    | critic.questions: ask=3
+critic=vlm_pointwise critic/chat=openai critic.chat.model=m critic.chat.top_logprobs=null \
+    | critic.chat.top_logprobs=None: probabilities are read
+critic=ipo_form critic.form.wording=3            | critic.form.wording=3: give a text; one that
+critic=ipo_form critic.form.wording=nowhere.txt  | critic.form.wording=nowhere.txt:
+critic=ipo_form critic.chat=openai               | critic.chat=openai: settings stand here
+eval_critic=ipo_form eval_critic.chat=openai     | give critic/chat@eval_critic.chat=NAME
+critic=ipo_form critic.chat=null                 | critic.chat=None: here stand the settings
+critic=ipo_form critic.chat.viewing=3            | critic.chat.viewing=3: here stand the settings
+critic=ipo_form critic.chat.viewing.fps=inf      | critic.chat.viewing.fps=inf: give a number
+critic=ipo_form critic.chat.viewing.least_frames=20 | critic.chat.viewing: least_frames=20
+critic=ipo_form critic.chat.dtype=[a]            | critic.chat.dtype=['a']: give a text
+critic=ipo_form critic.chat.template=abc         | critic.chat.template=abc: give {NAME: VALUE}
+critic=ipo_form critic.chat.seed=null            | critic.chat.seed=None: give a whole number
+critic=ipo_form critic.chat.temperature=inf      | critic.chat.temperature=inf: give a number
+critic=ipo_form critic.chat.samples=3            | critic.chat.samples=3, temperature=0.0
+critic=ipo_form critic/chat=openai critic.chat.model=m critic.chat.server.base_url=localhost \
+    | critic.chat.server.base_url=localhost: give http
+critic=clip critic.path=null                     | critic.path=None: give a text
+critic=clip critic.path=./nowhere                | critic.path=./nowhere: there is no such folder
+critic=clip critic.revision=12                   | critic.revision="12"
+critic=clip critic.frames=nan                    | critic.frames=nan: give a whole number
+critic=clip critic.weights={}                    | critic.weights={}: give a weight
+critic=gauges critic.bands=null                  | critic.bands=None: give a band
+critic=gauges critic.bands.flow.high=nan         | critic.bands.flow.high=nan: give a number
+critic=ensemble critic.members.clip=null         | critic.members.clip=None: here stand
+critic=ensemble critic.members.clip=clip         | give critic@critic.members.clip=NAME
+critic=ensemble critic.members.clip.over=max     | critic.members.clip.over=max: choose one
+critic=ensemble critic.weights={nope: 1}         | critic.weights.nope: the members are
+critic=ensemble +critic@critic.members.form=ipo_form | critic.members.form: PairJudge is none
+critic=compared critic.critic=clip               | give critic@critic.critic=NAME
+critic=compared critic@critic.critic=ipo_form    | critic.critic: PairJudge compares; give one
+critic=human critic.dims=3                       | critic.dims=3: give a list of names
+critic=trained critic.path=/tmp critic.network=null | critic.network=None: here stand
+critic=trained critic.path=/nowhere              | critic.path=/nowhere: there is no such folder
+eval_critic=trained eval_critic.path=/nowhere    | eval_critic.path=/nowhere: there is no such
+eval_critic=human eval_critic.repeats=2          | eval_critic.repeats=2: give a share
+labelling=pairwise labelling.schedule=all_pairs  | labelling.schedule=all_pairs: here stand
+labelling=pairwise labelling.guards=null         | labelling.guards=None: here stand
+labelling=pairwise +labelling.schedule.extra=abc | labelling.schedule.extra=abc: give 0 or more
+labelling=top_k +labelling.pair_rule.foo=1       | labelling.pair_rule: top_against_bottom
+labelling=top_k labelling.ridge=inf              | labelling.ridge=inf: give a number
+""".replace("\\\n", "")
+    .strip()
+    .splitlines()
+)
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_wrong_value_is_named_with_its_full_key(compose_train: ComposeTrain, line: str) -> None:
+    """In one sentence, before a video is made."""
+    left, _, named = line.partition("|")
+    words = re.split(r" (?=[\w./@+]+=)", left.strip())
+    with pytest.raises(InputError) as refused:
+        refuse_misspelt("train", words)
+        train(compose_train(*words, "round=1"))
+    assert named.strip() in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_words_that_are_missing_are_asked_for_by_their_full_key(
+    compose_train: ComposeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IPO_LIGHTNING_CACHE", str(tmp_path / "none"))
+    for words, key in (
+        (["critic=unifiedreward"], "critic.form.wording"),
+        (["critic=hpsv3"], "critic.wording"),
+        (["eval_critic=videoreward"], "eval_critic.wording"),
+        (["critic=ensemble", "critic@critic.members.clip=hpsv3"], "critic.members.clip.wording"),
+    ):
+        with pytest.raises(InputError, match=rf"^{key}: .* give that file as {key}=\w+\.py$"):
+            train(compose_train(*words, "round=1"))
 
 
 # ---------------------------------------------------------------- settings that are mappings

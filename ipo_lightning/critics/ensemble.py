@@ -11,10 +11,12 @@ from ipo_lightning.critics.adapters import has_score
 from ipo_lightning.critics.base import (
     Comparison,
     Critic,
+    Kind,
     PairCritic,
     PointCritic,
     Rating,
     check_ready,
+    kind_of,
 )
 from ipo_lightning.critics.normalisation import parts_of, read_normalisation
 from ipo_lightning.errors import InputError
@@ -34,6 +36,9 @@ class Members(Generic[C]):
             is loaded and released in every call.
     """
 
+    kind: Kind
+    """What each member must do."""
+
     def __init__(self, members: Mapping[str, C], on_missing: OnMissing, concurrent: bool):
         if not members:
             raise InputError("members: give an ensemble one member or more")
@@ -41,6 +46,12 @@ class Members(Generic[C]):
             raise InputError(f"members: {', '.join(members)}: names have no full stop")
         if on_missing not in get_args(OnMissing):
             raise InputError(f"on_missing={on_missing}: choose {' or '.join(get_args(OnMissing))}")
+        for name, member in members.items():
+            if kind_of(member) != self.kind:
+                raise InputError(
+                    f"members.{name}: {type(member).__name__} is none that {self.kind}; give one "
+                    "that does (docs/critics.md on ensembles of both kinds)"
+                )
         self.members, self.on_missing, self.concurrent = dict(members), on_missing, concurrent
         self.device = "cpu"
 
@@ -105,6 +116,8 @@ class Ensemble(Members[PointCritic]):
         concurrent: see `Members`. The critique stage of a run asks the members one after the other
             whatever this says; it matters where an ensemble is asked by itself.
     """
+
+    kind = "rates"
 
     def __init__(
         self,
@@ -217,6 +230,8 @@ class PairEnsemble(Members[PairCritic]):
         concurrent: see `Members`. Questions come a few at a time, so that members that are
             loaded for each call would be loaded all the time.
     """
+
+    kind = "compares"
 
     def __init__(
         self,

@@ -104,6 +104,8 @@ class LocalChat:
         for name in ("samples", "max_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)}: give 1 or more")
+        if not isinstance(self.seed, int):
+            raise InputError(f"seed={self.seed}: give a whole number")
         if self.temperature < 0 or (self.samples > 1 and self.temperature == 0):
             raise InputError(
                 f"samples={self.samples}, temperature={self.temperature}: several replies want a "
