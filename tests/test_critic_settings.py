@@ -165,7 +165,7 @@ critic=ensemble critic.members.clip=null         | critic.members.clip=None: her
 critic=ensemble critic.members.clip=clip         | give critic@critic.members.clip=NAME
 critic=ensemble critic.members.clip.over=max     | critic.members.clip.over=max: choose one
 critic=ensemble critic.weights={nope: 1}         | critic.weights.nope: the members are
-critic=ensemble +critic@critic.members.form=ipo_form | critic.members.form: PairJudge is none
+critic=ensemble +critic@critic.members.form=ipo_form | critic.members.form: PairJudge cannot rate
 critic=compared critic.critic=clip               | give critic@critic.critic=NAME
 critic=compared critic@critic.critic=ipo_form    | critic.critic: PairJudge compares; give one
 critic=human critic.dims=3                       | critic.dims=3: give a list of names

@@ -11,12 +11,10 @@ from ipo_lightning.critics.adapters import has_score
 from ipo_lightning.critics.base import (
     Comparison,
     Critic,
-    Kind,
     PairCritic,
     PointCritic,
     Rating,
     check_ready,
-    kind_of,
 )
 from ipo_lightning.critics.normalisation import parts_of, read_normalisation
 from ipo_lightning.errors import InputError
@@ -36,8 +34,8 @@ class Members(Generic[C]):
             is loaded and released in every call.
     """
 
-    kind: Kind
-    """What each member must do."""
+    method: Literal["rate", "compare"]
+    """What each member must be able to do."""
 
     def __init__(self, members: Mapping[str, C], on_missing: OnMissing, concurrent: bool):
         if not members:
@@ -47,10 +45,10 @@ class Members(Generic[C]):
         if on_missing not in get_args(OnMissing):
             raise InputError(f"on_missing={on_missing}: choose {' or '.join(get_args(OnMissing))}")
         for name, member in members.items():
-            if kind_of(member) != self.kind:
+            if not hasattr(member, self.method):
                 raise InputError(
-                    f"members.{name}: {type(member).__name__} is none that {self.kind}; give one "
-                    "that does (docs/critics.md on ensembles of both kinds)"
+                    f"members.{name}: {type(member).__name__} cannot {self.method}; give one that "
+                    "can (docs/critics.md on ensembles of both kinds)"
                 )
         self.members, self.on_missing, self.concurrent = dict(members), on_missing, concurrent
         self.device = "cpu"
@@ -117,7 +115,7 @@ class Ensemble(Members[PointCritic]):
             whatever this says; it matters where an ensemble is asked by itself.
     """
 
-    kind = "rates"
+    method = "rate"
 
     def __init__(
         self,
@@ -231,7 +229,7 @@ class PairEnsemble(Members[PairCritic]):
             loaded for each call would be loaded all the time.
     """
 
-    kind = "compares"
+    method = "compare"
 
     def __init__(
         self,
