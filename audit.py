@@ -19,6 +19,7 @@ from conf.entry import (
     build,
     flags_first,
     friendly,
+    in_settings,
     refuse_missing,
     refuse_misspelt,
     register_resolvers,
@@ -61,7 +62,8 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     show(plan(cfg, asked, pairs))
     if cfg.dry_run:
         return None
-    answers = ask(cfg, asked, pairs, device)
+    with in_settings(cfg.critic, "critic"):
+        answers = ask(cfg, asked, pairs, device)
     table = Table(pairs, answers[0], rules)
     found = finish(cfg, table, answers, asked, gathered)
     show(written(folder_of(cfg, asked.identity), found, table, shelf, tensorboard=cfg.tensorboard))

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from conf.entry import (
     build,
     friendly,
+    in_settings,
     quote_free_text,
     refuse_missing,
     refuse_misspelt,
@@ -307,7 +308,7 @@ def write_sheet(made: Sequence[Made], prompts: Sequence[str]) -> Path:
 
 def critic_of(cfg: DictConfig) -> Any:
     """Who is to judge the videos, or None; refused before they are made where that cannot be."""
-    from ipo_lightning.critics.base import kind_of
+    from ipo_lightning.critics.base import check_ready, kind_of
 
     if not cfg.get("critic"):
         return None
@@ -319,6 +320,8 @@ def critic_of(cfg: DictConfig) -> Any:
     if kind == "compares" and cfg.n < 2:
         raise InputError(f"critic={critic.identity}: it compares videos of a prompt; give n=2 or "
                          "more")  # fmt: skip
+    with in_settings(cfg.critic, "critic"):
+        check_ready(critic)
     return critic
 
 

@@ -18,6 +18,7 @@ from conf.entry import (
     TASKS,
     flags_first,
     friendly,
+    in_settings,
     refuse_missing,
     refuse_misspelt,
     register_resolvers,
@@ -128,9 +129,11 @@ def check_critics(parts: "Parts", cfg: DictConfig) -> None:
     evaluates = cfg.until is None or any(parts.run.line(k) is None for k in range(cfg.round))
     labelled = parts.run.done(cfg.round, parts.module.form)["critique"]
     if evaluates or not (labelled or cfg.until == "rollout"):
-        parts.iteration.critique.ready()
+        with in_settings(cfg.critic, "critic"):
+            parts.iteration.critique.ready()
     if evaluates:
-        parts.evaluation.eval_critic.ready()
+        with in_settings(cfg.eval_critic, "eval_critic"):
+            parts.evaluation.eval_critic.ready()
 
 
 def fit(parts: "Parts", cfg: DictConfig, trainer: "Trainer") -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from conf.memory import check_memory, shards
 from ipo_lightning.errors import InputError
@@ -30,6 +30,8 @@ class Number(NamedTuple):
     """What null means, where it is allowed."""
     word: str = ""
     """What may stand in place of a number."""
+    endless: bool = False
+    """Whether it may be infinite."""
 
     def wants(self) -> str:
         """The sentence for whoever gave something else."""
@@ -48,6 +50,8 @@ class Number(NamedTuple):
             return True
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             return False
+        if not (math.isfinite(value) or self.endless):
+            return False
         return value > self.least if self.above else value >= self.least
 
 
@@ -61,10 +65,6 @@ NUMBERS = {
     "rollout.guidance_scale": Number(1),
     "rollout.shared": Number(0),
     "rollout.batch_size": Number(1, whole=True, null="all of a prompt", word="auto"),
-    "critic.frames": Number(1, whole=True),
-    "eval_critic.frames": Number(1, whole=True),
-    "critic.scale": Number(0, above=True),
-    "critic.ties": Number(1),
     "evaluation.n": Number(1, whole=True),
     "evaluation.prompts": Number(1, whole=True, null="all"),
     "data.batch_size": Number(1, whole=True),
@@ -85,11 +85,6 @@ NUMBERS = {
     "loss.undesirable_weight": Number(0),
     "loss.desirable_reward": Number(0),
     "loss.undesirable_reward": Number(0),
-    "critic.annotators": Number(1, whole=True),
-    "critic.seed": Number(whole=True),
-    "critic.repeats": Number(0),
-    "critic.enough": Number(0, above=True),
-    "critic.embed_mib": Number(0),
     "labelling.pair_rule.margin": Number(0),
     "labelling.pair_rule.depth": Number(1, whole=True, null="all, of the rules that can"),
     "labelling.guards.motion_ratio": Number(0),
@@ -97,13 +92,13 @@ NUMBERS = {
     "labelling.weight.alpha": Number(0),
     "labelling.weight.bin": Number(0, above=True),
     "labelling.guards.min_motion": Number(0),
-    "labelling.guards.max_motion": Number(0),
+    "labelling.guards.max_motion": Number(0, endless=True),
     "labelling.guards.min_flow": Number(0),
-    "labelling.guards.max_flow": Number(0),
+    "labelling.guards.max_flow": Number(0, endless=True),
     "labelling.guards.max_frozen": Number(0),
     "labelling.guards.max_empty": Number(0),
-    "labelling.upper": Number(),
-    "labelling.lower": Number(),
+    "labelling.upper": Number(endless=True),
+    "labelling.lower": Number(endless=True),
     "labelling.min_certainty": Number(0),
     "labelling.veto": Number(0, null="none"),
     "labelling.max_missing": Number(0),
@@ -129,48 +124,73 @@ NUMBERS = {
     "backbone.lora.rank": Number(1, whole=True),
     "backbone.lora.alpha": Number(0, above=True),
 }
-CHAT = {
-    "batch_size": Number(1, whole=True),
-    "viewing.fps": Number(0, above=True),
-    "viewing.least_frames": Number(1, whole=True),
-    "viewing.most_frames": Number(1, whole=True),
-    "viewing.min_pixels": Number(1, whole=True),
-    "viewing.max_pixels": Number(1, whole=True),
-    "samples": Number(1, whole=True),
-    "temperature": Number(0),
-    "max_tokens": Number(1, whole=True),
-    "seed": Number(whole=True, null="none is sent"),
-    "top_logprobs": Number(1, whole=True, null="not asked for"),
-    "server.concurrency": Number(1, whole=True),
-    "server.timeout": Number(0, above=True),
-    "server.connect_timeout": Number(0, above=True),
-    "server.retries": Number(0, whole=True),
-    "server.backoff": Number(0),
-    "server.patience": Number(0),
-    "server.budget_requests": Number(1, whole=True, null="no limit"),
-    "server.budget_tokens": Number(1, whole=True, null="no limit"),
+OF_CRITICS = {
+    "": {
+        "frames": Number(1, whole=True),
+        "scale": Number(0, above=True),
+        "ties": Number(1),
+        "fps": Number(0, above=True, null="as it was trained"),
+        "batch_size": Number(1, whole=True),
+        "annotators": Number(1, whole=True),
+        "seed": Number(whole=True),
+        "repeats": Number(0),
+        "enough": Number(0, above=True),
+        "embed_mib": Number(0),
+        "sharpness": Number(0, above=True),
+        "noise": Number(0),
+        "bias": Number(),
+    },
+    "chat": {
+        "batch_size": Number(1, whole=True),
+        "samples": Number(1, whole=True),
+        "temperature": Number(0),
+        "max_tokens": Number(1, whole=True),
+        "seed": Number(whole=True, null="none is sent"),
+        "top_logprobs": Number(1, whole=True, null="not asked for"),
+    },
+    "chat.viewing": {
+        "fps": Number(0, above=True),
+        "least_frames": Number(1, whole=True),
+        "most_frames": Number(1, whole=True),
+        "min_pixels": Number(1, whole=True),
+        "max_pixels": Number(1, whole=True),
+    },
+    "chat.server": {
+        "concurrency": Number(1, whole=True),
+        "timeout": Number(0, above=True),
+        "connect_timeout": Number(0, above=True),
+        "retries": Number(0, whole=True),
+        "backoff": Number(0),
+        "patience": Number(0),
+        "budget_requests": Number(1, whole=True, null="no limit"),
+        "budget_tokens": Number(1, whole=True, null="no limit"),
+    },
 }
-"""Settings of a critic's chat model."""
-NUMBERS |= {f"{one}.chat.{key}": CHAT[key] for one in ("critic", "eval_critic") for key in CHAT}
-REWARD = {
-    "fps": Number(0, above=True, null="as it was trained"),
-    "batch_size": Number(1, whole=True),
-}
-"""Settings of a reward model as a critic."""
-NUMBERS |= {f"{one}.{key}": REWARD[key] for one in ("critic", "eval_critic") for key in REWARD}
+"""Part of a shipped critic -> its numbers; one of somebody's own may mean others by these names."""
+TEXTS = {
+    "": {"path": False, "model": False, "base": False, "checkpoint": False, "answers": False,
+         "dtype": False, "revision": True, "base_revision": True, "processor": True,
+         "aesthetic": True, "wording": True, "normalisation": True, "attention": True},
+    "form": {"wording": False},
+    "chat": {"dtype": False, "model": False, "revision": True, "attention": True,
+             "limit_field": False},
+    "chat.server": {"base_url": False, "key_variable": True},
+}  # fmt: skip
+"""The same of texts; true: it may be null."""
+CRITIC_SWITCHES = {"": ("scaled", "concurrent", "words"), "chat": ("remote_code",)}
+"""The same of what is true or false."""
 WEIGHTS = ("weights", "form.weights", "form.grades")
 """Settings of a critic that give a number to each of some names."""
+MAPPINGS = ("chat.template", "chat.extra")
+"""Settings of a critic that hold further ones, or null."""
+PARTS = ("", "chat", "chat.viewing", "chat.server", "form", "network", "members", "critic")
+"""Places in a shipped critic where the settings of a part stand."""
+LABELLING_PARTS = ("pair_rule", "guards", "weight", "schedule")
 SWITCHES = (
-    "critic.scaled",
-    "eval_critic.scaled",
-    "critic.concurrent",
-    "eval_critic.concurrent",
     "dry_run",
     "debug",
     "rollout.lossless",
     "rollout.dynamic_guidance",
-    "critic.chat.remote_code",
-    "eval_critic.chat.remote_code",
     "backbone.checkpointing",
     "backbone.compile",
     "backbone.tiling",
@@ -216,8 +236,9 @@ def check(cfg: DictConfig) -> None:
             raise InputError(f"{key}: a run cannot do without it")
     check_numbers(cfg, NUMBERS)
     check_switches(cfg, SWITCHES)
-    _check_weights("critic", cfg.critic)
-    _check_weights("eval_critic", cfg.eval_critic)
+    _check_labelling(cfg.labelling)
+    check_judge("critic", cfg.critic)
+    check_judge("eval_critic", cfg.eval_critic)
     for key in FILES_OR_FOLDERS:
         value = OmegaConf.select(cfg, key)
         if value is not None and not Path(value).exists():
@@ -255,18 +276,95 @@ def check_critic(cfg: DictConfig) -> None:
         )
 
 
-def _check_weights(one: str, critic: DictConfig) -> None:
-    if not str(critic._target_).startswith("ipo_lightning."):
-        return  # of somebody's own: what it takes is its own affair
-    for key in WEIGHTS:
-        value = OmegaConf.select(critic, key)
-        if value is None:  # the critic's own
-            continue
+def _check_labelling(labelling: DictConfig) -> None:
+    for part in LABELLING_PARTS if _ours(labelling) else ():
+        value = labelling.get(part)
         if not isinstance(value, DictConfig):
-            raise InputError(f"{one}.{key}={value}: give a number to each name, as {{NAME: 1.0}}")
-        for name, weight in value.items():
-            if not (Number().takes(weight) and math.isfinite(weight)):
-                raise InputError(f"{one}.{key}.{name!s}={weight}: give a number")
+            raise InputError(
+                f"labelling.{part}={value}: here stand the settings of a part; give "
+                f"labelling.{part}._target_=NAME, as labelling.schedule._target_="
+                "ipo_lightning.tournaments.all_pairs, or another labelling="
+            )
+
+
+def check_judge(key: str, critic: DictConfig) -> None:
+    """Refuse settings of a critic, and of those within it, that cannot work; see `check`.
+
+    Args:
+        key: where it stands among the settings.
+    """
+    if not _ours(critic):
+        return  # of somebody's own: what it takes is its own affair
+    for part in PARTS:
+        node = OmegaConf.select(critic, part, default=_ABSENT) if part else critic
+        place = f"{key}.{part}".rstrip(".")
+        if isinstance(node, DictConfig) and _ours(node):
+            check_numbers(node, OF_CRITICS.get(part, {}), f"{place}.")
+            check_switches(node, CRITIC_SWITCHES.get(part, ()), f"{place}.")
+            _check_texts(node, TEXTS.get(part, {}), f"{place}.")
+        elif not isinstance(node, DictConfig) and node is not _ABSENT:
+            raise _no_part(place, node)
+    for name in MAPPINGS:
+        value = OmegaConf.select(critic, name)
+        if value is not None and not isinstance(value, DictConfig):
+            raise InputError(f"{key}.{name}={value}: give {{NAME: VALUE}}, or null")
+    for name, member in (critic.get("members") or {}).items():
+        if not isinstance(member, DictConfig):
+            raise _no_part(f"{key}.members.{name!s}", member)
+    if not isinstance(critic.get("dims", OmegaConf.create([])), ListConfig):
+        raise InputError(f"{key}.dims={critic.dims}: give a list of names, such as [VQ, MQ]")
+    for name in WEIGHTS:
+        _check_weights(f"{key}.{name}", OmegaConf.select(critic, name))
+    for place, within in _within(critic):
+        check_judge(f"{key}.{place}", within)
+
+
+def _check_texts(node: DictConfig, texts: Mapping[str, bool], place: str) -> None:
+    for name, may_lack in texts.items():
+        value = node.get(name, _ABSENT)
+        if value is _ABSENT or (value is None and may_lack) or (isinstance(value, str) and value):
+            continue
+        text = "a text, or null" if may_lack else "a text"
+        if isinstance(value, int | float):
+            text += f"; one that looks like a number in quotes: '{place}{name}=\"{value}\"'"
+        raise InputError(f"{place}{name}={value}: give {text}")
+
+
+def _no_part(key: str, value: Any) -> InputError:
+    """The refusal of a plain value where the settings of a part must stand."""
+    *within, name = key.split(".")
+    group = {"chat": "critic/chat", "critic": "critic"}.get(name)
+    if "members" in within:
+        group = "critic"
+    if isinstance(value, str) and group:
+        at = "" if key == "critic.chat" else f"@{key}"
+        return InputError(
+            f"{key}={value}: settings stand here; to choose them give {group}{at}=NAME"
+        )
+    return InputError(f"{key}={value}: here stand the settings of a part, among them _target_")
+
+
+def _ours(node: DictConfig) -> bool:
+    return str(node.get("_target_")).startswith("ipo_lightning.")
+
+
+def _within(critic: DictConfig) -> list[tuple[str, DictConfig]]:
+    """The critics that one is made of, by their places in it."""
+    members = critic.get("members")
+    found = [*members.items()] if isinstance(members, DictConfig) else []
+    nodes = [(f"members.{name!s}", node) for name, node in found]
+    nodes.append(("critic", critic.get("critic")))
+    return [(place, node) for place, node in nodes if isinstance(node, DictConfig)]
+
+
+def _check_weights(key: str, value: Any) -> None:
+    if value is None:  # the critic's own
+        return
+    if not isinstance(value, DictConfig):
+        raise InputError(f"{key}={value}: give a number to each name, as {{NAME: 1.0}}")
+    for name, weight in value.items():
+        if not (Number().takes(weight) and math.isfinite(weight)):
+            raise InputError(f"{key}.{name!s}={weight}: give a number")
 
 
 def _check_merger(cfg: DictConfig) -> None:
@@ -285,20 +383,20 @@ def check_name(name: str, *taken: str) -> None:
         raise InputError(f"name={name}: give the name of a folder, without {os.sep!r}")
 
 
-def check_numbers(cfg: DictConfig, numbers: Mapping[str, Number]) -> None:
-    """Refuse values that are no such numbers; see `check`."""
+def check_numbers(cfg: DictConfig, numbers: Mapping[str, Number], place: str = "") -> None:
+    """Refuse values that are no such numbers; see `check`. ``place`` is what keys begin with."""
     for key, number in numbers.items():
         value = OmegaConf.select(cfg, key, default=_ABSENT)
         if value is not _ABSENT and not number.takes(value):
-            raise InputError(f"{key}={value}: give {number.wants()}")
+            raise InputError(f"{place}{key}={value}: give {number.wants()}")
 
 
-def check_switches(cfg: DictConfig, switches: Sequence[str]) -> None:
-    """Refuse what is neither true nor false; see `check`."""
+def check_switches(cfg: DictConfig, switches: Sequence[str], place: str = "") -> None:
+    """Refuse what is neither true nor false; see `check_numbers`."""
     for key in switches:
         value = OmegaConf.select(cfg, key, default=False)
         if not isinstance(value, bool):
-            raise InputError(f"{key}={value}: give true or false")
+            raise InputError(f"{place}{key}={value}: give true or false")
 
 
 def _check_precision(cfg: DictConfig) -> None:
@@ -333,11 +431,9 @@ def _check_combinations(cfg: DictConfig) -> None:
 def makes_of(critic: DictConfig) -> set[str]:
     """What a critic's mistakes come from: its model where it has one, else its class; of one that
     is made of others, all of theirs."""
-    members = critic.get("members")
-    within = [*members.values()] if isinstance(members, DictConfig) else []
-    within += [one for one in [critic.get("critic")] if isinstance(one, DictConfig)]
+    within = [makes_of(one) for _, one in _within(critic)]
     if within:
-        return set().union(*(makes_of(one) for one in within))
+        return set().union(*within)
     models = (OmegaConf.select(critic, key) for key in ("chat.model", "model", "path"))
     return {str(next(filter(None, models), critic._target_))}
 

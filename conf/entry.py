@@ -46,8 +46,10 @@ TASKS = {"policy": "train", "critic": "train_critic"}
 PASSING = ("task", "round", "name", "until", "dry_run", "debug", "plan", "push_to_hub",
            "paths", "logger", "callbacks", "hydra")  # fmt: skip
 """Keys that do not change what a run computes."""
-PLACES = (("critic", "answers"), ("network", "cache"))
+PLACES = (("critic", "answers"), ("eval_critic", "answers"), ("network", "cache"))
 """Settings that say where something lies that is known by its content, or that saves time."""
+OPTIONAL = ("critic", "rollout")
+"""Groups that sample.py and audit.py may do without: Hydra passes over a choice that is none."""
 TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")
 """Keys of the trainer that do."""
 
@@ -129,17 +131,55 @@ def build(node: Any, key: str, **extra: Any) -> Any:
         if not extra:
             made = instantiate(node, _convert_="all")
             _refuse_unknown(made, key)
+            for name, part in getattr(made, "__dict__", {}).items():
+                _refuse_unknown(part, f"{key}.{name}")
             return made
         maker = instantiate(node, _convert_="all", _partial_=True)
     except InstantiationException as error:
         cause: BaseException = error.__cause__ or error
+        full = re.search(r"full_key: (\S+)$", str(error))
+        part = full[1] if full else key
         if isinstance(cause, InputError):
-            raise cause from error
-        raise InputError(f"{key}: {one_line(cause)}") from error
+            within = OmegaConf.select(node, part.removeprefix(f"{key}.")) if part != key else None
+            message = placed(str(cause), within, part)
+            raise InputError(placed(message, node, key)) from error
+        raise InputError(f"{part}: {one_line(cause)}") from error
+    with in_settings(node, key):
+        try:
+            return maker(**extra)
+        except TypeError as error:  # a key that the class does not take
+            raise InputError(f"{key}: {one_line(error)}") from error
+
+
+@contextmanager
+def in_settings(node: Any, key: str) -> Iterator[None]:
+    """What parts made of ``node`` refuse, with the full keys of their settings; see `placed`."""
     try:
-        return maker(**extra)
-    except TypeError as error:  # a key that the class does not take
-        raise InputError(f"{key}: {one_line(error)}") from error
+        yield
+    except InputError as error:
+        raise InputError(placed(str(error), node, key)) from error
+
+
+def placed(message: str, node: Any, key: str) -> str:
+    """A part's message with a setting's full key, where it begins with the part's own name of it.
+
+    Args:
+        node: the settings that the part was made of, or one that holds them.
+        key: where they stand.
+    """
+    said = re.match(r"(?:critic\.)?([A-Za-z_]\w*)(?=[.=:\[])", message)
+    if not said or not OmegaConf.is_dict(node):
+        return message
+    name, rest = said[1], message[said.end() :]
+    places = [place for place in _keys(node) if place.rpartition(".")[2] == name]
+    alike = [place for place in places if rest.startswith(f"={OmegaConf.select(node, place)}")]
+    for found in (alike, places):
+        least = min((place.count(".") for place in found), default=0)
+        nearest = [place for place in found if place.count(".") == least]
+        if len(nearest) == 1:
+            full = f"{key}.{nearest[0]}"
+            return full + rest.replace(f" {name}=", f" {full}=")
+    return message
 
 
 def _refuse_unknown(made: Any, key: str) -> None:
@@ -264,36 +304,73 @@ def choices_of(group: str) -> list[str]:
 
 def _compose(config: str, words: list[str]) -> DictConfig:
     try:
-        return compose(config, words)
+        cfg = compose(config, words)
     except MissingConfigException as error:
         options = [str(option) for option in error.options or []]
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        raise InputError(f"{group}={choice}: no such choice{_nearest(choice, options)} "
-                         f"(there are {', '.join(options)})") from error  # fmt: skip
+        raise InputError(_no_such_choice(group, choice, options)) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise InputError(_explain(config, words, error)) from error
+    for word in words:
+        group, _, choice = word.partition("=")
+        if group in OPTIONAL and cfg.get(group) is None:
+            raise InputError(_no_such_choice(group, choice, choices_of(group)))
+    return cfg
+
+
+def _no_such_choice(group: str, choice: str, options: Sequence[str]) -> str:
+    near = _nearest(choice, options)
+    return f"{group}={choice}: no such choice{near} (there are {', '.join(options)})"
 
 
 def _explain(config: str, words: list[str], error: Exception) -> str:
-    """Name the choice that was not made, or the override whose key does not exist."""
-    unmade = re.search(r"You must specify '(\w+)'", str(error))
-    if unmade:
+    """Name the choice that was not made, or the word whose key does not exist: Hydra says which."""
+    said = str(error)
+    if unmade := re.search(r"You must specify '(\w+)'", said):
         options = ", ".join(choices_of(unmade[1]))
         return (
             f"{unmade[1]} has no default here: give {unmade[1]}=CHOICE, one of your own "
             f"(docs/extending.md; shipped are {options})"
         )
-    known = _keys(compose(config, []))
-    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     for word in words:
-        key, _, value = word.partition("=")
-        key = key.lstrip("+~").partition("@")[0]
-        if key in groups and value in ("null", ""):
-            return f"{word}: give one of {', '.join(choices_of(key))}"
-        if not word.startswith(("+", "~")) and key not in known and key not in groups:
-            near = _nearest(key, [*known, *groups])
-            return f"{word}: there is no setting {key!r}{near}; add a new one with +{word}"
-    return one_line(error)
+        group, _, value = word.partition("=")
+        if _is_group(group) and value in ("null", ""):
+            return f"{word}: give one of {', '.join(choices_of(group))}, or leave it out"
+    if unlike := re.search(r"Error merging override (.+)", said):
+        return f"{unlike[1]}: a list, a mapping or a plain value does not go where another stands"
+    refused = re.search(r"Could not override '([^']+)'", said)
+    if not refused:
+        return one_line(error)
+    word = next((word for word in words if word.partition("=")[0] == refused[1]), refused[1])
+    if "default list" in said:  # a group that exists, but that nothing chooses from
+        near = re.search(r"Did you mean to override (.+)\?", said)
+        hint = f"; did you mean {near[1]}?" if near else ""
+        return f"{word}: with the other choices there is no {refused[1]} to choose{hint}"
+    return _no_such_setting(config, words, word)
+
+
+def _no_such_setting(config: str, words: list[str], word: str) -> str:
+    """What is wrong with a word that Hydra refused, by what the choices among the words have."""
+    key = word.partition("=")[0]
+    choices = [one for one in words if _is_group(one.partition("=")[0])]
+    places = [one for one in words if one.startswith("hydra.searchpath=")]
+    cfg = compose(config, [*choices, *places])
+    known = _keys(cfg)
+    if key in known:  # a mapping, which Hydra merges into the one that is there
+        names = ", ".join(map(str, OmegaConf.select(cfg, key)))
+        return f"{word}: {key} has {names} and no other names; add a new one with +{word}"
+    chosen = [one for one in choices if one.partition("=")[0] == key.partition(".")[0]]
+    beside = f" with {chosen[-1]}" if chosen else ""
+    groups = [path.parent.relative_to(CONF).as_posix() for path in CONF.glob("*/**/*.yaml")]
+    alike = [one for one in [*known, *groups] if "._" not in one and not key.startswith(f"{one}.")]
+    near = _nearest(key, alike)
+    return f"{word}: there is no setting {key!r}{beside}{near}; add a new one with +{word}"
+
+
+def _is_group(key: str) -> bool:
+    """Whether an override's key is that of a choice: ``critic``, ``+critic/chat@critic.chat``."""
+    group = key.lstrip("+~").partition("@")[0]
+    return bool(group) and (CONF / group).is_dir()
 
 
 def _keys(cfg: Any, prefix: str = "") -> list[str]:

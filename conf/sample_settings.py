@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from conf.checks import Number, check_numbers, check_switches
+from conf.checks import Number, check_judge, check_numbers, check_switches
 from conf.entry import REPO
 from ipo_lightning.errors import InputError
 
@@ -54,6 +54,8 @@ def check_sample(cfg: DictConfig) -> None:
     """
     check_numbers(cfg, NUMBERS)
     check_switches(cfg, SWITCHES)
+    if cfg.get("critic"):
+        check_judge("critic", cfg.critic)
     if cfg.dynamic_guidance not in (None, True, False):
         raise InputError(f"dynamic_guidance={cfg.dynamic_guidance}: give true, false or null")
     if cfg.scheduler not in (None, *SCHEDULERS):

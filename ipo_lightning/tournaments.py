@@ -62,19 +62,23 @@ def swiss(
         extra: rounds beyond ``ceil(log2 N)``, for a noisy critic.
         final: ends with a round of up to three comparisons: the first against the last, which is
             the couple that most labels are made of, and the first two and the last two where half
-            a point or less lies between them.
+            a point or less lies between them. Where verdicts are chances, points are hardly ever
+            far apart: the last two then meet only while that is within half of all pairs, which 8
+            items and more never pass.
 
     Raises:
-        InputError: ``extra`` is below 0.
+        InputError: ``extra`` is no whole number from 0.
     """
-    if extra < 0:
+    if not isinstance(extra, int) or extra < 0:
         raise InputError(f"labelling.schedule.extra={extra}: give 0 or more rounds")
     regular = max(1, math.ceil(math.log2(count))) + extra if count > 1 else 0
     met = {couple for results in rounds for couple in results}
     ranked = _ranked(count, rounds)
     if len(rounds) < regular:
         return _neighbours(ranked, met)
-    return _final(ranked, points(count, rounds), met) if final and len(rounds) == regular else []
+    if not final or len(rounds) > regular:
+        return []
+    return sorted(_final(ranked, points(count, rounds), met)[: _room(count, rounds)])
 
 
 def points(count: int, rounds: Sequence[Results]) -> list[float]:
@@ -119,12 +123,22 @@ def _sits_out(ranked: Sequence[int], met: set[Couple]) -> int:
 
 
 def _final(ranked: Sequence[int], total: Sequence[float], met: set[Couple]) -> list[Couple]:
+    """The couples of the last round that have not met, those that matter most first."""
     if len(ranked) < 2:
         return []
     ends = [(ranked[0], ranked[-1])]
     ends += [(a, b) for a, b in (ranked[:2], ranked[-2:]) if total[a] - total[b] <= CLOSE]
-    wanted = {_couple(one, other) for one, other in ends}
-    return sorted(wanted - met)
+    wanted = dict.fromkeys(_couple(one, other) for one, other in ends)
+    return [couple for couple in wanted if couple not in met]
+
+
+def _room(count: int, rounds: Sequence[Results]) -> int:
+    """How many couples the last round may have: three, or where verdicts are chances two, and the
+    third within half of all pairs."""
+    played = [won for results in rounds for won in results.values()]
+    if all(won in (None, 0, 0.5, 1) for won in played):
+        return 3
+    return max(2, count * (count - 1) // 4 - len(played))
 
 
 def _couple(one: int, other: int) -> Couple:

@@ -1,11 +1,14 @@
-"""A stand-in for a model hub, on this machine: as much of one as an upload of small files asks."""
+"""A stand-in for a model hub, on this machine: as much of one as an upload of small files asks, or
+whoever reads a repository's files."""
 
+import hashlib
 import json
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,10 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.asked: list[tuple[str, dict[str, str], bytes]] = []
         self.status = 200
+        self.files: Path | None = None
+        """A folder that every repository of the hub holds."""
+        self.sent: list[str] = []
+        """The files that were downloaded."""
 
     @property
     def address(self) -> str:
@@ -48,7 +55,34 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_POST
+    def do_GET(self) -> None:
+        """A file of a repository; else as `do_POST`."""
+        if "/resolve/" in self.path:
+            self._file(body=True)
+        elif self.server.files:
+            self.send_error(404)
+        else:
+            self.do_POST()
+
+    def do_HEAD(self) -> None:
+        """What a file is."""
+        self._file(body=False)
+
+    def _file(self, body: bool) -> None:
+        name = self.path.rpartition("/")[2]
+        file = self.server.files / name if self.server.files else None
+        there = file is not None and file.is_file()
+        content = file.read_bytes() if file is not None and there else b""
+        self.send_response(200 if there else 404)
+        if not there:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("X-Repo-Commit", "1" * 40)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.server.sent.append(name)
+            self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
         """Nothing."""

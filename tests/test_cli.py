@@ -99,6 +99,56 @@ def test_misspelt_words_are_named(words: list[str], named: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("program", "words", "wrong", "named"),
+    [
+        ("train", ["critic=vlm_pairwise", "critic.chat.samples=3"], "los=dpo", "'loss'"),
+        ("train", ["critic=vlm_pairwise", "+critic.question=q"], "critic.aspect={a: b}",
+         "with critic=vlm_pairwise; did you mean 'critic.aspects'"),
+        ("train", ["critic=ipo_form", "critic/chat=openai", "critic.chat.server.retries=2"],
+         "loss.bta=3", "'loss.beta'"),
+        ("train", ["critic/chat=openai", "critic=ipo_form", "critic.chat.server.retries=2"],
+         "critic.chat.server.retires=3", "'critic.chat.server.retries'"),
+        ("train", ["critic=ipo_form"], "critic/cht=openai", "'critic/chat'"),
+        ("train", ["critic=shapes"], "critic/chat=openai", "no critic/chat to choose"),
+        ("train", ["critic=ipo_form"], "critic/chat=opnai", "'openai'"),
+        ("train", ["critic=ensemble", "+critic@critic.members.hpsv3=hpsv3",
+                   "critic.members.hpsv3.frames=2"],
+         "critic.members.clip.frame=2", "'critic.members.clip.frames'"),
+        ("train", ["critic=compared", "critic@critic.critic=clip", "critic.critic.frames=3"],
+         "critic@critic.critc=clip", "did you mean one of critic, critic@critic.critic?"),
+        ("train", ["critic=vlm_pointwise", "critic.questions.0.weight=3"], "rollout.m=3",
+         "'rollout.n'"),
+        ("train", ["eval_critic=ipo_form", "critic/chat@eval_critic.chat=openai",
+                   "eval_critic.chat.server.timeout=3"],
+         "eval_critic.chat.sever.timeout=3", "'eval_critic.chat.server.timeout'"),
+        ("train", ["critic=gauges", "critic.bands.flow.high=3"], "critic.bands={flo: {high: 3}}",
+         "critic.bands has flow, frozen"),
+        ("train", ["experiment=shapes_lora", "backbone.lora.rank=3"], "seeed=2", "'seed'"),
+        ("train", ["loss=kto,nft", "loss.beta=2", "-m"], "trainr=cpu", "'trainer'"),
+        ("train", ["loss=kto"], "critic.frames=3", "there is no setting 'critic.frames'; add"),
+        ("train", ["loss=kto"], "critic=null", "give one of clip, "),
+        ("train_critic", ["network=multimodal", "network.lora.rank=3"], "sed=3", "'seed'"),
+        ("train_critic", ["network=multimodal"], "critic=clip", "no critic to choose"),
+        ("sample", ["critic=clip", "rollout=cogvideox", "rollout.steps=3"], "promt=x", "'prompt'"),
+        ("sample", ["rollout=cogvideox"], "critic=shapez", "'shapes'"),
+        ("sample", ["critic=clip"], "rollout=cogvideo", "'cogvideox'"),
+        ("audit", ["critic=ipo_form", "critic/chat=openai", "critic.chat.samples=3"], "dim=x",
+         "'dims'"),
+        ("audit", ["n=3"], "critic=clp", "'clip'"),
+    ],
+)  # fmt: skip
+def test_the_wrong_word_is_named_and_no_right_one(
+    program: str, words: list[str], wrong: str, named: str
+) -> None:
+    """Whatever stands before it, of settings that only the choices beside them have."""
+    with pytest.raises(InputError) as refused:
+        refuse_misspelt(program, [*words, wrong])
+    message = str(refused.value)
+    assert message.startswith(wrong) and named in message
+    assert not any(f"{word}:" in message for word in words)
+
+
+@pytest.mark.parametrize(
     "words", [["loss=dpo,kto", "-m"], ["+mine=3"], ["loss.beta=7", "experiment=shapes_lora"]]
 )
 def test_sound_words_pass(words: list[str]) -> None:
@@ -241,9 +291,15 @@ def test_every_checked_number_is_a_setting(compose_train: ComposeTrain) -> None:
         "critic=ipo_form critic/chat=openai",
         "eval_critic=ipo_form critic/chat@eval_critic.chat=openai",
     )]  # fmt: skip
+    of_critics = [
+        f"critic.{part}.{key}".replace("..", ".")
+        for table in (checks.OF_CRITICS, checks.CRITIC_SWITCHES)
+        for part in table
+        for key in table[part]
+    ]
     missing = {
         key
-        for key in (*checks.NUMBERS, *checks.SWITCHES)
+        for key in (*checks.NUMBERS, *checks.SWITCHES, *of_critics)
         if all(OmegaConf.select(cfg, key, default="") == "" for cfg in configs)
     }
     assert missing == set()

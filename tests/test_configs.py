@@ -54,10 +54,10 @@ def beside(choice: str, tmp_path: Path) -> list[str]:
     if choice.startswith("experiment=ipo_"):
         critics = ["critic=shapes", "eval_critic=shapes_judge"]
         return [choice, *critics, f"data.prompts.path={prompts}"]
-    if choice == "critic=trained":
+    if choice.endswith("critic=trained"):
         family = ShapesReward(dims=["Overall"], steps=0, clips=64)
         family.export(family.build(), tmp_path / "critic", RewardScale((0.0,), (1.0,)))
-        return [choice, f"critic.path={tmp_path / 'critic'}"]
+        return [choice, f"{choice.partition('=')[0]}.path={tmp_path / 'critic'}"]
     return [choice, *(BESIDE | files).get(choice, [])]
 
 

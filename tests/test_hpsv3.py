@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(InputError, match="no such folder"):
         HPSv3("./nowhere", base=str(base))
-    with pytest.raises(InputError, match=f"{FILE} cannot be read"):
+    with pytest.raises(InputError, match=f"there is no {FILE}"):
         critic(base, tmp_path).load("cpu")
     state = load_file(weights / FILE)
     state.pop("rm_head.5.bias")

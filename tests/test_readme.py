@@ -9,8 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
-from conf.entry import REPO, TASKS, build, quote_free_text, refuse_misspelt, task_of
+from conf.entry import (
+    CONF,
+    REPO,
+    TASKS,
+    build,
+    quote_free_text,
+    refuse_missing,
+    refuse_misspelt,
+    task_of,
+)
 from ipo_lightning.critics.base import PointCritic
 from ipo_lightning.video import Clip
 from tests.conftest import ComposeTrain
@@ -20,6 +30,7 @@ PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 README = PAGES[0].read_text()
 PLACEHOLDERS = {
     "loss/mine.yaml": "{_target_: my_losses.bounded_loss, _partial_: true, beta: 1.0}",
+    **{f"critic/{name}.yaml": "{_target_: my_critics.Bright}" for name in ("NAME", "one", "two")},
 }
 """Choices that the pages leave to the reader."""
 
@@ -75,7 +86,11 @@ def test_every_command_composes(page: str, command: str, examples: Path) -> None
     elif program == "audit.py":
         refuse_misspelt("audit", [*words, searched(examples)])
     else:
-        refuse_misspelt(TASKS[task_of(words)], [*words, searched(examples)])
+        config, words = TASKS[task_of(words)], [*words, searched(examples)]
+        refuse_misspelt(config, words)
+        if "-m" not in words:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                refuse_missing(compose(config, words))
 
 
 def test_the_pages_show_commands() -> None:

@@ -45,6 +45,11 @@ def permutations(count: int, many: int) -> list[list[int]]:
     return [draw.sample(range(count), count) for _ in range(many)]
 
 
+def permuted(items: list[int], many: int = 200) -> list[list[int]]:
+    draw = random.Random(len(items))
+    return [draw.sample(items, len(items)) for _ in range(many)]
+
+
 # -------------------------------------------------------------------- schedules
 
 
@@ -99,6 +104,34 @@ def test_noise_costs_more_without_the_tournament() -> None:
 def test_two_that_tie_all_along_end() -> None:
     played = tournament(swiss, [0] * 8, lambda one, other: 0.5)
     assert 12 <= len(played) <= 15 and set(played.values()) == {0.5}
+
+
+@pytest.mark.parametrize("count", [8, 9, 10, 12, 16])
+def test_chances_take_no_more_than_half_of_all_pairs(count: int) -> None:
+    """Acceptance, of a critic whose answers are chances: the nearer the items, the nearer their
+    points, so that both ends often looked undecided and 8 items played 15 of 28."""
+    draw, found = random.Random(count), 0
+    for _ in range(300):
+        quality = [draw.gauss(0, 1) for _ in range(count)]
+
+        def compare(couples: list[Couple], quality: list[float] = quality) -> dict[Couple, float]:
+            return {(a, b): sigmoid(0.5 * (quality[a] - quality[b])) for a, b in couples}
+
+        played = play(swiss, count, compare)  # type: ignore[arg-type]
+        assert len(played) <= count * (count - 1) / 4
+        found += quality[extremes(played, count)[0]] == max(quality)
+    assert found >= 0.9 * 300
+
+
+def test_clear_verdicts_and_ties_are_played_out() -> None:
+    """Half the pairs is no bound of theirs: each tie may cost a comparison."""
+    quality = [3, 3, 3, 2, 1, 0, 0, 0]
+
+    def clear(one: int, other: int) -> float:
+        return 0.5 if one == other else float(one > other)
+
+    many = [len(tournament(swiss, list(order), clear)) for order in permuted(quality)]
+    assert max(many) == 15 and min(many) >= 12
 
 
 @pytest.mark.parametrize("count", [0, 1])

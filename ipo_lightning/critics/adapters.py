@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 
-from ipo_lightning.critics.base import Comparison, PointCritic, Rating, check_ready
+from ipo_lightning.critics.base import Comparison, PointCritic, Rating, check_ready, kind_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import rao_kupper
 from ipo_lightning.video import Clip
@@ -31,6 +31,8 @@ class ScoresToComparisons:
             raise InputError(f"scale={scale}: give a number above 0 (logits a unit of the score)")
         if not (ties >= 1 and math.isfinite(ties)):
             raise InputError(f"ties={ties}: give 1 or more; 1 leaves no room for ties")
+        if kind_of(critic) != "rates":
+            raise InputError(f"critic: {type(critic).__name__} compares; give one that rates")
         self.critic, self.scale, self.ties = critic, float(scale), float(ties)
 
     @property

@@ -49,6 +49,15 @@ class Comparison(NamedTuple):
     """Whether asking again may help, as in `Rating`."""
 
 
+class Identified(Protocol):
+    """Whatever has an identity: critics, and the models that they ask."""
+
+    @property
+    def identity(self) -> str:
+        """See `Critic`."""
+        ...
+
+
 class Critic(Protocol):
     """What pointwise and pairwise critics have in common.
 
@@ -159,11 +168,16 @@ class CriticGone(Exception):
     """A critic cannot be reached at all: the stage stops, what was answered is kept."""
 
 
-def check_ready(critic: object) -> None:
-    """Let a critic that can say so refuse for want of something; see `Critic`."""
+def check_ready(critic: Identified) -> None:
+    """Let a critic refuse for want of something, which also its identity may tell; see `Critic`.
+
+    Raises:
+        InputError: it lacks something.
+    """
     ready = getattr(critic, "ready", None)
     if ready is not None:
         ready()
+    _ = critic.identity
 
 
 Kind = Literal["rates", "compares", "recorded"]

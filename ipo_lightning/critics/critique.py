@@ -323,6 +323,7 @@ class CombinedCritique(Rated):
         """See `CritiqueStage`."""
         for stage in self.stages.values():
             stage.ready()
+        _ = self.identity  # which may tell that it was normalised for other members
 
     def judge(
         self, candidates: Sequence[Candidate], workers: Workers, device: str, label: str

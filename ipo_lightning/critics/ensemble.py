@@ -34,6 +34,9 @@ class Members(Generic[C]):
             is loaded and released in every call.
     """
 
+    method: Literal["rate", "compare"]
+    """What each member must be able to do."""
+
     def __init__(self, members: Mapping[str, C], on_missing: OnMissing, concurrent: bool):
         if not members:
             raise InputError("members: give an ensemble one member or more")
@@ -41,6 +44,12 @@ class Members(Generic[C]):
             raise InputError(f"members: {', '.join(members)}: names have no full stop")
         if on_missing not in get_args(OnMissing):
             raise InputError(f"on_missing={on_missing}: choose {' or '.join(get_args(OnMissing))}")
+        for name, member in members.items():
+            if not hasattr(member, self.method):
+                raise InputError(
+                    f"members.{name}: {type(member).__name__} cannot {self.method}; give one that "
+                    "can (docs/critics.md on ensembles of both kinds)"
+                )
         self.members, self.on_missing, self.concurrent = dict(members), on_missing, concurrent
         self.device = "cpu"
 
@@ -105,6 +114,8 @@ class Ensemble(Members[PointCritic]):
         concurrent: see `Members`. The critique stage of a run asks the members one after the other
             whatever this says; it matters where an ensemble is asked by itself.
     """
+
+    method = "rate"
 
     def __init__(
         self,
@@ -217,6 +228,8 @@ class PairEnsemble(Members[PairCritic]):
         concurrent: see `Members`. Questions come a few at a time, so that members that are
             loaded for each call would be loaded all the time.
     """
+
+    method = "compare"
 
     def __init__(
         self,

@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from ipo_lightning.critics.base import Rating
-from ipo_lightning.critics.pretrained import check_source, free, named, origin
+from ipo_lightning.critics.pretrained import check_source, check_weights, free, named, origin
 from ipo_lightning.critics.reward import DTYPES
 from ipo_lightning.errors import InputError
 from ipo_lightning.store import fingerprint
@@ -193,6 +193,15 @@ class ClipCritic(FrameCritic):
                 self.words_path, revision=revision, backend="pil"
             )
         return tokenizer, images
+
+    def ready(self) -> None:
+        """The checkpoint may be out of reach, or the head another model's."""
+        _ = self.processors
+        check_weights("path", self.path, self.revision)
+        if self.aesthetic is not None:
+            with named("path", self.path):
+                config = AutoConfig.from_pretrained(self.path, revision=self.revision)
+            read_head(self.aesthetic, int(getattr(config, "projection_dim", 0)))
 
     def load(self, device: str) -> None:
         """Read the weights onto a device.

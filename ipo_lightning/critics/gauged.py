@@ -57,6 +57,8 @@ class GaugeCritic:
     ) -> None:
         if combine not in get_args(Combine):
             raise InputError(f"combine={combine}: choose one of {', '.join(get_args(Combine))}")
+        if not isinstance(bands, Mapping):
+            raise InputError(f"bands={bands}: give a band to each gauge, as {{flow: {{low: 0.1}}}}")
         self.bands = {name: band(name, settings) for name, settings in sorted(bands.items())}
         if not self.bands:
             raise InputError("bands: give a band for one gauge or more")

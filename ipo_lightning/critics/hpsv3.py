@@ -7,11 +7,9 @@ torchvision. The words of its rubric are upstream's and are not shipped, see `Or
 
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import hf_hub_download
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,7 +18,15 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from transformers.initialization import no_init_weights
 
 from ipo_lightning.critics.frames import SIGMA, FrameCritic, Over
-from ipo_lightning.critics.pretrained import check_source, free, harmless, named, origin
+from ipo_lightning.critics.pretrained import (
+    check_source,
+    check_weights,
+    find_file,
+    free,
+    harmless,
+    named,
+    origin,
+)
 from ipo_lightning.critics.reward import DTYPES
 from ipo_lightning.critics.reward_model import PROMPT, RewardModel, fill
 from ipo_lightning.critics.videoreward import EMBEDDINGS, PLACES
@@ -140,8 +146,10 @@ class HPSv3(FrameCritic):
         return tokenizer, images
 
     def ready(self) -> None:
-        """The words may be missing, see `Original.read`."""
+        """The words may be missing, see `Original.read`, or the weights out of reach."""
         RUBRIC.read(self.wording)
+        _ = self.processors
+        check_weights("path", self.path, self.revision, FILE)
 
     def load(self, device: str) -> None:
         """Read the weights, 16.6 GB, onto a device.
@@ -213,11 +221,8 @@ class HPSv3(FrameCritic):
         return text
 
     def _read(self) -> dict[str, Tensor]:
-        file = Path(self.path) / FILE
+        file = find_file("path", self.path, FILE, self.revision)
         try:
-            if not Path(self.path).is_dir():
-                with named("path", self.path):
-                    file = Path(hf_hub_download(self.path, FILE, revision=self.revision))
             return load_file(file)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{file} cannot be read: {error}") from error

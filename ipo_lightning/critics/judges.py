@@ -6,12 +6,19 @@ probabilities of its first word. Every one goes with every `ChatModel`.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
 from ipo_lightning.critics.base import Comparison, Rating, check_ready
 from ipo_lightning.critics.chat import VIDEO, ChatModel, Fault, Reply, Turn
-from ipo_lightning.critics.forms.base import QUOTED, PairForm, PointForm, Wording, check_names
+from ipo_lightning.critics.forms.base import (
+    QUOTED,
+    PairForm,
+    PointForm,
+    Wording,
+    check_names,
+    check_questions,
+)
 from ipo_lightning.critics.votes import compared, rated, read_all
 from ipo_lightning.errors import InputError
 from ipo_lightning.preferences import Preference
@@ -131,7 +138,25 @@ class PointJudge(_InWords[PointForm]):
         return rated(votes, faults, self.form.span, raw)
 
 
-class Letters(_Judge):
+class _InLogits(_Judge):
+    """Questions of which the answer's first word is read as probabilities."""
+
+    def __init__(self, chat: ChatModel, version: str) -> None:
+        samples = getattr(chat, "samples", 1)
+        if samples > 1:
+            raise InputError(
+                f"chat.samples={samples}: probabilities are read off one forward and nothing is "
+                "drawn; give 1, or choose a critic that answers in words"
+            )
+        if getattr(chat, "top_logprobs", 1) is None:
+            raise InputError(
+                "chat.top_logprobs=None: probabilities are read; give a number of tokens, or "
+                "choose a critic that answers in words"
+            )
+        super().__init__(chat, version)
+
+
+class Letters(_InLogits):
     """Compares two videos by the probabilities of the letters A, B and T: one forward a question.
 
     Nothing is sampled and no reason given. A zero-shot model leans towards one letter, wherever the
@@ -152,11 +177,12 @@ class Letters(_Judge):
             letters: A, T and B -> spellings that count as it; None: with and without a space.
 
         Raises:
-            InputError: a dimension's name will not do, or letters are not A, T and B.
+            InputError: a dimension's name will not do, letters are not A, T and B, or the model is
+                to draw several samples.
         """
-        asked = dict(aspects or {})
-        if asked:
-            check_names("aspects", list(asked))
+        asked = {} if aspects is None else aspects
+        if asked != {}:
+            check_questions("aspects", asked)
         if "overall" in asked:
             raise InputError("aspects.overall: that is the verdict as a whole; name it otherwise")
         self.letters = dict(LETTERS if letters is None else letters)
@@ -206,14 +232,32 @@ class Check:
     every score alike where all questions are good with yes: some should be good with no."""
 
     def __post_init__(self) -> None:
-        check_names("questions.dim", [self.dim])
-        if not 0 < self.weight < 1e6:
-            raise InputError(f"questions: {self.ask!r} has weight={self.weight}: give one above 0")
+        if not isinstance(self.ask, str) or not self.ask.strip():
+            raise InputError(f"questions: ask={self.ask}: give a question")
+        check_names(f"questions: {self.ask!r} has dim", [self.dim])
+        number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        if not (number and 0 < self.weight < 1e6):
+            raise InputError(
+                f"questions: {self.ask!r} has weight={self.weight}: give a number above 0"
+            )
         if self.good not in YES_NO:
             raise InputError(f"questions: {self.ask!r} has good={self.good}: give 'yes' or 'no'")
 
 
-class Checklist(_Judge):
+def check_of(question: Mapping[str, Any]) -> Check:
+    """A question from its settings.
+
+    Raises:
+        InputError: they are no fields of `Check`.
+    """
+    known = [field.name for field in fields(Check)]
+    given = isinstance(question, Mapping) and {"ask", "dim"} <= question.keys() <= set(known)
+    if not given:
+        raise InputError(f"questions: {question}: give each ask and dim, of {', '.join(known)}")
+    return Check(**question)
+
+
+class Checklist(_InLogits):
     """Rates a video by weighted yes/no questions, one forward each.
 
     A question counts the probability of its good answer among yes and no; the score is their
@@ -229,16 +273,14 @@ class Checklist(_Judge):
             questions: the fields of `Check`, one question each.
 
         Raises:
-            InputError: there is none, or a field of one will not do.
+            InputError: there is none, a field of one will not do, or the model is to draw several
+                samples.
         """
-        if not questions:
-            raise InputError("questions: give at least one")
-        if len({one.get("ask") for one in questions}) < len(questions):
+        if not questions or isinstance(questions, str | Mapping):
+            raise InputError(f"questions={questions}: give a list of at least one")
+        self.checks = [check_of(one) for one in questions]
+        if len({check.ask for check in self.checks}) < len(questions):
             raise InputError("questions: one is there twice; give it more weight instead")
-        try:
-            self.checks = [Check(**one) for one in questions]
-        except TypeError as error:
-            raise InputError(f"questions: {error}") from error
         self.dims = tuple(dict.fromkeys(check.dim for check in self.checks))
         self._words = [Wording(ONE.replace("{question}", check.ask)) for check in self.checks]
         settings = [[one.ask, one.dim, one.weight, one.good] for one in self.checks]

@@ -30,6 +30,7 @@ from ipo_lightning.critics.pretrained import (
     SEQUENCES,
     Processor,
     check_source,
+    check_weights,
     collate,
     free,
     named,
@@ -103,6 +104,8 @@ class LocalChat:
         for name in ("samples", "max_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)}: give 1 or more")
+        if not isinstance(self.seed, int):
+            raise InputError(f"seed={self.seed}: give a whole number")
         if self.temperature < 0 or (self.samples > 1 and self.temperature == 0):
             raise InputError(
                 f"samples={self.samples}, temperature={self.temperature}: several replies want a "
@@ -124,6 +127,7 @@ class LocalChat:
     def ready(self) -> None:
         """torchvision may be missing, or the checkpoint out of reach; its processor is small."""
         _ = self.processor
+        check_weights("model", self.model, self.revision)
 
     def load(self, device: str) -> None:
         """Read the weights onto a device."""

@@ -5,14 +5,17 @@ safetensors only, and code that a checkpoint brings is not run unless a setting 
 """
 
 import gc
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoProcessor
@@ -23,6 +26,8 @@ from ipo_lightning.store import folder_fingerprint
 
 SEQUENCES = {"input_ids": None, "attention_mask": 0, "mm_token_type_ids": 0}
 """Inputs with an entry for each token, and what they are padded with; None: the padding token."""
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""Weights as transformers writes them: in one file, or in several that an index names."""
 
 
 @contextmanager
@@ -32,7 +37,7 @@ def named(setting: str, path: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, httpx2.HTTPError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{setting}={path} cannot be read: {reason} (a folder is read from disk; a hub id "
@@ -58,6 +63,69 @@ def origin(setting: str, path: str, revision: str | None, file: str = "config.js
         return f"{Path(path).resolve().name}@{folder_fingerprint(path)[:16]}"
     with named(setting, path):
         return f"{path}@{Path(hf_hub_download(path, file, revision=revision)).parent.name}"
+
+
+def find_file(setting: str, path: str, name: str, revision: str | None = None) -> Path:
+    """A file of a folder, or of a hub id, from which it is downloaded where it is not in the cache.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    with named(setting, path):
+        if not Path(path).is_dir():
+            return Path(hf_hub_download(path, name, revision=revision))
+        if not (Path(path) / name).is_file():
+            raise FileNotFoundError(f"there is no {name}")
+        return Path(path) / name
+
+
+def check_weights(
+    setting: str, path: str, revision: str | None = None, file: str | None = None
+) -> None:
+    """Refuse a checkpoint whose weights cannot be had. They are neither read nor downloaded.
+
+    Args:
+        file: the one that they are in; None: see `WEIGHTS` and `INDEX`.
+
+    Raises:
+        InputError: a file is not there, is damaged, or the hub cannot be asked for it.
+    """
+    with named(setting, path):
+        for name in [file] if file else _weights(setting, path, revision):
+            here = _here(path, name, revision)
+            if here is None and not _at_hub(path, name, revision):
+                raise FileNotFoundError(f"there is no {name}")
+            if here is not None and name.endswith(".safetensors"):
+                with safe_open(here, "pt"):  # its header, which tells how long it must be
+                    pass
+
+
+def _weights(setting: str, path: str, revision: str | None) -> list[str]:
+    """The files that a checkpoint's weights are in."""
+    for look in (_here, _at_hub):
+        if look(path, WEIGHTS, revision):
+            return [WEIGHTS]
+        if look(path, INDEX, revision):
+            index = json.loads(find_file(setting, path, INDEX, revision).read_text())
+            if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+                raise ValueError(f"{INDEX} names no files")
+            return sorted(set(index["weight_map"].values()))
+    return [WEIGHTS]
+
+
+def _here(path: str, name: str, revision: str | None) -> Path | None:
+    """A file of a folder, or of the copy of a hub's repository in the local cache."""
+    if Path(path).is_dir():
+        return Path(path) / name if (Path(path) / name).is_file() else None
+    kept = try_to_load_from_cache(path, name, revision=revision)
+    return Path(kept) if isinstance(kept, str) else None
+
+
+def _at_hub(path: str, name: str, revision: str | None) -> bool:
+    """Whether the hub has a file."""
+    if Path(path).is_dir() or constants.HF_HUB_OFFLINE:
+        return False
+    return HfApi().file_exists(path, name, revision=revision)
 
 
 def check_vision() -> None:

@@ -12,12 +12,23 @@ import torch
 from torch import Tensor
 
 from ipo_lightning.critics.base import Rating
-from ipo_lightning.critics.pretrained import check_source, check_vision, collate, free, origin
+from ipo_lightning.critics.pretrained import (
+    Processor,
+    check_source,
+    check_vision,
+    check_weights,
+    collate,
+    free,
+    origin,
+)
 from ipo_lightning.critics.reward_model import (
     FORM,
+    WEIGHTS,
+    RewardForm,
     RewardInputs,
     RewardModel,
     load_reward,
+    read_form,
 )
 from ipo_lightning.critics.viewing import Viewing
 from ipo_lightning.errors import InputError
@@ -79,17 +90,16 @@ class RewardCritic:
         return f"{self._origin()}#{VERSION}#{fingerprint(settings)[:8]}"
 
     def ready(self) -> None:
-        """torchvision may be missing."""
+        """torchvision may be missing, a file of the folder, or a dimension that is to count."""
         check_vision()
+        self._check_weights(self._check_files())
 
     def load(self, device: str) -> None:
         """See `Critic`."""
         network, inputs = self._open()
         if self.fps is not None:
             inputs.form = replace(inputs.form, viewing=replace(inputs.form.viewing, fps=self.fps))
-        names = set(inputs.form.dims)
-        if self.weights is not None and not self.weights.keys() <= names:
-            raise InputError(f"weights={self.weights}: {self.model} has {', '.join(sorted(names))}")
+        self._check_weights(inputs.form.dims)
         self._network, self._inputs = network.to(device), inputs
 
     def release(self) -> None:
@@ -115,10 +125,29 @@ class RewardCritic:
         """What the weights and the words are: ``name@revision``."""
         return origin("model", self.model, None)
 
-    def _open(self) -> tuple[RewardModel, RewardInputs]:
-        """The network, on the CPU, and what makes its inputs."""
+    def _check_files(self) -> tuple[str, ...]:
+        """Refuse what could not be opened, without its weights; the dimensions.
+
+        Raises:
+            InputError: a file is missing, or another.
+        """
+        form = self._form()
+        Processor(self.model)
+        check_weights("model", self.model, file=WEIGHTS)
+        return form.dims
+
+    def _check_weights(self, dims: Sequence[str]) -> None:
+        if self.weights is not None and not self.weights.keys() <= set(dims):
+            raise InputError(f"weights={self.weights}: {self.model} has {', '.join(sorted(dims))}")
+
+    def _form(self) -> RewardForm:
         if not (Path(self.model) / FORM).is_file():
             raise InputError(f"model={self.model}: no {FORM} there; give a reward folder")
+        return read_form(Path(self.model))
+
+    def _open(self) -> tuple[RewardModel, RewardInputs]:
+        """The network, on the CPU, and what makes its inputs."""
+        self._form()
         return load_reward(Path(self.model), DTYPES[self.dtype], self.attention)
 
     # ---------------------------------------------------------------- a batch

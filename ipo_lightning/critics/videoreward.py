@@ -21,11 +21,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import hf_hub_download
 from torch import Tensor
 from transformers import AutoConfig
 
-from ipo_lightning.critics.pretrained import Processor, check_source, named, origin
+from ipo_lightning.critics.pretrained import (
+    Processor,
+    check_source,
+    check_weights,
+    find_file,
+    named,
+    origin,
+)
 from ipo_lightning.critics.reward import DTYPES, RewardCritic
 from ipo_lightning.critics.reward_model import (
     RewardForm,
@@ -90,19 +96,21 @@ class VideoReward(RewardCritic):
             RUBRIC.read(wording)  # refused now, not after a rollout
         self.wording = wording
 
-    def ready(self) -> None:
-        """The words may be missing, see `Original.read`."""
-        super().ready()
-        RUBRIC.read(self.wording)
-
     def _origin(self) -> str:
         name = origin("model", self.model, self.revision, SETTINGS)
         base = origin("base", self.base, self.base_revision)
         return f"{name}.{fingerprint([self.checkpoint, base, RUBRIC.sha256])[:8]}"
 
+    def _check_files(self) -> tuple[str, ...]:
+        rubric = RUBRIC.read(self.wording)
+        dims = form_of(self._settings(), rubric, outputs=1).dims
+        Processor(self.base, self.base_revision)
+        check_weights("model", self.model, self.revision, self.checkpoint)
+        return dims
+
     def _open(self) -> tuple[RewardModel, RewardInputs]:
         rubric = RUBRIC.read(self.wording)  # before the weights, which take longer
-        settings = json.loads(self._file(SETTINGS).read_text())
+        settings = self._settings()
         scale = lora_scale(settings.get("peft_lora_config") or {})
         state = read_state(self._file(self.checkpoint))
         weights = current(state, scale, DTYPES[self.dtype])
@@ -125,14 +133,15 @@ class VideoReward(RewardCritic):
 
     def _file(self, name: str) -> Path:
         """A file of the checkpoint, from its folder or its hub."""
-        if Path(self.model).is_dir():
-            path = Path(self.model) / name
-        else:
-            with named("model", self.model):
-                path = Path(hf_hub_download(self.model, name, revision=self.revision))
-        if not path.is_file():
-            raise InputError(f"model={self.model}: there is no {name}")
-        return path
+        return find_file("model", self.model, name, self.revision)
+
+    def _settings(self) -> dict[str, Any]:
+        """Upstream's settings."""
+        with named("model", self.model):
+            settings = json.loads(self._file(SETTINGS).read_text())
+            if not isinstance(settings, dict):
+                raise ValueError(f"{SETTINGS} holds no settings")
+            return settings
 
 
 def form_of(settings: Mapping[str, Any], rubric: str, outputs: int) -> RewardForm:

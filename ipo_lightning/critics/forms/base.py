@@ -172,6 +172,20 @@ def worded(own: str, videos: int, wording: str, original: Original | None = None
     return Wording(text, "file")
 
 
+def check_questions(what: str, asked: Mapping[str, str]) -> None:
+    """Refuse what is not a question to each of some dimensions.
+
+    Raises:
+        InputError: it is something else, or a dimension's name will not do.
+    """
+    if not isinstance(asked, Mapping):
+        raise InputError(f"{what}={asked}: give a question to each name, as {{NAME: QUESTION}}")
+    check_names(what, list(asked))
+    for name, question in asked.items():
+        if not isinstance(question, str) or not question.strip():
+            raise InputError(f"{what}.{name}={question}: give a question")
+
+
 def check_names(what: str, names: Sequence[str]) -> None:
     """Refuse names of dimensions that an answer could not be read by.
 
@@ -181,5 +195,7 @@ def check_names(what: str, names: Sequence[str]) -> None:
     if not names:
         raise InputError(f"{what}: give at least one")
     for name in names:
+        if not isinstance(name, str):
+            raise InputError(f"{what}={name}: give a name")
         if not (name.isascii() and name.replace("_", "").isalnum() and name == name.lower()):
             raise InputError(f"{what}.{name}: name it with small letters, digits and _")

@@ -14,7 +14,7 @@ from ipo_lightning.critics.forms.base import (
     PointVote,
     Unreadable,
     Worded,
-    check_names,
+    check_questions,
     worded,
 )
 from ipo_lightning.critics.forms.reading import after_thinking, agreed, last_fields, words
@@ -89,7 +89,7 @@ class IpoPairs(Worded):
             InputError: a dimension's name will not do, or the file will not.
         """
         asked = ASPECTS if aspects is None else aspects
-        check_names("aspects", list(asked))
+        check_questions("aspects", asked)
         if OVERALL in asked:
             raise InputError(
                 f"aspects.{OVERALL}: that is the verdict as a whole; name it otherwise"
@@ -131,9 +131,9 @@ class IpoPoints(Worded):
             InputError: a name, a grade, a weight or the file will not do.
         """
         asked = ASPECTS if aspects is None else aspects
+        check_questions("aspects", asked)
         self.grades = {word: float(worth) for word, worth in (grades or GRADES).items()}
         self.weights = {name: float(weight) for name, weight in (weights or equal(asked)).items()}
-        check_names("aspects", list(asked))
         check_grades(self.grades)
         check_weights(self.weights, list(asked))
         self.dims = tuple(asked)
