@@ -173,9 +173,24 @@ def table(figures: Mapping[str, float], dims: Sequence[str]) -> str:
         for row in rows
     ]
     counts = f"{figures['training']:.0f} labels trained on, {figures['validation']:.0f} held out"
-    return "\n".join([*lines, f"loss {figures['valid/loss']:.4f}; {counts}"])
+    end = [f"loss {figures['valid/loss']:.4f}; {counts}", *_by_chance(figures, dims)]
+    return "\n".join([*lines, *end])
+
+
+def _by_chance(figures: Mapping[str, float], dims: Sequence[str]) -> list[str]:
+    """What to say of dimensions in which chance would do as well."""
+    doubtful = [dim for dim in dims if figures.get(f"valid/accuracy_low/{dim}", 1.0) <= 0.5]
+    if not doubtful:
+        return []
+    return [
+        f"no better than chance, as far as these labels tell: {', '.join(doubtful)}; its scores "
+        "order videos all the same: give more labels, or audit the critic before it labels"
+    ]
 
 
 def _cell(figures: Mapping[str, float], kind: str, dim: str) -> str:
     value = figures.get(f"valid/{kind}/{dim}")
-    return "" if value is None else f"{value:.3f}"
+    if value is None:
+        return ""
+    low, high = (figures.get(f"valid/{kind}_{end}/{dim}") for end in ("low", "high"))
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.2f}, {high:.2f}]"

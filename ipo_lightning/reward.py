@@ -15,7 +15,14 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from ipo_lightning.agreement import credit, right, spearman, three_way, tie_threshold
+from ipo_lightning.agreement import (
+    credit,
+    mean_over_prompts,
+    right,
+    spearman,
+    three_way,
+    tie_threshold,
+)
 from ipo_lightning.errors import InputError
 from ipo_lightning.reward_losses import RewardLoss, RewardScale, form, try_loss
 from ipo_lightning.seeds import derive_seed
@@ -189,14 +196,17 @@ def pair_figures(
 ) -> dict[str, float]:
     """Accuracy by dimension on pairs (N, D), without ties and with them; NaN without labels.
 
-    Without ties: pairs on which people have a preference, equal rewards counting half. With ties:
+    Without ties: pairs on which people have a preference, equal rewards counting half, and the ends
+    of its 95 % interval (bootstrap over prompts). With ties:
     of three answers the one that people gave; margins below a threshold are ties. The threshold is
     chosen on one half of the prompts and used on the other, both ways.
     """
     found = {}
     for place, dim in enumerate(dims):
         people, ours = labels[:, place], margin[:, place]
-        found[f"accuracy/{dim}"] = float(credit(people, ours).nanmean())
+        accuracy = mean_over_prompts(credit(people, ours), prompts)
+        found[f"accuracy/{dim}"] = accuracy.value
+        found[f"accuracy_low/{dim}"], found[f"accuracy_high/{dim}"] = accuracy.low, accuracy.high
         found[f"accuracy_with_ties/{dim}"] = _accuracy_with_ties(people, ours, prompts)
     found["accuracy/mean"] = _mean([found[f"accuracy/{dim}"] for dim in dims])
     return found

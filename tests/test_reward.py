@@ -88,9 +88,24 @@ def test_accuracies_by_hand() -> None:
     labels = tensor([[1.0], [1.0], [-1.0], [0.0]])
     found = pair_figures(margin, labels, torch.arange(4), ["VQ"])
     assert found["accuracy/VQ"] == pytest.approx((1 + 0 + 0.5) / 3)
+    assert 0 <= found["accuracy_low/VQ"] < 0.5 < found["accuracy_high/VQ"] <= 1
     # Prompts 0 and 2: best threshold 0 (right, wrong). 1 and 3: 0.1 (wrong, right).
     # So 0: |2| > 0.1, right. 2: 0 is a tie, wrong. 1: wrong. 3: |0.1| > 0, wrong.
     assert found["accuracy_with_ties/VQ"] == pytest.approx(1 / 4)
+
+
+def test_a_critic_that_may_be_guessing_is_said_to() -> None:
+    """Ten prompts of four pairs: nearly all right in one dimension, half of them in the other."""
+    margin = torch.ones(40, 2)
+    labels = torch.ones(40, 2)
+    labels[:2, 0] = labels[::2, 1] = -1
+    found = pair_figures(margin, labels, torch.arange(40) // 4, ["VQ", "MQ"])
+    figures = {f"valid/{name}": value for name, value in found.items()}
+    figures |= {"valid/loss": 0.5, "training": 9, "validation": 40}
+    shown = critic_assembly.table(figures, ["VQ", "MQ"])
+    assert "VQ                0.950 [0.8" in shown and "0.500 [0.50, 0.50]" in shown
+    assert "no better than chance, as far as these labels tell: MQ;" in shown
+    assert "chance" not in critic_assembly.table(figures, ["VQ"])
 
 
 def test_a_dimension_without_labels_has_no_accuracy_and_does_not_count() -> None:
