@@ -86,7 +86,7 @@ NUMBERS = {
     "loss.desirable_reward": Number(0),
     "loss.undesirable_reward": Number(0),
     "labelling.pair_rule.margin": Number(0),
-    "labelling.pair_rule.depth": Number(1, whole=True, null="all, of the rules that can"),
+    "labelling.pair_rule.depth": Number(1, whole=True, null="as many as there are"),
     "labelling.guards.motion_ratio": Number(0),
     "labelling.weight.power": Number(0),
     "labelling.weight.alpha": Number(0),

@@ -67,10 +67,12 @@ def swiss(
             items and more never pass.
 
     Raises:
-        InputError: ``extra`` is no whole number from 0.
+        InputError: ``extra`` is no whole number from 0, or ``final`` neither true nor false.
     """
     if not isinstance(extra, int) or extra < 0:
         raise InputError(f"labelling.schedule.extra={extra}: give 0 or more rounds")
+    if not isinstance(final, bool):
+        raise InputError(f"labelling.schedule.final={final}: give true or false")
     regular = max(1, math.ceil(math.log2(count))) + extra if count > 1 else 0
     met = {couple for results in rounds for couple in results}
     ranked = _ranked(count, rounds)

@@ -176,6 +176,7 @@ eval_critic=human eval_critic.repeats=2          | eval_critic.repeats=2: give a
 labelling=pairwise labelling.schedule=all_pairs  | labelling.schedule=all_pairs: here stand
 labelling=pairwise labelling.guards=null         | labelling.guards=None: here stand
 labelling=pairwise +labelling.schedule.extra=abc | labelling.schedule.extra=abc: give 0 or more
+labelling=pairwise +labelling.schedule.final=abc | labelling.schedule.final=abc: give true or false
 labelling=top_k +labelling.pair_rule.foo=1       | labelling.pair_rule: top_against_bottom
 labelling=top_k labelling.ridge=inf              | labelling.ridge=inf: give a number
 """.replace("\\\n", "")

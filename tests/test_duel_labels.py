@@ -225,6 +225,7 @@ def test_top_against_bottom() -> None:
     group = scored(0.5, 0.9, 0.1, 0.7, 0.3)
     assert numbers(top_against_bottom(group, accept(), depth=2)) == [(1, 4), (1, 2), (3, 4), (3, 2)]
     assert numbers(top_against_bottom(group[:3], accept(), depth=2)) == [(1, 2)]
+    assert numbers(top_against_bottom(group[:3], accept(), depth=None)) == [(1, 2)]
 
 
 def test_the_widest_acceptable_couple_is_found() -> None:

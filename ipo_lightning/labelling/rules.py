@@ -64,7 +64,7 @@ TOO_CLOSE = "score margin too small"
 
 
 def best_versus_worst(
-    group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0, depth: int = 1
+    group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 1
 ) -> list[Couple]:
     """(winner, loser) couples of one prompt: the best against the worst, and so on inwards.
 
@@ -73,7 +73,7 @@ def best_versus_worst(
         accept: asked about each couple; a refused one gives way to the next further inwards.
         margin: scores that differ by this or less, in the critic's units, tie.
         depth: couples a prompt at most: 1 takes best against worst, 2 also second best against
-            second worst.
+            second worst; None: as many as there are.
     """
     ranked = _ranked(group)
     couples: list[Couple] = []
@@ -90,7 +90,7 @@ def best_versus_worst(
 
 
 def widest(
-    group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0, depth: int = 1
+    group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 1
 ) -> list[Couple]:
     """The couples that lie furthest apart among those that pass: a refused best against worst gives
     way to the next widest, whichever that is. No candidate is used twice.
@@ -129,16 +129,18 @@ def all_pairs(
 
 
 def top_against_bottom(
-    group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0, depth: int = 2
+    group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 2
 ) -> list[Couple]:
     """Each of the k best against each of the k worst: up to k^2 couples a prompt.
 
     Args:
         group, accept, margin: as of `best_versus_worst`.
-        depth: k; of fewer than 2 k candidates, as many at either end as do not overlap.
+        depth: k; of fewer than 2 k candidates, and with None, as many at either end as do not
+            overlap.
     """
     ranked = _ranked(group)
-    k = min(depth, len(ranked) // 2)
+    half = len(ranked) // 2
+    k = half if depth is None else min(depth, half)
     best, worst = ranked[:k], ranked[len(ranked) - k :]
     return _passing([(winner, loser) for winner in best for loser in worst], accept, margin)
 
