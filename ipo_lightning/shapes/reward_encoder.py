@@ -1,8 +1,8 @@
 """A tiny reward network for the world of shapes, made from nothing.
 
 As with any large one, most of what it knows comes from captioned clips, not from preferences: its
-encoder is trained for a minute to say which words the captions of renders hold (a tenth of them
-wrong), and how much a clip was spoilt by corruptions of no particular world.
+encoder is trained for a few minutes to say which words the captions of renders hold (a tenth of
+them wrong), and how much a clip was spoilt by corruptions of no particular world (`spoiling`).
 People's labels then train a linear head on what it sees: 500 of them are too few to learn to see.
 
 It has nothing of the held-out judge (`judge`) or of the rules (`critic`) but the renderer's clips.
