@@ -5,6 +5,7 @@ Only what the settings alone tell is looked at here; the parts check the rest wh
 
 import math
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ class Number(NamedTuple):
             return True
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             return False
-        if not (math.isfinite(value) or self.endless):
+        if not (abs(value) <= sys.float_info.max or self.endless):
             return False
         return value > self.least if self.above else value >= self.least
 
@@ -278,8 +279,8 @@ def check_critic(cfg: DictConfig) -> None:
 
 def _check_labelling(labelling: DictConfig) -> None:
     for part in LABELLING_PARTS if _ours(labelling) else ():
-        value = labelling.get(part)
-        if not isinstance(value, DictConfig):
+        value = labelling.get(part, _ABSENT)  # absent: the class's own, where it has one
+        if not isinstance(value, DictConfig) and value is not _ABSENT:
             raise InputError(
                 f"labelling.{part}={value}: here stand the settings of a part; give "
                 f"labelling.{part}._target_=NAME, as labelling.schedule._target_="
@@ -296,7 +297,7 @@ def check_judge(key: str, critic: DictConfig) -> None:
     if not _ours(critic):
         return  # of somebody's own: what it takes is its own affair
     for part in PARTS:
-        node = OmegaConf.select(critic, part, default=_ABSENT) if part else critic
+        node = _of_ours(critic, part) if part else critic
         place = f"{key}.{part}".rstrip(".")
         if isinstance(node, DictConfig) and _ours(node):
             check_numbers(node, OF_CRITICS.get(part, {}), f"{place}.")
@@ -305,8 +306,8 @@ def check_judge(key: str, critic: DictConfig) -> None:
         elif not isinstance(node, DictConfig) and node is not _ABSENT:
             raise _no_part(place, node)
     for name in MAPPINGS:
-        value = OmegaConf.select(critic, name)
-        if value is not None and not isinstance(value, DictConfig):
+        value = _of_ours(critic, name)
+        if value not in (None, _ABSENT) and not isinstance(value, DictConfig):
             raise InputError(f"{key}.{name}={value}: give {{NAME: VALUE}}, or null")
     for name, member in (critic.get("members") or {}).items():
         if not isinstance(member, DictConfig):
@@ -314,9 +315,18 @@ def check_judge(key: str, critic: DictConfig) -> None:
     if not isinstance(critic.get("dims", OmegaConf.create([])), ListConfig):
         raise InputError(f"{key}.dims={critic.dims}: give a list of names, such as [VQ, MQ]")
     for name in WEIGHTS:
-        _check_weights(f"{key}.{name}", OmegaConf.select(critic, name))
+        _check_weights(f"{key}.{name}", _of_ours(critic, name))
     for place, within in _within(critic):
         check_judge(f"{key}.{place}", within)
+
+
+def _of_ours(critic: DictConfig, key: str) -> Any:
+    """A setting of a shipped critic; absent where a part of somebody's own has it."""
+    owner = key.rpartition(".")[0]
+    node = OmegaConf.select(critic, owner) if owner else critic
+    if not isinstance(node, DictConfig) or not _ours(node):
+        return _ABSENT
+    return OmegaConf.select(critic, key, default=_ABSENT)
 
 
 def _check_texts(node: DictConfig, texts: Mapping[str, bool], place: str) -> None:
@@ -325,7 +335,7 @@ def _check_texts(node: DictConfig, texts: Mapping[str, bool], place: str) -> Non
         if value is _ABSENT or (value is None and may_lack) or (isinstance(value, str) and value):
             continue
         text = "a text, or null" if may_lack else "a text"
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and not isinstance(value, bool):
             text += f"; one that looks like a number in quotes: '{place}{name}=\"{value}\"'"
         raise InputError(f"{place}{name}={value}: give {text}")
 
@@ -358,12 +368,12 @@ def _within(critic: DictConfig) -> list[tuple[str, DictConfig]]:
 
 
 def _check_weights(key: str, value: Any) -> None:
-    if value is None:  # the critic's own
+    if value is None or value is _ABSENT:  # the critic's own
         return
     if not isinstance(value, DictConfig):
         raise InputError(f"{key}={value}: give a number to each name, as {{NAME: 1.0}}")
     for name, weight in value.items():
-        if not (Number().takes(weight) and math.isfinite(weight)):
+        if not Number().takes(weight):
             raise InputError(f"{key}.{name!s}={weight}: give a number")
 
 

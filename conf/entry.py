@@ -167,11 +167,14 @@ def placed(message: str, node: Any, key: str) -> str:
         node: the settings that the part was made of, or one that holds them.
         key: where they stand.
     """
-    said = re.match(r"(?:critic\.)?([A-Za-z_]\w*)(?=[.=:\[])", message)
+    said = re.match(r"(?:critic\.)?([A-Za-z_]\w*)(?=[=:\[]|\.(\w+))", message)
     if not said or not OmegaConf.is_dict(node):
         return message
     name, rest = said[1], message[said.end() :]
-    places = [place for place in _keys(node) if place.rpartition(".")[2] == name]
+    keys = _keys(node)
+    if said[2] and not any(f".{key}.".endswith(f".{name}.{said[2]}.") for key in keys):
+        return message  # a file's name, not a setting
+    places = [place for place in keys if place.rpartition(".")[2] == name]
     alike = [place for place in places if rest.startswith(f"={OmegaConf.select(node, place)}")]
     for found in (alike, places):
         least = min((place.count(".") for place in found), default=0)
@@ -270,10 +273,11 @@ def friendly(debug: bool) -> Iterator[None]:
     """End with one to three lines and status 1 where the input is at fault."""
     try:
         yield
-    except InputError as error:
+    except (InputError, OmegaConfBaseException) as error:  # the latter: ${...} leads nowhere
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the entry points' own output
+        said = error if isinstance(error, InputError) else one_line(error)
+        print(f"error: {said}", file=sys.stderr)  # noqa: T201 - the entry points' own output
         sys.exit(1)
 
 
@@ -309,7 +313,7 @@ def _compose(config: str, words: list[str]) -> DictConfig:
         options = [str(option) for option in error.options or []]
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         raise InputError(_no_such_choice(group, choice, options)) from error
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise InputError(_explain(config, words, error)) from error
     for word in words:
         group, _, choice = word.partition("=")
@@ -333,8 +337,8 @@ def _explain(config: str, words: list[str], error: Exception) -> str:
             f"(docs/extending.md; shipped are {options})"
         )
     for word in words:
-        group, _, value = word.partition("=")
-        if _is_group(group) and value in ("null", ""):
+        key, _, value = word.partition("=")
+        if (group := _group_of(key)) and (value in ("null", "") or value.startswith("[")):
             return f"{word}: give one of {', '.join(choices_of(group))}, or leave it out"
     if unlike := re.search(r"Error merging override (.+)", said):
         return f"{unlike[1]}: a list, a mapping or a plain value does not go where another stands"
@@ -352,7 +356,9 @@ def _explain(config: str, words: list[str], error: Exception) -> str:
 def _no_such_setting(config: str, words: list[str], word: str) -> str:
     """What is wrong with a word that Hydra refused, by what the choices among the words have."""
     key = word.partition("=")[0]
-    choices = [one for one in words if _is_group(one.partition("=")[0])]
+    if group := _group_of(key):  # of which nothing is chosen yet
+        return f"{word}: choose one of {', '.join(choices_of(group))}, or add settings with +{word}"
+    choices = [one for one in words if _group_of(one.partition("=")[0])]
     places = [one for one in words if one.startswith("hydra.searchpath=")]
     cfg = compose(config, [*choices, *places])
     known = _keys(cfg)
@@ -367,10 +373,10 @@ def _no_such_setting(config: str, words: list[str], word: str) -> str:
     return f"{word}: there is no setting {key!r}{beside}{near}; add a new one with +{word}"
 
 
-def _is_group(key: str) -> bool:
-    """Whether an override's key is that of a choice: ``critic``, ``+critic/chat@critic.chat``."""
+def _group_of(key: str) -> str:
+    """The group of an override's key that is a choice, as ``+critic/chat@critic.chat``; else ''."""
     group = key.lstrip("+~").partition("@")[0]
-    return bool(group) and (CONF / group).is_dir()
+    return group if group and (CONF / group).is_dir() else ""
 
 
 def _keys(cfg: Any, prefix: str = "") -> list[str]:

@@ -112,10 +112,10 @@ def _annotation(row: Mapping[str, Any], dims: Collection[str], place: str) -> An
     for name in ("prompt", OVERALL):
         if name not in row:
             raise InputError(f"{name} is missing")
-    labels = {name: _choice(name, row[name]) for name in row if name in dims and _given(row[name])}
+    labels = {name: _choice(name, row[name]) for name in row if name in dims and given(row[name])}
     if OVERALL not in labels:
         raise InputError(f"{OVERALL}={row[OVERALL]!r}: give one of {', '.join(CHOICES)}")
-    known = {name: _plain(name, row[name]) for name in PLAIN if _given(row.get(name))}
+    known = {name: _plain(name, row[name]) for name in PLAIN if given(row.get(name))}
     if "prompt" not in known:
         raise InputError("prompt is empty")
     for side in ("A", "B"):
@@ -125,7 +125,7 @@ def _annotation(row: Mapping[str, Any], dims: Collection[str], place: str) -> An
     return Annotation(**{**defaults, **known}, labels=labels, extra=_extra(row, dims), place=place)
 
 
-def _given(value: Any) -> bool:
+def given(value: Any) -> bool:
     """Whether a cell holds something: neither null, nor blank, nor a table's NaN for nothing."""
     if isinstance(value, float):
         return not math.isnan(value)
@@ -149,7 +149,7 @@ def _extra(row: Mapping[str, Any], dims: Collection[str]) -> dict[str, Any]:
     nested = row.get(EXTRA)
     own = nested if isinstance(nested, Mapping) else {}
     known = {*PLAIN, *dims, *([EXTRA] if isinstance(nested, Mapping) else [])}
-    beside = {name: row[name] for name in row if name not in known and _given(row[name])}
+    beside = {name: row[name] for name in row if name not in known and given(row[name])}
     return {**beside, **own}
 
 

@@ -64,7 +64,7 @@ def swiss(
             the couple that most labels are made of, and the first two and the last two where half
             a point or less lies between them. Where verdicts are chances, points are hardly ever
             far apart: the last two then meet only while that is within half of all pairs, which 8
-            items and more never pass.
+            items and more never pass without ``extra``.
 
     Raises:
         InputError: ``extra`` is no whole number from 0, or ``final`` neither true nor false.

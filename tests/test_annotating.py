@@ -302,6 +302,12 @@ def test_each_annotator_has_a_page_and_all_are_waited_for(
     write_annotations(tmp_path / "2.jsonl", [said("B", by="2", question=q) for q in questions])
     done = HumanCritic(str(tmp_path), annotators=2).recall(questions[0])
     assert done is not None and done.certainty == 0.5
+    rows = [said(one, by="", question=questions[0]) for one in ("A", "B")]
+    (tmp_path / "nameless").mkdir()
+    write_annotations(tmp_path / "nameless/rows.jsonl", rows)
+    two = HumanCritic(str(tmp_path / "nameless"), annotators=2).recall(questions[0])
+    assert two is not None, "two without a name are two people"
+    assert two.certainty == 0.5
 
 
 def test_enough_answers_let_a_run_go_on(

@@ -85,11 +85,25 @@ def test_flags_come_first() -> None:
     [
         (["rollout.m=3"], "did you mean 'rollout.n'"),
         (["backbone=null"], "backbone=null: give one of"),
+        (["+experiment=null"], "give one of ipo_base, "),
+        (["critic=ensemble", "critic@critic.members.clip=null"], "give one of clip, "),
+        (["rollout=[1]"], "rollout=[1]: give one of "),
+        (["critic={a: 1}"], "critic={a: 1}: choose one of clip, "),
         (["+experiment=nope"], "experiment=nope: no such choice"),
         (["loss"], "'loss'"),
         (["loss.beta=[1"], "[1"),
     ],
-    ids=["nested-key", "group-null", "experiment", "no-value", "grammar"],
+    ids=[
+        "nested-key",
+        "group-null",
+        "no-experiment",
+        "no-member",
+        "group-list",
+        "group-mapping",
+        "experiment",
+        "no-value",
+        "grammar",
+    ],
 )
 def test_misspelt_words_are_named(words: list[str], named: str) -> None:
     with pytest.raises(InputError) as refused:
@@ -135,6 +149,7 @@ def test_misspelt_words_are_named(words: list[str], named: str) -> None:
         ("audit", ["critic=ipo_form", "critic/chat=openai", "critic.chat.samples=3"], "dim=x",
          "'dims'"),
         ("audit", ["n=3"], "critic=clp", "'clip'"),
+        ("audit", ["n=3"], "critic={_target_: mine.Own}", "choose one of clip"),
     ],
 )  # fmt: skip
 def test_the_wrong_word_is_named_and_no_right_one(

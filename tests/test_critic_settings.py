@@ -97,8 +97,34 @@ def test_what_a_critic_of_ones_own_takes_is_its_own_affair(
 
 
 def test_a_chat_of_ones_own_beneath_a_shipped_form(compose_train: ComposeTrain) -> None:
-    words = ["critic=ipo_form", "critic.chat._target_=mine.Chat", "critic.chat.samples=many"]
-    check(compose_train(*words))
+    cfg = compose_train("critic=ipo_form", "critic.chat._target_=mine.Chat",
+                        "critic.chat.samples=many")  # fmt: skip
+    own = {
+        "_target_": "mine.Chat",
+        "template": "letter.jinja",
+        "server": "http://gpu7",
+        "viewing": 0,
+    }
+    for settings in (cfg.critic.chat, own):
+        cfg.critic.chat = settings
+        check(cfg)
+    cfg.critic.form = {"_target_": "mine.Form", "weights": "flat", "grades": 3, "wording": None}
+    check(cfg)
+
+
+def test_what_a_labelling_has_of_itself_may_be_left_out(compose_train: ComposeTrain) -> None:
+    for part in ("schedule", "weight"):
+        check(compose_train(f"~labelling.{part}"))
+    with pytest.raises(InputError, match=r"labelling\.schedule=None: here stand"):
+        check(compose_train("labelling.schedule=null"))
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan"), float("inf")], ids=["huge", "nan", "inf"])
+def test_numbers_out_of_reach_are_no_numbers(compose_train: ComposeTrain, value: float) -> None:
+    cfg = compose_train("critic=human")
+    cfg.critic.repeats = value
+    with pytest.raises(InputError, match=r"^critic\.repeats="):
+        check(cfg)
 
 
 @pytest.mark.parametrize("choice", ["vlm_pairwise", "vlm_pointwise"])

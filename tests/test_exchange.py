@@ -310,7 +310,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=message):
             read_preferences(tmp_path / name)
-    with pytest.raises(InputError, match="no metadata"):
+    with pytest.raises(InputError, match="no metadata or annotations"):
         read_preferences(tmp_path)
     with pytest.raises(InputError, match="is no genai_bench"):
         read_any(table(tmp_path / "bench.csv", [BENCH]), "genai_bench")

@@ -19,6 +19,7 @@ from ipo_lightning.backbones.cogvideox import CogVideoX
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange import Finder, read_any, videos_of
 from ipo_lightning.exchange.__main__ import main
+from ipo_lightning.exchange.labels import Carried, carried
 from ipo_lightning.records import Pair, Point
 from ipo_lightning.report.run import find_videos
 from ipo_lightning.rounds import RunDir
@@ -197,6 +198,7 @@ def test_other_formats_hold_the_same_pairs(
         return
     file = folder / {"canonical": "annotations.jsonl", "videoalign": "annotations.csv"}[format]
     found = read_any(file).pairs
+    assert read_any(folder).pairs == found, "the folder is enough"
     assert [one.prompt for one in found] == [pair.prompt for pair in pairs]
     for one, pair in zip(found, pairs, strict=True):
         better = one.path_A if one.labels["Overall"] == "A" else one.path_B
@@ -433,6 +435,19 @@ def test_what_a_row_carries_counts_where_it_is_alone(tmp_path: Path, policy: Cog
     write_jsonl(tmp_path / "points.jsonl", rated)
     points = take(tmp_path / "points.jsonl", policy, "pointwise").rows
     assert [p.weight for p in points if isinstance(p, Point)] == [2.5, 1]
+
+
+@pytest.mark.parametrize("nothing", [None, "", " "])
+def test_rows_of_a_table_that_carry_no_weight_have_the_share(
+    tmp_path: Path, policy: CogVideoX, nothing: Any
+) -> None:
+    """A table has the same columns in every row."""
+    a, b = (clip(tmp_path / f"{name}.mp4", 20 * k) for k, name in enumerate("ab", 1))
+    row = pair(a, b)
+    write_annotations(tmp_path / "rows.jsonl", [replace(row, extra={"weight": nothing})])
+    (found,) = take(tmp_path / "rows.jsonl", policy).rows
+    assert isinstance(found, Pair) and (found.weight, found.margin) == (1, 1)
+    assert carried(replace(row, extra={"weight": float("nan")})) == Carried()
 
 
 @pytest.mark.parametrize("value", [-1, "nan", "inf", "heavy", -0.5, 10**400])

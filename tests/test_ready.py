@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from transformers import AutoModel
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModel, AutoModelForImageTextToText
 
 from ipo_lightning.critics import hpsv3, videoreward
 from ipo_lightning.critics.base import check_ready
@@ -175,6 +176,61 @@ def test_a_folder_without_some_other_file_is_refused(
     (tmp_path / "critic" / missing).unlink()
     with pytest.raises(InputError, match=said):
         check_ready(critic)
+
+
+@pytest.mark.parametrize(
+    "names", [{}, {"a": 3}, {"a": ["x"]}, {"a": "../1.safetensors"}, ["1.safetensors"], None]
+)
+def test_an_index_that_names_no_files_beside_it_is_refused(names: Any, tmp_path: Path) -> None:
+    (tmp_path / "1.safetensors").touch()
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / INDEX).write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(InputError, match="does not name the files of the weights"):
+        check_weights("path", str(tmp_path / "clip"))
+    (tmp_path / "clip" / INDEX).write_text("[]")
+    with pytest.raises(InputError, match="holds no object"):
+        check_weights("path", str(tmp_path / "clip"))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_folder_of_adapters_wants_its_base(base: Path, tmp_path: Path) -> None:
+    """As `PeftModel.save_pretrained` and a processor write one; transformers loads it."""
+    whole, folder = tmp_path / "base", tmp_path / "tuned"
+    shutil.copytree(base, whole)
+    model = AutoModelForImageTextToText.from_pretrained(whole)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(folder)
+    Processor(str(base)).whole.save_pretrained(folder)
+    critic = LocalChat(str(folder), dtype="float32")
+    check_ready(critic)
+    critic.load("cpu")
+    critic.release()
+    other = shutil.copytree(folder, tmp_path / "other")
+    with open(whole / "config.json", "a") as config:
+        config.write("\n")
+    assert LocalChat(str(other)).identity.split("+")[1] != critic.identity.split("+")[1]
+    (other / "adapter_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"there is no adapter_model\.safetensors"):
+        LocalChat(str(other)).ready()
+    (whole / WEIGHTS).unlink()
+    with pytest.raises(InputError, match=f"model={whole} cannot be read: there is no {WEIGHTS}"):
+        critic.ready()
+
+
+class Nameless:
+    """A critic that is ready, but for what its identity is made of."""
+
+    def ready(self) -> None:
+        """It lacks nothing."""
+
+    @property
+    def identity(self) -> str:
+        """See `Identified`."""
+        raise InputError("path=x: no commit of it is known")
+
+
+def test_what_only_an_identity_tells_is_told_beforehand() -> None:
+    with pytest.raises(InputError, match="no commit of it is known"):
+        check_ready(Nameless())
 
 
 def test_weights_of_dimensions_that_are_not_there_are_refused(base: Path, tmp_path: Path) -> None:

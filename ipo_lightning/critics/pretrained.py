@@ -28,6 +28,8 @@ SEQUENCES = {"input_ids": None, "attention_mask": 0, "mm_token_type_ids": 0}
 """Inputs with an entry for each token, and what they are padded with; None: the padding token."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Weights as transformers writes them: in one file, or in several that an index names."""
+CONFIG, ADAPTER, ADAPTED = "config.json", "adapter_config.json", "adapter_model.safetensors"
+"""What a model is; of a folder that holds nothing but adapters, what they are and their weights."""
 
 
 @contextmanager
@@ -60,9 +62,27 @@ def origin(setting: str, path: str, revision: str | None, file: str = "config.js
         file: one that a hub's repository has, to learn the commit from.
     """
     if Path(path).is_dir():
-        return f"{Path(path).resolve().name}@{folder_fingerprint(path)[:16]}"
+        own = f"{Path(path).resolve().name}@{folder_fingerprint(path)[:16]}"
+        base = adapted(setting, path)
+        return f"{own}+{origin(setting, base, None)}" if base else own
     with named(setting, path):
         return f"{path}@{Path(hf_hub_download(path, file, revision=revision)).parent.name}"
+
+
+def adapted(setting: str, path: str) -> str | None:
+    """Folder or hub id of the model that a folder of adapters is for; None of any other folder.
+
+    Raises:
+        InputError: the folder does not say.
+    """
+    folder = Path(path)
+    if not (folder / ADAPTER).is_file() or (folder / CONFIG).is_file():
+        return None
+    with named(setting, path):
+        base = _read(folder / ADAPTER).get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
+            raise ValueError(f"{ADAPTER} does not name its base model")
+        return base
 
 
 def find_file(setting: str, path: str, name: str, revision: str | None = None) -> Path:
@@ -90,11 +110,14 @@ def check_weights(
     Raises:
         InputError: a file is not there, is damaged, or the hub cannot be asked for it.
     """
+    if base := adapted(setting, path):
+        check_weights(setting, base)
+        file = ADAPTED
     with named(setting, path):
         for name in [file] if file else _weights(setting, path, revision):
             here = _here(path, name, revision)
             if here is None and not _at_hub(path, name, revision):
-                raise FileNotFoundError(f"there is no {name}")
+                raise FileNotFoundError(f"there is no {name}; weights are read from safetensors")
             if here is not None and name.endswith(".safetensors"):
                 with safe_open(here, "pt"):  # its header, which tells how long it must be
                     pass
@@ -106,11 +129,33 @@ def _weights(setting: str, path: str, revision: str | None) -> list[str]:
         if look(path, WEIGHTS, revision):
             return [WEIGHTS]
         if look(path, INDEX, revision):
-            index = json.loads(find_file(setting, path, INDEX, revision).read_text())
-            if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
-                raise ValueError(f"{INDEX} names no files")
-            return sorted(set(index["weight_map"].values()))
+            return _shards(find_file(setting, path, INDEX, revision))
     return [WEIGHTS]
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names, which are beside it.
+
+    Raises:
+        ValueError: it names none, or one that is elsewhere.
+    """
+    names = _read(index).get("weight_map")
+    files = [*names.values()] if isinstance(names, dict) else []
+    if not files or not all(isinstance(one, str) and Path(one).name == one for one in files):
+        raise ValueError(f"{INDEX} does not name the files of the weights")
+    return sorted(set(files))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{file.name} holds no object")
+    return found
 
 
 def _here(path: str, name: str, revision: str | None) -> Path | None:

@@ -12,7 +12,7 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 from ipo_lightning.annotating.answers import Answers
-from ipo_lightning.annotations import OVERALL, Annotation
+from ipo_lightning.annotations import OVERALL, Annotation, given
 from ipo_lightning.critics.base import Comparison, Question
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.columns import number, shown
@@ -76,7 +76,7 @@ def carried(row: Annotation | VideoPoint) -> Carried:
 
 
 def _carried(row: Annotation | VideoPoint, name: str) -> float | None:
-    if name not in row.extra:
+    if not given(row.extra.get(name)):
         return None
     value = number(row.extra, name, row.place)
     if value < 0:

@@ -88,7 +88,8 @@ def _filled(folder: Path) -> Iterator[Path]:
     it (``out=.``).
     """
     place = Path(os.path.abspath(folder))
-    new = place.with_name(f".{place.name}.{uuid4().hex}")
+    name = f".{place.name}.{uuid4().hex}"
+    new = place / name if place.is_dir() else place.with_name(name)  # on the same file system
     try:
         new.mkdir(parents=True)
         yield new

@@ -11,6 +11,9 @@ from ipo_lightning.exchange import genai_bench, label_studio, trl, videoalign, v
 from ipo_lightning.exchange.points import VideoPoint, pairs_of
 from ipo_lightning.rowfiles import SUFFIXES, Placed, rows_of
 
+TABLES = ("metadata", "annotations")
+"""What the table in a folder is called: Hugging Face's name, and that of the other exports."""
+
 
 class Format(NamedTuple):
     """How one format is told from the others, and read; it has pairs or points."""
@@ -65,7 +68,7 @@ def read_any(path: str | Path, format: str = "auto") -> Preferences:
 
     Args:
         path: a ``.csv``, ``.json``, ``.jsonl`` or ``.parquet`` file (the latter needs pyarrow), or
-            a folder with one ``metadata`` file of these.
+            a folder with one of `TABLES` as one of these.
         format: one of `FORMATS`; ``auto``: by the columns.
 
     Raises:
@@ -107,12 +110,12 @@ def _table(path: Path) -> Path:
         if not os.path.isfile(path):
             raise InputError(f"{path}: there is no such file or folder")
         return path
-    names = [f"metadata{suffix}" for suffix in SUFFIXES]
+    names = [f"{stem}{suffix}" for stem in TABLES for suffix in SUFFIXES]
     places = [place / name for place in (path, path / "train") for name in names]
     found = [file for file in places if file.is_file()]
     if not found:
-        raise InputError(f"{path}: no metadata.jsonl, .csv or .parquet in this folder; give the "
-                         "file itself")  # fmt: skip
+        raise InputError(f"{path}: no {' or '.join(TABLES)}.jsonl, .csv or .parquet in this "
+                         "folder; give the file itself")  # fmt: skip
     if len(found) > 1:
         raise InputError(f"{path}: {found[0]} and {found[1]}; give the one that is meant")
     return found[0]

@@ -33,6 +33,8 @@ class Spoilt(NamedTuple):
 def spoil(pixels: Tensor, held: Tensor, draws: torch.Generator, often: float = 1.0) -> Spoilt:
     """Some of the clips mixed with others of the batch, then each spoilt in up to six ways.
 
+    Partners are a permutation: in one case of N a clip is its own, and stays what it is.
+
     Args:
         pixels: (N, C, T, H, W) in [-1, 1]. held: (N, K), which words its caption holds.
         often: factor on the chances of all corruptions, in [0, 1].
