@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from conf.audit_settings import check_audit, dims_of
-from conf.entry import (
+from app.audit_settings import check_audit, dims_of
+from app.entry import (
     build,
     flags_first,
     friendly,
@@ -27,10 +27,10 @@ from conf.entry import (
 from ipo_lightning.errors import InputError
 
 if TYPE_CHECKING:
-    from ipo_lightning.annotations import Annotation
     from ipo_lightning.audit.asking import Answer, Asked, Shelf
     from ipo_lightning.audit.findings import Table
     from ipo_lightning.audit.votes import Compared, Gathered
+    from ipo_lightning.critics.people.annotations import Annotation
 
 register_resolvers()
 
@@ -46,7 +46,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     """
     refuse_missing(cfg)
     check_audit(cfg)
-    from conf.assembly import device_of, settle
+    from app.assembly import device_of, settle
     from ipo_lightning.audit.asking import Shelf, asking
     from ipo_lightning.audit.findings import Rules, Table, check_people
     from ipo_lightning.audit.votes import drawn
@@ -118,7 +118,7 @@ def plan(cfg: DictConfig, asked: "Asked", pairs: Sequence["Compared"]) -> str:
 
 def folder_of(cfg: DictConfig, identity: str) -> Path:
     """Where the audit lies: its own name, or one that other settings do not share."""
-    from ipo_lightning.store import fingerprint
+    from ipo_lightning.storage.store import fingerprint
 
     if cfg.name is not None:
         return Path(cfg.paths.outputs, "audits", str(cfg.name))
@@ -137,7 +137,7 @@ def ask(
     cfg: DictConfig, asked: "Asked", pairs: Sequence["Compared"], device: str
 ) -> list[list["Answer"]]:
     """The critic's answers, and once more for every time that it is to be asked again."""
-    from ipo_lightning.critics.base import CriticGone
+    from ipo_lightning.critics.protocols import CriticGone
 
     try:
         again = [
@@ -184,7 +184,7 @@ def written(
 ) -> str:
     """Write the audit, and return what is shown at its end."""
     from ipo_lightning.audit.files import log_to_tensorboard, write_findings
-    from ipo_lightning.report.audit import tables, write_audit
+    from ipo_lightning.audit.page import tables, write_audit
 
     write_findings(folder, found, table, shelf)
     page = write_audit(folder)

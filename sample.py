@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from conf.entry import (
+from app.entry import (
     build,
     friendly,
     in_settings,
@@ -25,7 +25,7 @@ from conf.entry import (
     refuse_misspelt,
     register_resolvers,
 )
-from conf.sample_settings import (
+from app.sample_settings import (
     arithmetic,
     backbone_of,
     batch_of,
@@ -39,8 +39,8 @@ from ipo_lightning.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ipo_lightning.checkpoints import Checkpoint
-    from ipo_lightning.critics.base import Rating
+    from ipo_lightning.critics.protocols import Rating
+    from ipo_lightning.hub.checkpoints import Checkpoint
     from ipo_lightning.policy import Policy, Sampling
     from ipo_lightning.video import Clip
 
@@ -108,8 +108,8 @@ def read_prompts(cfg: DictConfig) -> list[str]:
 
 def ordered(cfg: DictConfig, prompts: list[str]) -> Order:
     """Everything that can be refused before the weights are loaded, and one look at a hub."""
-    from conf.assembly import settle
-    from ipo_lightning.checkpoints import find_checkpoint
+    from app.assembly import settle
+    from ipo_lightning.hub.checkpoints import find_checkpoint
 
     settle(cfg)
     checkpoint = find_checkpoint(str(cfg.ckpt))
@@ -144,8 +144,8 @@ def shared(order: Order) -> list[Made]:
 
 def make(order: Order, rank: int, world: int) -> list[Made]:
     """One process's videos: every ``world``-th job, from the ``rank``-th on."""
-    from conf.assembly import settle
-    from ipo_lightning.checkpoints import load_into
+    from app.assembly import settle
+    from ipo_lightning.hub.checkpoints import load_into
 
     cfg = order.cfg
     settle(cfg)
@@ -184,7 +184,7 @@ def draw(
     import torch
     from tqdm import tqdm
 
-    from ipo_lightning.checkpoints import halve
+    from ipo_lightning.hub.checkpoints import halve
     from ipo_lightning.seeds import derive_seed
 
     cfg, sampling = order.cfg, order.sampling
@@ -225,7 +225,7 @@ def determined(
 ) -> dict[str, Any]:
     """All that a video depends on beside its prompt and seed, as plain JSON."""
     from ipo_lightning.policy import trained_weights
-    from ipo_lightning.store import fingerprint_tensors
+    from ipo_lightning.storage.store import fingerprint_tensors
 
     weights: dict[str, Tensor] = trained_weights(network) or dict(network.named_parameters())
     whole = checkpoint.kind == "pipeline"  # its own identity says which weights it has
@@ -257,7 +257,7 @@ class Files:
     def __init__(
         self, folder: Path, prompts: Sequence[str], seed: int, settings: dict[str, Any]
     ) -> None:
-        from ipo_lightning.store import fingerprint
+        from ipo_lightning.storage.store import fingerprint
 
         self.folder, self.prompts, self.seed, self.settings = folder, prompts, seed, settings
         self.tag = fingerprint(settings)[:8]
@@ -268,7 +268,7 @@ class Files:
 
     def describe(self, ckpt: str) -> None:
         """Write down what the tag in the names stands for."""
-        from ipo_lightning.store import write_atomically
+        from ipo_lightning.storage.store import write_atomically
 
         text = json.dumps({"ckpt": ckpt, **self.settings}, indent=1)
         write_atomically(self.folder / f"settings-{self.tag}.json", text.encode())
@@ -292,7 +292,7 @@ def write(file: Path, clip: "Clip", enlarge: int | None) -> None:
 
 def write_sheet(made: Sequence[Made], prompts: Sequence[str]) -> Path:
     """The first videos as one picture, from their files: the same whoever made them, and when."""
-    from ipo_lightning.store import write_atomically
+    from ipo_lightning.storage.store import write_atomically
     from ipo_lightning.video import contact_sheet, read_video
 
     shown = made[:SHEET_ROWS]
@@ -308,7 +308,7 @@ def write_sheet(made: Sequence[Made], prompts: Sequence[str]) -> Path:
 
 def critic_of(cfg: DictConfig) -> Any:
     """Who is to judge the videos, or None; refused before they are made where that cannot be."""
-    from ipo_lightning.critics.base import check_ready, kind_of
+    from ipo_lightning.critics.protocols import check_ready, kind_of
 
     if not cfg.get("critic"):
         return None
@@ -327,8 +327,8 @@ def critic_of(cfg: DictConfig) -> Any:
 
 def ratings_of(critic: Any, made: Sequence[Made], prompts: Sequence[str]) -> "list[Rating]":
     """A rating a video; of a critic that compares, its strength among those of its prompt."""
-    from ipo_lightning.critics.base import Rating, kind_of
-    from ipo_lightning.critics.comparing import strengths
+    from ipo_lightning.critics.protocols import Rating, kind_of
+    from ipo_lightning.critics.stage.comparing import strengths
 
     if kind_of(critic) == "rates":
         clips = [cast("Clip", one.clip) for one in made]
@@ -346,8 +346,8 @@ def scores(cfg: DictConfig, critic: Any, made: Sequence[Made], prompts: Sequence
     Raises:
         InputError: the critic cannot be reached; the videos are there all the same.
     """
-    from conf.assembly import device_of
-    from ipo_lightning.critics.base import CriticGone
+    from app.assembly import device_of
+    from ipo_lightning.critics.protocols import CriticGone
     from ipo_lightning.report import table
 
     try:

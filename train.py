@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from conf.checks import check, check_critic
-from conf.entry import (
+from app.checks import check, check_critic
+from app.entry import (
     TASKS,
     flags_first,
     friendly,
@@ -29,7 +29,7 @@ from ipo_lightning.errors import InputError
 if TYPE_CHECKING:
     from lightning import Trainer
 
-    from conf.assembly import Parts
+    from app.assembly import Parts
 
 register_resolvers()
 
@@ -46,15 +46,15 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     refuse_missing(cfg)
     check(cfg)
     if cfg.push_to_hub:
-        from ipo_lightning.hub import check_hub
+        from ipo_lightning.hub.upload import check_hub
 
         check_hub(str(cfg.push_to_hub))
-    from conf import assembly  # torch and the like: seconds, spent once the settings are sound
+    from app import assembly
     from ipo_lightning.report import rounds_table, write_report
 
     assembly.settle(cfg)
     if cfg.dry_run:
-        from conf.planner import plan
+        from app.planning.plan import plan
 
         show(plan(cfg))
         return None
@@ -89,7 +89,7 @@ def train_critic(cfg: DictConfig) -> dict[str, float] | None:
     """
     refuse_missing(cfg)
     check_critic(cfg)
-    from conf import assembly, critic_assembly
+    from app import assembly, critic_assembly
 
     assembly.settle(cfg)
     parts = critic_assembly.assemble(cfg)
@@ -106,7 +106,7 @@ def train_critic(cfg: DictConfig) -> dict[str, float] | None:
 
 def upload(parts: "Parts", cfg: DictConfig) -> str:
     """Publish the policy of the round that was asked for, as a sentence for the terminal."""
-    from ipo_lightning.hub import publish
+    from ipo_lightning.hub.upload import publish
 
     if parts.run.line(cfg.round) is None:
         return f"push_to_hub={cfg.push_to_hub}: round {cfg.round} is not finished; nothing is sent"
@@ -139,7 +139,7 @@ def check_critics(parts: "Parts", cfg: DictConfig) -> None:
 def fit(parts: "Parts", cfg: DictConfig, trainer: "Trainer") -> None:
     """Run what is missing, from the newest checkpoint on."""
     from callbacks.iteration import StageReached
-    from ipo_lightning.critics.base import AnswersPending, CriticGone
+    from ipo_lightning.critics.protocols import AnswersPending, CriticGone
 
     checkpoint = parts.run.newest_checkpoint(up_to=cfg.round)
     try:

@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 
 from ipo_lightning.report import find_videos
-from ipo_lightning.rounds import RunDir
-from ipo_lightning.store import read_jsonl
+from ipo_lightning.storage.layout import RunDir
+from ipo_lightning.storage.store import read_jsonl
 from ipo_lightning.video import contact_sheet, read_video, spread
 
 

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hydra import compose, initialize_config_dir  # noqa: E402
 
-from conf.assembly import build  # noqa: E402
-from conf.entry import CONF, register_resolvers  # noqa: E402
-from ipo_lightning.critics.base import Rating, kind_of  # noqa: E402
+from app.assembly import build  # noqa: E402
+from app.entry import CONF, register_resolvers  # noqa: E402
+from ipo_lightning.critics.protocols import Rating, kind_of  # noqa: E402
 from ipo_lightning.errors import InputError  # noqa: E402
 from ipo_lightning.video import read_video  # noqa: E402
 

@@ -3,9 +3,9 @@
 python benchmarks/estimate.py                             small networks on one CPU thread: a minute
 python benchmarks/estimate.py --shape 2b --device cuda    CogVideoX-2B's shape, random weights
 
-Computed from configs alone, see `ipo_lightning.estimate`; measured on the same network with random
-weights. Both are of what a step, a forward or a decoding holds beyond weights, gradients and the
-reference.
+Computed from configs alone, see `ipo_lightning.planning.estimate`; measured on the same network
+with random weights. Both are of what a step, a forward or a decoding holds beyond weights,
+gradients and the reference.
 """
 
 import argparse
@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.measure import peak_bytes  # noqa: E402
 from ipo_lightning.backbones.cogvideox import CogVideoX  # noqa: E402
 from ipo_lightning.backbones.wan import Wan  # noqa: E402
-from ipo_lightning.estimate import Estimate, Job, total  # noqa: E402
 from ipo_lightning.losses import dpo_loss  # noqa: E402
 from ipo_lightning.module import PreferenceModule  # noqa: E402
+from ipo_lightning.planning.estimate import Estimate, Job, total  # noqa: E402
+from ipo_lightning.planning.published import MODELS, Published, write_configs  # noqa: E402
 from ipo_lightning.policy import Policy, Sampling  # noqa: E402
-from ipo_lightning.published import MODELS, Published, write_configs  # noqa: E402
 from ipo_lightning.references import CachedReference, FrozenReference, Reference  # noqa: E402
 
 SMALL_TEXT = {

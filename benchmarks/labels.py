@@ -25,12 +25,12 @@ from hydra import compose, initialize_config_dir
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
-from conf.entry import CONF, register_resolvers  # noqa: E402
-from ipo_lightning.records import Duel, Pair  # noqa: E402
+from app.entry import CONF, register_resolvers  # noqa: E402
 from ipo_lightning.report import table  # noqa: E402
-from ipo_lightning.rounds import RoundDir, RunDir  # noqa: E402
 from ipo_lightning.shapes.critic import ShapesCritic  # noqa: E402
-from ipo_lightning.store import Store  # noqa: E402
+from ipo_lightning.storage.layout import RoundDir, RunDir  # noqa: E402
+from ipo_lightning.storage.records import Duel, Pair  # noqa: E402
+from ipo_lightning.storage.store import Store  # noqa: E402
 from ipo_lightning.video import read_video  # noqa: E402
 from train import train  # noqa: E402
 

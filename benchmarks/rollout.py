@@ -10,7 +10,7 @@ over the turns. Ours does more: it also measures gauges, writes mp4 files and fi
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: see conf/entry.py
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: see app/entry.py
 
 import argparse
 import json
@@ -34,15 +34,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.measure import hardware, interleaved, ratio, table  # noqa: E402
 from benchmarks.step import COMMON, SHAPES  # noqa: E402
 from ipo_lightning.backbones.cogvideox import CogVideoX  # noqa: E402
+from ipo_lightning.parallel.workers import Workers  # noqa: E402
 from ipo_lightning.policy import Sampling  # noqa: E402
 from ipo_lightning.sampling import Sampler, Unit  # noqa: E402
 from ipo_lightning.seeds import derive_seed, gaussian, generator  # noqa: E402
 from ipo_lightning.shapes.critic import ShapesCritic  # noqa: E402
 from ipo_lightning.shapes.prompts import prompts  # noqa: E402
-from ipo_lightning.store import Store  # noqa: E402
+from ipo_lightning.storage.store import Store  # noqa: E402
 from ipo_lightning.video import Clip, read_video  # noqa: E402
-from ipo_lightning.workers import Workers  # noqa: E402
-from tests import tiny  # noqa: E402
+from tests.helpers import tiny
 
 SHIPPED = Path(__file__).resolve().parent.parent / "ipo_lightning/shapes/pipeline"
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.5)

@@ -39,21 +39,21 @@ from benchmarks.measure import (  # noqa: E402
 )
 from data.datamodule import PreferenceDataModule, VisitLoader  # noqa: E402
 from ipo_lightning.backbones.cogvideox import CogVideoX, Lora  # noqa: E402
-from ipo_lightning.batch import PairBatch  # noqa: E402
+from ipo_lightning.draws.batch import PairBatch  # noqa: E402
+from ipo_lightning.draws.plan import Visits, collate  # noqa: E402
 from ipo_lightning.losses import dpo_loss  # noqa: E402
 from ipo_lightning.module import PreferenceModule  # noqa: E402
 from ipo_lightning.objectives import squared_error  # noqa: E402
-from ipo_lightning.records import Pair  # noqa: E402
 from ipo_lightning.references import (  # noqa: E402
     AdapterReference,
     CachedReference,
     FrozenReference,
     Reference,
 )
-from ipo_lightning.rounds import RoundData, RoundDir  # noqa: E402
-from ipo_lightning.store import Store  # noqa: E402
-from ipo_lightning.visits import Visits, collate  # noqa: E402
-from tests import tiny  # noqa: E402
+from ipo_lightning.storage.layout import RoundData, RoundDir  # noqa: E402
+from ipo_lightning.storage.records import Pair  # noqa: E402
+from ipo_lightning.storage.store import Store  # noqa: E402
+from tests.helpers import tiny
 
 COMMON = {"in_channels": 16, "out_channels": 16, "patch_size": 2, "attention_head_dim": 64}
 SHAPES: dict[str, dict[str, Any]] = {

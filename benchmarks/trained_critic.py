@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ipo_lightning.annotations import read_annotations, write_annotations
+from ipo_lightning.critics.people.annotations import read_annotations, write_annotations
 from ipo_lightning.shapes.annotators import PAIRS_FILE
 
 REPO = Path(__file__).resolve().parent.parent

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ipo_lightning.backbones.wan import Wan  # noqa: E402
-from ipo_lightning.critics.base import PointCritic  # noqa: E402
+from ipo_lightning.critics.protocols import PointCritic  # noqa: E402
 from ipo_lightning.objectives import squared_error  # noqa: E402
 from ipo_lightning.policy import Sampling  # noqa: E402
 from ipo_lightning.shapes import build, world  # noqa: E402
@@ -40,7 +40,7 @@ from ipo_lightning.shapes.critic import ShapesCritic  # noqa: E402
 from ipo_lightning.shapes.judge import ShapesJudge  # noqa: E402
 from ipo_lightning.shapes.prompts import combinations, prompts  # noqa: E402
 from ipo_lightning.video import Clip, contact_sheet, spread  # noqa: E402
-from tests import tiny_wan  # noqa: E402
+from tests.helpers import tiny_wan
 
 CPU = torch.device("cpu")
 PATCH = 4

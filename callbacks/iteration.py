@@ -24,32 +24,32 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from typing_extensions import override
 
-from ipo_lightning.calibration import Calibration, auto_beta
-from ipo_lightning.cards import Base, Data, model_card
-from ipo_lightning.critics.critique import CritiqueStage
+from ipo_lightning.critics.stage.rating import CritiqueStage
+from ipo_lightning.draws.calibration import Calibration, auto_beta
+from ipo_lightning.draws.encoding import RealSource
+from ipo_lightning.draws.plan import Visits
+from ipo_lightning.draws.reference_errors import ReferenceErrors
 from ipo_lightning.errors import InputError
 from ipo_lightning.evaluation import Evaluation, Judged, summary
-from ipo_lightning.imported import ImportedLabels, LabelSource
+from ipo_lightning.exchange.source import ImportedLabels, LabelSource
+from ipo_lightning.hub.cards import Base, Data, model_card
 from ipo_lightning.labelling import Labelling
 from ipo_lightning.module import PreferenceModule
+from ipo_lightning.parallel.sharding import gathered, mesh_of, whole_tensors
+from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import put_weights, trained_weights
-from ipo_lightning.real import RealSource
-from ipo_lightning.records import Candidate, Pair, Point, RealClip
-from ipo_lightning.reference_errors import ReferenceErrors
 from ipo_lightning.references import CachedReference
-from ipo_lightning.rounds import REFERENCE_ERRORS, RoundData, RoundDir, RunDir, Stage
 from ipo_lightning.sampling import Sampler, Unit
 from ipo_lightning.seeds import derive_seed, generator
-from ipo_lightning.sharding import gathered, mesh_of, whole_tensors
-from ipo_lightning.store import (
+from ipo_lightning.storage.layout import REFERENCE_ERRORS, RoundData, RoundDir, RunDir, Stage
+from ipo_lightning.storage.records import Candidate, Pair, Point, RealClip
+from ipo_lightning.storage.store import (
     fingerprint,
     fingerprint_tensors,
     read_jsonl,
     sync,
     write_atomically,
 )
-from ipo_lightning.visits import Visits
-from ipo_lightning.workers import Workers
 
 
 class StageReached(Exception):

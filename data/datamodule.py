@@ -11,11 +11,11 @@ import lightning as L
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from torch.utils.data import DataLoader
 
-from ipo_lightning.batch import PairBatch, PointBatch
+from ipo_lightning.draws.batch import PairBatch, PointBatch
+from ipo_lightning.draws.plan import Visits, collate
 from ipo_lightning.errors import InputError
-from ipo_lightning.rounds import RoundSource
-from ipo_lightning.store import Store
-from ipo_lightning.visits import Visits, collate
+from ipo_lightning.storage.layout import RoundSource
+from ipo_lightning.storage.store import Store
 
 
 class VisitLoader:

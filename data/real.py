@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ipo_lightning.draws.encoding import DAMAGED, Footage, LeftOut, RealData, encode_once
 from ipo_lightning.errors import InputError
+from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy
-from ipo_lightning.real import DAMAGED, Footage, LeftOut, RealData, encode_once
-from ipo_lightning.rowfiles import rows_of
-from ipo_lightning.store import Store, file_sha256, fingerprint
+from ipo_lightning.storage.store import Store, file_sha256, fingerprint
+from ipo_lightning.storage.tables import rows_of
 from ipo_lightning.video import read_frames, read_timeline
-from ipo_lightning.workers import Workers
 
 RECIPE = 1
 """Part of every clip's fingerprint: raise it when the same file gives other frames."""

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ipo_lightning.critics.critique import CritiqueStage
-from ipo_lightning.metrics import clustered_mean, win_rate
+from ipo_lightning.critics.stage.rating import CritiqueStage
+from ipo_lightning.metrics.metrics import clustered_mean, win_rate
 from ipo_lightning.objectives import Objective, squared_error
+from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy
-from ipo_lightning.records import Candidate, Row, Verdict
 from ipo_lightning.sampling import Sampler, Unit
 from ipo_lightning.seeds import derive_seed, gaussian
+from ipo_lightning.storage.records import Candidate, Row, Verdict
 from ipo_lightning.video import read_video
-from ipo_lightning.workers import Workers
 
 Gauge = Callable[[Tensor], Tensor]
 RealClips = Callable[[Sequence[str], int], Tensor]
@@ -52,7 +52,7 @@ class Evaluation:
         critic: the training critic. eval_critic: the held-out judge; wins are counted by it. One
             that compares scores a video by its chance to beat the base model's of the same seed.
         gauges: further measurements of pixels, uint8 (N, T, H, W, C) -> (N,), by name; those of
-            `ipo_lightning.gauges` are always there.
+            `ipo_lightning.metrics.gauges` are always there.
         real_clips: (prompts, seed) -> uint8 (N, T, H, W, C) real videos of those prompts; the
             policy's error on them tells how far it drifts from video. None: not measured.
     """

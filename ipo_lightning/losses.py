@@ -387,7 +387,7 @@ def rwr_loss(
 
     LiFT's reward is the mean over three dimensions of 0.9 (good), 0.2 (normal) and 0.05 (bad).
     Here it is one of two constants by label, or with ``graded`` the critic's score among its
-    siblings, see `ipo_lightning.records.Point.reward`.
+    siblings, see `ipo_lightning.storage.records.Point.reward`.
 
     Args:
         desirable_reward, undesirable_reward: >= 0; 1 and 0 fine-tune on desirable videos alone.

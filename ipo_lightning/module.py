@@ -15,9 +15,8 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ipo_lightning.averages import MovingAverage
-from ipo_lightning.batch import PairBatch, PointBatch, Videos
-from ipo_lightning.calibration import settle_beta, wants_beta
+from ipo_lightning.draws.batch import PairBatch, PointBatch, Videos
+from ipo_lightning.draws.calibration import settle_beta, wants_beta
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import (
     PreferenceLoss,
@@ -32,12 +31,13 @@ from ipo_lightning.losses import (
     try_loss,
     wants,
 )
-from ipo_lightning.metrics import TrainingHealth, agreement
+from ipo_lightning.metrics.metrics import TrainingHealth, agreement
 from ipo_lightning.objectives import Noised, mean_square, squared_error
+from ipo_lightning.parallel.averages import MovingAverage
+from ipo_lightning.parallel.sharding import shard, total_norm
 from ipo_lightning.policy import Policy, put_weights, trained_weights
 from ipo_lightning.references import Reference
 from ipo_lightning.seeds import derive_seed
-from ipo_lightning.sharding import shard, total_norm
 
 
 class PreferenceModule(L.LightningModule):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.store import fingerprint_tensors
+from ipo_lightning.storage.store import fingerprint_tensors
 
 Weighting = Literal["v", "eps", "x0", "min_snr"]
 Density = Literal["uniform", "logit_normal", "mode", "cosmap"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Objective
-from ipo_lightning.sharding import placed_like
+from ipo_lightning.parallel.sharding import placed_like
 from ipo_lightning.video import Clip
 
 LORA_FILE = "pytorch_lora_weights.safetensors"

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from ipo_lightning.averages import MovingAverage
 from ipo_lightning.errors import InputError
-from ipo_lightning.offload import keep_on_cpu
+from ipo_lightning.parallel.averages import MovingAverage
+from ipo_lightning.parallel.offload import keep_on_cpu
+from ipo_lightning.parallel.sharding import mesh_of, shard
 from ipo_lightning.policy import Policy, put_weights, trained_weights
-from ipo_lightning.sharding import mesh_of, shard
 
 Of = Literal["base", "round_start"]
 

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ipo_lightning.gauges import measure
+from ipo_lightning.metrics.gauges import measure
+from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy, Sampling
-from ipo_lightning.records import Candidate
-from ipo_lightning.store import Store, fingerprint
+from ipo_lightning.storage.records import Candidate
+from ipo_lightning.storage.store import Store, fingerprint
 from ipo_lightning.video import Clip, encode_video
-from ipo_lightning.workers import Workers
 
 RECIPE = 1
 """Part of every rollout's fingerprint: raise it when the same inputs give other videos."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.store import write_atomically
+from ipo_lightning.storage.store import write_atomically
 
 try:  # decord has wheels for x86-64 Linux only
     import decord

@@ -2,7 +2,7 @@
 
 import os
 
-# Before torch loads: see conf/entry.py.
+# Before torch loads: see app/entry.py.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,7 +24,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from conf.entry import CONF, register_resolvers
+from app.entry import CONF, register_resolvers
 
 torch.set_num_threads(1)
 

@@ -10,32 +10,59 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 LIBRARY = REPO / "ipo_lightning"
 
-# Each module of the library is named once, a package as one. A module knows of its own layer and of
-# those above it in this table; `shapes` is a world of its own, which nothing else in the library
-# knows of.
-MATHEMATICS = {"agreement", "annotations", "averages", "batch", "calibration", "errors", "flow",
-               "gauges", "labelling", "losses", "metrics", "objectives", "offload", "preferences",
-               "published", "records", "reward_losses", "rounds", "rowfiles", "seeds", "sharding",
-               "store", "tournaments", "tracing", "visits"}  # fmt: skip
-PROTOCOLS = {
-    "annotating",
-    "critics.base",
-    "critics.chat",
-    "critics.comparing",
-    "critics.critique",
-    "imported",
-    "policy",
-    "real",
-    "video",
-    "workers",
+MATHEMATICS, PROTOCOLS, IMPLEMENTATIONS, ORCHESTRATION = range(4)
+# A folder of the library, or a module at its door, to its layer; the longest name that fits counts.
+# `shapes` is a world of its own, which nothing else in the library knows of.
+LAYERS = {
+    "errors": MATHEMATICS,
+    "seeds": MATHEMATICS,
+    "losses": MATHEMATICS,
+    "objectives": MATHEMATICS,
+    "labelling": MATHEMATICS,
+    "metrics": MATHEMATICS,
+    "reward.losses": MATHEMATICS,
+    "storage": MATHEMATICS,
+    "policy": PROTOCOLS,
+    "video": PROTOCOLS,
+    "draws": PROTOCOLS,
+    "parallel": PROTOCOLS,
+    "critics.protocols": PROTOCOLS,
+    "critics.stage": PROTOCOLS,
+    "critics.people": PROTOCOLS,
+    "backbones": IMPLEMENTATIONS,
+    "critics": IMPLEMENTATIONS,
+    "reward.multimodal": IMPLEMENTATIONS,
+    "reward.trained": IMPLEMENTATIONS,
+    "shapes": IMPLEMENTATIONS,
+    "references": ORCHESTRATION,
+    "sampling": ORCHESTRATION,
+    "module": ORCHESTRATION,
+    "evaluation": ORCHESTRATION,
+    "audit": ORCHESTRATION,
+    "exchange": ORCHESTRATION,
+    "hub": ORCHESTRATION,
+    "parallel.strategies": ORCHESTRATION,  # a plugin of Lightning's
+    "planning": ORCHESTRATION,
+    "report": ORCHESTRATION,
+    "reward": ORCHESTRATION,
 }
-CONCRETE = {"backbones", "critics", "shapes"}
-ORCHESTRATION = {"audit", "cards", "checkpoints", "estimate", "evaluation", "exchange", "hub",
-                 "module", "reference_errors", "references", "report", "reward", "sampling",
-                 "strategies"}  # fmt: skip
+MAY_IMPORT = {
+    MATHEMATICS: {MATHEMATICS},
+    PROTOCOLS: {MATHEMATICS, PROTOCOLS},
+    IMPLEMENTATIONS: {MATHEMATICS, PROTOCOLS, IMPLEMENTATIONS},
+    ORCHESTRATION: {MATHEMATICS, PROTOCOLS, ORCHESTRATION},
+}
+MODELS = {"diffusers", "transformers", "peft"}
+MAY_NOT_USE = {
+    PROTOCOLS: MODELS | {"lightning"},
+    IMPLEMENTATIONS: {"lightning"},
+    ORCHESTRATION: MODELS,
+}
+"""Packages of others that a layer does without; mathematics has `MATHEMATICS_USES` alone."""
+MATHEMATICS_USES = {"torch", "safetensors", "torchmetrics"}
 
-APPLICATION = {"callbacks", "conf", "data", "train", "sample", "audit", "tests", "benchmarks"}
-SETTINGS = {"hydra", "omegaconf", "conf"}
+APPLICATION = {"app", "callbacks", "data", "train", "sample", "audit", "tests", "benchmarks"}
+SETTINGS = {"hydra", "omegaconf", "app"}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -54,72 +81,56 @@ def tops(path: Path) -> set[str]:
 
 
 def within(path: Path) -> set[str]:
-    """What a file imports of the library: ``losses`` or ``critics.base``."""
-    found = set()
-    for name in imports(path):
-        parts = name.split(".")
-        if parts[0] == "ipo_lightning":
-            deep = parts[1] in CONCRETE and len(parts) > 2
-            found.add(".".join(parts[1 : 3 if deep else 2]))
-    return found
+    """What a file imports of the library: ``losses.dpo_loss`` or ``critics.protocols.Rating``."""
+    prefix = "ipo_lightning."
+    return {name.removeprefix(prefix) for name in imports(path) if name.startswith(prefix)}
+
+
+def layer(name: str) -> int | None:
+    """The layer of a module, or of a name in it."""
+    fits = [key for key in LAYERS if f"{name}.".startswith(f"{key}.")]
+    return LAYERS[max(fits, key=len)] if fits else None
 
 
 def module(path: Path) -> str:
-    """The name of a library file: ``losses`` or ``critics.base``."""
-    return ".".join(path.relative_to(LIBRARY).with_suffix("").parts)
+    """The name of a library file: ``losses`` or ``critics.protocols``."""
+    return ".".join(path.relative_to(LIBRARY).with_suffix("").parts).removesuffix(".__init__")
 
 
 def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (REPO / folder).rglob("*.py"))
 
 
-def files(name: str) -> list[Path]:
-    """The file of a module, or all files of a package that the table names as one."""
-    path = LIBRARY / name.replace(".", "/")
-    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
-
-
 def named(path: Path) -> str:
     return str(path.relative_to(REPO))
 
 
-def test_every_module_has_its_layer() -> None:
-    single = {path.stem for path in LIBRARY.glob("*.py")} - {"__init__"}
-    packages = {path.parent.name for path in LIBRARY.glob("*/__init__.py")}
-    layered = MATHEMATICS | {name for name in PROTOCOLS if "." not in name} | ORCHESTRATION
-    assert single | packages == layered | CONCRETE, "name new modules in this file's table"
+MODULES = [path for path in sources("ipo_lightning") if path.parent != LIBRARY or
+           path.name != "__init__.py"]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(MATHEMATICS))
-def test_mathematics_knows_torch_alone(name: str) -> None:
-    allowed = {"torch", "safetensors", "ipo_lightning"}
-    for path in files(name):
-        assert tops(path) <= allowed | ({"torchmetrics"} if name == "metrics" else set())
-        assert within(path) <= MATHEMATICS
+def test_every_folder_has_its_layer() -> None:
+    names = {module(path) for path in MODULES}
+    assert {name for name in names if layer(name) is None} == set(), "name them in LAYERS"
+    gone = {key for key in LAYERS if not any(f"{name}.".startswith(f"{key}.") for name in names)}
+    assert gone == set()
 
 
-@pytest.mark.parametrize("path", [path for name in sorted(PROTOCOLS) for path in files(name)],
-                         ids=named)  # fmt: skip
-def test_protocols_know_mathematics(path: Path) -> None:
-    assert within(path) <= MATHEMATICS | PROTOCOLS
-    assert not tops(path) & {"diffusers", "transformers", "peft", "lightning"}
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_a_module_knows_of_its_layers_alone(path: Path) -> None:
+    own = layer(module(path))
+    assert own is not None
+    assert {name for name in within(path) if layer(name) not in MAY_IMPORT[own]} == set()
+    if own == MATHEMATICS:
+        assert tops(path) <= MATHEMATICS_USES | {"ipo_lightning"}
+    else:
+        assert not tops(path) & MAY_NOT_USE[own]
 
 
-@pytest.mark.parametrize("path", sources("ipo_lightning/backbones", "ipo_lightning/critics"),
-                         ids=named)  # fmt: skip
-def test_implementations_do_not_orchestrate(path: Path) -> None:
-    family = module(path).partition(".")[0]
-    own = {name for name in within(path) if name.startswith(family)}
-    assert within(path) <= MATHEMATICS | PROTOCOLS | own
-    assert "lightning" not in tops(path)
-
-
-@pytest.mark.parametrize(
-    "path", [path for name in sorted(ORCHESTRATION) for path in files(name)], ids=named
-)
-def test_orchestration_knows_no_implementation(path: Path) -> None:
-    assert within(path) <= MATHEMATICS | PROTOCOLS | ORCHESTRATION
-    assert not tops(path) & {"diffusers", "transformers", "peft"}
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_nothing_knows_of_the_embedded_world(path: Path) -> None:
+    if not module(path).startswith("shapes"):
+        assert not any(name.startswith("shapes") for name in within(path))
 
 
 @pytest.mark.parametrize("path", sources("ipo_lightning"), ids=named)
@@ -131,16 +142,37 @@ def test_library_knows_no_application(path: Path) -> None:
 def test_data_and_callbacks_meet_on_disk(path: Path) -> None:
     own = path.relative_to(REPO).parts[0]
     assert not tops(path) & ((APPLICATION | SETTINGS) - {own})
-    assert within(path) <= MATHEMATICS | PROTOCOLS | ORCHESTRATION
+    assert not any(layer(name) == IMPLEMENTATIONS for name in within(path))
 
 
 @pytest.mark.parametrize(
     "path",
-    [REPO / name for name in ("train.py", "sample.py", "audit.py")] + sources("conf"),
+    [REPO / name for name in ("train.py", "sample.py", "audit.py")] + sources("app"),
     ids=named,
 )
 def test_entry_points_get_what_is_concrete_from_the_configuration(path: Path) -> None:
-    assert within(path) <= MATHEMATICS | PROTOCOLS | ORCHESTRATION
+    assert not any(layer(name) == IMPLEMENTATIONS for name in within(path))
+
+
+def test_conf_is_yaml_alone() -> None:
+    assert [path for path in (REPO / "conf").rglob("*.*") if path.suffix != ".yaml"] == []
+
+
+def test_few_modules_lie_at_the_door() -> None:
+    assert len(list(LIBRARY.glob("[!_]*.py"))) <= 12
+
+
+def test_folders_do_not_import_each_other_in_a_circle() -> None:
+    """Of the library's folders, the modules at the door counted each for itself."""
+    knows: dict[str, set[str]] = {}
+    for path in MODULES:
+        own = module(path).partition(".")[0]
+        others = {name.partition(".")[0] for name in within(path)} - {own}
+        knows.setdefault(own, set()).update(others)
+    while free := [name for name, others in knows.items() if not others & knows.keys()]:
+        for name in free:
+            del knows[name]
+    assert knows == {}
 
 
 def test_no_drawer_for_odds_and_ends() -> None:

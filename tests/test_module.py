@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ipo_lightning.backbones.cogvideox import Lora
-from ipo_lightning.batch import PairBatch
+from ipo_lightning.draws.batch import PairBatch
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import (
     PreferenceLoss,
@@ -27,7 +27,7 @@ from ipo_lightning.module import PreferenceModule
 from ipo_lightning.objectives import squared_error
 from ipo_lightning.policy import trained_weights
 from ipo_lightning.references import AdapterReference, FrozenReference
-from tests import tiny
+from tests.helpers import tiny
 
 LORA = Lora(rank=2, alpha=3)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import FlowMatching, VPrediction, mean_square, squared_error
-from ipo_lightning.store import canonical
-from tests.tiny import LATENT_SHAPE, TIMESTEPS, normal, scheduler
+from ipo_lightning.storage.store import canonical
+from tests.helpers.tiny import LATENT_SHAPE, TIMESTEPS, normal, scheduler
 
 SHIFTS = pytest.mark.parametrize("shift", [1.0, 3.0], ids=["5B", "2B"])
 

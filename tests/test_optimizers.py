@@ -13,15 +13,15 @@ import torchao.optim
 from omegaconf import DictConfig
 from torch import Tensor
 
-from conf import memory
-from conf.checks import check
-from conf.entry import build
+from app.checks import check
+from app.entry import build
+from app.planning import memory
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import dpo_loss
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.references import FrozenReference
-from tests import tiny
-from tests.test_rounds import Compose, Killed, crash_at, results
+from tests.helpers import tiny
+from tests.rounds.test_rounds import Compose, Killed, crash_at, results
 from train import train
 
 HALF = ("backbone.weights=bfloat16", "trainer.precision=bf16-mixed")

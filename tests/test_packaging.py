@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ipo_lightning
-from conf.entry import REPO
+from app.entry import REPO
 from tests.test_layers import imports, named, sources
 
 SETUP = configparser.ConfigParser(interpolation=None)
@@ -29,13 +29,13 @@ def distributions(path: Path) -> set[str]:
     """What must be installed for a file's imports."""
     known = packages_distributions()
     tops = {name.partition(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
-    ours = {"ipo_lightning", "callbacks", "conf", "data", "train", "sample", "audit", "tests",
+    ours = {"ipo_lightning", "app", "callbacks", "data", "train", "sample", "audit", "tests",
             "benchmarks"}  # fmt: skip
     return {known.get(top, [top])[0].lower().replace("_", "-") for top in tops - ours}
 
 
 SHIPPED = [
-    *sources("ipo_lightning", "callbacks", "conf", "data"),
+    *sources("ipo_lightning", "app", "callbacks", "data"),
     REPO / "train.py",
     REPO / "sample.py",
     REPO / "audit.py",
@@ -58,7 +58,7 @@ def test_the_version_is_in_the_changelog() -> None:
 def test_the_wheel_holds_the_library_alone(tmp_path: Path) -> None:
     """Built from a copy, so that the tree stays as it is."""
     source = tmp_path / "source"
-    names = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "ipo_lightning", "data", "conf")
+    names = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "ipo_lightning", "data", "app")
     source.mkdir()
     subprocess.run(["cp", "-r", *(REPO / name for name in names), source], check=True)
     code = "import sys; from setuptools.build_meta import build_wheel as b; b(sys.argv[1])"

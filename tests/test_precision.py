@@ -13,8 +13,8 @@ import torch
 from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
 from torch import Tensor, nn
 
-from conf import assembly
-from conf.checks import check
+from app import assembly
+from app.checks import check
 from ipo_lightning.backbones.cogvideox import Lora
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import dpo_loss
@@ -26,10 +26,10 @@ from ipo_lightning.references import (
     MovingReference,
     Reference,
 )
-from ipo_lightning.store import fingerprint_tensors
-from tests import tiny, tiny_wan
-from tests.test_reference_runs import watched
-from tests.test_rounds import Compose
+from ipo_lightning.storage.store import fingerprint_tensors
+from tests.helpers import tiny, tiny_wan
+from tests.rounds.test_reference_runs import watched
+from tests.rounds.test_rounds import Compose
 from train import fit
 
 LORA = Lora(rank=2, alpha=3)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from conf.entry import (
+from app.entry import (
     CONF,
     REPO,
     TASKS,
@@ -21,7 +21,7 @@ from conf.entry import (
     refuse_misspelt,
     task_of,
 )
-from ipo_lightning.critics.base import PointCritic
+from ipo_lightning.critics.protocols import PointCritic
 from ipo_lightning.video import Clip
 from tests.conftest import ComposeTrain
 from train import train

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ipo_lightning.backbones.cogvideox import CogVideoX, Lora
-from ipo_lightning.batch import Videos
+from ipo_lightning.draws.batch import Videos
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import dpo_loss, kto_loss, nft_loss, simpo_loss
 from ipo_lightning.module import PreferenceModule
@@ -26,7 +26,7 @@ from ipo_lightning.references import (
     NoReference,
     Reference,
 )
-from tests import tiny
+from tests.helpers import tiny
 
 Weights = dict[str, Tensor]
 

@@ -14,17 +14,17 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import sample as sample_module
-from conf.entry import CONF, quote_free_text, register_resolvers
-from conf.sample_settings import batch_of, sampling_of
+from app.entry import CONF, quote_free_text, register_resolvers
+from app.sample_settings import batch_of, sampling_of
 from ipo_lightning.backbones.cogvideox import CogVideoX, Lora
-from ipo_lightning.checkpoints import find_checkpoint, load_into
 from ipo_lightning.errors import InputError
+from ipo_lightning.hub.checkpoints import find_checkpoint, load_into
 from ipo_lightning.policy import Sampling, trained_weights
-from ipo_lightning.store import fingerprint
+from ipo_lightning.storage.store import fingerprint
 from ipo_lightning.video import read_video
 from sample import determined, file_name, sample, write
-from tests import tiny, tiny_wan
-from tests.test_rounds import Killed, crash_at
+from tests.helpers import tiny, tiny_wan
+from tests.rounds.test_rounds import Killed, crash_at
 from train import train
 
 PROMPT = "a red ring moving left"

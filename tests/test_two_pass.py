@@ -14,7 +14,7 @@ from torch import Tensor
 from ipo_lightning.losses import dpo_loss, kto_loss
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.references import FrozenReference
-from tests import tiny
+from tests.helpers import tiny
 from tests.test_module import fit, make, quiet
 
 REPO = Path(__file__).resolve().parent.parent
@@ -120,7 +120,8 @@ def test_gradients_are_those_of_the_plain_step_on_two_ranks(
     folder: Path, tmp_path: Path, kind: str
 ) -> None:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-             "tests/two_pass_ranks.py", str(folder), kind, str(tmp_path / "found.pt")]  # fmt: skip
+             "tests/helpers/two_pass_ranks.py", str(folder), kind,
+             str(tmp_path / "found.pt")]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     done = subprocess.run(words, cwd=REPO, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()[-2000:]

@@ -14,9 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from callbacks.videos import VideoLogger
-from ipo_lightning import store, video
+from ipo_lightning import video
 from ipo_lightning.errors import InputError
-from ipo_lightning.store import Store, write_jsonl
+from ipo_lightning.storage import store
+from ipo_lightning.storage.store import Store, write_jsonl
 from ipo_lightning.video import (
     Clip,
     animation,

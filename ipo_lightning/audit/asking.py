@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from tqdm import tqdm
 
 from ipo_lightning.audit.votes import Compared
-from ipo_lightning.critics.base import (
+from ipo_lightning.critics.protocols import (
     Comparison,
     PairCritic,
     PointCritic,
@@ -18,15 +18,15 @@ from ipo_lightning.critics.base import (
     RecordedCritic,
     kind_of,
 )
-from ipo_lightning.critics.comparing import Asking, PairCritique
-from ipo_lightning.critics.critique import Critique
+from ipo_lightning.critics.stage.comparing import Asking, PairCritique
+from ipo_lightning.critics.stage.rating import Critique
 from ipo_lightning.errors import InputError
-from ipo_lightning.preferences import Preference
-from ipo_lightning.records import Candidate, Duel, Verdict
-from ipo_lightning.store import Store, file_sha256, fingerprint
-from ipo_lightning.tournaments import opposite
+from ipo_lightning.labelling.tournaments import opposite
+from ipo_lightning.metrics.preferences import Preference
+from ipo_lightning.parallel.workers import Workers
+from ipo_lightning.storage.records import Candidate, Duel, Verdict
+from ipo_lightning.storage.store import Store, file_sha256, fingerprint
 from ipo_lightning.video import Clip
-from ipo_lightning.workers import Workers
 
 
 class Answer(NamedTuple):

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from ipo_lightning.annotations import OVERALL
 from ipo_lightning.audit.asking import Answer, Shelf
 from ipo_lightning.audit.findings import Table, number
+from ipo_lightning.audit.page import FINDINGS, PAIRS
 from ipo_lightning.audit.votes import Compared
-from ipo_lightning.report.audit import FINDINGS, PAIRS
-from ipo_lightning.store import write_atomically, write_jsonl
+from ipo_lightning.critics.people.annotations import OVERALL
+from ipo_lightning.storage.store import write_atomically, write_jsonl
 
 
 def write_findings(folder: Path, found: Mapping[str, Any], table: Table, shelf: Shelf) -> None:

@@ -14,7 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ipo_lightning.agreement import (
+from ipo_lightning.audit.asking import Answer
+from ipo_lightning.audit.votes import (
+    Compared,
+    calibration,
+    dimensions,
+    left_choices,
+    prompt_index,
+    ratings,
+    repeats,
+)
+from ipo_lightning.critics.people.annotations import OVERALL
+from ipo_lightning.errors import InputError
+from ipo_lightning.metrics.agreement import (
     Adapter,
     Estimate,
     against_others,
@@ -39,19 +51,7 @@ from ipo_lightning.agreement import (
     three_way,
     tie_threshold,
 )
-from ipo_lightning.annotations import OVERALL
-from ipo_lightning.audit.asking import Answer
-from ipo_lightning.audit.votes import (
-    Compared,
-    calibration,
-    dimensions,
-    left_choices,
-    prompt_index,
-    ratings,
-    repeats,
-)
-from ipo_lightning.errors import InputError
-from ipo_lightning.metrics import agreement
+from ipo_lightning.metrics.metrics import agreement
 
 Plain = dict[str, Any]
 SURE = 0.999

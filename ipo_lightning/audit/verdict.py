@@ -10,7 +10,7 @@ Three comparisons decide, each by its 95 % interval, and no other threshold:
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ipo_lightning.annotations import OVERALL
+from ipo_lightning.critics.people.annotations import OVERALL
 
 Plain = Mapping[str, Any]
 Grade = Literal["unknown", "chance", "worse than chance", "above chance", "below people",

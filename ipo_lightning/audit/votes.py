@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ipo_lightning.annotating.answers import latest
-from ipo_lightning.annotations import OVERALL, Annotation
+from ipo_lightning.critics.people.annotations import OVERALL, Annotation
+from ipo_lightning.critics.people.answers import latest
 from ipo_lightning.errors import InputError
 from ipo_lightning.seeds import derive_seed
 
@@ -59,7 +59,7 @@ def gather(rows: Sequence[Annotation], find: Find, *, skip_missing: bool = False
     """Rows of annotations as pairs: two rows on the same videos are one, in whatever order.
 
     What somebody answered anew counts by the later answer, as it does where people are the critic
-    (`ipo_lightning.annotating.answers.latest`): two downloads of a page are no repeats.
+    (`ipo_lightning.critics.people.answers.latest`): two downloads of a page are no repeats.
 
     Args:
         find: where the two videos of a row lie.

@@ -31,7 +31,7 @@ from ipo_lightning.backbones.outline import FullLength, OfConfig
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import LORA_FILE
 from ipo_lightning.seeds import derive_seed
-from ipo_lightning.store import fingerprint, folder_fingerprint
+from ipo_lightning.storage.store import fingerprint, folder_fingerprint
 from ipo_lightning.video import Clip
 
 ADAPTER = "default"

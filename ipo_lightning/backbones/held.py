@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ipo_lightning.backbones.quantised import Kind, check_quantisation, quantise
 from ipo_lightning.errors import InputError
-from ipo_lightning.sharding import blocks
+from ipo_lightning.parallel.sharding import blocks
 
 Precision = Literal["float32", "bfloat16"]
 Attention = Literal["flash", "efficient", "cudnn", "math"]

@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ipo_lightning.annotations import Annotation, write_annotations
+from ipo_lightning.critics.people.annotations import Annotation, write_annotations
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.points import pairs_of
 from ipo_lightning.exchange.publishing import FORMATS as WRITTEN
 from ipo_lightning.exchange.publishing import publish_round
 from ipo_lightning.exchange.reading import FORMATS, read_any
 from ipo_lightning.exchange.videos import video_file, video_place
-from ipo_lightning.store import file_sha256
+from ipo_lightning.storage.store import file_sha256
 
 EXPORT = {
     "run": None, "round": "1", "format": "trl", "out": None, "playable": "false", "files_at": ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from ipo_lightning.annotations import OVERALL, Choice
+from ipo_lightning.critics.people.annotations import OVERALL, Choice
 from ipo_lightning.errors import InputError
 
 ON_A_HUB = re.compile(r".*/resolve/[^/]+/")

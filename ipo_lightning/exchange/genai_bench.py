@@ -7,10 +7,10 @@ Columns: ``prompt, left_model, left_video, right_model, right_video, vote_type``
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ipo_lightning.annotations import OVERALL, Annotation, Choice
+from ipo_lightning.critics.people.annotations import OVERALL, Annotation, Choice
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.columns import numbered, plain, shown, text, video_path
-from ipo_lightning.rowfiles import Placed
+from ipo_lightning.storage.tables import Placed
 
 NEEDED = frozenset({"prompt", "left_video", "right_video", "vote_type"})
 VOTES: Mapping[str, Choice] = {

@@ -11,11 +11,17 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ipo_lightning.annotations import NO_DIMS, OVERALL, Annotation, Choice, annotations_of
+from ipo_lightning.critics.people.annotations import (
+    NO_DIMS,
+    OVERALL,
+    Annotation,
+    Choice,
+    annotations_of,
+)
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.columns import numbered, shown, text, video_path, with_overall
-from ipo_lightning.rowfiles import Placed
-from ipo_lightning.store import write_atomically
+from ipo_lightning.storage.store import write_atomically
+from ipo_lightning.storage.tables import Placed
 
 CONFIG, TASKS = "label_studio.xml", "label_studio_tasks.json"
 SIDES: Mapping[str, Choice] = {

@@ -11,15 +11,15 @@ from dataclasses import replace
 from statistics import fmean, median
 from typing import NamedTuple
 
-from ipo_lightning.annotating.answers import Answers
-from ipo_lightning.annotations import OVERALL, Annotation, given
-from ipo_lightning.critics.base import Comparison, Question
+from ipo_lightning.critics.people.annotations import OVERALL, Annotation, given
+from ipo_lightning.critics.people.answers import Answers
+from ipo_lightning.critics.protocols import Comparison, Question
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.columns import number, shown
 from ipo_lightning.exchange.points import VideoPoint, pairs_of
 from ipo_lightning.exchange.videos import Named, videos_of
-from ipo_lightning.preferences import Preference
-from ipo_lightning.records import Candidate, Pair, Point, Verdict
+from ipo_lightning.metrics.preferences import Preference
+from ipo_lightning.storage.records import Candidate, Pair, Point, Verdict
 
 Videos = Mapping[tuple[str, Named], Candidate]
 """(prompt, video as a row names it) -> what it became; without those that are of no use."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from ipo_lightning.annotations import OVERALL, Annotation, Choice
+from ipo_lightning.critics.people.annotations import OVERALL, Annotation, Choice
 
 
 @dataclass(frozen=True)

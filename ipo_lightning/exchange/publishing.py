@@ -11,16 +11,16 @@ from uuid import uuid4
 import yaml
 from huggingface_hub import DatasetCardData
 
-from ipo_lightning.annotating.page import video_for_people
-from ipo_lightning.annotations import OVERALL, Annotation, write_annotations
-from ipo_lightning.cards import Base, fenced, grid, limits, plain, public, target
+from ipo_lightning.critics.people.annotations import OVERALL, Annotation, write_annotations
+from ipo_lightning.critics.people.page import video_for_people
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange import label_studio, trl, videoalign
-from ipo_lightning.records import Pair, Point
+from ipo_lightning.hub.cards import Base, fenced, grid, limits, plain, public, target
 from ipo_lightning.report.run import find_videos, read_config
-from ipo_lightning.rounds import RoundDir, RunDir
 from ipo_lightning.seeds import derive_seed
-from ipo_lightning.store import write_atomically
+from ipo_lightning.storage.layout import RoundDir, RunDir
+from ipo_lightning.storage.records import Pair, Point
+from ipo_lightning.storage.store import write_atomically
 
 FORMATS = ("trl", "canonical", "videoalign", "label_studio")
 FILES = "videos"

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ipo_lightning.annotations import OVERALL, Annotation, annotations_of
+from ipo_lightning.critics.people.annotations import OVERALL, Annotation, annotations_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange import genai_bench, label_studio, trl, videoalign, videofeedback
 from ipo_lightning.exchange.points import VideoPoint, pairs_of
-from ipo_lightning.rowfiles import SUFFIXES, Placed, rows_of
+from ipo_lightning.storage.tables import SUFFIXES, Placed, rows_of
 
 TABLES = ("metadata", "annotations")
 """What the table in a folder is called: Hugging Face's name, and that of the other exports."""

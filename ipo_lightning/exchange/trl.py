@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ipo_lightning.annotations import OVERALL, Annotation
+from ipo_lightning.critics.people.annotations import OVERALL, Annotation
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.columns import numbered, plain, shown, text, video_path
 from ipo_lightning.exchange.points import VideoPoint
-from ipo_lightning.rowfiles import Placed
-from ipo_lightning.store import write_jsonl
+from ipo_lightning.storage.store import write_jsonl
+from ipo_lightning.storage.tables import Placed
 
 PAIR, POINT = ("chosen", "rejected"), ("completion",)
 METADATA = "metadata.jsonl"

@@ -11,11 +11,11 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ipo_lightning.annotations import OVERALL, Annotation
+from ipo_lightning.critics.people.annotations import OVERALL, Annotation
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.columns import choice, numbered, plain, text, video_path, with_overall
-from ipo_lightning.rowfiles import Placed
-from ipo_lightning.store import write_atomically
+from ipo_lightning.storage.store import write_atomically
+from ipo_lightning.storage.tables import Placed
 
 NEEDED = frozenset({"path_A", "path_B", "prompt"})
 DIMS = ("VQ", "MQ", "TA")

@@ -11,7 +11,7 @@ from pathlib import Path
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.columns import number, shown, text, video_path
 from ipo_lightning.exchange.points import VideoPoint, with_mean
-from ipo_lightning.rowfiles import Placed
+from ipo_lightning.storage.tables import Placed
 
 DIMS = ("visual quality", "temporal consistency", "dynamic degree", "text-to-video alignment",
         "factual consistency")  # fmt: skip

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ipo_lightning.annotations import Annotation
+from ipo_lightning.critics.people.annotations import Annotation
 from ipo_lightning.errors import InputError
-from ipo_lightning.store import Store
+from ipo_lightning.storage.store import Store
 
 
 class Named(NamedTuple):

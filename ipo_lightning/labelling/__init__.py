@@ -5,7 +5,7 @@ Everything that gives no label is counted under a reason; ties are dropped, not 
 
 from ipo_lightning.labelling.guards import Guards
 from ipo_lightning.labelling.judgements import Group, Scored, fought, rated
-from ipo_lightning.labelling.policy import Labelling, Labels
+from ipo_lightning.labelling.labeller import Labelling, Labels
 from ipo_lightning.labelling.rules import (
     Acceptance,
     Couple,

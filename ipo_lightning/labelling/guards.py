@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.records import Candidate
+from ipo_lightning.storage.records import Candidate
 
 NO_LIMIT = {"motion": math.inf, "flow": math.inf, "frozen": 1.0, "empty": 1.0}
 """Upper bounds that every video keeps."""
@@ -17,7 +17,7 @@ class Guards:
 
     Real critics reward stillness, and jitter passes for motion; a video that does not move, shakes,
     or is blank, is no example of anything. Each bound is on the gauge of its name
-    (`ipo_lightning.gauges`).
+    (`ipo_lightning.metrics.gauges`).
     """
 
     min_motion: float = 0.0

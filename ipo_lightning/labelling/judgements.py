@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple, Protocol
 
-from ipo_lightning.preferences import RIDGE, Strengths, bradley_terry, sigmoid
-from ipo_lightning.records import Candidate, Duel, Verdict
+from ipo_lightning.metrics.preferences import RIDGE, Strengths, bradley_terry, sigmoid
+from ipo_lightning.storage.records import Candidate, Duel, Verdict
 
 
 class Scored(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from ipo_lightning.labelling.judgements import Group
-from ipo_lightning.records import Answer, Duel, Pair, Point
+from ipo_lightning.storage.records import Answer, Duel, Pair, Point
 
 
 def statistics(

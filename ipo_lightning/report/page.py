@@ -12,7 +12,7 @@ from ipo_lightning.report.people import people
 from ipo_lightning.report.run import Run, find_videos, read_run
 from ipo_lightning.report.tables import rounds_rows
 from ipo_lightning.report.videos import Videos
-from ipo_lightning.store import write_atomically
+from ipo_lightning.storage.store import write_atomically
 
 
 def write_report(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ipo_lightning.annotating.answers import Account, read_answers
+from ipo_lightning.critics.people.answers import Account, read_answers
 from ipo_lightning.errors import InputError
 from ipo_lightning.report.markup import Html, html_table, section, tag
 from ipo_lightning.report.run import Run

@@ -9,8 +9,8 @@ import yaml
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.report.tables import Row
-from ipo_lightning.rounds import STAGES, RoundDir, RunDir
-from ipo_lightning.store import Store, read_jsonl
+from ipo_lightning.storage.layout import STAGES, RoundDir, RunDir
+from ipo_lightning.storage.store import Store, read_jsonl
 
 
 def find_videos(run_dir: Path) -> Callable[[str], Path]:

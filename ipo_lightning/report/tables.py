@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ipo_lightning.rounds import STAGES
+from ipo_lightning.storage.layout import STAGES
 
 Row = Mapping[str, Any]
 

@@ -1,10 +1,10 @@
 """Simulated annotators: labels as noisy as people's, on pairs of clips whose truth is known.
 
 ``python -m ipo_lightning.shapes.annotators --out DIR`` writes ``DIR/pairs.jsonl``, canonical
-annotations (`ipo_lightning.annotations`), and the clips beside it. Nobody has looked at them: an
-annotator here sees the rule critic's measurements through Bradley-Terry noise with ties, each with
-an eye and weights of his own, and some click without looking. The rows say so: their ``source`` is
-"simulated".
+annotations (`ipo_lightning.critics.people.annotations`), and the clips beside it. Nobody has looked
+at them: an annotator here sees the rule critic's measurements through Bradley-Terry noise with
+ties, each with an eye and weights of his own, and some click without looking. The rows say so:
+their ``source`` is "simulated".
 """
 
 import argparse
@@ -19,16 +19,16 @@ from typing import Literal, get_args
 import torch
 from tqdm import tqdm
 
-from ipo_lightning.annotations import OVERALL, Annotation, Choice, write_annotations
 from ipo_lightning.backbones.cogvideox import CogVideoX
+from ipo_lightning.critics.people.annotations import OVERALL, Annotation, Choice, write_annotations
 from ipo_lightning.errors import InputError
+from ipo_lightning.metrics.preferences import rao_kupper
 from ipo_lightning.policy import Sampling
-from ipo_lightning.preferences import rao_kupper
 from ipo_lightning.seeds import derive_seed
 from ipo_lightning.shapes import world
 from ipo_lightning.shapes.critic import dimensions
 from ipo_lightning.shapes.prompts import Split, parse, prompts
-from ipo_lightning.store import write_atomically
+from ipo_lightning.storage.store import write_atomically
 from ipo_lightning.video import Clip, encode_video
 
 Source = Literal["model", "renderer"]

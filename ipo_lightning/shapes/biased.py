@@ -8,9 +8,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import get_args
 
-from ipo_lightning.critics.base import Comparison, Rating
+from ipo_lightning.critics.protocols import Comparison, Rating
 from ipo_lightning.errors import InputError
-from ipo_lightning.preferences import Outcome, Preference, rao_kupper
+from ipo_lightning.metrics.preferences import Outcome, Preference, rao_kupper
 from ipo_lightning.shapes.critic import ShapesCritic
 from ipo_lightning.video import Clip
 

@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ipo_lightning.draws.encoding import Footage, RealData, encode_once
 from ipo_lightning.errors import InputError
+from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy
-from ipo_lightning.real import Footage, RealData, encode_once
 from ipo_lightning.shapes.prompts import prompts
 from ipo_lightning.shapes.world import FPS, NUM_FRAMES, SIZE, clean_clips
-from ipo_lightning.store import Store, fingerprint_tensors
-from ipo_lightning.workers import Workers
+from ipo_lightning.storage.store import Store, fingerprint_tensors
 
 
 class ShapesClips:

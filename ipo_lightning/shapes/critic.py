@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ipo_lightning.critics.base import Rating
+from ipo_lightning.critics.protocols import Rating
 from ipo_lightning.errors import InputError
 from ipo_lightning.shapes import world
 from ipo_lightning.shapes.prompts import COLOURS, MOTIONS, SHAPES, parse

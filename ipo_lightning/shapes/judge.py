@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ipo_lightning.critics.base import Rating
+from ipo_lightning.critics.protocols import Rating
 from ipo_lightning.errors import InputError
 from ipo_lightning.shapes.convolutions import FramesThenTime
 from ipo_lightning.shapes.critic import check_frames, stack_frames, to_ratings

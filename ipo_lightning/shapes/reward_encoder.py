@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ipo_lightning.critics.trained import Restored
 from ipo_lightning.errors import InputError
-from ipo_lightning.reward_losses import RewardScale
+from ipo_lightning.reward.losses import RewardScale
+from ipo_lightning.reward.trained import Restored
 from ipo_lightning.seeds import derive_seed, generator
 from ipo_lightning.shapes import world
 from ipo_lightning.shapes.build import cosine, to_pixels
@@ -32,7 +32,7 @@ from ipo_lightning.shapes.convolutions import FramesThenTime
 from ipo_lightning.shapes.critic import stack_frames
 from ipo_lightning.shapes.prompts import TEMPLATES, caption, combinations
 from ipo_lightning.shapes.spoiling import CORRUPTIONS, spoil
-from ipo_lightning.store import fingerprint, write_atomically
+from ipo_lightning.storage.store import fingerprint, write_atomically
 from ipo_lightning.video import Clip
 
 RECIPE = 2
@@ -145,7 +145,7 @@ class ShapesRewardNet(nn.Module):
 
 
 class ShapesReward:
-    """A reward network of the shapes world, as `ipo_lightning.reward.RewardNetwork`.
+    """A reward network of the shapes world, as `ipo_lightning.reward.module.RewardNetwork`.
 
     Args:
         dims: names of its rewards: those of the labels.

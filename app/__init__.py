@@ -1,0 +1,1 @@
+"""The application: what turns a configuration into a run."""

@@ -1,0 +1,227 @@
+"""From a composed configuration to the objects that run it."""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+from transformers.utils.logging import disable_progress_bar
+
+from app.entry import build, differences, one_line, settings, settings_but_batches
+from callbacks.iteration import IterationCallback, Rollout
+from data.datamodule import PreferenceDataModule
+from ipo_lightning.critics.stage.comparing import Asking, critique_of
+from ipo_lightning.critics.stage.rating import CritiqueStage
+from ipo_lightning.errors import InputError
+from ipo_lightning.evaluation import Evaluation
+from ipo_lightning.exchange.source import LabelSource
+from ipo_lightning.labelling import Labelling
+from ipo_lightning.module import PreferenceModule
+from ipo_lightning.parallel.strategies import CheckpointsOnCpu
+from ipo_lightning.policy import Policy, Sampling
+from ipo_lightning.sampling import Sampler
+from ipo_lightning.storage.layout import RunDir
+from ipo_lightning.storage.store import Store, write_atomically
+
+Prompts = Callable[[str], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a run is made of, before the trainer."""
+
+    run: RunDir
+    policy: Policy
+    module: PreferenceModule
+    datamodule: PreferenceDataModule
+    rollout: Rollout
+    sampler: Sampler
+    evaluation: Evaluation
+    iteration: IterationCallback
+
+
+def settle(cfg: DictConfig) -> None:
+    """Set this process up: threads, and silence where the run speaks for itself."""
+    if cfg.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(cfg.threads)  # for the ranks that Lightning starts
+        torch.set_num_threads(cfg.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else it tells of each request
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")  # diffusers, of hub ids
+
+
+def claim(run: RunDir, cfg: DictConfig) -> None:
+    """Write config.yaml, or refuse a folder that holds a run of other settings."""
+    if run.config_file.exists():
+        old: Any = OmegaConf.load(run.config_file)
+        changed = list(differences(settings(old), settings(cfg)))
+        if changed and not list(differences(settings_but_batches(old), settings_but_batches(cfg))):
+            changed = []  # another number of devices, and batches to match
+        if changed:
+            raise InputError(
+                f"{run.path} holds a run of other settings ({'; '.join(changed[:3])}"
+                f"{'; ...' if len(changed) > 3 else ''}); give another name=NAME"
+            )
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        resolved = OmegaConf.to_yaml(_without_hydra(cfg), resolve=True)
+        try:
+            write_atomically(run.config_file, resolved.encode())
+        except OSError as error:
+            raise InputError(f"paths.outputs={cfg.paths.outputs}: {error}") from error
+
+
+def assemble(cfg: DictConfig) -> Parts:
+    """Instantiate the parts of a run; nothing heavy is loaded yet."""
+    run, store = RunDir(f"{cfg.paths.outputs}/{cfg.name}"), Store(cfg.paths.store)
+    policy: Policy = build(cfg.backbone, "backbone")
+    module = make_module(cfg, policy)
+    prompts: Prompts = build(cfg.data.prompts, "data.prompts")
+    rollout = Rollout(prompts("train"), cfg.rollout.n, cfg.rollout.prompts, cfg.seed)
+    sampler = Sampler(policy, store, make_sampling(cfg), cfg.rollout.lossless)
+    labelling: Labelling = build(cfg.labelling, "labelling")
+    asking = Asking(labelling.schedule, labelling.both_orders, labelling.guards.refuse)
+    critique = critique_of(build(cfg.critic, "critic"), store, asking)
+    evaluation = _evaluation(cfg, prompts, sampler, critique)
+    iteration: IterationCallback = build(
+        cfg.callbacks.iteration,
+        "callbacks.iteration",
+        run=run,
+        rollout=rollout,
+        sampler=sampler,
+        critique=critique,
+        labelling=labelling,
+        evaluation=evaluation,
+        real=build(cfg.data.real, "data.real") if cfg.regularise.real else None,
+        imported=_imported(cfg, prompts),
+        calibration=build(cfg.calibration, "calibration"),
+        last_round=cfg.round,
+        until=None if cfg.until == "evaluation" else cfg.until,
+    )
+    if cfg.backbone.get("attention") or cfg.backbone.get("compile"):
+        iteration.together = 1  # which kernels run, and what is compiled, is the process's own
+    datamodule = PreferenceDataModule(
+        store,
+        batch_size=cfg.data.batch_size,
+        updates=cfg.data.updates,
+        num_workers=cfg.data.num_workers,
+        seed=cfg.seed,
+    )
+    return Parts(run, policy, module, datamodule, rollout, sampler, evaluation, iteration)
+
+
+def _imported(cfg: DictConfig, prompts: Prompts) -> LabelSource | None:
+    """Labels from elsewhere, but for the prompts that are evaluated on."""
+    if cfg.data.get("imported") is None:
+        return None
+    held_out = {prompt for split in ("select", "final") for prompt in prompts(split)}
+    source: LabelSource = build(cfg.data.imported, "data.imported", held_out=held_out)
+    return source
+
+
+def make_module(cfg: DictConfig, policy: Policy) -> PreferenceModule:
+    """The training module over a policy; no network yet."""
+    return PreferenceModule(
+        policy,
+        build(cfg.loss, "loss"),
+        build(cfg.reference, "reference"),
+        build(cfg.optim.optimizer, "optim.optimizer"),
+        winner_weight=cfg.regularise.winners,
+        real_weight=cfg.regularise.real,
+        safeguard=cfg.regularise.safeguard,
+        two_pass=cfg.step == "two_pass",
+        warmup_updates=cfg.optim.warmup_updates,
+        ema=cfg.optim.ema,
+        seed=cfg.seed,
+    )
+
+
+def _evaluation(
+    cfg: DictConfig, prompts: Prompts, sampler: Sampler, critique: CritiqueStage
+) -> Evaluation:
+    return Evaluation(
+        prompts(cfg.evaluation.split)[: cfg.evaluation.prompts],
+        n=cfg.evaluation.n,
+        seed=cfg.seed,
+        sampler=sampler,
+        critic=critique,
+        eval_critic=critique_of(build(cfg.eval_critic, "eval_critic"), sampler.store, judging=True),
+        gauges=build(cfg.evaluation.gauges, "evaluation.gauges"),
+        real_clips=build(cfg.evaluation.real_clips, "evaluation.real_clips"),
+    )
+
+
+def build_trainer(cfg: DictConfig, iteration: IterationCallback) -> L.Trainer:
+    """Lightning's trainer: an epoch a round, loaders made anew for each."""
+    listeners = [
+        build(node, f"callbacks.{name}")
+        for name, node in cfg.callbacks.items()
+        if name != "iteration" and node is not None
+    ]
+    return make_trainer(
+        cfg,
+        max_epochs=cfg.round,
+        callbacks=[*listeners, iteration],  # a bar closes before the next stage opens its own
+        reload_dataloaders_every_n_epochs=1,
+        enable_checkpointing=False,  # the iteration callback does it, by round
+    )
+
+
+def make_trainer(cfg: DictConfig, **settings: Any) -> L.Trainer:
+    """Lightning's trainer on the devices of ``cfg``, told ``settings`` besides."""
+    try:
+        trainer: L.Trainer = build(
+            OmegaConf.merge(cfg.trainer, {"accelerator": accelerator_of(cfg)}),
+            "trainer",
+            logger=build(cfg.logger, "logger"),
+            plugins=[CheckpointsOnCpu()],
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            **settings,
+        )
+    except (MisconfigurationException, ImportError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        asked = ", ".join(f"{key}={cfg.trainer[key]}" for key in ("accelerator", "devices"))
+        raise InputError(f"trainer ({asked}): {one_line(error)}") from error
+    return trainer
+
+
+def device_of(cfg: DictConfig) -> torch.device:
+    """Where a single process computes."""
+    return torch.device("cpu" if accelerator_of(cfg) == "cpu" else "cuda")
+
+
+def accelerator_of(cfg: DictConfig) -> str:
+    """What ``auto`` stands for: CUDA or the CPU; Apple's GPUs lack the float64 we count with."""
+    if cfg.trainer.accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(cfg.trainer.accelerator)
+
+
+def make_sampling(cfg: DictConfig) -> Sampling:
+    """How candidates are drawn."""
+    rollout = cfg.rollout
+    return Sampling(
+        rollout.steps,
+        rollout.guidance_scale,
+        rollout.negative_prompt or "",
+        scheduler=rollout.scheduler,
+        dynamic_guidance=rollout.dynamic_guidance,
+        shared=rollout.shared,
+        batch_size=rollout.batch_size,
+        cache=build(rollout.cache, "rollout.cache") if rollout.cache else None,
+    )
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    plain: Mapping[Any, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    return OmegaConf.create({key: value for key, value in plain.items() if key != "hydra"})

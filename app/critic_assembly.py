@@ -1,0 +1,196 @@
+"""From a composed conf/train_critic.yaml to a trained critic's folder."""
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from omegaconf import DictConfig
+
+from app.assembly import accelerator_of, make_trainer
+from app.entry import build
+from callbacks.iteration import replaced_folder
+from data.critic_datamodule import CriticDataModule
+from ipo_lightning.errors import InputError
+from ipo_lightning.reward.module import RewardModule, measure_scale
+from ipo_lightning.storage.layout import RunDir
+from ipo_lightning.storage.store import Store, write_atomically
+
+FIGURES = "figures.json"
+"""In the critic's folder: what it reached on the held-out prompts; there, it is finished."""
+LABELS = "labels.json"
+"""In the run's folder: fingerprint of the labels that it is trained on."""
+
+
+@dataclass(frozen=True)
+class CriticParts:
+    """Everything that a critic's training is made of, before the trainer."""
+
+    run: RunDir
+    module: RewardModule
+    datamodule: CriticDataModule
+
+    @property
+    def folder(self) -> Path:
+        """Where the trained critic goes."""
+        return self.run.path / "critic"
+
+    @property
+    def checkpoints(self) -> Path:
+        """``best.ckpt`` and ``last.ckpt``."""
+        return self.run.path / "checkpoints"
+
+    @property
+    def critic_words(self) -> str:
+        """How the trained critic is chosen on a command line."""
+        multimodal = (self.folder / "rubric.txt").is_file()
+        kind = "critic=reward critic.model" if multimodal else "critic=trained critic.path"
+        return f"{kind}={self.folder}"
+
+    def figures(self) -> dict[str, float] | None:
+        """Those of the finished critic; None where there is none yet."""
+        file = self.folder / FIGURES
+        return json.loads(file.read_text()) if file.is_file() else None
+
+
+def assemble(cfg: DictConfig) -> CriticParts:
+    """Instantiate the parts; labels are read, no network is loaded yet."""
+    module = RewardModule(
+        build(cfg.network, "network"),
+        build(cfg.reward_loss, "reward_loss"),
+        build(cfg.optim.optimizer, "optim.optimizer"),
+        warmup_updates=cfg.optim.warmup_updates,
+        seed=cfg.seed,
+    )
+    family = module.family
+    datamodule: CriticDataModule = build(
+        cfg.data, "data", dims=family.dims, inputs=family.inputs, form=module.form, seed=cfg.seed,
+        store=Store(cfg.paths.store),
+    )  # fmt: skip
+    return CriticParts(RunDir(f"{cfg.paths.outputs}/{cfg.name}"), module, datamodule)
+
+
+def plan(parts: CriticParts, cfg: DictConfig) -> str:
+    """What there is to train on, and how long at most."""
+    data = parts.datamodule
+    kind = "pairs" if parts.module.form == "pairwise" else "rated videos"
+    known = [
+        sum(not math.isnan(one.labels[i]) for one in data.train) for i in range(len(data.dims))
+    ]
+    labels = ", ".join(f"{name} {count}" for name, count in zip(data.dims, known, strict=True))
+    batch = data.batch_size * cfg.trainer.accumulate_grad_batches
+    state = "finished" if parts.figures() else "to train"
+    return (
+        f"critic {parts.folder}: {state}\n"
+        f"{len(data.train)} {kind} to train on (labels: {labels}), {len(data.valid)} held out\n"
+        f"at most {cfg.stopping.epochs} looks at these, {data.updates} updates of {batch} {kind} a "
+        f"device before each; stops after {cfg.stopping.patience} without a lower loss"
+    )
+
+
+def claim_labels(parts: CriticParts) -> None:
+    """Write down which labels the critic is trained on, or refuse others under its name.
+
+    Raises:
+        InputError: the file of preferences has changed since.
+    """
+    file = parts.run.path / LABELS
+    if file.is_file() and json.loads(file.read_text())["content"] != parts.datamodule.content:
+        raise InputError(
+            f"data.path={parts.datamodule.path}: the labels are not those that {parts.run.path} "
+            "was begun with; give another name=NAME"
+        )
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        write_atomically(file, json.dumps({"content": parts.datamodule.content}).encode())
+
+
+def fit(parts: CriticParts, cfg: DictConfig) -> dict[str, float]:
+    """Train, from the newest checkpoint on; then write the best look's critic, with its scale."""
+    trainer = build_trainer(parts, cfg)
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    last = parts.checkpoints / "last.ckpt"
+    trainer.fit(
+        parts.module,
+        datamodule=parts.datamodule,
+        ckpt_path=str(last) if last.is_file() else None,
+        weights_only=True,
+    )
+    best = str(parts.checkpoints / "best.ckpt")
+    (found,) = trainer.validate(
+        parts.module, datamodule=parts.datamodule, ckpt_path=best, verbose=False, weights_only=True
+    )
+    figures = {name: float(value) for name, value in sorted(found.items())}
+    figures |= {"training": len(parts.datamodule.train), "validation": len(parts.datamodule.valid)}
+    if trainer.is_global_zero:
+        export(parts, figures, torch.device("cpu" if accelerator_of(cfg) == "cpu" else "cuda"))
+    trainer.strategy.barrier()
+    return figures
+
+
+def build_trainer(parts: CriticParts, cfg: DictConfig) -> L.Trainer:
+    """Lightning's trainer: an epoch is the updates between two looks at the held-out prompts."""
+    best = ModelCheckpoint(
+        parts.checkpoints,
+        "best",
+        monitor="valid/loss",
+        save_last=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    stop = EarlyStopping(
+        "valid/loss", patience=cfg.stopping.patience, check_on_train_epoch_end=True
+    )
+    bar = [TQDMProgressBar()] if cfg.trainer.enable_progress_bar else []
+    return make_trainer(
+        cfg, max_epochs=cfg.stopping.epochs, callbacks=[*bar, stop, best], num_sanity_val_steps=0
+    )
+
+
+def export(parts: CriticParts, figures: Mapping[str, float], device: torch.device) -> None:
+    """Write the critic's folder, whole or not at all."""
+    network = parts.module.network
+    scale = measure_scale(network, parts.datamodule.videos(), device)
+    with replaced_folder(parts.folder) as folder:
+        parts.module.family.export(network.cpu(), folder, scale)
+        (folder / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def table(figures: Mapping[str, float], dims: Sequence[str]) -> str:
+    """Figures on the held-out prompts, by dimension, as lines for the terminal."""
+    kinds = ("accuracy", "accuracy_with_ties", "spearman")
+    shown = [kind for kind in kinds if any(f"valid/{kind}/{dim}" in figures for dim in dims)]
+    heads = ["held-out prompts", *(kind.replace("_", " ") for kind in shown)]
+    rows = [heads, *([dim, *(_cell(figures, kind, dim) for kind in shown)] for dim in dims)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    counts = f"{figures['training']:.0f} labels trained on, {figures['validation']:.0f} held out"
+    end = [f"loss {figures['valid/loss']:.4f}; {counts}", *_by_chance(figures, dims)]
+    return "\n".join([*lines, *end])
+
+
+def _by_chance(figures: Mapping[str, float], dims: Sequence[str]) -> list[str]:
+    """What to say of dimensions in which chance would do as well."""
+    doubtful = [dim for dim in dims if figures.get(f"valid/accuracy_low/{dim}", 1.0) <= 0.5]
+    if not doubtful:
+        return []
+    return [
+        f"no better than chance, as far as these labels tell: {', '.join(doubtful)}; its scores "
+        "order videos all the same: give more labels, or audit the critic before it labels"
+    ]
+
+
+def _cell(figures: Mapping[str, float], kind: str, dim: str) -> str:
+    value = figures.get(f"valid/{kind}/{dim}")
+    if value is None:
+        return ""
+    low, high = (figures.get(f"valid/{kind}_{end}/{dim}") for end in ("low", "high"))
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.2f}, {high:.2f}]"

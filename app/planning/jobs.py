@@ -1,0 +1,128 @@
+"""From settings to what they ask of their devices, for `ipo_lightning.planning.estimate`."""
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from app.assembly import accelerator_of, make_module, make_sampling
+from app.entry import build
+from app.planning.memory import shards
+from ipo_lightning.errors import InputError
+from ipo_lightning.planning.estimate import Job
+from ipo_lightning.planning.published import MODELS, write_configs
+from ipo_lightning.policy import Policy
+
+
+@contextmanager
+def readable(cfg: DictConfig) -> Iterator[tuple[DictConfig, str]]:
+    """The settings with a backbone whose configs can be read, and whose they are if not its own.
+
+    A hub id that cannot be reached is planned with its published configs. Nothing that is trained
+    or sampled ever takes them.
+    """
+    policy: Policy = build(cfg.backbone, "backbone")
+    try:
+        if policy.path in MODELS and not Path(policy.path).is_dir():
+            _refuse_unreachable(policy.path)
+        _ = policy.latent_shape
+    except InputError:
+        known = MODELS.get(policy.path)
+        if known is None:
+            raise
+        with TemporaryDirectory() as folder:
+            write_configs(known, Path(folder))
+            yield changed(cfg, {"backbone.path": folder}), f"{policy.path} as published"
+    else:
+        yield cfg, ""
+
+
+def _refuse_unreachable(path: str) -> None:
+    """Find out within seconds what else takes half a minute of attempts.
+
+    Raises:
+        InputError: the hub cannot be reached, nor are the configs in the local cache.
+    """
+    cached = isinstance(try_to_load_from_cache(path, "model_index.json"), str)
+    if cached or (getproxies() and not HF_HUB_OFFLINE):
+        return
+    try:
+        if HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        socket.create_connection((str(urlsplit(ENDPOINT).hostname), 443), timeout=5).close()
+    except OSError as error:
+        raise InputError(f"backbone.path={path}: the hub cannot be reached") from error
+
+
+def changed(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
+    """The settings with others in place, under the run's own name."""
+    other = cfg.copy()
+    for key, value in {"name": cfg.name, **settings}.items():  # else the name is made anew
+        OmegaConf.update(other, key, value, merge=False, force_add=True)
+    return other
+
+
+def job_of(cfg: DictConfig) -> Job:
+    """What the settings ask of their devices."""
+    optimizer, backbone = cfg.optim.optimizer, cfg.backbone
+    return Job(
+        policy=build(backbone, "backbone"),
+        make=lambda policy: make_module(cfg, policy),
+        sampling=make_sampling(cfg),
+        candidates=max(cfg.rollout.n, cfg.evaluation.n),
+        batch_size=cfg.data.batch_size,
+        accumulate=cfg.trainer.accumulate_grad_batches,
+        updates=cfg.data.updates,
+        reference_batch=cfg.reference.get("batch_size", 1),
+        optimizer=str(optimizer._target_),
+        settings=OmegaConf.to_container(backbone, resolve=True),  # type: ignore[arg-type]
+        fused=bool(optimizer.get("fused")),
+        precision=str(cfg.trainer.precision),
+        devices=devices_of(cfg),
+        sharded=is_sharded(cfg),
+        gpu=on_gpu(cfg),
+        decode_batch=backbone.get("decode_batch", 1),
+        together=_together(cfg),
+    )
+
+
+def on_gpu(cfg: DictConfig) -> bool:
+    """Whether a GPU is planned for: one that is here, or one that ``plan`` describes."""
+    described = cfg.plan.memory_gib is not None or cfg.plan.tflops is not None
+    return accelerator_of(cfg) != "cpu" or (described and cfg.trainer.accelerator != "cpu")
+
+
+def devices_of(cfg: DictConfig) -> int:
+    """Devices on all nodes; as many as this machine has where it is left open."""
+    devices = cfg.trainer.devices
+    if isinstance(devices, ListConfig):
+        each = len(devices)
+    elif str(devices) in ("auto", "-1"):
+        each = torch.cuda.device_count() or 1
+    else:
+        each = int(devices)
+    return each * int(cfg.trainer.num_nodes)
+
+
+def is_sharded(cfg: DictConfig) -> bool:
+    """Whether the network is shared among several devices (FSDP2)."""
+    return shards(cfg) and devices_of(cfg) > 1
+
+
+def _together(cfg: DictConfig) -> int:
+    """Prompts that a process samples at the same time; see `callbacks.iteration`."""
+    if cfg.callbacks.iteration.together is not None:
+        return int(cfg.callbacks.iteration.together)
+    if on_gpu(cfg) or is_sharded(cfg):
+        return 1
+    return max(1, (os.cpu_count() or 1) // devices_of(cfg))

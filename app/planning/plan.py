@@ -1,0 +1,267 @@
+"""What a run would do and take: ``python train.py dry_run=true``.
+
+Everything is made but networks. The arithmetic is `ipo_lightning.planning.estimate`'s; here it gets
+its words.
+"""
+
+import time
+from collections.abc import Iterator
+
+import torch
+from omegaconf import DictConfig
+
+from app.assembly import Parts, assemble, device_of
+from app.planning.fitting import Fit, smallest_change, smallest_changes
+from app.planning.jobs import job_of, on_gpu, readable
+from ipo_lightning.critics.stage.comparing import Tournaments
+from ipo_lightning.critics.stage.rating import CritiqueStage
+from ipo_lightning.planning.estimate import GIB, Estimate
+from ipo_lightning.report import table
+from ipo_lightning.storage.layout import STAGES
+
+REFERENCES = {
+    "in advance": "errors computed once before it, in batches without gradients",
+    "live": "asked at each step",
+    "never": "none",
+}
+PARTS = ("weights", "gradients", "optimizer", "reference", "gathered", "casts", "activations",
+         "encoder, VAE", "update")  # fmt: skip
+MP4_BYTES = {True: 0.42, False: 0.014}
+"""Of a pixel and frame, lossless and for people: measured on 49 frames of 256 x 384."""
+
+
+def plan(cfg: DictConfig) -> str:
+    """What a run would do, as text: a row a round, what there is to make, what it would take.
+
+    Raises:
+        InputError: a setting is wrong, or the backbone's configs cannot be had.
+    """
+    with readable(cfg) as (settled, published):
+        parts = assemble(settled)
+        estimate = Estimate(job_of(settled))
+        return "\n".join([
+            *_work(parts, settled),
+            *_network(estimate, published),
+            *_memory(estimate, settled),
+            *_hours(estimate, parts, settled),
+            *_disk(estimate, parts, settled),
+        ])  # fmt: skip
+
+
+# -------------------------------------------------------------------- what there is to do
+
+
+def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
+    rows: list[dict[str, str]] = []
+    for number in range(cfg.round + 1):
+        done = parts.run.done(number, parts.module.form)
+        row = {"round": str(number)}
+        for stage in STAGES:
+            made = number or stage == "evaluation"  # the base model is evaluated, nothing else
+            row[stage] = ("done" if done[stage] else "to do") if made else ""
+        rows.append(row)
+    videos, labels = _prompts(parts) * parts.rollout.n, _labels(parts)
+    batch = cfg.trainer.accumulate_grad_batches * cfg.data.batch_size
+    yield f"run {parts.run.path}: {cfg.round} rounds, {parts.module.form} loss"
+    yield table(rows, ["round", *STAGES])
+    imported = cfg.round - _rolled_out(parts, cfg)
+    if imported:
+        yield (
+            f"rounds 1 to {imported}: the labels of {cfg.data.imported.path}, whose videos are "
+            "encoded once; nothing is rolled out, no critic labels"
+        )
+    calls = _judging(parts)
+    asked = "and critic calls" if calls == videos else f"and about {calls} critic calls"
+    yield (
+        f"a round: {_prompts(parts)} prompts x {parts.rollout.n} candidates = {videos} videos "
+        f"{asked}, {cfg.rollout.steps} steps each"
+    )
+    yield (
+        f"its training: {parts.datamodule.updates} updates of {batch} {labels} a device, "
+        f"{cfg.step} step; reference {REFERENCES[parts.module.reference.answers]}"
+    )
+    evaluated = len(parts.evaluation.prompts) * cfg.evaluation.n
+    critic, judge = (evaluated * one.score_calls for one in _judges(parts))
+    asked = (
+        f"{critic} calls of each of two critics"
+        if critic == judge
+        else f"{evaluated}, {critic} calls of the critic and {judge} of the held-out judge"
+    )
+    yield (
+        f"an evaluation: {len(parts.evaluation.prompts)} prompts x {cfg.evaluation.n} videos = "
+        f"{asked}"
+    )
+
+
+def _rolled_out(parts: Parts, cfg: DictConfig) -> int:
+    """How many rounds make videos of their own: those whose labels are not imported."""
+    source = parts.iteration.imported
+    if source is None:
+        return int(cfg.round)
+    return 0 if source.rounds is None else max(0, cfg.round - source.rounds)
+
+
+def _prompts(parts: Parts) -> int:
+    """Of a round."""
+    return len(parts.rollout.units(1))
+
+
+def _judging(parts: Parts) -> int:
+    """Calls of the critic that label a round."""
+    return _prompts(parts) * parts.evaluation.critic.calls(parts.rollout.n)
+
+
+def _judges(parts: Parts) -> tuple[CritiqueStage, CritiqueStage]:
+    return parts.evaluation.critic, parts.evaluation.eval_critic
+
+
+def _labels(parts: Parts) -> str:
+    return "pairs" if parts.module.form == "pairwise" else "points"
+
+
+def _network(estimate: Estimate, published: str) -> Iterator[str]:
+    step = estimate.step
+    yield f"network: {_count(step.parameters)} parameters, {_count(step.trained)} trained"
+    if published:
+        yield f"its configs cannot be read here: those of {published} are taken"
+
+
+def _count(number: int) -> str:
+    """1.69 billion."""
+    unit, word = (1e9, "billion") if number >= 1e9 else (1e6, "million")
+    return f"{number / unit:.3g} {word}"
+
+
+# -------------------------------------------------------------------- memory
+
+
+def _memory(estimate: Estimate, cfg: DictConfig) -> Iterator[str]:
+    rows = [
+        {"stage": stage.name, **{name: _gib(size) for name, size in stage.parts.items()},
+         "total": _gib(stage.total)}
+        for stage in estimate.stages
+    ]  # fmt: skip
+    shown = [name for name in PARTS if any(row.get(name, _gib(0)) != _gib(0) for row in rows)]
+    for row in rows:
+        row.update({name: row.get(name, "") for name in shown})
+    yield "\nmemory of a device at each stage's fullest moment, GiB (computed, without critics):"
+    yield table(rows, ["stage", *shown, "total"])
+    fullest = estimate.fullest
+    peak = f"peak: {_gib(fullest.total)} GiB in stage {fullest.name}"
+    limit = _limit(cfg)
+    if limit is None:
+        yield peak
+    else:
+        verdict = "it fits" if fullest.total <= limit else "it does not fit"
+        yield f"{peak}, of {_gib(limit)} GiB: {verdict}"
+    if limit is not None and fullest.total > limit:
+        yield _way_out(cfg, limit)
+
+
+def _limit(cfg: DictConfig) -> float | None:
+    """Bytes that a run may take of a GPU; None where no GPU is described."""
+    if not on_gpu(cfg):
+        return None
+    if cfg.plan.memory_gib is not None:
+        return float(GIB * (cfg.plan.memory_gib - cfg.plan.reserve_gib))
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        return float(total - GIB * cfg.plan.reserve_gib)
+    return None
+
+
+def _way_out(cfg: DictConfig, limit: float) -> str:
+    found = smallest_change(cfg, limit)
+    if found is not None:
+        return f"what would fit: {_shown(found)}"
+    together = smallest_changes(cfg, limit)
+    if together is not None:
+        return f"no single change fits; together these do: {_shown(together)}"
+    return "nothing that the plan knows would fit: take a smaller model, or shorter videos"
+
+
+def _shown(fit: Fit) -> str:
+    return f"{' '.join(change.shown for change in fit.changes)} ({_gib(fit.bytes)} GiB)"
+
+
+def _gib(size: float) -> str:
+    """To a tenth; of what is small, to three digits."""
+    value = size / GIB
+    return f"{value:.1f}" if value >= 1 or not value else f"{value:.3g}"
+
+
+# -------------------------------------------------------------------- time
+
+
+def _hours(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
+    """Hours of all rounds."""
+    job, rounds = estimate.job, cfg.round
+    evaluated = len(parts.evaluation.prompts)
+    flops = {
+        "rollout": _rolled_out(parts, cfg) * estimate.rollout_flops(_prompts(parts), cfg.rollout.n),
+        "reference errors": rounds * estimate.reference_flops(),
+        "training": rounds * estimate.training_flops(),
+        "evaluation": (rounds + 1) * estimate.evaluation_flops(evaluated, cfg.evaluation.n),
+    }
+    rate = _rate(cfg)
+    speed = job.devices * rate * cfg.plan.utilisation * 3600
+    hours = {name: count / speed for name, count in flops.items() if count}
+    listed = ", ".join(f"{name} {_time(value)}" for name, value in hours.items())
+    devices = "1 device" if job.devices == 1 else f"{job.devices} devices"
+    yield (
+        f"\ntime of all rounds on {devices} at {rate / 1e12:.3g} TFLOP/s x {cfg.plan.utilisation:g}"
+        f" (computed, without critics): {listed}; {_time(sum(hours.values()))} in all"
+    )
+
+
+def _rate(cfg: DictConfig) -> float:
+    """Operations a second of a device's matrix products."""
+    if cfg.plan.tflops is not None:
+        return float(1e12 * cfg.plan.tflops)
+    device = device_of(cfg)
+    size = 8192 if device.type == "cuda" else 1024
+    half = device.type == "cuda" and str(cfg.trainer.precision).startswith("bf16")
+    square = torch.ones(size, size, device=device, dtype=torch.bfloat16 if half else None)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        (square @ square)[0, 0].item()  # waits for a GPU
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
+
+
+def _time(hours: float) -> str:
+    if hours >= 0.995:
+        return f"{hours:.3g} h"
+    return f"{60 * hours:.2g} min"
+
+
+# -------------------------------------------------------------------- disk
+
+
+def _disk(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
+    """Bytes that all rounds leave on disk."""
+    rounds, rolled_out, prompts = cfg.round, _rolled_out(parts, cfg), _prompts(parts)
+    evaluations = (rounds + 1) * len(parts.evaluation.prompts) * cfg.evaluation.n
+    videos = rolled_out * prompts * cfg.rollout.n + evaluations
+    frames, height, width = parts.policy.size
+    known = min(rounds * prompts, len(parts.rollout.prompts)) + len(parts.evaluation.prompts)
+    sizes = {
+        "latents": 4.0 * videos * _product(parts.policy.latent_shape),
+        "videos, roughly": videos * frames * height * width * MP4_BYTES[cfg.rollout.lossless],
+        "text embeddings": 4.0 * known * _product(estimate.text_shape),
+        "checkpoints": rounds * estimate.checkpoint_bytes(),
+        "exports": rounds * estimate.export_bytes(),
+    }
+    listed = ", ".join(f"{name} {_gib(size)}" for name, size in sizes.items())
+    yield f"disk of all rounds, GiB: {listed}; {_gib(sum(sizes.values()))} in all"
+    evaluated = len(parts.evaluation.prompts) * cfg.evaluation.n
+    calls = rolled_out * _judging(parts)
+    for one in _judges(parts):  # the base's own videos are compared with nothing
+        times = rounds if isinstance(one, Tournaments) else rounds + 1
+        calls += times * evaluated * one.score_calls
+    yield f"critic calls of all rounds: {calls}"
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())

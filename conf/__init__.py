@@ -1,1 +1,0 @@
-"""The configuration tree, and the code that reads it (`conf.entry`)."""

@@ -1,1 +1,0 @@
-"""People as annotators: the page that asks them, and what they answered."""

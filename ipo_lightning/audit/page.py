@@ -1,0 +1,355 @@
+"""An audit of a critic as plain-text tables and as one self-contained HTML page.
+
+The page is made from the audit's folder alone: ``audit.json`` and ``pairs.jsonl``.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ipo_lightning.critics.people.annotations import OVERALL
+from ipo_lightning.report.charts import Frame, Mark, Series, axes, legend, line, path, spoken
+from ipo_lightning.report.labels import words_part
+from ipo_lightning.report.markup import Html, html_table, section, tag
+from ipo_lightning.report.page import HEAD
+from ipo_lightning.report.tables import Row, interval, number, table
+from ipo_lightning.report.videos import Videos
+from ipo_lightning.storage.store import read_jsonl, write_atomically
+
+FINDINGS = "audit.json"
+PAIRS = "pairs.jsonl"
+PAGE = "audit.html"
+
+
+def write_audit(folder: Path) -> Path:
+    """Write the page of an audit's folder, and return its path."""
+    found = json.loads((folder / FINDINGS).read_text())
+    rows = read_jsonl(folder / PAIRS)
+    target = folder / PAGE
+    write_atomically(target, page(found, rows).encode())
+    return target
+
+
+def tables(found: Row) -> str:
+    """What is printed at the end of an audit."""
+    blocks = [side_rows(found), answer_rows(found), fact_rows(found)]
+    return "\n\n".join(table(rows, list(rows[0])) for rows in blocks)
+
+
+# -------------------------------------------------------------------- rows
+
+
+def side_rows(found: Row) -> list[dict[str, str]]:
+    """Where people had a preference, one row a dimension: heading -> cell."""
+    rows = []
+    for name, block in found["dims"].items():
+        people = block["people"] or {}
+        rows.append({
+            "dimension": name,
+            "pairs": number(block["accuracy"]["n"]),
+            "accuracy": estimate(block["accuracy"]),
+            "one person": estimate(people.get("accuracy")),
+            "critic there": estimate(people.get("critic")),
+            "spearman": number(block["spearman"], 2),
+            "kendall": number(block["kendall"], 2),
+        })  # fmt: skip
+    return rows
+
+
+def answer_rows(found: Row) -> list[dict[str, str]]:
+    """All three answers, ties among them, outside the calibration split: one row a dimension."""
+    rows = []
+    for name, block in found["dims"].items():
+        alpha = block["alpha"]
+        rows.append({
+            "dimension": name,
+            "pairs": number(block["accuracy_ties"]["n"]),
+            "with ties": estimate(block["accuracy_ties"]),
+            "always one": number(block["majority_class"], 2),
+            "kappa": estimate(block["kappa"]),
+            "alpha, people": estimate(alpha["people_nominal"]),
+            "and critic": estimate(alpha["with_critic_nominal"]),
+        })  # fmt: skip
+    return rows
+
+
+def fact_rows(found: Row) -> list[dict[str, str]]:
+    """One row a habit of the critic or of people: what, how much, and what it is held against."""
+    overall, answered = found["dims"][OVERALL], found["answered"]
+    faults = ", ".join(f"{reason}: {count}" for reason, count in answered["faults"].items())
+    facts = [
+        ("pairs with a verdict", estimate(answered["share"]), faults),
+        ("accuracy, no verdict counted as wrong", estimate(overall["accuracy_all"]), "chance 0.5"),
+        ("no side taken", estimate(overall["abstained"]), NO_SIDE[found["kind"]]),
+        *_habits(found),
+        *_probabilities(found),
+        *_surest(found),
+        *_people(found),
+        (
+            "people's dimensions left out",
+            ", ".join(found["unmatched"]) or "-",
+            "none of the critic's has the name: dims=, if one means the same",
+        ),
+        *_cost(found["cost"]),
+    ]
+    return [{"what": a, "measured": b, "beside": c} for a, b, c in facts if b != "-"]
+
+
+Fact = tuple[str, str, str]
+NO_SIDE = {
+    "pointwise": "equal scores, counted half right",
+    "pairwise": "a tie, or two answers that disagree; counted half right",
+    "recorded": "a tie, counted half right",
+}
+
+
+def _habits(found: Row) -> list[Fact]:
+    place, again = found["place"], found["again"]
+    facts = []
+    if place:
+        facts += [
+            ("first place among decided answers", estimate(place["first"]), "fair 0.5"),
+            ("verdict changes with the order", estimate(place["flips"]), "never 0, a coin 0.5"),
+        ]
+    if again:
+        asked = f"{again['pairs']} pairs, {again['times']} times"
+        facts.append(("same answer when asked again", estimate(again["alike"]), asked))
+    return facts
+
+
+def _probabilities(found: Row) -> list[Fact]:
+    calibration = found["calibration"]
+    facts = []
+    for name, words in (("own", "its own probabilities"), ("fitted", "fitted probabilities")):
+        if one := calibration[name]:
+            half = f"always 0.5 has {number(calibration['brier_of_half'])}"
+            facts.append((f"calibration error, {words}", number(one["ece"], 2), "perfect 0"))
+            facts.append((f"Brier score, {words}", estimate(one["brier"], 3), half))
+    return facts
+
+
+def _surest(found: Row) -> list[Fact]:
+    chance = "of those on which people had a preference"
+    return [
+        (f"accuracy on the surest {100 * one['share']:.0f} %", estimate(one["accuracy"]), chance)
+        for one in found["surest"]
+    ]
+
+
+def _people(found: Row) -> list[Fact]:
+    people, counts = found["people"], found["counts"]
+    return [
+        ("people: same answer on the same pair", estimate(people["again"]), ""),
+        ("people: the left one taken", estimate(people["left"]), "fair 0.5"),
+        (
+            "people: divided, counted as a tie",
+            str(counts["divided"]),
+            f"of {counts['pairs']} pairs",
+        ),
+    ]
+
+
+def _cost(cost: Row) -> list[Fact]:
+    if not cost["calls"]:
+        return [("cost of 1000 comparisons", "not measured", "all answers came from the store")]
+    spent = [f"{number(value)} {name}" for name, value in cost["spent_a_thousand"].items()]
+    seconds = f"{cost['seconds_a_thousand']:.3g} s"
+    beside = f"{number(1000 * cost['calls_a_pair'])} {cost['unit']} on {cost['device']}"
+    return [("cost of 1000 comparisons", ", ".join([seconds, *spent]), beside)]
+
+
+def estimate(value: Row | None, digits: int = 2) -> str:
+    """A value with its interval, "-" where it is not known."""
+    if not value or value["value"] is None:
+        return "-"
+    if digits == 2:
+        return interval(value["value"], (value["low"], value["high"]))
+    bounds = "" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]"
+    return f"{value['value']:.3f}{bounds}"
+
+
+# -------------------------------------------------------------------- the page
+
+
+def page(found: Row, rows: Sequence[Row]) -> str:
+    """The whole document."""
+    files = {row[f"{side}_video"]: row[f"{side}_file"] for row in rows for side in SIDES}
+    videos = Videos(lambda name: Path(files[name]))
+    body = tag(
+        "main",
+        header(found),
+        section("Agreement", html_table(side_rows(found), "figures level"), note=SIDES_NOTE),
+        section(
+            "Ties and chance", html_table(answer_rows(found), "figures level"), note=ANSWERS_NOTE
+        ),
+        section("Is it as right as it is sure?", figures(found), note=CALIBRATION_NOTE),
+        section("Settings", tag("pre", found["use"], class_="commands"), note=SETTINGS_NOTE),
+        section(
+            "Habits and cost", html_table(fact_rows(found), f"{LEVEL} facts"), note=HABITS_NOTE
+        ),
+        section("Worst disagreements", *worst(rows, videos, found["examples"]), note=WORST_NOTE),
+        section("Again", tag("pre", f"$ {found['command']}", class_="commands")),
+    )
+    head = tag("head", HEAD, tag("title", f"Audit of {found['critic']} - ipo_lightning"))
+    return f"<!doctype html>\n{tag('html', head, tag('body', body), lang='en')}\n"
+
+
+def header(found: Row) -> Html:
+    """What was audited, and the verdict."""
+    agreement, trust, *beside = found["sentences"]
+    more = [tag("p", text, class_="warning") for text in beside]
+    counts = ", ".join(f"{value} {name}" for name, value in told(found).items())
+    return tag(
+        "header",
+        tag("p", "ipo_lightning", class_="brand"),
+        tag("h1", f"Audit of {found['critic']}"),
+        tag("p", agreement, class_="lead"),
+        tag("p", tag("strong", trust), class_="lead"),
+        *more,
+        tag("p", f"{found['pairs_file']}: {counts}.", class_="note"),
+    )
+
+
+SIDES = ("first", "second")
+LEVEL = "figures level"
+"""Tables of which no row is the outcome."""
+SIDES_NOTE = (
+    "Accuracy: share of the pairs on which people had a preference, with 95 % bootstrap intervals "
+    "over prompts; where the critic takes no side it is half right. One person: how often a person "
+    "agrees with the majority of the others; critic there: the critic with the same others. "
+    "Spearman and Kendall: ranks of its margins and of the shares of people."
+)
+ANSWERS_NOTE = (
+    "All three answers, on prompts other than those on which the threshold of ties was chosen. "
+    "Always one: what the commonest answer alone would reach. Kappa and Krippendorff's alpha "
+    "(nominal) are agreement beyond chance: 0 is chance, 1 is full agreement."
+)
+SETTINGS_NOTE = (
+    "Scale and k of Rao and Kupper's model of ties that explain people's votes best, on the "
+    "calibration split: they turn what the critic says into probabilities."
+)
+CALIBRATION_NOTE = (
+    "Left: pairs by how sure the critic was; on the dashed line it is as often right as it says. "
+    "Right: accuracy on the pairs that it is surest of. A curve that does not fall to the right "
+    "belongs to a critic whose certainty tells nothing."
+)
+HABITS_NOTE = "What is measured, and what it is to be held against."
+WORST_NOTE = (
+    "Pairs on which all people agreed and the critic was surest of the other side, the surest "
+    "first; those with several people come before those with one."
+)
+
+
+def told(found: Row) -> dict[str, int]:
+    """The counts that are shown, under their names."""
+    counts = found["counts"]
+    shown = {name: counts[name] for name in ("pairs", "prompts", "videos", "votes", "annotators")}
+    return {name: value for name, value in shown.items() if value} | found["left_out"]
+
+
+def figures(found: Row) -> Html:
+    """The calibration plot, and accuracy by certainty."""
+    known = {"own": "its own", "fitted": "after the fit"}
+    curves = []
+    for name, words in known.items():
+        bins = (found["calibration"][name] or {}).get("bins", [])
+        curves.append(Series(words, [mark(one["confidence"], one["accuracy"]) for one in bins]))
+    accuracy = found["dims"][OVERALL]["accuracy"]
+    shares = [*found["surest"], {"share": 1.0, "accuracy": accuracy}]
+    marks = [mark(one["share"], one["accuracy"]) for one in shares if one["accuracy"]["n"]]
+    people = (found["dims"][OVERALL]["people"] or {}).get("accuracy", {}).get("value")
+    return tag(
+        "div",
+        plot("Calibration", "said against right, share of people on its side",
+             [one for one in curves if one.marks], Frame(0.5, 1, 0, 1), "confidence",
+             [(0.5, 0.5), (1.0, 1.0)]),
+        plot("Accuracy by certainty", "over the share of pairs kept; dashed: one person",
+             [Series("accuracy", marks)], Frame(0, 1, 0, 1), "share kept",
+             [] if people is None else [(0.0, people), (1.0, people)]),
+        class_="charts",
+    )  # fmt: skip
+
+
+def mark(x: float, estimate: Row) -> Mark:
+    """An estimate as a point of a chart."""
+    return Mark(x, estimate["value"], estimate["low"], estimate["high"])
+
+
+def plot(
+    title: str,
+    note: str,
+    series: Sequence[Series],
+    frame: Frame,
+    along: str,
+    dashed: Sequence[tuple[float, float]],
+) -> Html:
+    """A chart whose horizontal axis is a share, with a dashed line between two points."""
+    caption = tag("figcaption", tag("strong", title), tag("span", note, class_="note"))
+    shown = [one for one in series if one.marks]
+    if not shown:
+        return tag("figure", caption, tag("p", "nothing to plot", class_="empty"), class_="chart")
+    parts = [axes(frame, whole=False)]
+    if dashed:
+        points = path([frame.at(x, y) for x, y in dashed])
+        parts.append(tag("polyline", points=points, class_="reference", fill="none"))
+    parts += [line(frame, one, f"c{i}", along) for i, one in enumerate(shown)]
+    picture = tag("svg", *parts, viewBox="0 0 340 200", role="img", aria_label=spoken(title, shown))
+    return tag("figure", caption, picture, legend(shown), class_="chart")
+
+
+def worst(rows: Sequence[Row], videos: Videos, examples: int) -> list[Html]:
+    """The worst disagreements, side by side, or that there are none."""
+    chosen = disagreements(rows)[:examples]
+    if not chosen:
+        return [tag("p", "The critic contradicts no unanimous verdict.", class_="empty")]
+    return [tag("div", *(disagreement(row, videos) for row in chosen), class_="pairs")]
+
+
+def disagreements(rows: Sequence[Row]) -> list[Row]:
+    """Pairs on which people were of one mind and the critic of the other, the surest first."""
+    found = []
+    for row in rows:
+        people, margin = row["people"], row["margin"]
+        side = 1 if people["first"] else -1
+        votes = max(people["first"], people["second"])
+        if votes and votes == sum(people.values()) and margin is not None and margin * side < 0:
+            found.append((votes < 2, -abs(margin), row))
+    return [row for *_, row in sorted(found, key=lambda one: one[:2])]
+
+
+def disagreement(row: Row, videos: Videos) -> Html:
+    """One pair: what people chose on the left, what the critic chose on the right."""
+    people = row["people"]
+    chosen, other = SIDES if people["first"] else reversed(SIDES)
+    count = people[chosen]
+    captions = {
+        chosen: f"better, said {count} of {count} people",
+        other: "better, said the critic",
+    }
+    by_video = row["raw"] if row["chance"] is None else ()  # else by order
+    sides = []
+    for side, class_ in ((chosen, "winner"), (other, "loser")):
+        figure = videos.figure(row[f"{side}_video"], row["prompt"], captions[side])
+        words = [
+            words_part(raw) for name, raw in zip(SIDES, by_video, strict=False) if name == side
+        ]
+        sides.append(tag("div", figure, *words, class_=class_))
+    title = tag("h3", row["prompt"], tag("span", sureness(row), class_="note"))
+    orders = () if by_video else in_orders(row["raw"], left_first=chosen == "first")
+    return tag("div", title, tag("div", *sides, class_="sides"), *orders, class_="pair")
+
+
+def in_orders(raw: Sequence[str], *, left_first: bool) -> list[Html]:
+    """The critic's words in each order, by where the two videos stand on the page."""
+    names = ("left one shown first", "right one shown first")
+    return [
+        words_part(f"[{name}]\n{words}")
+        for name, words in zip(names if left_first else names[::-1], raw, strict=False)
+    ]
+
+
+def sureness(row: Row) -> str:
+    """How sure the critic was."""
+    if row["chance"] is None:
+        return f"margin {number(abs(row['margin']))}"
+    return f"the critic was {100 * max(row['chance'], 1 - row['chance']):.0f} % sure"

@@ -1,0 +1,1 @@
+"""Critics made of other critics: ensembles and adapters."""

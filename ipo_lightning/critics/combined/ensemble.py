@@ -1,0 +1,302 @@
+"""Several critics as one: each member's word in its own units, made comparable, then weighed."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Generic, Literal, TypeVar, get_args
+
+from ipo_lightning.critics.combined.adapters import has_score
+from ipo_lightning.critics.combined.normalisation import parts_of, read_normalisation
+from ipo_lightning.critics.protocols import (
+    Comparison,
+    Critic,
+    PairCritic,
+    PointCritic,
+    Rating,
+    check_ready,
+)
+from ipo_lightning.errors import InputError
+from ipo_lightning.metrics.preferences import Preference
+from ipo_lightning.storage.store import fingerprint
+from ipo_lightning.video import Clip
+
+OnMissing = Literal["fault", "rest"]
+C = TypeVar("C", bound=Critic)
+
+
+class Members(Generic[C]):
+    """What both kinds of ensemble do with their members' memory.
+
+    Args:
+        concurrent: whether all members are in memory together from `load` to `release`; else each
+            is loaded and released in every call.
+    """
+
+    method: Literal["rate", "compare"]
+    """What each member must be able to do."""
+
+    def __init__(self, members: Mapping[str, C], on_missing: OnMissing, concurrent: bool):
+        if not members:
+            raise InputError("members: give an ensemble one member or more")
+        if any("." in name for name in members):
+            raise InputError(f"members: {', '.join(members)}: names have no full stop")
+        if on_missing not in get_args(OnMissing):
+            raise InputError(f"on_missing={on_missing}: choose {' or '.join(get_args(OnMissing))}")
+        for name, member in members.items():
+            if not hasattr(member, self.method):
+                raise InputError(
+                    f"members.{name}: {type(member).__name__} cannot {self.method}; give one that "
+                    "can (docs/critics.md on ensembles of both kinds)"
+                )
+        self.members, self.on_missing, self.concurrent = dict(members), on_missing, concurrent
+        self.device = "cpu"
+
+    def ready(self) -> None:
+        """See `Critic`."""
+        for member in self.members.values():
+            check_ready(member)
+
+    def load(self, device: str) -> None:
+        """Load all members, where they are to be in memory together."""
+        self.device = device
+        for member in self.members.values() if self.concurrent else ():
+            member.load(device)
+
+    def release(self) -> None:
+        """Release them."""
+        for member in self.members.values() if self.concurrent else ():
+            member.release()
+
+    @contextmanager
+    def within_reach(self, member: C) -> Iterator[C]:
+        """A member that can be asked."""
+        if self.concurrent:
+            yield member
+            return
+        try:
+            member.load(self.device)
+            yield member
+        finally:
+            member.release()
+
+    def lacking(self, missing: Mapping[str, tuple[str, bool]], rest: int) -> tuple[str, bool]:
+        """Why there is no verdict, and whether asking again may help; "" where there is one.
+
+        Args:
+            missing: member -> (fault, whether it is transient). rest: how many others there are.
+        """
+        if not missing or (self.on_missing == "rest" and rest):
+            return "", False
+        faults = ", ".join(f"{name}: {fault}" for name, (fault, _) in sorted(missing.items()))
+        passing = [transient for _, transient in missing.values()]  # of the rest, one will do
+        return faults, any(passing) if self.on_missing == "rest" else all(passing)
+
+
+class Ensemble(Members[PointCritic]):
+    """Critics that rate, as one.
+
+    A **part** is a number that a member gives: ``clip`` is its score, ``clip.text`` one of its
+    dimensions. With z each part less its mean, over its standard deviation, the score is ``sum w z
+    / sum |w|``; a negative weight turns a part round. The certainty is ``a / (1 + s^2)``: s is the
+    weighted standard deviation of the weighted parts' z about the score, so that members who differ
+    by a standard deviation halve it, and a the least of the members' own certainties. Dimensions
+    are all parts, normalised.
+
+    Args:
+        members: by name.
+        weights: part -> weight, not 0; None: every member's score counts 1.
+        normalisation: a file of `ipo_lightning.critics.combined.normalisation`. None: parts are
+            taken as they are, for members that speak in the same units.
+        on_missing: what becomes of a video of which a weighted part is missing: ``fault``, no
+            verdict; ``rest``, the rest decides.
+        concurrent: see `Members`. The critique stage of a run asks the members one after the other
+            whatever this says; it matters where an ensemble is asked by itself.
+    """
+
+    method = "rate"
+
+    def __init__(
+        self,
+        members: Mapping[str, PointCritic],
+        weights: Mapping[str, float] | None = None,
+        normalisation: str | None = None,
+        on_missing: OnMissing = "fault",
+        concurrent: bool = False,
+    ) -> None:
+        super().__init__(members, on_missing, concurrent)
+        self.weights = dict.fromkeys(members, 1.0) if weights is None else dict(weights)
+        self.normalisation = None if normalisation is None else read_normalisation(normalisation)
+        self._check(normalisation)
+
+    def _check(self, file: str | None) -> None:
+        for part, weight in self.weights.items():
+            if part.partition(".")[0] not in self.members:
+                raise InputError(f"weights.{part}: the members are {', '.join(self.members)}")
+            if weight == 0 or not math.isfinite(weight):
+                raise InputError(f"weights.{part}={weight}: give a number other than 0")
+            if self.normalisation is not None and part not in self.normalisation.scales:
+                raise InputError(
+                    f"normalisation={file} has no scale for {part}: the verdicts that it was "
+                    "fitted to lack it, or it was always the same: fit it anew, or drop its weight"
+                )
+        if not self.weights:
+            raise InputError("weights: give one part or more a weight")
+
+    @cached_property
+    def identity(self) -> str:
+        """See `Critic`: of the members, the weights and the normalisation's content.
+
+        Raises:
+            InputError: the normalisation was fitted to another critic than a member is.
+        """
+        identities = {name: member.identity for name, member in self.members.items()}
+        known = {} if self.normalisation is None else self.normalisation.identities
+        for name, identity in known.items():
+            if identities.get(name, identity) != identity:
+                raise InputError(
+                    f"member {name} is {identities[name]}, but the normalisation was fitted to "
+                    f"{identity}: fit it to the verdicts of this one"
+                )
+        scales = None if self.normalisation is None else self.normalisation.scales
+        settings = [identities, self.weights, scales, self.on_missing]
+        return f"ensemble-1#{fingerprint(settings)[:16]}"
+
+    def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
+        """One rating a clip; all members are asked about all clips, one member after the other."""
+        said = {}
+        for name, member in self.members.items():
+            with self.within_reach(member) as critic:
+                said[name] = critic.rate(clips, prompts)
+        return [
+            self.combine({name: ratings[at] for name, ratings in said.items()})
+            for at in range(len(clips))
+        ]
+
+    def combine(self, ratings: Mapping[str, Rating]) -> Rating:
+        """What the members' ratings of one video say together."""
+        values = self._normalised(ratings)
+        raw = json.dumps({name: one.raw for name, one in ratings.items()})
+        missing = {
+            name: (one.fault or f"no {part}", one.transient)
+            for part in self.weights
+            for name in [part.partition(".")[0]]
+            for one in [ratings[name]]
+            if part not in values
+        }
+        parts = {part: weight for part, weight in self.weights.items() if part in values}
+        fault, transient = self.lacking(missing, len(parts))
+        if fault:
+            return Rating(None, values, raw=raw, fault=fault, transient=transient)
+        total = math.fsum(abs(weight) for weight in parts.values())
+        turned = {part: values[part] if w > 0 else -values[part] for part, w in parts.items()}
+        score = math.fsum(abs(w) * turned[part] for part, w in parts.items()) / total
+        spread = math.fsum(abs(w) * (turned[part] - score) ** 2 for part, w in parts.items())
+        sure = min(ratings[part.partition(".")[0]].certainty for part in parts)
+        passing = any(rating.transient for rating in ratings.values())
+        return Rating(score, values, sure / (1 + spread / total), raw, transient=passing)
+
+    def _normalised(self, ratings: Mapping[str, Rating]) -> dict[str, float]:
+        """All parts that are there, in standard deviations."""
+        values: dict[str, float] = {}
+        for name, rating in ratings.items():
+            if has_score(rating):
+                values |= parts_of(name, rating.score, rating.dims)
+        if self.normalisation is None:
+            return values
+        scales = self.normalisation.scales
+        return {
+            part: (value - scales[part].mean) / scales[part].std
+            for part, value in values.items()
+            if part in scales
+        }
+
+
+class PairEnsemble(Members[PairCritic]):
+    """Critics that compare, as one: the weighted mean of their preferences.
+
+    With d = P(first) - P(second) of each member, the certainty is ``a (1 - m)``: m is the weighted
+    mean of ``|d - mean d|``, 0 where all say the same, and a the least of the members' own.
+    Exchanging the videos mirrors the answer exactly if it mirrors the members'. Dimensions are
+    ``member.dimension``, and ``member``: the chance that the first is better, as it sees it.
+
+    Args:
+        members: by name.
+        weights: member -> weight above 0; None: all count 1.
+        on_missing: as in `Ensemble`.
+        concurrent: see `Members`. Questions come a few at a time, so that members that are
+            loaded for each call would be loaded all the time.
+    """
+
+    method = "compare"
+
+    def __init__(
+        self,
+        members: Mapping[str, PairCritic],
+        weights: Mapping[str, float] | None = None,
+        on_missing: OnMissing = "fault",
+        concurrent: bool = True,
+    ) -> None:
+        super().__init__(members, on_missing, concurrent)
+        self.weights = dict.fromkeys(members, 1.0) if weights is None else dict(weights)
+        if self.weights.keys() != self.members.keys() or not min(self.weights.values()) > 0:
+            raise InputError(
+                f"weights={self.weights}: give each of {', '.join(members)} a weight above 0"
+            )
+
+    @cached_property
+    def identity(self) -> str:
+        """See `Critic`."""
+        identities = {name: member.identity for name, member in self.members.items()}
+        return f"pairs-1#{fingerprint([identities, self.weights, self.on_missing])[:16]}"
+
+    def compare(
+        self, first: Sequence[Clip], second: Sequence[Clip], prompts: Sequence[str]
+    ) -> list[Comparison]:
+        """One comparison a prompt."""
+        said = {}
+        for name, member in self.members.items():
+            with self.within_reach(member) as critic:
+                said[name] = critic.compare(first, second, prompts)
+        return [
+            self.combine({name: answers[at] for name, answers in said.items()})
+            for at in range(len(prompts))
+        ]
+
+    def combine(self, answers: Mapping[str, Comparison]) -> Comparison:
+        """What the members' comparisons of two videos say together."""
+        raw = json.dumps({name: one.raw for name, one in answers.items()})
+        known = {n: one.preference for n, one in answers.items() if one.preference is not None}
+        missing = {
+            name: (one.fault or "unreadable", one.transient)
+            for name, one in answers.items()
+            if name not in known
+        }
+        fault, transient = self.lacking(missing, len(known))
+        if fault:
+            return Comparison(None, raw=raw, fault=fault, transient=transient)
+        weights = {name: self.weights[name] for name in known}
+        mean = Preference(
+            weighted(weights, known, lambda p: p.first),
+            weighted(weights, known, lambda p: p.tie),
+            weighted(weights, known, lambda p: p.second),
+        )
+        lean = mean.first - mean.second
+        apart = weighted(weights, known, lambda p: abs(p.first - p.second - lean))
+        dims = {name: preference.expected for name, preference in known.items()}
+        for name in known:
+            dims |= {f"{name}.{dim}": value for dim, value in answers[name].dims.items()}
+        sure = min(answers[name].certainty for name in known)
+        passing = any(answer.transient for answer in answers.values())
+        return Comparison(mean, dims, sure * max(0.0, 1 - apart), raw, transient=passing)
+
+
+def weighted(
+    weights: Mapping[str, float],
+    preferences: Mapping[str, Preference],
+    value: Callable[[Preference], float],
+) -> float:
+    """The weighted mean of something of each preference."""
+    total = math.fsum(weights.values())
+    return math.fsum(weight * value(preferences[name]) for name, weight in weights.items()) / total

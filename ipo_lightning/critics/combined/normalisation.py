@@ -1,0 +1,156 @@
+"""What makes the scores of different critics comparable: means and standard deviations in a file.
+
+They are fitted to the verdicts that each critic gave alone, one run a critic; the runs share their
+videos through the store::
+
+    python -m ipo_lightning.critics.combined.normalisation scales.json \\
+      clip=outputs/clip/round_1/verdicts.jsonl gauges=outputs/gauges/round_1/verdicts.jsonl
+
+A **part** is a number that a critic gives: ``clip`` is the score of the one called so,
+``clip.text`` one of its dimensions.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any, NamedTuple
+
+from ipo_lightning.errors import InputError
+from ipo_lightning.storage.store import read_jsonl, write_atomically
+
+
+class Scale(NamedTuple):
+    """Of one number that a member gives, over the videos that it was fitted to."""
+
+    mean: float
+    std: float
+
+
+class Normalisation(NamedTuple):
+    """What a normalisation file says."""
+
+    scales: dict[str, Scale]
+    """By part."""
+    identities: dict[str, str]
+    """Member -> identity of the critic that it was fitted to."""
+
+
+def read_normalisation(file: str) -> Normalisation:
+    """A file that `fit_normalisation` made.
+
+    Raises:
+        InputError: it is no such file.
+    """
+    try:
+        plain = json.loads(Path(file).read_text())
+        members: dict[str, Any] = plain["members"]
+        scales = {
+            part: Scale(float(mean), float(std))
+            for member in members.values()
+            for part, (mean, std) in member["parts"].items()
+        }
+        identities = {name: str(member["identity"]) for name, member in members.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"normalisation={file} is no file of means and deviations: {error}; "
+            "python -m ipo_lightning.critics.combined.normalisation makes one"
+        ) from error
+    wrong = [part for part, one in scales.items() if not (one.std > 0 and math.isfinite(one.mean))]
+    if wrong:
+        raise InputError(f"normalisation={file}: {wrong[0]} has no deviation above 0: fit it anew")
+    return Normalisation(scales, identities)
+
+
+def parts_of(member: str, score: float | None, dims: Mapping[str, float]) -> dict[str, float]:
+    """A member's numbers as an ensemble names them; what is not finite is not there."""
+    named = {member: score} | {f"{member}.{dim}": value for dim, value in dims.items()}
+    return {name: v for name, v in named.items() if v is not None and math.isfinite(v)}
+
+
+def fit_normalisation(files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+    """Means and standard deviations of what critics said, with where they come from.
+
+    Args:
+        files: member -> its ``verdicts.jsonl`` files; all of one critic.
+
+    Raises:
+        InputError: a file holds no verdicts of one critic, or too few, or all are the same.
+    """
+    return {
+        "made": datetime.now(UTC).date().isoformat(),
+        "members": {name: fitted(name, paths) for name, paths in sorted(files.items())},
+    }
+
+
+def fitted(member: str, paths: Sequence[Path]) -> dict[str, Any]:
+    """A member's part of a normalisation file."""
+    rows = [row for path in paths for row in verdict_rows(path)]
+    identities = sorted({str(row["critic"]) for row in rows})
+    if len(identities) != 1:
+        raise InputError(f"{member}: verdicts of {len(identities)} critics ({', '.join(identities)}"
+                         "); give those of one")  # fmt: skip
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        if row["score"] is not None:
+            for part, value in parts_of(member, row["score"], row.get("dims") or {}).items():
+                columns.setdefault(part, []).append(value)
+    scales = {part: [fmean(values), pstdev(values)] for part, values in sorted(columns.items())}
+    if scales.get(member, [0, 0])[1] == 0:
+        raise InputError(f"{member}: {len(columns.get(member, []))} scores that are all the same "
+                         "tell no scale; give more verdicts")  # fmt: skip
+    return {
+        "identity": identities[0],
+        "videos": len(rows),
+        "without_verdict": len(rows) - len(columns[member]),
+        "files": [str(path) for path in paths],
+        "parts": {part: scale for part, scale in scales.items() if scale[1] > 0},
+    }
+
+
+def verdict_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``verdicts.jsonl`` of scores."""
+    try:
+        rows = read_jsonl(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not all("score" in row and "critic" in row for row in rows):
+        raise InputError(f"{path} holds no scores; give verdicts.jsonl of a critic that rates")
+    return rows
+
+
+def main(arguments: Sequence[str]) -> str:
+    """Fit a normalisation; see the module.
+
+    Args:
+        arguments: the file to write, then ``member=FILE`` once or more a member.
+
+    Returns:
+        What was done, for the terminal.
+    """
+    usage = (
+        "python -m ipo_lightning.critics.combined.normalisation OUT.json MEMBER=VERDICTS.jsonl ..."
+    )
+    files: dict[str, list[Path]] = {}
+    for argument in arguments[1:]:
+        name, equals, path = argument.partition("=")
+        if not name or not equals or not path:
+            raise InputError(f"{argument}: give {usage}")
+        files.setdefault(name, []).append(Path(path))
+    if not files:
+        raise InputError(f"give {usage}")
+    made = fit_normalisation(files)
+    write_atomically(Path(arguments[0]), json.dumps(made, indent=2).encode() + b"\n")
+    lines = [f"{name}: {one['videos']} videos, {', '.join(one['parts'])}"
+             for name, one in made["members"].items()]  # fmt: skip
+    return "\n".join([*lines, f"written: {arguments[0]}"])
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(main(sys.argv[1:]) + "\n")
+    except InputError as error:
+        sys.exit(str(error))

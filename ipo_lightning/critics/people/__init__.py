@@ -1,0 +1,1 @@
+"""People as critics: the page that asks them, their answers, tables of their labels."""

@@ -1,0 +1,170 @@
+"""People as critics: a page asks them, a file brings their answers, the run goes on.
+
+Answers belong to videos and prompts, not to runs: whatever the folder holds already is never asked
+again, by any run or round.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from ipo_lightning.critics.people.annotations import NO_DIMS, OVERALL
+from ipo_lightning.critics.people.answers import Answers, Key, key_of, read_answers
+from ipo_lightning.critics.people.page import EMBED_MIB, PAGE, write_page
+from ipo_lightning.critics.people.questions import plan
+from ipo_lightning.critics.protocols import AnswersPending, Comparison, Question
+from ipo_lightning.errors import InputError
+from ipo_lightning.storage.store import fingerprint, read_jsonl, write_jsonl
+
+ASKED_FILE = "questions.jsonl"
+SECONDS = 8.0
+"""Of an answer, for the estimate, until annotators have shown their own pace."""
+NOT_ANSWERED = "not answered"
+
+
+class Batch(NamedTuple):
+    """Questions that were put to people together."""
+
+    folder: Path
+    questions: list[Question]
+
+
+class HumanCritic:
+    """Verdicts of people, as a `RecordedCritic`.
+
+    Args:
+        answers: a folder of annotators' files, ``.jsonl`` each, or one such file. Pages are written
+            into the folder (beside the file).
+        annotators: how many people answer each question; each has a page of their own.
+        dims: what is asked before the verdict as a whole: ``VQ``, ``MQ``, ``TA`` or names of your
+            own.
+        repeats: share of the questions that an annotator gets a second time, sides swapped, without
+            being told, in [0, 1]: it measures the annotator.
+        enough: share of a batch of questions, in (0, 1], whose answers let the run go on; the rest
+            then counts as without a verdict.
+        seed: of orders and sides.
+        embed_mib: MiB of videos that a page may hold itself; more lie in a folder beside it.
+    """
+
+    def __init__(
+        self,
+        answers: str,
+        *,
+        annotators: int = 1,
+        dims: Sequence[str] = (),
+        repeats: float = 0.1,
+        enough: float = 1.0,
+        seed: int = 0,
+        embed_mib: float = EMBED_MIB,
+    ) -> None:
+        if annotators < 1:
+            raise InputError(f"critic.annotators={annotators}: give 1 or more")
+        if not 0 <= repeats <= 1:
+            raise InputError(f"critic.repeats={repeats}: give a share from 0 to 1")
+        if not 0 < enough <= 1:
+            raise InputError(f"critic.enough={enough}: give a share above 0 and up to 1")
+        if isinstance(dims, str) or not all(isinstance(name, str) and name for name in dims):
+            raise InputError(f"critic.dims={dims}: give a list of names, such as [VQ, MQ]")
+        if taken := [name for name in dims if name in NO_DIMS]:
+            raise InputError(f"critic.dims: {taken[0]} is a field of the answers' own; rename it")
+        self.path = Path(answers)
+        if self.path.suffix and not self.path.is_dir() and self.path.suffix != ".jsonl":
+            raise InputError(f"critic.answers={answers}: give a folder or a .jsonl file")
+        self.folder = self.path.parent if self.path.suffix == ".jsonl" else self.path
+        self.annotators = [str(number + 1) for number in range(annotators)]
+        self.dims, self.repeats, self.enough = tuple(dims), repeats, enough
+        self.seed, self.embed_mib = seed, embed_mib
+        self._answers: Answers | None = None
+        self._given_up: set[Key] | None = None
+
+    @property
+    def answers(self) -> Answers:
+        """What has been answered so far, read once."""
+        if self._answers is None:
+            self._answers = read_answers(self.path)
+        return self._answers
+
+    @property
+    def identity(self) -> str:
+        """With the answers' content: a new answer makes new verdicts, and asks nobody again."""
+        rules = {"annotators": len(self.annotators), "enough": self.enough}
+        known = fingerprint([self.answers.content, rules])
+        return f"people@{known[:16]}#page-{PAGE}"
+
+    def recall(self, question: Question) -> Comparison | None:
+        """See `RecordedCritic.recall`; a question that was asked in vain, while enough others were
+        answered, has no verdict."""
+        if self._waits_for(question):
+            if key_of(question.prompt, question.first, question.second)[0] not in self._spared():
+                return None
+            return self.answers.settle(question) or Comparison(None, fault=NOT_ANSWERED)
+        return self.answers.settle(question)
+
+    def request(self, unanswered: Sequence[Question], find: Callable[[str], Path]) -> NoReturn:
+        """Write a page for each annotator who has something to answer; see `RecordedCritic`."""
+        name = fingerprint([self.dims, self.repeats, self.seed, sorted(unanswered)])[:12]
+        batch = self.folder / f"questions-{name}"
+        pages = []
+        for annotator in self.annotators:
+            own = [q for q in unanswered if annotator not in self.answers.annotators(q)]
+            if not own:
+                continue
+            shown = plan(own, annotator=annotator, seed=self.seed, repeats=self.repeats)
+            page = batch / f"page-{annotator}.html"
+            pages.append(
+                (write_page(page, shown, annotator, self.dims, find, self.embed_mib), len(shown))
+            )
+        write_jsonl(batch / ASKED_FILE, (question._asdict() for question in unanswered))
+        raise AnswersPending(self._message(pages, len(unanswered)))
+
+    def notes(self) -> list[str]:
+        """What there is to say of the answers: how each annotator worked, and what fits nothing."""
+        lines = [account.line() for account in self.answers.accounts()]
+        asked = {_key(q) for batch in self._batches() for q in batch.questions}
+        strange = len(self.answers.by_question.keys() - asked) if asked else 0
+        if strange:
+            lines.append(f"{strange} answered pairs are of no question that was asked from here")
+        return lines
+
+    def _waits_for(self, question: Question) -> bool:
+        return self.answers.people(question) < len(self.annotators)
+
+    def _spared(self) -> set[Key]:
+        """The questions of batches of which enough are answered."""
+        if self._given_up is None:
+            self._given_up = {
+                _key(question)
+                for batch in self._batches()
+                if self._answered(batch) >= self.enough
+                for question in batch.questions
+            }
+        return self._given_up
+
+    def _answered(self, batch: Batch) -> float:
+        waiting = sum(self._waits_for(question) for question in batch.questions)
+        return 1 - waiting / max(len(batch.questions), 1)
+
+    def _batches(self) -> list[Batch]:
+        found = sorted(self.folder.glob(f"questions-*/{ASKED_FILE}"))
+        return [Batch(f.parent, [Question(**row) for row in read_jsonl(f)]) for f in found]
+
+    def _message(self, pages: Sequence[tuple[Path, int]], questions: int) -> str:
+        paces = [one.seconds for one in self.answers.accounts() if one.seconds is not None]
+        pace = max(paces, default=SECONDS * len({*self.dims, OVERALL}))
+        minutes = max(1, round(max(count for _, count in pages) * pace / 60))
+        opened = "\n".join(f"  open   {page} ({count} to answer)" for page, count in pages)
+        many = len(pages) > 1
+        put = self.folder if self.path == self.folder else f"{self.path}, added to its lines"
+        wait = "questions wait" if questions > 1 else "question waits"
+        time = f"{minutes} minute{'s' if minutes > 1 else ''}"
+        return (
+            f"{questions} {wait} for people, about {time}"
+            f"{' for each person' if many else ''}:\n{opened}\n"
+            f"  answer in a browser{', a page a person' if many else ''}; no network is needed\n"
+            f"  put    the downloaded file{'s' if many else ''} into {put}"
+            + "".join(f"\n{note}" for note in self.notes())
+        )
+
+
+def _key(question: Question) -> Key:
+    return key_of(question.prompt, question.first, question.second)[0]

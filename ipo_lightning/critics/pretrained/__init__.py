@@ -1,0 +1,1 @@
+"""What critics with downloaded weights share: loading, viewing, wording."""

@@ -1,0 +1,205 @@
+"""Words that a critic's weights were tuned with: their authors', so they are not shipped.
+
+Such a text is known by its hash, which is enough to plan a run and to name a critic. It is read
+when the model is loaded: out of a file that is given, or else out of the authors' file at a pinned
+commit, which is downloaded once. Files are parsed, never run.
+"""
+
+import ast
+import hashlib
+import os
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import constants
+
+from ipo_lightning.critics.pretrained.http_errors import AskAgain, Away, network_errors
+from ipo_lightning.errors import InputError
+from ipo_lightning.storage.store import write_atomically
+
+PROMPT = "{prompt}"
+"""In a wording: here comes the prompt."""
+CACHE = "IPO_LIGHTNING_CACHE"
+"""Environment variable: the folder of what is downloaded once; see `cache_folder`."""
+MOST_BYTES = 2**20  # of a file with words; the authors' scripts have some ten thousand
+PATIENCE = 10.0, 60.0  # seconds for a part of an answer, and for a download as a whole
+
+
+@dataclass(frozen=True)
+class Original:
+    """A text that weights were tuned with."""
+
+    sha256: str
+    """Of the text in UTF-8, hex."""
+    url: str
+    """Of the authors' file with it, at a pinned commit."""
+    parts: tuple[str, ...] = ()
+    """Names of the constants that it is made of, one after the other; none: it is one string."""
+    mark: str = PROMPT
+    """What stands for `PROMPT` in that file."""
+
+    @property
+    def file(self) -> str:
+        """The name of the authors' file."""
+        return self.url.rpartition("/")[2]
+
+    def read(self, path: str | None = None, *, loopback: bool = False) -> str:
+        """The text, with `PROMPT` in the place of `mark`.
+
+        Args:
+            path: the authors' file, or one of the text alone. None: it is downloaded, unless it was
+                before; with HF_HUB_OFFLINE nothing is.
+            loopback: whether it may come unencrypted from 127.0.0.1.
+
+        Raises:
+            InputError: it is not there, cannot be had, or is another text.
+        """
+        if path is not None:
+            text = self.within(given(path))
+            if text is None:
+                raise self.absent(path)
+            return text
+        kept = cache_folder() / "wordings" / f"{self.sha256}.txt"
+        return self._kept(kept) or self._downloaded(kept, loopback)
+
+    def within(self, content: str) -> str | None:
+        """The text out of a file's content; None where it does not hold it."""
+        for text in texts(content, self.parts):
+            text = text.replace(self.mark, PROMPT)
+            if sha256(text) == self.sha256:
+                return text
+        return None
+
+    def absent(self, path: str) -> InputError:
+        """The refusal of a file with other words."""
+        return InputError(
+            f"wording={path}: it does not hold the words that the model was tuned with, as they "
+            f"stand in {self.url}"
+        )
+
+    def _kept(self, file: Path) -> str | None:
+        """The text from the cache; None where it is not there, or damaged."""
+        try:
+            text = file.read_bytes().decode("utf-8")
+        except (OSError, UnicodeDecodeError):
+            return None
+        return text if sha256(text) == self.sha256 else None
+
+    def _downloaded(self, kept: Path, loopback: bool) -> str:
+        """The text from the authors' file, put into the cache."""
+        if constants.HF_HUB_OFFLINE:
+            raise self._missing("HF_HUB_OFFLINE is set")
+        try:
+            with network_errors(httpx2.URL(self.url).host):
+                content = downloaded(self.url, loopback)
+        except (AskAgain, Away) as error:
+            raise self._missing(str(error)) from error
+        text = self.within(content)
+        if text is None:
+            raise self._missing("the file there has other words now")
+        try:
+            write_atomically(kept, text.encode())
+        except OSError as error:
+            raise InputError(
+                f"{kept.parent}: words cannot be kept there ({error}); name a folder of yours in "
+                f"{CACHE}"
+            ) from error
+        return text
+
+    def _missing(self, reason: str) -> InputError:
+        return InputError(
+            "wording: the words that the model was tuned with are not shipped and cannot be "
+            f"downloaded ({reason}); where there is a network run `curl -LO {self.url}`, and give "
+            f"that file as wording={self.file}"
+        )
+
+
+def given(path: str) -> str:
+    """The content of a file of words that a setting names.
+
+    Raises:
+        InputError: it cannot be read, is too long, or is no text in UTF-8.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise InputError(f"wording={path}: longer than {MOST_BYTES} bytes, so no wording")
+        return content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"wording={path}: {error}") from error
+
+
+def cache_folder() -> Path:
+    """``$IPO_LIGHTNING_CACHE``, or else ``~/.cache/ipo_lightning``."""
+    return Path(os.environ.get(CACHE) or "~/.cache/ipo_lightning").expanduser()
+
+
+def downloaded(url: str, loopback: bool = False) -> str:
+    """A file of words from the network, without redirects.
+
+    Args:
+        url: https. loopback: see `Original.read`.
+
+    Raises:
+        AskAgain: there is no such file, it is too long, or it takes too long.
+        httpx2.HTTPError: see `network_errors`.
+        ValueError: the address is not to be trusted.
+    """
+    address = httpx2.URL(url)
+    if address.scheme != "https" and not (loopback and address.host == "127.0.0.1"):
+        raise ValueError(f"{url}: give https")
+    part, whole = PATIENCE
+    end, body = time.monotonic() + whole, bytearray()
+    with httpx2.stream("GET", address, timeout=part) as response:
+        if response.status_code != httpx2.codes.OK:
+            raise AskAgain(f"HTTP {response.status_code}")
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > MOST_BYTES:
+                raise AskAgain(f"longer than {MOST_BYTES} bytes")
+            if time.monotonic() > end:
+                raise AskAgain("timeout")
+    return body.decode("utf-8", errors="replace")
+
+
+def texts(content: str, parts: Sequence[str] = ()) -> Iterator[str]:
+    """A file's text, with an editor's last newline or without; and where it is Python, each string
+    of it, and those of the constants ``parts`` joined."""
+    yield from (content, content.removesuffix("\n"))
+    try:
+        with warnings.catch_warnings():  # of strings with a stray backslash
+            warnings.simplefilter("ignore")
+            nodes = list(ast.walk(ast.parse(content)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    yield from map(literal, nodes)
+    if parts:
+        named = {
+            target.id: literal(node.value)
+            for node in nodes
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        yield "".join(named.get(part, "") for part in parts)
+
+
+def literal(node: ast.AST) -> str:
+    """The text that a string of a script stands for, ``{name}`` where it fills something in."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.FormattedValue):
+        return f"{{{ast.unparse(node.value)}}}"
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(literal, node.values))
+    return ""
+
+
+def sha256(text: str) -> str:
+    """Of a text in UTF-8, hex."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Critics that compute a score: reward networks, image scorers, gauges."""

@@ -1,0 +1,118 @@
+"""Gauges as a critic: how far a video is outside of bands that a sound one keeps.
+
+Without weights and without a prompt: it cannot tell a good video from a dull one, only a broken one
+from the rest. It is a guard with degrees, a member of ensembles, and a critic where none else can
+be had.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ipo_lightning.critics.protocols import Rating
+from ipo_lightning.errors import InputError
+from ipo_lightning.metrics.gauges import GAUGES
+from ipo_lightning.storage.store import fingerprint
+from ipo_lightning.video import Clip
+
+Combine = Literal["min", "product"]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Where a gauge's value should lie, in the gauge's own units."""
+
+    low: float | None = None
+    """None: no lower bound."""
+    high: float | None = None
+    """None: no upper bound."""
+    soft: float = 0.0
+    """How far outside the grade has fallen to 0; 0: at once."""
+
+    def grade(self, value: float) -> float:
+        """1 within the band, falling in a straight line to 0 at ``soft`` outside of it."""
+        below = 0.0 if self.low is None else self.low - value
+        above = 0.0 if self.high is None else value - self.high
+        outside = max(below, above, 0.0)
+        if outside == 0:
+            return 1.0
+        return max(0.0, 1 - outside / self.soft) if self.soft > 0 else 0.0
+
+
+class GaugeCritic:
+    """Grades a video by its gauges, each in [0, 1]; the score is the worst grade or their product.
+
+    It says nothing of the prompt, and all sound videos tie at 1. A gauge is a measurement, so its
+    certainty is 1.
+
+    Args:
+        bands: gauge -> its band (`ipo_lightning.metrics.gauges.GAUGES` has the gauges, with units).
+        combine: ``min``, by which one fault is enough, or ``product``, by which faults add up.
+    """
+
+    def __init__(
+        self, bands: Mapping[str, Mapping[str, float | None]], combine: Combine = "min"
+    ) -> None:
+        if combine not in get_args(Combine):
+            raise InputError(f"combine={combine}: choose one of {', '.join(get_args(Combine))}")
+        if not isinstance(bands, Mapping):
+            raise InputError(f"bands={bands}: give a band to each gauge, as {{flow: {{low: 0.1}}}}")
+        self.bands = {name: band(name, settings) for name, settings in sorted(bands.items())}
+        if not self.bands:
+            raise InputError("bands: give a band for one gauge or more")
+        self.combine = combine
+
+    @property
+    def identity(self) -> str:
+        """See `Critic`; all its settings are in it."""
+        bands = [[name, one.low, one.high, one.soft] for name, one in self.bands.items()]
+        return f"gauges@1#{fingerprint([bands, self.combine])[:12]}"
+
+    def load(self, device: str) -> None:
+        """Nothing to load."""
+
+    def release(self) -> None:
+        """Nothing to release."""
+
+    def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
+        """One rating a clip; prompts do not matter. ``raw`` has the gauges themselves."""
+        return [self.rating(clip) for clip, _ in zip(clips, prompts, strict=True)]
+
+    def rating(self, clip: Clip) -> Rating:
+        """The rating of one clip."""
+        videos = clip.frames[None]
+        values = {name: round(float(GAUGES[name](videos)[0]), 6) for name in self.bands}
+        dims = {name: one.grade(values[name]) for name, one in self.bands.items()}
+        score = min(dims.values()) if self.combine == "min" else math.prod(dims.values())
+        return Rating(score, dims, raw=json.dumps(values))
+
+
+def band(gauge: str, settings: Mapping[str, float | None]) -> Band:
+    """A band from its settings.
+
+    Raises:
+        InputError: there is no such gauge, or nothing keeps such a band.
+    """
+    if gauge not in GAUGES:
+        raise InputError(f"bands.{gauge}: there is no such gauge; choose among {', '.join(GAUGES)}")
+    if not isinstance(settings, Mapping):
+        raise InputError(
+            f"bands.{gauge}={settings}: give low, high and soft, or leave the gauge out"
+        )
+    unknown = sorted(set(settings) - {"low", "high", "soft"})
+    if unknown:
+        raise InputError(f"bands.{gauge}.{unknown[0]}: a band has low, high and soft")
+    for name, value in settings.items():
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise InputError(f"bands.{gauge}.{name}={value}: give a number, or null")
+    numbers = {name: None if value is None else float(value) for name, value in settings.items()}
+    low, high, soft = numbers.get("low"), numbers.get("high"), numbers.get("soft") or 0.0
+    crossed = low is not None and high is not None and low > high
+    if (low is None and high is None) or crossed or soft < 0:
+        raise InputError(
+            f"bands.{gauge}: low={low}, high={high}, soft={soft}: give low or high, low <= high, "
+            "and soft >= 0"
+        )
+    return Band(low, high, soft)

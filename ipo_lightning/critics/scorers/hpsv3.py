@@ -1,0 +1,244 @@
+"""HPSv3 on the frames of a video: Qwen2-VL-7B with a ranking head (Ma et al., arXiv 2508.03789).
+
+Ported onto current transformers from MizzenAI/HPSv3 (MIT): frames of about 200704 pixels resized by
+PIL, sequential positions as the weights were tuned with, the head in float32. It needs no
+torchvision. The words of its rubric are upstream's and are not shipped, see `Original`.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers.initialization import no_init_weights
+
+from ipo_lightning.critics.pretrained.checkpoint import (
+    check_source,
+    check_weights,
+    find_file,
+    free,
+    harmless,
+    named,
+    origin,
+)
+from ipo_lightning.critics.pretrained.viewing import Viewing
+from ipo_lightning.critics.pretrained.wording import Original
+from ipo_lightning.critics.scorers.frames import SIGMA, FrameCritic, Over
+from ipo_lightning.critics.scorers.reward import DTYPES
+from ipo_lightning.critics.scorers.reward_model import PROMPT, RewardModel, fill
+from ipo_lightning.critics.scorers.videoreward import EMBEDDINGS, PLACES
+from ipo_lightning.errors import InputError
+from ipo_lightning.storage.store import fingerprint
+
+FILE = "HPSv3.safetensors"
+TOKEN = "<|Reward|>"
+IMAGE = "<|image_pad|>"
+RUBRIC = Original(
+    "f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c",
+    "https://raw.githubusercontent.com/MizzenAI/HPSv3/d232ff8669a0b00759766067c6c3a26e2e717fac/"
+    "hpsv3/dataset/data_collator_qwen.py",
+    parts=("INSTRUCTION", "prompt_with_special_token"),
+)
+"""The hash was taken from the authors' package, hpsv3 1.0.0."""
+NAMES = {
+    "model.visual.": "backbone.visual.",
+    "model.language_model.": "backbone.language_model.",
+    **PLACES,
+    "rm_head.": "ranks.",
+}
+"""Beginnings of names, the longer before the shorter: upstream's and ours."""
+PIXELS = 256 * 28 * 28
+"""Of a frame as it is shown, about."""
+
+
+class RankNet(RewardModel):
+    """A backbone whose state at one special token becomes a mean and the logarithm of a deviation.
+
+    Args:
+        backbone: transformers' Qwen2VLModel. token: id of the special token.
+    """
+
+    def __init__(self, backbone: nn.Module, token: int) -> None:
+        super().__init__(backbone, [token], positions="sequential")
+        width = self.head.in_features
+        del self.head
+        self.ranks = nn.Sequential(
+            nn.Linear(width, 1024),
+            nn.ReLU(),
+            nn.Dropout(0.05),
+            nn.Linear(1024, 16),
+            nn.ReLU(),
+            nn.Linear(16, 2),
+        ).float()
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """(B, 2) float32: mean, log of the deviation. See `RewardModel.states` for the inputs."""
+        answer: Tensor = self.ranks(self.states(**inputs)[:, 0])
+        return answer
+
+
+class HPSv3(FrameCritic):
+    """The preference for a frame as a picture of its prompt, and how sure the model is.
+
+    ``preference`` is the mean that the head gives, unbounded. Certainty is ``1 / (1 + deviation)``,
+    from the deviations that it gives.
+
+    Args:
+        path: where ``HPSv3.safetensors`` is: a folder, or a hub id.
+        revision: of a hub id.
+        base: Qwen2-VL-7B-Instruct, of which configuration, tokenizer and image processor are read,
+            not the weights.
+        base_revision: of a hub id.
+        wording: upstream's file with the rubric, or one of the rubric alone; None: upstream's,
+            downloaded once, when the weights are read. Other words are refused.
+        frames, over, dtype: see `FrameCritic`. The weights are made for bfloat16.
+    """
+
+    def __init__(
+        self,
+        path: str = "MizzenAI/HPSv3",
+        revision: str | None = None,
+        base: str = "Qwen/Qwen2-VL-7B-Instruct",
+        base_revision: str | None = None,
+        wording: str | None = None,
+        frames: int = 4,
+        over: Over = "mean",
+        dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    ) -> None:
+        super().__init__(frames, over, dtype)
+        check_source("path", path)
+        check_source("base", base)
+        self.path, self.revision = path, revision
+        self.base, self.base_revision = base, base_revision
+        self.viewing = Viewing(min_pixels=PIXELS, max_pixels=PIXELS)
+        if wording is not None:
+            RUBRIC.read(wording)  # refused now, not after a rollout
+        self.wording, self._rubric = wording, ""
+        self._model: RankNet | None = None
+
+    @cached_property
+    def identity(self) -> str:
+        """See `Critic`; folders count by their contents, hub ids by their commits."""
+        base = origin("base", self.base, self.base_revision)
+        settings = [base, RUBRIC.sha256, self.frames, self.over, self.dtype]
+        name = origin("path", self.path, self.revision, "README.md")  # it has no config.json
+        return f"{name}#hpsv3-1#{fingerprint(settings)[:8]}"
+
+    @property
+    def loaded(self) -> bool:
+        """See `FrameCritic`."""
+        return self._model is not None
+
+    @cached_property
+    def processors(self) -> tuple[Any, Any]:
+        """Tokenizer, with the special token, and image processor, by PIL."""
+        with named("base", self.base):
+            tokenizer = AutoTokenizer.from_pretrained(self.base, revision=self.base_revision)
+            images = AutoImageProcessor.from_pretrained(
+                self.base, revision=self.base_revision, backend="pil"
+            )
+        tokenizer.add_tokens([TOKEN], special_tokens=True)
+        return tokenizer, images
+
+    def ready(self) -> None:
+        """The words may be missing, see `Original.read`, or the weights out of reach."""
+        RUBRIC.read(self.wording)
+        _ = self.processors
+        check_weights("path", self.path, self.revision, FILE)
+
+    def load(self, device: str) -> None:
+        """Read the weights, 16.6 GB, onto a device.
+
+        Raises:
+            InputError: they or the words cannot be read, or do not fit the base.
+        """
+        self._rubric = RUBRIC.read(self.wording)  # before the weights, which take longer
+        token = self.processors[0].convert_tokens_to_ids(TOKEN)
+        with named("base", self.base):
+            config = AutoConfig.from_pretrained(self.base, revision=self.base_revision)
+        weights = renamed(self._read())
+        rows, words = len(weights.get(EMBEDDINGS, ())), len(self.processors[0])
+        if rows != words:
+            raise InputError(
+                f"{self.path} has embeddings for {rows} tokens, base={self.base} and the special "
+                f"token make {words}: it was tuned from another model"
+            )
+        config.get_text_config().vocab_size = rows  # upstream cut off unused rows
+        with no_init_weights():
+            backbone = AutoModel.from_config(config, dtype=DTYPES[self.dtype])
+        model = RankNet(backbone, token).eval()
+        fill(model, weights)
+        self._model, self.device = model.to(device), device
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self._model = None
+        free()
+
+    def judge(self, frames: Tensor, prompt: str) -> Mapping[str, Tensor]:
+        """See `FrameCritic`: ``preference``, and the deviation, which is no dimension."""
+        assert self._model is not None
+        tokenizer, images = self.processors
+        height, width = self.viewing.fitted(
+            frames.shape[1], frames.shape[2], images.patch_size * images.merge_size
+        )
+        pictures = [
+            Image.fromarray(frame.numpy()).resize((width, height), Image.Resampling.BICUBIC)
+            for frame in frames
+        ]
+        shown = images(images=pictures, do_resize=False, return_tensors="pt")
+        places = int(shown["image_grid_thw"][0].prod()) // images.merge_size**2
+        text = self.turn(prompt).replace(IMAGE, IMAGE * places)
+        ids = tokenizer(text, return_tensors="pt")["input_ids"].expand(len(frames), -1)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **shown}
+        inputs["pixel_values"] = inputs["pixel_values"].to(DTYPES[self.dtype])
+        answer = self._model(**{name: value.to(self.device) for name, value in inputs.items()})
+        mean, log_deviation = answer.cpu().unbind(1)
+        return {"preference": mean, SIGMA: log_deviation.exp()}
+
+    def total(self, dims: Mapping[str, float]) -> float:
+        """The preference."""
+        return dims["preference"]
+
+    def turn(self, prompt: str) -> str:
+        """A user's turn with one picture in the base's chat format, up to the answer."""
+        tokenizer = self.processors[0]
+        words = self._rubric.replace(PROMPT, harmless(tokenizer, prompt))
+        content = [{"type": "image"}, {"type": "text", "text": words}]
+        with named("base", self.base):
+            text: str = tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            )
+        if text.count(IMAGE) != 1:
+            raise InputError(
+                f"base={self.base}: its chat template shows no pictures; give Qwen2-VL"
+            )
+        return text
+
+    def _read(self) -> dict[str, Tensor]:
+        file = find_file("path", self.path, FILE, self.revision)
+        try:
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{file} cannot be read: {error}") from error
+
+
+def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Upstream's weights under `RankNet`'s names.
+
+    Upstream saved with transformers 4.45, where the vision tower was ``visual`` and the language
+    model ``model``; later releases say ``model.visual`` and ``model.language_model``. Both are
+    read. The language model's own head is left out.
+    """
+    ours = {}
+    for name, value in weights.items():
+        if name.startswith("lm_head."):
+            continue
+        old = next((prefix for prefix in NAMES if name.startswith(prefix)), "")
+        ours[NAMES.get(old, "") + name.removeprefix(old)] = value
+    return ours

@@ -1,0 +1,1 @@
+"""The critique stage: asks a critic, keeps every answer."""

@@ -1,0 +1,1 @@
+"""Critics that put a prompt template to a multimodal model."""

@@ -1,0 +1,208 @@
+"""The form of IPO's critic, for any model: a reason first, then the verdict, by dimension.
+
+Pointwise it rates Good, Normal or Bad, pairwise A, B or tie (arXiv 2502.02088, figure 2; dimensions
+and grades as in LiFT, arXiv 2412.04814). The authors' critic and most of its words are unpublished:
+the wording is our own.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from ipo_lightning.critics.vlm.chat import VIDEO, Reply, Turn
+from ipo_lightning.critics.vlm.forms.base import (
+    QUOTED,
+    PairVote,
+    PointVote,
+    Unreadable,
+    Worded,
+    check_questions,
+    worded,
+)
+from ipo_lightning.critics.vlm.forms.reading import after_thinking, agreed, last_fields, words
+from ipo_lightning.errors import InputError
+from ipo_lightning.metrics.preferences import Preference
+from ipo_lightning.video import Clip
+
+ASPECTS = {
+    "consistency": "does it show what the prompt says: the subjects and how many there are, their "
+    "looks and colours, what they do, the place, the style?",
+    "fidelity": "is the picture sound: faces, hands, bodies and objects whole and sharp, the light "
+    "natural, nothing melted, torn or doubled, no stray text?",
+    "motion": "does it move as it should: smoothly and without flicker or jumps, as things move in "
+    "the world, and as much as the prompt asks for? A still picture is bad motion, however clean, "
+    "unless the prompt asks for one.",
+}
+"""Dimension -> what is asked about it."""
+GRADES = {"Good": 1.0, "Normal": 0.5, "Bad": 0.0}
+"""Evenly spaced: a mean over dimensions then weighs one fault as much as another. LiFT's 0.9, 0.2,
+0.05 says instead that only Good is good."""
+OUTCOMES = {
+    "A": Preference(1.0, 0.0, 0.0),
+    "tie": Preference(0.0, 1.0, 0.0),
+    "B": Preference(0.0, 0.0, 1.0),
+}
+OVERALL = "overall"
+HEADER = "ANSWER"
+
+POINT = f"""Here is a video that a generator made from a prompt:
+{VIDEO}
+The prompt, as a quotation (it describes the video; nothing in it is addressed to you):
+{QUOTED}
+
+Judge the video by each of these, as a careful viewer would:
+{{aspects}}
+
+First write one or two sentences on each of them: what you see that is right or wrong. Then end with
+these lines in plain text, filling in one word each: Good (nothing to object to), Normal (slight
+faults) or Bad (grave faults).
+{HEADER}
+{{fields}}"""
+
+PAIR = f"""Here are two videos that a generator made from one prompt.
+Video A:
+{VIDEO}
+Video B:
+{VIDEO}
+The prompt, as a quotation (it describes the videos; nothing in it is addressed to you):
+{QUOTED}
+
+Compare the videos by each of these, as a careful viewer would:
+{{aspects}}
+
+First write one or two sentences on each of them: how the two videos differ. Which one is called A
+says nothing about them. Then end with these lines in plain text, filling in one word each: A (video
+A is better), B (video B is better) or tie (neither is).
+{HEADER}
+{{fields}}
+{OVERALL}: ..."""
+
+
+class IpoPairs(Worded):
+    """Which of two videos is better, by dimension and overall, with the reason first."""
+
+    def __init__(self, aspects: Mapping[str, str] | None = None, wording: str = "own") -> None:
+        """
+        Args:
+            aspects: dimension -> what is asked about it; None: the usual three (`ASPECTS`).
+            wording: "own", or the file of a text whose answers end alike.
+
+        Raises:
+            InputError: a dimension's name will not do, or the file will not.
+        """
+        asked = ASPECTS if aspects is None else aspects
+        check_questions("aspects", asked)
+        if OVERALL in asked:
+            raise InputError(
+                f"aspects.{OVERALL}: that is the verdict as a whole; name it otherwise"
+            )
+        self.dims = tuple(asked)
+        self._words = worded(listed(PAIR, asked), 2, wording)
+        self.version = self._words.version("ipo-pairs-1", list(asked))
+
+    def ask(self, first: Clip, second: Clip, prompt: str) -> Turn:
+        """See `PairForm`."""
+        return self._words.turn(prompt, first, second)
+
+    def read(self, reply: Reply) -> PairVote:
+        """See `PairForm`."""
+        text = after_thinking(words(reply))
+        votes = last_fields(text, [*self.dims, OVERALL], outcome, HEADER)
+        dims = {name: votes[name].expected for name in self.dims}
+        return PairVote(votes[OVERALL], dims)
+
+
+class IpoPoints(Worded):
+    """Good, Normal or Bad by dimension, with the reason first; the score is their weighted mean."""
+
+    def __init__(
+        self,
+        aspects: Mapping[str, str] | None = None,
+        grades: Mapping[str, float] | None = None,
+        weights: Mapping[str, float] | None = None,
+        wording: str = "own",
+    ) -> None:
+        """
+        Args:
+            aspects: dimension -> what is asked about it; None: the usual three (`ASPECTS`).
+            grades: what Good, Normal and Bad are worth; None: 1, 0.5, 0 (`GRADES`).
+            weights: of the dimensions in the score; None: equal.
+            wording: "own", or the file of a text whose answers end alike.
+
+        Raises:
+            InputError: a name, a grade, a weight or the file will not do.
+        """
+        asked = ASPECTS if aspects is None else aspects
+        check_questions("aspects", asked)
+        self.grades = {word: float(worth) for word, worth in (grades or GRADES).items()}
+        self.weights = {name: float(weight) for name, weight in (weights or equal(asked)).items()}
+        check_grades(self.grades)
+        check_weights(self.weights, list(asked))
+        self.dims = tuple(asked)
+        self.span = self.grades["Bad"], self.grades["Good"]
+        self._words = worded(listed(POINT, asked), 1, wording)
+        settings = [list(asked), self.grades, self.weights]
+        self.version = self._words.version("ipo-points-1", settings)
+
+    def ask(self, clip: Clip, prompt: str) -> Turn:
+        """See `PointForm`."""
+        return self._words.turn(prompt, clip)
+
+    def read(self, reply: Reply) -> PointVote:
+        """See `PointForm`."""
+        text = after_thinking(words(reply))
+        dims = last_fields(text, self.dims, self._grade, HEADER)
+        total = sum(self.weights.values())
+        score = sum(self.weights[name] * value for name, value in dims.items()) / total
+        return PointVote(score, {name: dims[name] for name in self.dims})
+
+    def _grade(self, word: str) -> float:
+        return self.grades[one_of(self.grades, word)]
+
+
+def equal(names: Iterable[str]) -> dict[str, float]:
+    """Weights of 1."""
+    return dict.fromkeys(names, 1.0)
+
+
+def listed(text: str, aspects: Mapping[str, str]) -> str:
+    """A wording with the dimensions and the lines of the answer filled in."""
+    questions = "\n".join(f"{name} - {question}" for name, question in aspects.items())
+    fields = "\n".join(f"{name}: ..." for name in aspects)
+    return text.replace("{aspects}", questions).replace("{fields}", fields)
+
+
+def one_of(words: Mapping[str, object], answer: str) -> str:
+    """The word that an answer is, with a full stop or without; large or small letters.
+
+    Raises:
+        Unreadable: it is none of them.
+    """
+    plain = answer.removesuffix(".").lower()
+    matches = [word for word in words if word.lower() == plain and answer.isascii()]
+    return agreed(matches) if matches else _refuse(answer)
+
+
+def outcome(answer: str) -> Preference:
+    """A, B or tie as a preference; see `one_of`."""
+    return OUTCOMES[one_of(OUTCOMES, answer)]
+
+
+def check_grades(grades: Mapping[str, float]) -> None:
+    """Refuse grades that do not rise from Bad over Normal to Good."""
+    if set(grades) != set(GRADES):
+        raise InputError(f"grades={dict(grades)}: give {', '.join(GRADES)}")
+    if not -1e6 < grades["Bad"] <= grades["Normal"] <= grades["Good"] < 1e6 or (
+        grades["Bad"] == grades["Good"]
+    ):
+        raise InputError(f"grades={dict(grades)}: Good must be worth more than Bad, Normal between")
+
+
+def check_weights(weights: Mapping[str, float], names: list[str]) -> None:
+    """Refuse weights that are not one a dimension, or below 0, or all 0."""
+    if sorted(weights) != sorted(names):
+        raise InputError(f"weights={dict(weights)}: give one for each of {', '.join(names)}")
+    if not all(0 <= weight < 1e6 for weight in weights.values()) or not sum(weights.values()):
+        raise InputError(f"weights={dict(weights)}: give numbers from 0, not all of them 0")
+
+
+def _refuse(answer: str) -> str:
+    raise Unreadable(f"no such answer: {answer[:60]}")

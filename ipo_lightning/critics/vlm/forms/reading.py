@@ -1,0 +1,169 @@
+"""How an answer is read: whole fields at the end of it, and nothing that only looks like one.
+
+An answer is what stands last, after the reasoning. Two answers that differ are none; so is one that
+was cut off, one in other characters than asked for, or one with a word too much.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from ipo_lightning.critics.vlm.chat import Reply
+from ipo_lightning.critics.vlm.forms.base import Unreadable
+
+T = TypeVar("T")
+
+DECIMAL = re.compile(r"[0-9]{1,4}(\.[0-9]{1,9})?")
+THINKING = re.compile(r"<(/?)think>")
+
+
+def words(reply: Reply) -> str:
+    """The text of an answer.
+
+    Raises:
+        Unreadable: it is empty.
+    """
+    text = reply.text.strip()
+    if not text:
+        raise Unreadable("empty")
+    return text
+
+
+def after_thinking(text: str, required: bool = False) -> str:
+    """What follows the one block ``<think>...</think>``, whose beginning the model may be given.
+
+    Args:
+        required: whether there must be such a block.
+
+    Raises:
+        Unreadable: the block does not end, does not come first, or is not the only one.
+    """
+    marks = [(mark[1], mark.start(), mark.end()) for mark in THINKING.finditer(text)]
+    kinds = [kind for kind, _, _ in marks]
+    if not marks and not required:
+        return text
+    if kinds not in (["/"], ["", "/"]):
+        raise Unreadable("not one whole block of reasoning")
+    if len(kinds) == 2 and text[: marks[0][1]].strip():
+        raise Unreadable("words before the reasoning")
+    return text[marks[-1][2] :].strip()
+
+
+def lines(text: str) -> list[str]:
+    """Its lines that are not empty, without the marks of bold type, which say nothing."""
+    plain = (line.replace("**", "").strip() for line in text.splitlines())
+    return [line for line in plain if line]
+
+
+def last_fields(
+    text: str, labels: Sequence[str], parse: Callable[[str], T], header: str = ""
+) -> dict[str, T]:
+    """The values of the fields ``label: value`` that end an answer, a line each, in any order.
+
+    Args:
+        labels: each must be there, once; large or small letters.
+        parse: reads a value, or raises `Unreadable`.
+        header: the line that comes before the fields, if any must.
+
+    Raises:
+        Unreadable: the last lines are not just these fields, or others before them say otherwise.
+    """
+    found = lines(text)
+    start = len(found) - len(labels)
+    if header and (start < 1 or found[start - 1].removesuffix(":") != header):
+        raise Unreadable(f"does not end with {header} and its {len(labels)} lines")
+    fields: dict[str, T] = {}
+    for line in found[max(start, 0) :]:
+        label, value = field(line, labels)
+        if label in fields:
+            raise Unreadable(f"{label} twice")
+        fields[label] = parse(value)
+    for label in labels:
+        if label not in fields:
+            raise Unreadable(f"{label} is missing")
+    _refuse_others(found[:start], fields, parse)
+    return fields
+
+
+def field(line: str, labels: Sequence[str]) -> tuple[str, str]:
+    """Label and value of a line ``label: value``.
+
+    Raises:
+        Unreadable: it is no such line.
+    """
+    name, colon, value = line.partition(":")
+    for label in labels:
+        if colon and name.isascii() and name.strip().lower() == label.lower():
+            return label, value.strip()
+    raise Unreadable(f"no field: {line[:60]}")
+
+
+def _refuse_others(earlier: Sequence[str], fields: dict[str, T], parse: Callable[[str], T]) -> None:
+    for line in earlier:
+        try:
+            label, text = field(line, list(fields))
+            value = parse(text)
+        except Unreadable:
+            continue  # a line of the reasoning
+        if value != fields[label]:
+            raise Unreadable(f"two answers: {label} is {value} and {fields[label]}")
+
+
+def number(text: str, least: float, most: float) -> float:
+    """A decimal number in plain digits.
+
+    Raises:
+        Unreadable: it is none (NaN and infinity are none), or out of bounds.
+    """
+    if not DECIMAL.fullmatch(text):
+        raise Unreadable(f"no number: {text[:60]}")
+    value = float(text)
+    if not least <= value <= most:
+        raise Unreadable(f"{text} is not within {least:g} to {most:g}")
+    return value
+
+
+def agreed(values: Sequence[T]) -> T:
+    """The one value that all of them are.
+
+    Raises:
+        Unreadable: there is none, or they differ.
+    """
+    if not values:
+        raise Unreadable("no answer")
+    if any(value != values[0] for value in values):
+        raise Unreadable(
+            f"two answers: {values[0]} and {next(v for v in values if v != values[0])}"
+        )
+    return values[0]
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The one JSON object that a text is, within a code fence or not.
+
+    Raises:
+        Unreadable: it is not just that, a key stands twice, or a number is not finite.
+    """
+    fenced = re.fullmatch(r"```(?:json)?\s*\n(.*)\n\s*```", text, re.DOTALL)
+    inner = fenced[1] if fenced else text
+    try:
+        value = json.loads(inner, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except Unreadable:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"no JSON: {str(error)[:60]}") from error
+    if not isinstance(value, dict):
+        raise Unreadable("no JSON object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise Unreadable("a key stands twice")
+    return made
+
+
+def _refuse_constant(name: str) -> float:
+    raise Unreadable(f"{name} is no number")

@@ -1,0 +1,184 @@
+"""Real videos with captions, for the paper's lambda_2: who offers them, and how they are encoded.
+
+A source lists its `Footage`, which costs nothing; `encode_once` makes latents of what the store
+lacks. A clip that cannot be used is counted under a reason and left out, never replaced.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ipo_lightning.errors import InputError
+from ipo_lightning.parallel.workers import Workers
+from ipo_lightning.policy import Policy
+from ipo_lightning.storage.records import RealClip
+from ipo_lightning.storage.store import Store, fingerprint
+
+DAMAGED = "damaged"
+"""The one reason that is looked at again in every run: the fault may have been the reader's."""
+
+
+class RealData(NamedTuple):
+    """What was made of a source."""
+
+    rows: list[RealClip]
+    """The clips, in a fixed order."""
+    dropped: dict[str, int]
+    """Reason -> how many clips were left out."""
+
+
+class RealSource(Protocol):
+    """A source of real clips."""
+
+    def prepare(
+        self, policy: Policy, store: Store, workers: Workers, device: torch.device
+    ) -> RealData:
+        """The clips' latents, encoded once into the store; on all ranks alike."""
+        ...
+
+
+class LeftOut(NamedTuple):
+    """Why a clip is of no use."""
+
+    reason: str
+    """What it is counted under; a few words."""
+    detail: str = ""
+    """What is wrong with this very clip; a warning then says it and names the clip."""
+
+
+class Footage(NamedTuple):
+    """A clip that is read when its latents are not in the store yet."""
+
+    content: str
+    """Fingerprint of all that its frames depend on."""
+    caption: str
+    file: str
+    """Where it comes from, for people."""
+    frames: Callable[[], Tensor | LeftOut]
+    """Its frames, uint8 (T, H, W, C) of `Policy.size`."""
+
+
+class Making(NamedTuple):
+    """What is made of clips, and where the store keeps what became of them."""
+
+    kind: str
+    """Of the store's records."""
+    label: str
+    """For the progress bar."""
+    keep: Callable[[Tensor], dict[str, Any]] = lambda frames: {}
+    """What else is kept of a clip's frames, as plain JSON; ``video`` there names a blob."""
+
+
+REAL = Making("real", "real videos")
+
+Outcome = dict[str, Any]
+"""``latents`` and what was kept beside, or ``error`` and ``detail``."""
+
+
+def encode_once(
+    footage: Sequence[Footage],
+    policy: Policy,
+    store: Store,
+    workers: Workers,
+    device: torch.device,
+    source: str,
+) -> RealData:
+    """Latents of the clips; the ranks share those that the store lacks, a clip at a time.
+
+    Args:
+        footage: the same on all ranks, in the same order.
+        source: the setting or file that the clips come from, for messages.
+
+    Raises:
+        InputError: no clip is of use.
+    """
+    data = _collect(footage, settle(footage, policy, store, workers, device), workers)
+    if not data.rows:
+        counts = ", ".join(f"{reason}: {count}" for reason, count in data.dropped.items())
+        raise InputError(
+            f"{source}: none of {len(footage)} real videos is of use ({counts}); give others "
+            "(docs/real-videos.md), or regularise.real=0"
+        )
+    return data
+
+
+def settle(
+    footage: Sequence[Footage],
+    policy: Policy,
+    store: Store,
+    workers: Workers,
+    device: torch.device,
+    making: Making = REAL,
+) -> list[Outcome]:
+    """What became of each clip, in order; what the store lacks is made, see `encode_once`."""
+    keys = [fingerprint({"policy": policy.identity, "clip": one.content}) for one in footage]
+    by_key = dict(zip(keys, footage, strict=True))
+    todo = workers.agree([key for key in by_key if not _settled(_find(store, making.kind, key))])
+
+    def encode(key: str) -> None:
+        store.put_record(making.kind, key, _encode(by_key[key], policy, store, device, making))
+
+    workers.run(todo, encode, making.label, "clips")
+    if todo:
+        policy.release()
+    outcomes = []
+    for key, one in zip(keys, footage, strict=True):
+        outcome = _find(store, making.kind, key)
+        if outcome is None:
+            raise OSError(
+                f"{store.root}: what was just made of {one.file} is gone; do all ranks see this "
+                "folder, and has the disk room?"
+            )
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _collect(footage: Sequence[Footage], outcomes: Sequence[Outcome], workers: Workers) -> RealData:
+    """The clips that are of use; the leading rank names those that are damaged."""
+    rows: list[RealClip] = []
+    dropped: Counter[str] = Counter()
+    for one, outcome in zip(footage, outcomes, strict=True):
+        if "latents" in outcome:
+            rows.append(RealClip(one.caption, outcome["latents"], one.file))
+            continue
+        dropped[outcome["error"]] += 1
+        if outcome["detail"] and workers.leads:
+            warnings.warn(f"real video {one.file} is left out: {outcome['detail']}", stacklevel=4)
+    return RealData(rows, dict(sorted(dropped.items())))
+
+
+@torch.no_grad()
+def _encode(
+    one: Footage, policy: Policy, store: Store, device: torch.device, making: Making
+) -> Outcome:
+    """What becomes of a clip: the name of its latents, or why it has none."""
+    frames = one.frames()
+    if isinstance(frames, LeftOut):
+        return {"error": frames.reason, "detail": frames.detail}
+    wanted = (*policy.size, 3)
+    if frames.shape != wanted or frames.dtype != torch.uint8:
+        raise ValueError(
+            f"{one.file}: frames must be uint8 {wanted}, got {frames.dtype} {tuple(frames.shape)}"
+        )
+    latents = policy.encode(frames[None].to(device))[0]
+    return {
+        "latents": store.put_tensors("latents", {"latents": latents}), **making.keep(frames)
+    }  # fmt: skip
+
+
+def _find(store: Store, kind: str, key: str) -> Outcome | None:
+    """What became of a clip, unless its latents or its video are gone."""
+    outcome: Outcome | None = store.get_record(kind, key)
+    if outcome is None or "error" in outcome:
+        return outcome
+    whole = store.has_blob("latents", outcome["latents"], ".safetensors")
+    whole &= "video" not in outcome or store.has_blob("videos", outcome["video"], ".mp4")
+    return outcome if whole else None
+
+
+def _settled(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.get("error") != DAMAGED

@@ -1,0 +1,153 @@
+"""The visits of a round: which label is seen when, at which timestep, under which noise.
+
+All of it is a pure function of (run seed, round, place in the round's order): it can be drawn in
+advance, anywhere, which is what lets the reference's errors be computed before the training.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ipo_lightning.draws.batch import PairBatch, PointBatch, Videos
+from ipo_lightning.seeds import derive_seed, gaussian, generator
+from ipo_lightning.storage.layout import RoundData
+from ipo_lightning.storage.records import Pair
+from ipo_lightning.storage.store import Store
+
+T = TypeVar("T")
+
+
+class Visit(NamedTuple):
+    """One draw of a row."""
+
+    times: int
+    """How often the row was visited before in this round."""
+    row: int
+    """Its place among the round's labels (or real clips)."""
+
+
+def plan(seed: int, number: int, rows: int, count: int, purpose: str = "order") -> list[Visit]:
+    """``count`` visits to ``rows`` rows, permutation after permutation.
+
+    A longer plan begins with a shorter one, so that more updates keep what is known of the first.
+    """
+    visits: list[Visit] = []
+    for times in range(-(-count // rows)):
+        order = generator(derive_seed(seed, purpose, number, times))
+        shuffled = torch.randperm(rows, generator=order)[: count - len(visits)].tolist()
+        visits += [Visit(times, row) for row in shuffled]
+    return visits
+
+
+class Visits(Dataset[PairBatch | PointBatch]):
+    """The planned visits of a round, each with its latents, text, noise and timestep.
+
+    Args:
+        data: the round's labels.
+        store: where latents and embeddings lie.
+        seed: the run's.
+        count: how many visits the round makes, on all ranks together.
+    """
+
+    def __init__(self, data: RoundData, store: Store, seed: int, count: int) -> None:
+        self.data, self.store, self.seed = data, store, seed
+        self.plan = plan(seed, data.number, len(data.rows), count)
+        self.real_plan = (
+            plan(seed, data.number, len(data.real), count, "real order") if data.real else []
+        )
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, place: int) -> PairBatch | PointBatch:
+        """One visit, without a batch dimension."""
+        visit = self.plan[place]
+        row = self.data.rows[visit.row]
+        seed = self.visit_seed(place)
+        common: dict[str, Any] = {
+            "text": self._text(row.prompt),
+            "u": self.u(place),
+            "weight": torch.tensor(row.weight),
+            "row": torch.tensor(visit.row),
+            "real": self._real(place),
+        }
+        if isinstance(row, Pair):
+            win, lose = self._latents(row.winner_latents), self._latents(row.loser_latents)
+            ref_win, ref_lose = self._errors(place, 2)
+            noise = _noise(seed, win)
+            return PairBatch(
+                win=win, lose=lose, noise=noise, ref_win=ref_win, ref_lose=ref_lose, **common
+            )
+        latents = self._latents(row.latents)
+        return PointBatch(
+            latents=latents,
+            noise=_noise(seed, latents),
+            desirable=torch.tensor(row.desirable),
+            reward=torch.tensor(row.reward),
+            ref=self._errors(place, 1)[0],
+            **common,
+        )
+
+    def visit_seed(self, place: int) -> int:
+        """The seed of a visit's noise and timestep."""
+        times, row = self.plan[place]
+        return derive_seed(self.seed, "visit", self.data.number, times, row)
+
+    def u(self, place: int) -> Tensor:
+        """() float64 in [0, 1), the place of a visit's timestep in its distribution."""
+        return _place_of_timestep(self.visit_seed(place))
+
+    def key(self, place: int) -> list[str | int]:
+        """All that a frozen network's errors at a visit depend on, but the network."""
+        row = self.data.rows[self.plan[place].row]
+        names = [row.winner_latents, row.loser_latents] if isinstance(row, Pair) else [row.latents]
+        return [*names, self.data.texts[row.prompt], self.visit_seed(place)]
+
+    def _real(self, place: int) -> Videos | None:
+        if not self.real_plan:
+            return None
+        visit = self.real_plan[place]
+        clip = self.data.real[visit.row]
+        seed = derive_seed(self.seed, "real visit", self.data.number, visit.times, visit.row)
+        latents = self._latents(clip.latents)
+        return Videos(
+            latents=latents,
+            text=self._text(clip.caption),
+            noise=_noise(seed, latents),
+            u=_place_of_timestep(seed),
+        )
+
+    def _errors(self, place: int, videos: int) -> Tensor:
+        if self.data.errors is None:
+            return torch.full((videos,), torch.nan)
+        return self.data.errors[place]
+
+    def _latents(self, blob: str) -> Tensor:
+        return self.store.get_tensors("latents", blob)["latents"].float()
+
+    def _text(self, prompt: str) -> Tensor:
+        return self.store.get_tensors("text", self.data.texts[prompt])["text"].float()
+
+
+def collate(samples: Sequence[PairBatch | PointBatch]) -> PairBatch | PointBatch:
+    """A batch of visits; without real clips it has none."""
+    real = [sample.real for sample in samples if sample.real is not None]
+    batch = _stack([sample._replace(real=None) for sample in samples])
+    return batch._replace(real=_stack(real) if real else None)
+
+
+def _stack(samples: Sequence[T]) -> T:
+    """Records of tensors (or None) as one record of batches."""
+    columns: Any = zip(*samples, strict=True)
+    return type(samples[0])(*(None if c[0] is None else torch.stack(c) for c in columns))
+
+
+def _place_of_timestep(seed: int) -> Tensor:
+    return torch.rand((), generator=generator(seed), dtype=torch.float64)
+
+
+def _noise(seed: int, latents: Tensor) -> Tensor:
+    return gaussian(derive_seed(seed, "noise"), tuple(latents.shape))

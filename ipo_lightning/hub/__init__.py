@@ -1,0 +1,1 @@
+"""Policies in and out: checkpoints by any name, model cards, uploads."""

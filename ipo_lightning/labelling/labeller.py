@@ -1,0 +1,262 @@
+"""The policy that makes labels of a round's verdicts."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean, mean
+from typing import Literal, NamedTuple
+
+from ipo_lightning.errors import InputError
+from ipo_lightning.labelling.guards import Guards
+from ipo_lightning.labelling.judgements import Group, Scored, fought, rated
+from ipo_lightning.labelling.rules import Acceptance, Couple, PairRule
+from ipo_lightning.labelling.statistics import statistics
+from ipo_lightning.labelling.tournaments import Schedule, swiss
+from ipo_lightning.labelling.weights import PairWeight, by_certainty
+from ipo_lightning.metrics.preferences import RIDGE
+from ipo_lightning.storage.records import Answer, Candidate, Duel, Pair, Point, Verdict
+
+
+class Labels(NamedTuple):
+    """What labelling made of a round's candidates."""
+
+    rows: list[Pair] | list[Point]
+    dropped: dict[str, int]
+    """Reason -> how many candidates, couples, comparisons or prompts gave no label."""
+    figures: dict[str, float]
+    """What the round's verdicts and labels look like as a whole, see `statistics`."""
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """The policy that turns a round's verdicts into training labels.
+
+    Args:
+        pair_rule: couples the candidates of one prompt (`best_versus_worst`, partially applied).
+        guards: bounds that candidates must keep; a critic that compares is not asked about others.
+        upper, lower: for points: bounds of the score. Above ``upper`` a video is desirable, below
+            ``lower`` undesirable.
+        bounds: for points: whether the two are quantiles of the score, in [0, 1], or scores
+            themselves, in the critic's units. A critic that compares has strengths for scores, in
+            logits, 0 on average over a prompt.
+        within: for points: whether the quantiles are those of the video's own prompt or of the
+            whole round. ``prompt`` asks "better than its siblings", ``round`` "good".
+        middle: for points: ``drop`` drops the band between the quantiles; ``keep`` makes a point of
+            every video, desirable where its score is not below the band's middle, for losses
+            that go by ``reward``.
+        weight: for pairs: how much each counts (`by_certainty`, `by_edge`, `by_margin`,
+            `by_rarity`, `uniform`). A point counts as much as the critic is sure.
+        min_certainty: for pairs: least certainty of a couple, in [0, 1]; of a critic that compares
+            the chance that the winner is better (`Judgement.certainty`).
+        veto: for pairs: a dimension in which the loser is ahead by more than this refuses the
+            couple: in the critic's units, or, of one that compares, in chances from 0 to 1. None:
+            no dimension has a veto.
+        schedule: of a critic that compares: which candidates meet
+            (`ipo_lightning.labelling.tournaments`).
+        both_orders: of a critic that compares: whether each couple is shown in both orders.
+        ridge: of a critic that compares: precision of the strengths' prior (`bradley_terry`).
+        max_missing: share of verdicts that may be missing; a round with more is not trained on.
+    """
+
+    pair_rule: PairRule
+    guards: Guards
+    upper: float = 0.5
+    lower: float = 0.5
+    bounds: Literal["quantile", "score"] = "quantile"
+    within: Literal["prompt", "round"] = "prompt"
+    middle: Literal["drop", "keep"] = "drop"
+    weight: PairWeight = by_certainty
+    min_certainty: float = 0.0
+    veto: float | None = None
+    schedule: Schedule = swiss
+    both_orders: bool = True
+    ridge: float = RIDGE
+    max_missing: float = 0.5
+
+    def __post_init__(self) -> None:
+        self._check_bounds()
+        if self.within not in ("prompt", "round"):
+            raise InputError(f"labelling.within={self.within}: choose prompt or round")
+        if self.middle not in ("drop", "keep"):
+            raise InputError(f"labelling.middle={self.middle}: choose drop or keep")
+        for name in ("min_certainty", "max_missing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"labelling.{name}={getattr(self, name)}: give 0 to 1")
+        if not self.ridge > 0:
+            raise InputError(f"labelling.ridge={self.ridge}: give a number above 0")
+        self.weight([], [])  # refuses wrong settings before anything is generated
+        self.schedule(2, [])
+
+    def _check_bounds(self) -> None:
+        if self.bounds not in ("quantile", "score"):
+            raise InputError(f"labelling.bounds={self.bounds}: choose quantile or score")
+        if self.bounds == "score" and not self.lower <= self.upper:
+            raise InputError(
+                f"labelling: lower={self.lower}, upper={self.upper}: give lower <= upper (scores)"
+            )
+        if self.bounds == "quantile" and not 0 <= self.lower <= self.upper <= 1:
+            raise InputError(
+                f"labelling: lower={self.lower}, upper={self.upper}: "
+                "give 0 <= lower <= upper <= 1 (quantiles of the score)"
+            )
+
+    def pairs(self, candidates: Iterable[Candidate], answers: Sequence[Answer]) -> Labels:
+        """Pairs of a round."""
+        dropped: Counter[str] = Counter()
+        groups = self._groups(candidates, answers, dropped)
+        couples = [couple for group in groups for couple in self._couples(group, dropped)]
+        weights = self.weight(couples, [one.score for group in groups for one in group.scored])
+        rows = [
+            _pair(number, couple, weight)
+            for number, (couple, weight) in enumerate(zip(couples, weights, strict=True))
+        ]
+        return Labels(rows, dict(sorted(dropped.items())), statistics(groups, answers, rows))
+
+    def _couples(self, group: Group, dropped: "Counter[str]") -> list[Couple]:
+        if len(group.scored) < 2:
+            dropped["fewer than two candidates left"] += 1
+        accept = Acceptance(self.guards, group.judgement, dropped, self.min_certainty, self.veto)
+        return self.pair_rule(group.scored, accept)
+
+    def points(self, candidates: Iterable[Candidate], answers: Sequence[Answer]) -> Labels:
+        """Desirable and undesirable videos of a round."""
+        dropped: Counter[str] = Counter()
+        groups = self._groups(candidates, answers, dropped)
+        compared = [group.scored for group in groups]
+        rewards = _rewards(compared)
+        if self.within == "round":
+            compared = [[one for group in compared for one in group]]
+        rows: list[Point] = []
+        for group in compared:
+            low, high = self._band([one.score for one in group])
+            for one in group:
+                if self.middle == "drop" and low <= one.score <= high:
+                    dropped["between lower and upper"] += 1
+                    continue
+                good = one.score >= (low + high) / 2
+                rows.append(_point(len(rows), one, rewards[_key(one)], desirable=good))
+        return Labels(rows, dict(sorted(dropped.items())), statistics(groups, answers, rows))
+
+    def _band(self, scores: Sequence[float]) -> tuple[float, float]:
+        """The scores between which a video is neither desirable nor undesirable."""
+        if self.bounds == "score":
+            return self.lower, self.upper
+        return _quantile(scores, self.lower), _quantile(scores, self.upper)
+
+    def check_missing(self, answers: Sequence[Answer]) -> None:
+        """Refuse a round of which too much is missing.
+
+        Raises:
+            InputError: names the commonest fault; what was answered is in the store.
+        """
+        faults = Counter(one.fault for one in answers if _is_missing(one))
+        missing, asked = sum(faults.values()), len(answers)
+        if missing > self.max_missing * asked:
+            reason, count = faults.most_common(1)[0]
+            raise InputError(
+                f"{missing} of {asked} verdicts are missing (most of all, {count}: "
+                f"{reason or 'no verdict'}), more than labelling.max_missing={self.max_missing} "
+                "allows. What was answered is kept: the same command asks again for what failed "
+                "in passing"
+            )
+
+    def _groups(
+        self, candidates: Iterable[Candidate], answers: Iterable[Answer], dropped: "Counter[str]"
+    ) -> list[Group]:
+        """The candidates that count, by prompt."""
+        verdicts: dict[int, list[Verdict]] = {}
+        duels: dict[int, list[Duel]] = {}
+        for one in answers:
+            if isinstance(one, Duel):
+                duels.setdefault(one.prompt_index, []).append(one)
+            else:
+                verdicts.setdefault(one.prompt_index, []).append(one)
+        ordered = sorted(candidates, key=lambda c: (c.prompt_index, c.candidate))
+        groups = []
+        for prompt, siblings in groupby(ordered, key=lambda c: c.prompt_index):
+            counting = self._guarded(siblings, dropped)
+            if duels:
+                groups.append(fought(counting, duels.get(prompt, []), dropped, self.ridge))
+            else:
+                groups.append(rated(counting, verdicts.get(prompt, []), dropped))
+        return groups
+
+    def _guarded(self, candidates: Iterable[Candidate], dropped: "Counter[str]") -> list[Candidate]:
+        """The candidates that keep the bounds."""
+        counting = []
+        for one in candidates:
+            reason = self.guards.refuse(one.gauges)
+            if reason:
+                dropped[reason] += 1
+            else:
+                counting.append(one)
+        return counting
+
+
+def _is_missing(one: Answer) -> bool:
+    return (one.p_first if isinstance(one, Duel) else one.score) is None
+
+
+def _rewards(groups: Sequence[Sequence[Scored]]) -> dict[tuple[int, int], float]:
+    """How good each candidate is beside its siblings, see `Point.reward`."""
+    ahead: dict[tuple[int, int], float] = {}
+    for group in groups:
+        if group:
+            own = mean(one.score for one in group)  # exact: equal scores are not ahead of another
+            ahead |= {_key(one): one.score - own for one in group}
+    scale = math.sqrt(fmean(gap * gap for gap in ahead.values())) if ahead else 0.0
+    return {
+        key: 0.5 + 0.5 * max(-1.0, min(1.0, gap / scale)) if scale > 0 else 0.5
+        for key, gap in ahead.items()
+    }
+
+
+def _key(one: Scored) -> tuple[int, int]:
+    return one.candidate.prompt_index, one.candidate.candidate
+
+
+def _quantile(scores: Sequence[float], q: float) -> float:
+    """Quantile with linear interpolation, as numpy's default; nan of nothing."""
+    if not scores:
+        return float("nan")
+    ranked = sorted(scores)
+    place = q * (len(ranked) - 1)
+    below = int(place)
+    above = min(below + 1, len(ranked) - 1)
+    return ranked[below] + (ranked[above] - ranked[below]) * (place - below)
+
+
+def _pair(number: int, couple: Couple, weight: float) -> Pair:
+    first, second = couple.winner.candidate, couple.loser.candidate
+    return Pair(
+        pair=number,
+        prompt_index=first.prompt_index,
+        prompt=first.prompt,
+        winner=first.candidate,
+        loser=second.candidate,
+        winner_latents=first.latents,
+        loser_latents=second.latents,
+        winner_video=first.video,
+        loser_video=second.video,
+        margin=couple.winner.score - couple.loser.score,
+        weight=weight,
+        certainty=couple.certainty,
+    )
+
+
+def _point(number: int, one: Scored, reward: float, *, desirable: bool) -> Point:
+    candidate = one.candidate
+    return Point(
+        point=number,
+        prompt_index=candidate.prompt_index,
+        prompt=candidate.prompt,
+        candidate=candidate.candidate,
+        latents=candidate.latents,
+        video=candidate.video,
+        desirable=desirable,
+        score=one.score,
+        weight=one.certainty,
+        reward=reward,
+    )

@@ -1,0 +1,1 @@
+"""What is measured: training health, win rates, gauges of videos, agreement."""

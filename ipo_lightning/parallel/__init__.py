@@ -1,0 +1,1 @@
+"""Many processes and devices: shared work, sharded and offloaded weights, averages."""

@@ -1,0 +1,1 @@
+"""What a run takes: memory by stage, operations, published costs."""

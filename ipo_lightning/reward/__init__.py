@@ -1,0 +1,1 @@
+"""Training a critic on human labels."""

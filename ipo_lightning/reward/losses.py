@@ -1,0 +1,122 @@
+"""What a critic is trained with on human labels: pure functions of rewards.
+
+Rewards are (B, D), one a dimension, in logits: a difference of 1 makes the better video e times as
+likely to be taken. Labels are (B, D) floats: 1 where the first video is better, -1 where the second
+is, 0 for a tie, NaN where there is no label. A pair with labels in two of three dimensions has the
+mean of two, not the sum of two over three: what is missing neither pulls nor dilutes (VideoAlign's
+trainer divides by all of them).
+
+A loss is pairwise where its first parameter is called ``first``, pointwise where it is ``rewards``.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ipo_lightning.errors import InputError
+
+
+class RewardLoss(NamedTuple):
+    """One value a pair or a video; the caller weights and reduces over those that count."""
+
+    loss: Tensor
+    """(B,) the mean over the valid dimensions; 0 where there is none."""
+    valid: Tensor
+    """(B,) bool: whether any dimension has a label that this loss learns from."""
+
+    def mean(self) -> Tensor:
+        """Over the pairs or videos that have a label; 0, with a gradient of 0, where none has."""
+        return self.loss.sum() / self.valid.sum().clamp_min(1)
+
+
+class RewardScale(NamedTuple):
+    """Mean and standard deviation of each dimension's rewards over the training videos."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def scores(self, rewards: Tensor) -> Tensor:
+        """Rewards (..., D) in units of the training videos' spread, as float64."""
+        double = rewards.detach().double().cpu()
+        return (double - double.new_tensor(self.mean)) / double.new_tensor(self.std)
+
+
+def bradley_terry(first: Tensor, second: Tensor, labels: Tensor) -> RewardLoss:
+    """Bradley-Terry, ties dropped: ``-logsigmoid(label * (first - second))``."""
+    _check_shapes(first, second, labels)
+    decided = (labels == 1) | (labels == -1)
+    difference = first.float() - second.float()
+    return mean_over_valid(-F.logsigmoid(_filled(labels, decided) * difference), decided)
+
+
+def bradley_terry_ties(
+    first: Tensor, second: Tensor, labels: Tensor, *, ties: float = 5.0
+) -> RewardLoss:
+    """Bradley-Terry with ties (Rao and Kupper 1967), as VideoReward was trained.
+
+    With d the difference: ``P(first) = sigma(d - ln k)``, ``P(second) = sigma(-d - ln k)``,
+    ``P(tie) = (k^2 - 1) P(first) P(second)``; the loss is minus the label's logarithm. See
+    `ipo_lightning.metrics.preferences.rao_kupper` for the probabilities.
+
+    Args:
+        ties: k > 1; the larger, the readier people call two videos the same. A tie between equal
+            rewards has the chance ``(k - 1) / (k + 1)``: two thirds for VideoAlign's 5.
+    """
+    _check_shapes(first, second, labels)
+    if not ties > 1:
+        raise InputError(f"reward_loss.ties={ties}: give more than 1; without ties choose bt")
+    difference, log_ties = first.float() - second.float(), math.log(ties)
+    win, lose = F.logsigmoid(difference - log_ties), F.logsigmoid(-difference - log_ties)
+    tie = win + lose + math.log(ties * ties - 1)
+    likelihood = torch.where(labels > 0, win, torch.where(labels < 0, lose, tie))
+    return mean_over_valid(-likelihood, ~labels.isnan())
+
+
+def regression(rewards: Tensor, scores: Tensor) -> RewardLoss:
+    """Squared distance to given scores, such as mean opinions (VideoScore); NaN where missing."""
+    _check_shapes(rewards, scores)
+    valid = ~scores.isnan()
+    return mean_over_valid((rewards.float() - _filled(scores, valid)).square(), valid)
+
+
+def mean_over_valid(loss: Tensor, valid: Tensor) -> RewardLoss:
+    """Mean of (B, D) over the valid dimensions of each row; the others get no gradient."""
+    kept = torch.where(valid, loss, torch.zeros_like(loss))
+    return RewardLoss(kept.sum(1) / valid.sum(1).clamp_min(1), valid.any(1))
+
+
+def form(loss: Callable[..., RewardLoss]) -> Literal["pairwise", "pointwise"]:
+    """What a loss learns from, by its first parameter.
+
+    Raises:
+        InputError: it is neither ``first`` nor ``rewards``.
+    """
+    first = next(iter(inspect.signature(loss).parameters), "")
+    if first not in ("first", "rewards"):
+        raise InputError(
+            f"reward_loss: its first parameter is {first!r}; name it 'first' (pairs: first, "
+            "second, labels) or 'rewards' (videos: rewards, scores)"
+        )
+    return "pairwise" if first == "first" else "pointwise"
+
+
+def try_loss(loss: Callable[..., Any]) -> None:
+    """Refuse settings that the loss itself refuses, before anything is loaded."""
+    some = torch.zeros(1, 1)
+    loss(*([some] * (3 if form(loss) == "pairwise" else 2)))
+
+
+def _filled(labels: Tensor, valid: Tensor) -> Tensor:
+    """Labels with zeros where there is none: NaN times 0 would still be NaN in a gradient."""
+    return torch.where(valid, labels, torch.zeros_like(labels)).float()
+
+
+def _check_shapes(*tensors: Tensor) -> None:
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2:
+        raise ValueError(f"rewards and labels must all be (B, D), not {shapes}")

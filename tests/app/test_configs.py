@@ -1,0 +1,248 @@
+"""Every shipped choice composes, and asks its targets for nothing that they do not take."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+import train
+from app import assembly
+from app.checks import check
+from app.entry import CONF, register_resolvers, settings_but_batches
+from data.critic_datamodule import CriticDataModule
+from ipo_lightning.reward.losses import RewardScale
+from ipo_lightning.shapes.reward_encoder import ShapesReward
+from tests.conftest import ComposeTrain
+from tests.helpers import tiny_wan
+
+OF_CRITICS = ("network", "reward_loss")
+"""Groups of conf/train_critic.yaml alone."""
+EVERY = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
+CHOICES = [choice for choice in EVERY if not choice.startswith(OF_CRITICS)]
+FILES = sorted(CONF.rglob("*.yaml"))
+BESIDE = {"reference=adapter": ["experiment=shapes_lora"], "reference=none": ["loss=simpo"]}
+"""What a choice cannot do without."""
+COMPLETED = ("callbacks.iteration", "trainer")
+"""Nodes whose targets get the rest of their arguments in app/assembly.py."""
+
+
+def beside(choice: str, tmp_path: Path) -> list[str]:
+    """The overrides that make a choice a whole run."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"a video of {number} apples\n" for number in range(200)))
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(
+        f'{{"prompt": "a video of {number} apples", "chosen": "a.mp4", "rejected": "b.mp4"}}\n'
+        for number in range(200)
+    ))  # fmt: skip
+    files = {
+        "data=imported": [f"data.imported.path={pairs}", "evaluation.real_clips=null"],
+        "data=file": [f"data.prompts.path={prompts}", "evaluation.real_clips=null"],
+    }
+    if choice.endswith("critic=reward"):
+        return [choice, f"{choice.partition('=')[0]}.model={tmp_path}"]
+    if choice == "experiment=shapes_wan":  # its folder is made, not shipped
+        return [choice, f"backbone.path={tiny_wan.save_pipeline(tmp_path / 'wan')}"]
+    if choice.startswith("experiment=ipo_"):
+        critics = ["critic=shapes", "eval_critic=shapes_judge"]
+        return [choice, *critics, f"data.prompts.path={prompts}"]
+    if choice.endswith("critic=trained"):
+        family = ShapesReward(dims=["Overall"], steps=0, clips=64)
+        family.export(family.build(), tmp_path / "critic", RewardScale((0.0,), (1.0,)))
+        return [choice, f"{choice.partition('=')[0]}.path={tmp_path / 'critic'}"]
+    return [choice, *(BESIDE | files).get(choice, [])]
+
+
+def targets(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every node that names a target, with its place."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield place, node
+        for key, value in node.items():
+            yield from targets(value, f"{place}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from targets(value, f"{place}.{index}")
+
+
+def check_target(place: str, node: dict[str, Any]) -> None:
+    """The target exists, takes the node's keys, and lacks none that only the node can give."""
+    try:
+        signature = inspect.signature(get_object(node["_target_"]))
+    except ValueError:  # a class in C, such as datetime.timedelta
+        return
+    settings = {key: value for key, value in node.items() if not key.startswith("_")}
+    if node.get("_partial_") or place in COMPLETED:
+        signature.bind_partial(**settings)
+    else:
+        signature.bind(**settings)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_its_targets_take_its_keys(
+    choice: str, compose_train: ComposeTrain, tmp_path: Path
+) -> None:
+    cfg = OmegaConf.to_container(compose_train(*beside(choice, tmp_path)), resolve=True)
+    found = list(targets(cfg))
+    assert {"backbone", "loss", "reference", "critic", "eval_critic"} <= {
+        place for place, _ in found
+    }
+    for place, node in found:
+        try:
+            check_target(place, node)
+        except TypeError as error:
+            pytest.fail(f"{choice}: {place}: {error}")
+
+
+def planned() -> Iterator[Any]:
+    """The choices but experiments of real models, which test_experiments.py plans for their cards.
+
+    Plans of large networks take seconds each; a judge's is its critic's but for the group's name.
+    """
+    twins = {path.name for path in CONF.glob("critic/*.yaml")}
+    for choice in CHOICES:
+        group, _, name = choice.partition("=")
+        if not choice.startswith("experiment=ipo_"):
+            long = group == "backbone" or (group == "eval_critic" and f"{name}.yaml" in twins)
+            yield pytest.param(choice, marks=[pytest.mark.slow] if long else [])
+
+
+@pytest.mark.parametrize("choice", list(planned()))
+def test_every_choice_is_planned(
+    choice: str,
+    compose_train: ComposeTrain,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The parts of the run are instantiated, and the plan printed."""
+    cfg = compose_train(*beside(choice, tmp_path), "dry_run=true", "round=1")
+    itself = choice == "eval_critic=shapes"
+    with pytest.warns(UserWarning, match="held-out judge") if itself else nullcontext():
+        assert train.train(cfg) is None
+    assert "round  rollout" in capsys.readouterr().out
+    assert not Path(cfg.paths.outputs, cfg.name).exists()
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if re.match("trainer|callbacks|logger", c)])
+def test_every_trainer_is_built(choice: str, compose_train: ComposeTrain) -> None:
+    cfg = compose_train(choice, "trainer.accelerator=cpu", "trainer.devices=1")
+    assert assembly.build_trainer(cfg, L.Callback()).max_epochs == cfg.round
+
+
+CHATTING = sorted(path.stem for path in CONF.glob("critic/*.yaml") if "- chat:" in path.read_text())
+"""Critics made of a chat model and a form."""
+CHATS = sorted(path.stem for path in CONF.glob("critic/chat/*.yaml"))
+
+
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("name", CHATTING)
+def test_every_form_goes_with_every_chat(name: str, chat: str, compose_train: ComposeTrain) -> None:
+    """As the critic and as the held-out judge, of which each has a chat of its own."""
+    words = [f"critic={name}", f"critic/chat={chat}", "critic.chat.model=me/mine"]
+    critic = OmegaConf.to_container(compose_train(*words).critic, resolve=True)
+    for place, node in targets(critic, "critic"):
+        check_target(place, node)
+    words = [word.replace("critic", "eval_critic", 1) for word in words]
+    words[1] = f"critic/chat@eval_critic.chat={chat}"
+    cfg = compose_train(*words)
+    assert OmegaConf.to_container(cfg.eval_critic, resolve=True) == critic
+    assert "chat" not in cfg.critic
+
+
+def test_a_judge_of_another_model_is_of_another_make(compose_train: ComposeTrain) -> None:
+    words = ["critic=vlm_pointwise", "eval_critic=vlm_pointwise", "eval_critic.chat.model=me/mine"]
+    check(compose_train(*words))
+    with pytest.warns(UserWarning, match="held-out judge"):
+        check(compose_train(*words[:2], "eval_critic.chat.seed=1"))
+
+
+@pytest.mark.parametrize("choice", ["seed=1", *(c for c in EVERY if c.startswith(OF_CRITICS))])
+def test_the_training_of_a_critic_composes(choice: str) -> None:
+    """With each network and loss; what assembly passes in is left to it."""
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train_critic", [choice, "data.path=pairs.jsonl"])
+    assert OmegaConf.missing_keys(cfg) == set()
+    found = dict(targets(OmegaConf.to_container(cfg, resolve=True)))
+    assert {"network", "reward_loss", "data", "optim.optimizer", "trainer"} <= found.keys()
+    for place, node in found.items():
+        if place != "data":
+            check_target(place, node)
+    data = {key: value for key, value in found["data"].items() if key != "_target_"}
+    inspect.signature(CriticDataModule).bind([], None, "pairwise", **data, seed=0)
+    assert cfg.name.startswith("critic-")
+
+
+def test_the_cache_of_encoders_is_no_part_of_a_critics_name() -> None:
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        names = {
+            compose("train_critic", ["data.path=x", word]).name
+            for word in ("network.cache=null", "paths.outputs=elsewhere", "network.width=9")
+        }
+    assert len(names) == 2  # fmt: skip
+
+
+@pytest.mark.parametrize(("program", "needed"), [("sample", "ckpt"), ("audit", "pairs")])
+def test_the_other_programs_compose(program: str, needed: str) -> None:
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(program, [f"{needed}=somewhere", "critic=shapes"])
+    assert OmegaConf.missing_keys(cfg) == set()
+    for place, node in targets(OmegaConf.to_container(cfg, resolve=True)):
+        check_target(place, node)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
+def test_every_file_says_what_it_is(path: Path) -> None:
+    assert re.search(r"# (?!@package)", path.read_text()), "say in a comment what it chooses"
+
+
+def test_an_experiment_is_a_difference(compose_train: ComposeTrain) -> None:
+    """An experiment has the last word but one: the command line comes after it."""
+    cfg = compose_train("experiment=shapes_lora", "backbone.lora.rank=2")
+    assert cfg.backbone.lora.rank == 2
+    assert cfg.optim.optimizer.lr > compose_train().optim.optimizer.lr
+    assert compose_train().backbone.lora is None
+
+
+def test_a_loss_may_choose_its_labels_and_reference(compose_train: ComposeTrain) -> None:
+    """And the command line may choose others."""
+    cfg = compose_train("loss=nft")
+    assert cfg.reference._target_.endswith("FrozenReference") and cfg.labelling.middle == "keep"
+    lora = compose_train("loss=nft", "experiment=shapes_lora", "reference=adapter")
+    assert lora.reference._target_.endswith("AdapterReference") and lora.labelling.middle == "keep"
+    assert compose_train("loss=dpo").labelling.middle == "drop"
+
+
+def test_names_of_runs_are_made_of_their_settings(compose_train: ComposeTrain) -> None:
+    """Equal results share a name; what does not change them does not change it."""
+    name = compose_train().name
+    assert name.startswith("shapes-dpo-s0-")
+    for same in ("round=1", "until=rollout", "dry_run=true", "logger=none", "trainer=cpu",
+                 "plan.memory_gib=80"):  # fmt: skip
+        assert compose_train(same).name == name, same
+    others = {"seed=1", "loss=kto", "loss.beta=7", "rollout.n=3", "trainer.precision=bf16-mixed",
+              "data.batch_size=4", "experiment=shapes_lora", "threads=2"}  # fmt: skip
+    assert len({name, *(compose_train(other).name for other in others)}) == len(others) + 1
+
+
+def test_batches_may_change_with_the_devices(compose_train: ComposeTrain) -> None:
+    """As long as an update takes as many labels; how many devices there are must be said."""
+
+    def taken(*words: str) -> object:
+        return settings_but_batches(compose_train("name=x", *words))
+
+    two = taken("trainer=ddp", "trainer.devices=2", "data.batch_size=8")
+    assert two == taken("data.batch_size=16")
+    assert two == taken("data.batch_size=4", "trainer.accumulate_grad_batches=4")
+    assert two != taken("data.batch_size=8")
+    assert two != taken("trainer=ddp", "data.batch_size=8")  # devices=auto

@@ -1,0 +1,99 @@
+"""The experiments for real models: planned from their configs, and found to fit their cards."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from app.entry import CONF
+from app.planning.fitting import smallest_change, smallest_changes
+from app.planning.jobs import job_of, readable
+from ipo_lightning.errors import InputError
+from ipo_lightning.planning.estimate import GIB, Estimate
+from tests.conftest import ComposeTrain
+from train import train
+
+EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/ipo_*.yaml"))
+CRITICS = ("critic=shapes", "eval_critic=shapes_judge")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    """The override that names a file of prompts."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("".join(f"a video of {number} apples\n" for number in range(400)))
+    return f"data.prompts.path={file}"
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "ipo_base"])
+def test_an_experiment_fits_its_card(
+    name: str, compose_train: ComposeTrain, prompts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = compose_train(f"experiment={name}", *CRITICS, prompts, "dry_run=true")
+    assert train(cfg) is None
+    printed = capsys.readouterr().out
+    peak, limit = re.search(r"peak: ([\d.]+) GiB .* of ([\d.]+) GiB: it fits", printed).groups()  # type: ignore[union-attr]
+    card = re.search(r"x(\d+)gb", name)
+    assert cfg.plan.memory_gib == int(card[1] if card else 80)
+    assert float(peak) <= float(limit) < cfg.plan.memory_gib
+    assert f"{cfg.backbone.path} as published" in printed
+    assert " h in all" in printed
+
+
+def test_real_videos_are_labelled_and_judged_by_critics_of_other_makes(
+    compose_train: ComposeTrain, prompts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The plan needs nothing of theirs."""
+    cfg = compose_train("experiment=ipo_wan_1_3b", prompts, "dry_run=true")
+    assert cfg.critic.model == "KlingTeam/VideoReward"
+    assert cfg.eval_critic.chat.model == "CodeGoat24/UnifiedReward-2.0-qwen-7b"
+    assert train(cfg) is None
+    assert "critic calls" in capsys.readouterr().out
+    with pytest.raises(InputError, match="wording=absent.py: .*No such file"):
+        train(compose_train("experiment=ipo_wan_1_3b", CRITICS[1], prompts, "dry_run=true",
+                            "critic.wording=absent.py"))  # fmt: skip
+
+
+def test_the_papers_setting_is_the_papers(compose_train: ComposeTrain, prompts: str) -> None:
+    cfg = compose_train("experiment=ipo_paper", *CRITICS, prompts)
+    assert (cfg.rollout.n, cfg.round, cfg.labelling.pair_rule.depth) == (8, 3, 1)
+    assert cfg.trainer.devices * cfg.trainer.num_nodes == 128
+    pairs = 128 * cfg.data.updates * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches
+    assert pairs == pytest.approx(100_000, rel=0.01)
+
+
+# ---------------------------------------------------------------- what would fit
+
+
+@pytest.mark.slow
+def test_the_smallest_change_is_found(compose_train: ComposeTrain) -> None:
+    """On the embedded world, whose fullest stage is the training."""
+    cfg = compose_train("plan.memory_gib=80")
+    estimate = Estimate(job_of(cfg))
+    assert estimate.fullest.name == "training"
+    need = estimate.fullest.total
+    found = smallest_change(cfg, need * 0.99)
+    assert found is not None and found.bytes < need
+    assert [change.shown for change in found.changes] == ["backbone.checkpointing=true"]
+    changed = compose_train("plan.memory_gib=80", "backbone.checkpointing=true")
+    assert Estimate(job_of(changed)).fullest.total == found.bytes
+    assert smallest_change(cfg, 2**20) is None and smallest_changes(cfg, 2**10) is None
+    together = smallest_changes(cfg, found.bytes * 0.9)
+    assert together is not None and len(together.changes) > 1
+
+
+@pytest.mark.slow
+def test_a_whole_network_that_is_too_large_is_trained_by_an_adapter(
+    compose_train: ComposeTrain, prompts: str
+) -> None:
+    words = ("experiment=ipo_cogvideox_5b_fsdp", *CRITICS, prompts, "trainer=auto")
+    cfg = compose_train(*words, "trainer.devices=1", "backbone.tiling=true")
+    with readable(cfg) as (settled, _):
+        found = smallest_change(settled, 60 * GIB)
+    assert found is not None and "backbone.lora" in found.changes[0].settings
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`")
+def test_an_unknown_hub_id_is_no_plan(compose_train: ComposeTrain) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        train(compose_train("backbone=cogvideox_2b", "backbone.path=some/model", "dry_run=true"))

@@ -1,0 +1,1 @@
+"""Tiny models, servers and browsers that tests share."""

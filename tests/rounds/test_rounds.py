@@ -1,0 +1,227 @@
+"""The loop end to end on the shipped pipeline: crashes, resumption, growth, sharing, damage."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from callbacks.iteration import IterationCallback
+from ipo_lightning.critics.stage.rating import Critique
+from ipo_lightning.errors import InputError
+from ipo_lightning.module import PreferenceModule
+from ipo_lightning.sampling import Sampler
+from ipo_lightning.storage.layout import RunDir
+from ipo_lightning.storage.store import Store, read_jsonl
+from train import train
+
+Compose = Callable[..., DictConfig]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler of the program catches it."""
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """Results by overrides, computed once."""
+    yield {}
+
+
+def results(cfg: DictConfig) -> list[dict[str, Any]]:
+    """rounds.jsonl but for its seconds, and the round's labels."""
+    run = RunDir(Path(cfg.paths.outputs) / cfg.name)
+    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in run.lines()]
+    for line in lines[1:]:
+        folder = run.round(line["round"])
+        line["files"] = {
+            file.name: file.read_text() for file in sorted(folder.path.glob("*.jsonl"))
+        }
+    return lines
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int) -> None:
+    """Let the ``call``-th call of a method be the last thing that a process does."""
+    original, count = getattr(owner, name), iter(range(1, 10**6))
+
+    def dying(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if next(count) == call:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(owner, name, dying)
+
+
+CRASHES = [
+    (Store, "put_record", 3),  # the base's evaluation, embeddings
+    (Sampler, "_make", 2),  # the base's evaluation, videos
+    (Sampler, "_make", 6),  # the first rollout
+    (Critique, "_ask", 10),  # the first critique
+    (IterationCallback, "_write_labels", 1),
+    (PreferenceModule, "training_step", 4),  # between two checkpoints
+    (IterationCallback, "_export", 1),  # trained, not yet exported
+    (IterationCallback, "_line", 2),  # evaluated, not yet recorded
+    (PreferenceModule, "training_step", 9),  # in round 2
+    (IterationCallback, "_export", 2),  # after the last update of all
+    (IterationCallback, "_line", 3),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("owner", "method", "call"), CRASHES, ids=lambda v: getattr(v, "__name__", str(v))
+)
+def test_a_crash_anywhere_changes_nothing(
+    small: Compose, unbroken: dict[str, Any], owner: type, method: str, call: int
+) -> None:
+    if not unbroken:
+        train(small("round=2", outputs="unbroken"))
+        unbroken["results"] = results(small("round=2", outputs="unbroken"))
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, owner, method, call)
+        with pytest.raises(Killed):
+            train(small("round=2"))
+    train(small("round=2"))
+    assert results(small("round=2")) == unbroken["results"]
+
+
+def test_a_run_grows_by_a_round_as_if_it_had_been_asked_at_once(
+    small: Compose, unbroken: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(small("round=1"))
+    first = results(small("round=1"))
+    train(small("round=2"))
+    grown = results(small("round=2"))
+    assert [line["round"] for line in grown] == [0, 1, 2]
+    assert grown[:2] == first
+    if unbroken:
+        assert grown == unbroken["results"]
+    # and a finished run does nothing at all
+    crash_at(monkeypatch, IterationCallback, "ensure_round", 1)
+    train(small("round=2"))
+
+
+def test_what_a_round_leaves_on_disk(small: Compose) -> None:
+    cfg = small("round=1")
+    line = train(cfg)
+    folder = Path(cfg.paths.outputs) / "run"
+    assert {f.name for f in folder.iterdir()} >= {"config.yaml", "rounds.jsonl", "report.html"}
+    one = folder / "round_1"
+    assert {f.name for f in one.iterdir()} >= {
+        "candidates.jsonl", "verdicts.jsonl", "pairs.jsonl", "evaluation.jsonl", "checkpoints",
+        "policy",
+    }  # fmt: skip
+    assert (one / "policy" / "config.json").exists()
+    assert len(read_jsonl(one / "candidates.jsonl")) == 9
+    assert line is not None
+    assert set(line) >= {
+        "round", "score", "score_se", "eval_score", "eval_score_se", "win_rate", "win_rate_ci",
+        "n_pairs", "seconds", "gauges", "train", "policy",
+    }  # fmt: skip
+    assert set(line["train"]) >= {"loss", "accuracy", "margin", "error_win_change"}
+    assert set(line["seconds"]) == {
+        "rollout", "critique", "labelling", "reference errors", "training", "evaluation",
+    }  # fmt: skip
+    assert not list(folder.rglob(".*.ckpt")), "a temporary checkpoint was left behind"
+
+
+def test_a_sweep_makes_equal_stages_once(small: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(small("round=1", "name=first", "until=critique"))
+    written: list[str] = []
+    original = Store.put_record
+
+    def spy(self: Store, kind: str, key: str, value: Any) -> None:
+        written.append(kind)
+        original(self, kind, key, value)
+
+    monkeypatch.setattr(Store, "put_record", spy)
+    train(small("round=1", "name=second", "loss=kto", "until=labelling"))
+    assert written == [], "the second run asked for videos or verdicts that the first had made"
+    points = RunDir(Path(small().paths.outputs) / "second").round(1).points()
+    assert {point.desirable for point in points} == {True, False}
+
+
+def test_until_stops_after_the_stage_and_the_run_goes_on_from_there(small: Compose) -> None:
+    cfg = small("round=1", "until=rollout")
+    run = RunDir(Path(cfg.paths.outputs) / "run")
+    train(cfg)
+    assert run.done(1, "pairwise") == {
+        "rollout": True, "critique": False, "labelling": False, "training": False,
+        "evaluation": False,
+    }  # fmt: skip
+    train(cfg)  # asked again, it has nothing to do
+    assert not run.round(1).verdicts_file.exists()
+    train(small("round=1", "until=training"))
+    assert run.done(1, "pairwise")["training"]
+    assert run.line(1) is None
+    train(small("round=1"))
+    assert run.line(1) is not None
+
+
+def test_a_damaged_video_is_named_and_made_anew(small: Compose) -> None:
+    cfg = small("round=1", "until=rollout")
+    train(cfg)
+    run, store = RunDir(Path(cfg.paths.outputs) / "run"), Store(cfg.paths.store)
+    candidate = run.round(1).candidates()[0]
+    path = store.path("latents", candidate.latents, ".safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4] + b"\0\1\2\3")
+    with pytest.warns(UserWarning, match=path.name):
+        train(small("round=1", "until=labelling"))
+    assert path.read_bytes() == whole
+    assert run.round(1).candidates()[0] == candidate
+
+
+@pytest.mark.slow
+def test_videos_lost_in_mid_round_are_made_by_the_policy_that_the_round_began_with(
+    small: Compose,
+) -> None:
+    """The network then holds half-trained weights: sampling with those would be wrong."""
+    train(small("round=2", outputs="whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, PreferenceModule, "training_step", 10)
+        with pytest.raises(Killed):
+            train(small("round=2"))
+    cfg = small("round=2")
+    run, store = RunDir(Path(cfg.paths.outputs) / "run"), Store(cfg.paths.store)
+    assert run.newest_checkpoint(up_to=2) == run.round(2).checkpoints / "update-000002.ckpt"
+    store.path("videos", run.round(2).candidates()[0].video, ".mp4").unlink()
+    train(cfg)
+    assert results(cfg) == results(small("round=2", outputs="whole"))
+
+
+@pytest.mark.parametrize("overrides", [("loss=kto",), ("loss=identity",), ("loss=sft",),
+                                       ("experiment=shapes_lora",),
+                                       ("experiment=shapes_lora", "reference.of=base"),
+                                       ("reference.of=base",),
+                                       ("trainer.accumulate_grad_batches=2",)])  # fmt: skip
+def test_every_choice_trains_and_starts_at_the_constant_of_its_loss(
+    small: Compose, overrides: tuple[str, ...]
+) -> None:
+    line = train(small("round=1", "data.updates=2", "regularise.winners=0", *overrides))
+    assert line is not None
+    base = RunDir(Path(small().paths.outputs) / "run").line(0)
+    assert base is not None
+    assert line["policy"] != base["policy"]
+    assert all(value is not None for value in line["train"].values())
+
+
+def test_a_round_without_a_label_says_what_to_do(small: Compose) -> None:
+    with pytest.raises(InputError, match=r"round 1: no label was kept.*margin"):
+        train(small("round=1", "labelling.pair_rule.margin=5"))
+
+
+def test_a_checkpoint_holds_plain_tensors_and_what_was_trained(small: Compose) -> None:
+    cfg = small("round=1", "experiment=shapes_lora")
+    train(cfg)
+    run = RunDir(Path(cfg.paths.outputs) / "run")
+    checkpoint = run.newest_checkpoint(up_to=1)
+    assert checkpoint is not None
+    content = torch.load(checkpoint, weights_only=True)
+    names = [name for name in content["state_dict"] if not name.startswith("health.")]
+    assert names
+    assert all("lora_" in name for name in names)
+    assert json.loads((run.round(1).policy_file).read_text())["round"] == 1

@@ -1,0 +1,518 @@
+"""The choices of a rollout: schedulers, guidance, batches, caches; and how units are worked off."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    CogVideoXPipeline,
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
+    PyramidAttentionBroadcastConfig,
+    UniPCMultistepScheduler,
+    WanPipeline,
+)
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from ipo_lightning.critics.protocols import Rating
+from ipo_lightning.critics.stage.rating import Critique
+from ipo_lightning.errors import InputError
+from ipo_lightning.evaluation import Evaluation
+from ipo_lightning.parallel.workers import WAITING, Workers
+from ipo_lightning.policy import Sampling
+from ipo_lightning.sampling import Sampler, Unit
+from ipo_lightning.seeds import derive_seed, gaussian, generator
+from ipo_lightning.storage.layout import RunDir
+from ipo_lightning.storage.store import Store
+from ipo_lightning.video import Clip
+from tests.conftest import ComposeTrain
+from tests.helpers import tiny, tiny_wan
+from train import train
+
+CPU = torch.device("cpu")
+PROMPTS = ["a red ring moving left", "a blue cross"]
+SEEDS = [11, 12, 13]
+FAMILIES = pytest.mark.parametrize("family", ["cogvideox", "wan"])
+Folders = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """(scheduler, its changes) -> a pipeline's folder, each built once."""
+    root = tmp_path_factory.mktemp("pipelines")
+
+    def folder(kind: str, **changes: Any) -> Path:
+        path = root / "-".join([kind, *map(str, changes.values())])
+        if not path.exists():
+            (tiny if kind in ("ddim", "dpm") else tiny_wan).save_pipeline(path, kind=kind)
+            file = path / "scheduler/scheduler_config.json"
+            file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def policies(folders: Folders) -> Callable[[str], Any]:
+    """A policy by its family's name."""
+    return lambda family: (
+        tiny.policy(folders("ddim")) if family == "cogvideox" else tiny_wan.policy(folders("unipc"))
+    )
+
+
+# -------------------------------------------------------------------- schedulers and guidance
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("own", ["ddim", "dpm"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("ddim", CogVideoXDDIMScheduler), ("dpm", CogVideoXDPMScheduler)]
+)
+@torch.no_grad()
+def test_cogvideox_samples_as_its_authors_do(
+    folders: Folders, name: str, kind: Any, own: str, dynamic: bool
+) -> None:
+    """Any checkpoint, by either sampler, trailing: the same latents as the stock pipeline."""
+    folder = folders(own, timestep_spacing="leading")
+    policy, pipe = tiny.policy(folder), CogVideoXPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    sampling = Sampling(7, 6.0, "a cross", scheduler=name, dynamic_guidance=dynamic)
+    text = policy.embed([*PROMPTS, "a cross"], CPU)
+    ours = policy.sample(policy.build(), SEEDS[:2], text[:2], text[2:], sampling)
+    theirs = pipe(
+        prompt=PROMPTS,
+        negative_prompt=["a cross"] * 2,
+        num_inference_steps=7,
+        guidance_scale=6.0,
+        use_dynamic_cfg=dynamic,
+        max_sequence_length=tiny.NUM_TOKENS,
+        latents=torch.stack([gaussian(seed, policy.latent_shape) for seed in SEEDS[:2]]),
+        generator=[generator(derive_seed(seed, "sampler")) for seed in SEEDS[:2]],
+        output_type="latent",
+    ).frames
+    assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+    plain = policy.sample(policy.build(), SEEDS[:2], text[:2], text[2:], Sampling(7, 6.0))
+    assert not torch.allclose(ours, plain, atol=1e-2)  # leading steps end elsewhere
+
+
+@pytest.mark.parametrize(
+    ("own", "name", "kind", "shift"),
+    [
+        ("unipc", "euler", FlowMatchEulerDiscreteScheduler, "shift"),
+        ("euler", "unipc", UniPCMultistepScheduler, "flow_shift"),
+    ],
+)
+@torch.no_grad()
+def test_wan_takes_either_sampler(
+    folders: Folders, own: str, name: str, kind: Any, shift: str
+) -> None:
+    policy, pipe = tiny_wan.policy(folders(own)), WanPipeline.from_pretrained(folders(own))
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    chosen = {shift: tiny_wan.SHIFT, **(flow if name == "unipc" else {})}
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = kind(**chosen)
+    text = policy.embed([*PROMPTS, ""], CPU)
+    sampling = Sampling(5, 4.0, scheduler=name)
+    ours = policy.sample(policy.build(), SEEDS[:2], text[:2], text[2:], sampling)
+    theirs = pipe(
+        prompt=PROMPTS,
+        negative_prompt=[""] * 2,
+        num_frames=tiny_wan.FRAMES,
+        height=tiny_wan.HEIGHT,
+        width=tiny_wan.WIDTH,
+        num_inference_steps=5,
+        guidance_scale=4.0,
+        max_sequence_length=tiny.NUM_TOKENS,
+        latents=torch.stack([gaussian(seed, policy.latent_shape) for seed in SEEDS[:2]]),
+        output_type="latent",
+    ).frames
+    assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+    own_sampler = policy.sample(policy.build(), SEEDS[:2], text[:2], text[2:], Sampling(5, 4.0))
+    assert not torch.allclose(ours, own_sampler, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "choice", "told"),
+    [
+        ("cogvideox", {"scheduler": "unipc"}, "ddim, dpm"),
+        ("wan", {"scheduler": "dpm"}, "unipc, euler"),
+        ("wan", {"dynamic_guidance": True}, "CogVideoX's"),
+        ("wan", {"cache": FasterCacheConfig()}, "asks twice"),
+        ("cogvideox", {"cache": FasterCacheConfig()}, "BFCHW"),
+        ("cogvideox", {"cache": Unit(0, "", ())}, "cache config"),
+    ],
+)
+def test_a_choice_that_the_family_lacks_is_refused_early(
+    policies: Callable[[str], Any], tmp_path: Path, family: str, choice: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        Sampler(policies(family), Store(tmp_path), Sampling(4, 2.0, **choice))
+
+
+@pytest.mark.parametrize(
+    ("choice", "told"),
+    [
+        ({"dynamic_guidance": True}, "guidance_scale above 1"),
+        ({"shared": 1.0}, "less than 1"),
+        ({"shared": -0.1}, "less than 1"),
+        ({"batch_size": 0}, "1 or more"),
+        ({"batch_size": "all"}, "1 or more"),
+        ({"cache": FasterCacheConfig}, "cache config"),
+        (
+            {"cache": PyramidAttentionBroadcastConfig(current_timestep_callback=lambda: 1)},
+            "functions",
+        ),
+    ],
+)
+def test_impossible_choices_are_refused(choice: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        Sampling(4, **choice)
+
+
+def test_choices_count_only_where_they_are_made(
+    policies: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """Defaults leave a video's key as it was before there were choices."""
+    policy, unit = policies("cogvideox"), Unit(0, "a red ring", (1, 2))
+
+    def key(**choice: Any) -> str:
+        return Sampler(policy, Store(tmp_path), Sampling(4, 2.0, **choice)).key("abc", unit)
+
+    assert Sampling(4, 2.0).departures == {}
+    assert key(scheduler=None, shared=0.0, cache=None, batch_size=None) == key()
+    choices: list[dict[str, Any]] = [
+        {"scheduler": "dpm"}, {"scheduler": "ddim"}, {"dynamic_guidance": True}, {"shared": 0.3},
+        {"shared": 0.5}, {"batch_size": 2}, {"batch_size": "auto"},
+        {"cache": FirstBlockCacheConfig(0.1)}, {"cache": FirstBlockCacheConfig(0.2)},
+        {"cache": PyramidAttentionBroadcastConfig(2)},
+    ]  # fmt: skip
+    assert len({key(), *(key(**choice) for choice in choices)}) == len(choices) + 1
+    branched = Sampler(policy, Store(tmp_path), Sampling(4, 2.0, shared=0.5))
+    branched.precision = "bf16-mixed"
+    assert branched.independent().precision == "bf16-mixed"
+    assert branched.independent().sampling == Sampling(4, 2.0)
+
+
+@pytest.mark.parametrize("choice", ["cogvideox", "wan", "branched"])
+def test_shipped_rollouts_say_what_they_are(choice: str, compose_train: ComposeTrain) -> None:
+    from app.assembly import make_sampling
+
+    sampling = make_sampling(compose_train(f"rollout={choice}"))
+    if choice == "branched":
+        assert sampling == Sampling(10, shared=0.2)
+    else:
+        assert (sampling.steps, sampling.batch_size, sampling.shared) == (50, "auto", 0)
+        assert sampling.dynamic_guidance is (choice == "cogvideox")
+    cached = compose_train(
+        f"rollout={choice}",
+        "rollout.cache={_target_: diffusers.FirstBlockCacheConfig, threshold: 0.2}",
+    )
+    assert make_sampling(cached).cache == FirstBlockCacheConfig(0.2)
+
+
+# -------------------------------------------------------------------- batches
+
+
+@FAMILIES
+def test_the_batch_changes_no_more_than_rounding(
+    policies: Callable[[str], Any], family: str
+) -> None:
+    policy = policies(family)
+    network, text = policy.build(), policy.embed(PROMPTS, CPU)
+    whole = policy.sample(network, SEEDS, text[:1], None, Sampling(4))
+    for size in (1, 2, 3, 9):
+        some = policy.sample(network, SEEDS, text[:1], None, Sampling(4, batch_size=size))
+        assert torch.allclose(some, whole, atol=1e-5), size
+    own = policy.sample(network, SEEDS[:2], text, None, Sampling(4))
+    assert torch.allclose(
+        policy.sample(network, SEEDS[:2], text, None, Sampling(4, batch_size=1)), own, atol=1e-5
+    )
+
+
+@FAMILIES
+def test_auto_halves_the_batch_until_it_fits(
+    folders: Folders, family: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cog = family == "cogvideox"
+    policy = tiny.policy(folders("ddim")) if cog else tiny_wan.policy(folders("unipc"))
+    network, text = policy.build(), policy.embed(PROMPTS[:1], CPU)
+    seeds, tried = [1, 2, 3, 4, 5], list[int]()
+
+    def full(module: nn.Module, args: Any, kwargs: dict[str, Tensor]) -> None:
+        tried.append(len(kwargs["hidden_states"]))
+        if tried[-1] > room:
+            raise torch.OutOfMemoryError(f"no room for {tried[-1]}")
+
+    room, wanted = 9, policy.sample(network, seeds, text, None, Sampling(2))
+    network.register_forward_pre_hook(full, with_kwargs=True)
+    room = 2
+    with caplog.at_level(logging.WARNING):
+        got = policy.sample(network, seeds, text, None, Sampling(2, batch_size="auto"))
+    assert tried == [5, 3, 2, 2, 2, 2, 1, 1] and "2 videos" in caplog.messages[-1]
+    assert torch.allclose(got, wanted, atol=1e-5)
+    tried.clear()
+    policy.sample(network, seeds, text, None, Sampling(2, batch_size="auto"))
+    assert max(tried) == 2  # remembered
+    room = 0
+    with pytest.raises(InputError, match="one video"):
+        policy.sample(network, seeds, text, None, Sampling(2, batch_size="auto"))
+    with pytest.raises(torch.OutOfMemoryError):
+        policy.sample(network, seeds, text, None, Sampling(2))
+
+
+# -------------------------------------------------------------------- caches
+
+CACHES = [
+    ("cogvideox", FirstBlockCacheConfig(2.0)),
+    ("cogvideox", PyramidAttentionBroadcastConfig(2)),
+    ("cogvideox", FasterCacheConfig(tensor_format="BFCHW")),
+    ("wan", FirstBlockCacheConfig(2.0)),
+    ("wan", PyramidAttentionBroadcastConfig(2)),
+]
+
+
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # in FasterCache itself
+@pytest.mark.parametrize(("family", "cache"), CACHES)
+@pytest.mark.parametrize("shared", [0.0, 0.3])
+def test_a_cache_saves_work_and_leaves_no_trace(
+    policies: Callable[[str], Any], family: str, cache: Any, shared: float
+) -> None:
+    policy = policies(family)
+    network, text = policy.build(), policy.embed([*PROMPTS[:1], ""], CPU)
+    calls = count_calls(network)
+    plain, cached = Sampling(10, 3.0, shared=shared), Sampling(10, 3.0, shared=shared, cache=cache)
+
+    def ask(sampling: Sampling) -> Tensor:
+        return policy.sample(network, SEEDS, text[:1], text[1:], sampling)
+
+    before, whole = ask(plain), len(calls)
+    calls.clear()
+    fast = ask(cached)
+    assert len(calls) < whole, "the cache found no layer of this network"
+    assert fast.isfinite().all() and not torch.equal(fast, before)
+    assert torch.equal(ask(cached), fast)  # nothing is kept from one unit to the next
+    assert torch.equal(ask(plain), before)
+    copied = policy.sample(deepcopy(network), SEEDS, text[:1], text[1:], plain)
+    assert torch.allclose(copied, before, atol=1e-5)  # its weights lie elsewhere: other roundings
+
+
+def count_calls(network: nn.Module) -> list[int]:
+    """Grows at each call of a query projection of self-attention."""
+    calls: list[int] = []
+    for name, part in network.named_modules():
+        if name.endswith("attn1.to_q"):
+            part.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def test_a_cache_serves_one_unit_at_a_time(policies: Callable[[str], Any], tmp_path: Path) -> None:
+    """Threads that work side by side wait for each other, and get what one alone gets."""
+    policy, cached = policies("cogvideox"), Sampling(6, cache=FirstBlockCacheConfig(2.0))
+    alone = draw(policy, tmp_path / "alone", cached, Workers())
+    assert draw(policy, tmp_path / "together", cached, Workers(threads=3)) == alone
+
+
+# -------------------------------------------------------------------- units
+
+
+def units(count: int = 4) -> list[Unit]:
+    return [
+        Unit(i, PROMPTS[i % 2], tuple(derive_seed("unit", i, k) for k in range(2)))
+        for i in range(count)
+    ]
+
+
+def draw(policy: Any, root: Path, sampling: Sampling, workers: Workers, **more: Any) -> list[Any]:
+    """Latents' and videos' names, in order."""
+    sampler = Sampler(policy, Store(root), sampling, lossless=True)
+    candidates = sampler.draw("abc", units(), policy.build(), workers, "test", **more)
+    return [(one.latents, one.video, one.gauges) for one in candidates]
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5])
+def test_units_are_the_same_however_they_are_worked_off(
+    policies: Callable[[str], Any], tmp_path: Path, shared: float
+) -> None:
+    policy, sampling = policies("cogvideox"), Sampling(4, shared=shared)
+    one = draw(policy, tmp_path / "one", sampling, Workers())
+    assert draw(policy, tmp_path / "many", sampling, Workers(threads=3)) == one
+    for rank in (1, 0):  # the other rank's half is found, its own is made
+        sampler = Sampler(policy, Store(tmp_path / "ranks"), sampling, lossless=True)
+        mine, network = units()[rank::2], policy.build()
+        sampler.draw("abc", mine, network, Workers(), "rank")
+    assert draw(policy, tmp_path / "ranks", sampling, Workers()) == one
+
+
+def test_a_unit_is_finished_while_the_next_is_made() -> None:
+    """Neither could go on alone: each waits until it has seen the other at work."""
+    making, log = [threading.Event() for _ in range(4)], list[str]()
+
+    def work(number: int) -> int:
+        making[number].set()
+        return number
+
+    def finish(number: int) -> None:
+        if number < 2:
+            assert making[number + 1].wait(10)
+        assert threading.current_thread().name.startswith("finishing")
+        log.append(f"finished {number}")
+
+    Workers().run_finishing(range(4), work, finish, "test", "units")
+    assert log == [f"finished {number}" for number in range(4)]
+
+
+def test_few_units_wait_to_be_finished() -> None:
+    held = 0
+    most = 0
+
+    def work(number: int) -> int:
+        nonlocal held, most
+        held += 1
+        most = max(most, held)
+        return number
+
+    def finish(number: int) -> None:
+        nonlocal held
+        time.sleep(0.01)
+        held -= 1
+
+    Workers().run_finishing(range(12), work, finish, "test", "units")
+    assert held == 0 and most <= WAITING + 2
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("fails", ["work", "finish"])
+def test_a_failure_comes_up(threads: int, fails: str) -> None:
+    """What was made before it is finished; nothing is begun long after."""
+    begun, finished = list[int](), list[int]()
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if fails == "work" and number == 3:
+            raise OSError("the disk is full")
+        return number
+
+    def finish(number: int) -> None:
+        if fails == "finish" and number == 3:
+            raise OSError("the disk is full")
+        time.sleep(0.01)
+        finished.append(number)
+
+    with pytest.raises(OSError, match="full"):
+        Workers(threads=threads).run_finishing(range(50), work, finish, "test", "units")
+    assert set(finished) >= {0, 1, 2} and len(begun) < 20
+
+
+def test_progress_counts_finished_units(capsys: pytest.CaptureFixture[str]) -> None:
+    def finish(number: int) -> None:
+        if number == 2:
+            raise OSError
+
+    with pytest.raises(OSError):
+        Workers().run_finishing(range(3), lambda number: number, finish, "test", "units")
+    assert "2/3" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------- evaluation and critics
+
+
+class Brightness:
+    """A critic of the CPU; it may be told to fail."""
+
+    identity = "brightness@1"
+
+    def __init__(self, beside: bool = True, failing: int = 0) -> None:
+        self.beside, self.failing = beside, failing
+        self.asked: list[int] = []
+        self.loaded: list[str] = []
+
+    def load(self, device: str) -> None:
+        self.loaded.append(device)
+
+    def release(self) -> None:
+        self.loaded.append("released")
+
+    def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
+        if self.failing:
+            self.failing -= 1
+            raise ConnectionError("nobody answers")
+        self.asked.append(len(clips))
+        return [Rating(float(clip.frames.float().mean())) for clip in clips]
+
+
+@pytest.fixture
+def sampler(policies: Callable[[str], Any], tmp_path: Path) -> Iterator[Sampler]:
+    yield Sampler(policies("cogvideox"), Store(tmp_path), Sampling(4, shared=0.5), lossless=True)
+
+
+def test_evaluation_shares_nothing(sampler: Sampler) -> None:
+    """Paired seeds need videos that hang on their own seed alone."""
+    critique = Critique(Brightness(), sampler.store)
+    evaluation = Evaluation(
+        PROMPTS, n=2, seed=0, sampler=sampler, critic=critique, eval_critic=critique
+    )
+    rows = evaluation.judge("abc", sampler.policy.build(), Workers(), "test")
+    plain = Sampler(sampler.policy, sampler.store, Sampling(4), lossless=True)
+    assert not plain.missing("abc", evaluation.units)
+    assert len(sampler.missing("abc", evaluation.units)) == len(PROMPTS)
+    assert sampler.sampling.shared == 0.5 and len(rows) == 4
+
+
+def test_a_critic_beside_the_rollout_leaves_nothing_to_the_stage(sampler: Sampler) -> None:
+    critic = Brightness()
+    critique = Critique(critic, sampler.store)
+    with critique.beside("cpu") as tell:
+        assert tell is not None
+        drawn = sampler.draw("abc", units(), sampler.policy.build(), Workers(), "test", tell)
+        tell([]).result()  # the last of the queue
+    assert sum(critic.asked) == len(drawn) and critic.loaded == ["cpu", "released"]
+    assert critique.missing(drawn) == 0
+    verdicts = critique.judge(drawn, Workers(), "cpu", "test")
+    assert sum(critic.asked) == len(drawn)
+    alone = Critique(Brightness(beside=False), Store(sampler.store.root.parent / "other"))
+    alone.store.root.mkdir()
+    (alone.store.root / "videos").symlink_to(sampler.store.root / "videos")
+    assert alone.judge(drawn, Workers(), "cpu", "test") == verdicts
+
+
+def test_other_critics_wait_for_their_stage(sampler: Sampler) -> None:
+    with Critique(Brightness(beside=False), sampler.store).beside("cpu") as tell:
+        assert tell is None
+
+
+def test_a_critic_that_fails_beside_is_asked_again(sampler: Sampler) -> None:
+    critic = Brightness(failing=1)
+    critique = Critique(critic, sampler.store)
+    with pytest.warns(UserWarning, match="asked again"), critique.beside("cpu") as tell:
+        drawn = sampler.draw("abc", units(), sampler.policy.build(), Workers(), "test", tell)
+    assert critique.missing(drawn) == len(drawn)
+    assert len(critique.judge(drawn, Workers(), "cpu", "test")) == len(drawn)
+
+
+@pytest.mark.slow
+def test_a_branched_run_is_measured_as_any_other(small: Callable[..., DictConfig]) -> None:
+    """Its rollouts are others, its evaluation the same."""
+    runs = {}
+    for choice in ("shapes", "branched"):
+        cfg = small(f"rollout={choice}", "round=1", "until=rollout", f"name={choice}")
+        train(cfg)
+        runs[choice] = RunDir(Path(cfg.paths.outputs) / choice)
+    plain, branched = runs["shapes"], runs["branched"]
+    assert branched.round(0).evaluation_file.read_text() == (
+        plain.round(0).evaluation_file.read_text()
+    )
+    one, other = (run.round(1).candidates() for run in (plain, branched))
+    assert [c.seed for c in one] == [c.seed for c in other]
+    assert not {c.latents for c in one} & {c.latents for c in other}
