@@ -25,6 +25,7 @@ from app.entry import (
     refuse_misspelt,
     register_resolvers,
 )
+from app.renamed import saved_settings
 from app.sample_settings import (
     arithmetic,
     backbone_of,
@@ -113,7 +114,7 @@ def ordered(cfg: DictConfig, prompts: list[str]) -> Order:
 
     settle(cfg)
     checkpoint = find_checkpoint(str(cfg.ckpt))
-    saved: Any = OmegaConf.load(checkpoint.config) if checkpoint.config else OmegaConf.create({})
+    saved = saved_settings(checkpoint.config) if checkpoint.config else OmegaConf.create({})
     node = backbone_of(cfg, checkpoint, saved)
     policy: Policy = build(node, "backbone")
     sampling = sampling_of(cfg, saved, node)

@@ -117,7 +117,7 @@ def upload(parts: "Parts", cfg: DictConfig) -> str:
 
 def finished(parts: "Parts", cfg: DictConfig) -> bool:
     """Whether there is nothing left to do."""
-    done = parts.run.done(cfg.round, parts.module.form)
+    done = parts.run.done(cfg.round, parts.module.label_kind)
     return all(done.values()) if cfg.until is None else done[cfg.until]
 
 
@@ -127,7 +127,7 @@ def check_critics(parts: "Parts", cfg: DictConfig) -> None:
     On a machine that no critic is asked on nothing of theirs is needed.
     """
     evaluates = cfg.until is None or any(parts.run.line(k) is None for k in range(cfg.round))
-    labelled = parts.run.done(cfg.round, parts.module.form)["critique"]
+    labelled = parts.run.done(cfg.round, parts.module.label_kind)["critique"]
     if evaluates or not (labelled or cfg.until == "rollout"):
         with in_settings(cfg.critic, "critic"):
             parts.iteration.critique.ready()

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
 from app.entry import build, differences, one_line, settings, settings_but_batches
+from app.renamed import saved_settings
 from callbacks.iteration import IterationCallback, Rollout
 from data.datamodule import PreferenceDataModule
 from ipo_lightning.critics.stage.comparing import Asking, critique_of
@@ -62,7 +63,7 @@ def settle(cfg: DictConfig) -> None:
 def claim(run: RunDir, cfg: DictConfig) -> None:
     """Write config.yaml, or refuse a folder that holds a run of other settings."""
     if run.config_file.exists():
-        old: Any = OmegaConf.load(run.config_file)
+        old = saved_settings(run.config_file)
         changed = list(differences(settings(old), settings(cfg)))
         if changed and not list(differences(settings_but_batches(old), settings_but_batches(cfg))):
             changed = []  # another number of devices, and batches to match
@@ -88,7 +89,7 @@ def assemble(cfg: DictConfig) -> Parts:
     rollout = Rollout(prompts("train"), cfg.rollout.n, cfg.rollout.prompts, cfg.seed)
     sampler = Sampler(policy, store, make_sampling(cfg), cfg.rollout.lossless)
     labelling: Labelling = build(cfg.labelling, "labelling")
-    asking = Asking(labelling.schedule, labelling.both_orders, labelling.guards.refuse)
+    asking = Asking(labelling.schedule, labelling.both_orders, labelling.filters.refuse)
     critique = critique_of(build(cfg.critic, "critic"), store, asking)
     evaluation = _evaluation(cfg, prompts, sampler, critique)
     iteration: IterationCallback = build(
@@ -107,11 +108,13 @@ def assemble(cfg: DictConfig) -> Parts:
         until=None if cfg.until == "evaluation" else cfg.until,
     )
     if cfg.backbone.get("attention") or cfg.backbone.get("compile"):
-        iteration.together = 1  # which kernels run, and what is compiled, is the process's own
+        iteration.parallel_prompts = (
+            1  # which kernels run, and what is compiled, is the process's own
+        )
     datamodule = PreferenceDataModule(
         store,
         batch_size=cfg.data.batch_size,
-        updates=cfg.data.updates,
+        optimizer_steps=cfg.data.optimizer_steps,
         num_workers=cfg.data.num_workers,
         seed=cfg.seed,
     )
@@ -138,7 +141,7 @@ def make_module(cfg: DictConfig, policy: Policy) -> PreferenceModule:
         real_weight=cfg.regularise.real,
         safeguard=cfg.regularise.safeguard,
         two_pass=cfg.step == "two_pass",
-        warmup_updates=cfg.optim.warmup_updates,
+        warmup_steps=cfg.optim.warmup_steps,
         ema=cfg.optim.ema,
         seed=cfg.seed,
     )

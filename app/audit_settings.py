@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from app.checks import Number, check_judge, check_name, check_numbers, check_switches
+from app.checks import Number, check_critic_settings, check_name, check_numbers, check_switches
 from app.entry import choices_of
 from ipo_lightning.errors import InputError
 
@@ -38,7 +38,7 @@ def check_audit(cfg: DictConfig) -> None:
         )
     check_numbers(cfg, NUMBERS)
     check_switches(cfg, SWITCHES)
-    check_judge("critic", cfg.critic)
+    check_critic_settings("critic", cfg.critic)
     if not cfg.calibration < 1:
         raise InputError(f"calibration={cfg.calibration}: give a share of the prompts, below 1")
     if not os.path.exists(str(cfg.pairs)):  # of a name that is too long: false

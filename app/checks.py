@@ -69,7 +69,7 @@ NUMBERS = {
     "evaluation.n": Number(1, whole=True),
     "evaluation.prompts": Number(1, whole=True, null="all"),
     "data.batch_size": Number(1, whole=True),
-    "data.updates": Number(1, whole=True),
+    "data.optimizer_steps": Number(1, whole=True),
     "data.num_workers": Number(0, whole=True),
     "data.imported.rounds": Number(1, whole=True, null="all"),
     "data.prompts.select": Number(0),
@@ -88,16 +88,16 @@ NUMBERS = {
     "loss.undesirable_reward": Number(0),
     "labelling.pair_rule.margin": Number(0),
     "labelling.pair_rule.depth": Number(1, whole=True, null="as many as there are"),
-    "labelling.guards.motion_ratio": Number(0),
+    "labelling.filters.motion_ratio": Number(0),
     "labelling.weight.power": Number(0),
     "labelling.weight.alpha": Number(0),
     "labelling.weight.bin": Number(0, above=True),
-    "labelling.guards.min_motion": Number(0),
-    "labelling.guards.max_motion": Number(0, endless=True),
-    "labelling.guards.min_flow": Number(0),
-    "labelling.guards.max_flow": Number(0, endless=True),
-    "labelling.guards.max_frozen": Number(0),
-    "labelling.guards.max_empty": Number(0),
+    "labelling.filters.min_motion": Number(0),
+    "labelling.filters.max_motion": Number(0, endless=True),
+    "labelling.filters.min_flow": Number(0),
+    "labelling.filters.max_flow": Number(0, endless=True),
+    "labelling.filters.max_frozen": Number(0),
+    "labelling.filters.max_empty": Number(0),
     "labelling.upper": Number(endless=True),
     "labelling.lower": Number(endless=True),
     "labelling.min_certainty": Number(0),
@@ -108,13 +108,13 @@ NUMBERS = {
     "regularise.real": Number(0),
     "regularise.safeguard": Number(0, null="off"),
     "calibration.logit": Number(0, above=True),
-    "calibration.visits": Number(2, whole=True),
+    "calibration.draws": Number(2, whole=True),
     "calibration.batch_size": Number(1, whole=True),
     "reference.batch_size": Number(1, whole=True),
     "reference.decay": Number(0),
     "optim.optimizer.lr": Number(0, above=True),
     "optim.optimizer.weight_decay": Number(0),
-    "optim.warmup_updates": Number(0, whole=True),
+    "optim.warmup_steps": Number(0, whole=True),
     "optim.ema": Number(0, null="off"),
     "callbacks.iteration.checkpoint_every": Number(1, whole=True),
     "trainer.accumulate_grad_batches": Number(1, whole=True),
@@ -141,7 +141,7 @@ OF_CRITICS = {
         "noise": Number(0),
         "bias": Number(),
     },
-    "chat": {
+    "vlm": {
         "batch_size": Number(1, whole=True),
         "samples": Number(1, whole=True),
         "temperature": Number(0),
@@ -149,14 +149,14 @@ OF_CRITICS = {
         "seed": Number(whole=True, null="none is sent"),
         "top_logprobs": Number(1, whole=True, null="not asked for"),
     },
-    "chat.viewing": {
+    "vlm.viewing": {
         "fps": Number(0, above=True),
         "least_frames": Number(1, whole=True),
         "most_frames": Number(1, whole=True),
         "min_pixels": Number(1, whole=True),
         "max_pixels": Number(1, whole=True),
     },
-    "chat.server": {
+    "vlm.server": {
         "concurrency": Number(1, whole=True),
         "timeout": Number(0, above=True),
         "connect_timeout": Number(0, above=True),
@@ -171,22 +171,22 @@ OF_CRITICS = {
 TEXTS = {
     "": {"path": False, "model": False, "base": False, "checkpoint": False, "answers": False,
          "dtype": False, "revision": True, "base_revision": True, "processor": True,
-         "aesthetic": True, "wording": True, "normalisation": True, "attention": True},
-    "form": {"wording": False},
-    "chat": {"dtype": False, "model": False, "revision": True, "attention": True,
+         "aesthetic": True, "prompt_text": True, "normalisation": True, "attention": True},
+    "prompt_template": {"prompt_text": False},
+    "vlm": {"dtype": False, "model": False, "revision": True, "attention": True,
              "limit_field": False},
-    "chat.server": {"base_url": False, "key_variable": True},
+    "vlm.server": {"base_url": False, "key_variable": True},
 }  # fmt: skip
 """The same of texts; true: it may be null."""
-CRITIC_SWITCHES = {"": ("scaled", "concurrent", "words"), "chat": ("remote_code",)}
+CRITIC_SWITCHES = {"": ("scaled", "concurrent", "words"), "vlm": ("remote_code",)}
 """The same of what is true or false."""
-WEIGHTS = ("weights", "form.weights", "form.grades")
+WEIGHTS = ("weights", "prompt_template.weights", "prompt_template.grades")
 """Settings of a critic that give a number to each of some names."""
-MAPPINGS = ("chat.template", "chat.extra")
+MAPPINGS = ("vlm.template", "vlm.extra")
 """Settings of a critic that hold further ones, or null."""
-PARTS = ("", "chat", "chat.viewing", "chat.server", "form", "network", "members", "critic")
+PARTS = ("", "vlm", "vlm.viewing", "vlm.server", "prompt_template", "network", "members", "critic")
 """Places in a shipped critic where the settings of a part stand."""
-LABELLING_PARTS = ("pair_rule", "guards", "weight", "schedule")
+LABELLING_PARTS = ("pair_rule", "filters", "weight", "schedule")
 SWITCHES = (
     "dry_run",
     "debug",
@@ -206,13 +206,13 @@ CRITIC_NUMBERS = {
     "threads": Number(1, whole=True, null="torch's default"),
     "data.validation": Number(0, above=True),
     "data.batch_size": Number(1, whole=True),
-    "data.updates": Number(1, whole=True),
+    "data.optimizer_steps": Number(1, whole=True),
     "data.num_workers": Number(0, whole=True),
     "stopping.patience": Number(1, whole=True),
     "stopping.epochs": Number(1, whole=True),
     "optim.optimizer.lr": Number(0, above=True),
     "optim.optimizer.weight_decay": Number(0),
-    "optim.warmup_updates": Number(0, whole=True),
+    "optim.warmup_steps": Number(0, whole=True),
     "trainer.accumulate_grad_batches": Number(1, whole=True),
     "reward_loss.ties": Number(1, above=True),
     "network.width": Number(1, whole=True),
@@ -238,8 +238,8 @@ def check(cfg: DictConfig) -> None:
     check_numbers(cfg, NUMBERS)
     check_switches(cfg, SWITCHES)
     _check_labelling(cfg.labelling)
-    check_judge("critic", cfg.critic)
-    check_judge("eval_critic", cfg.eval_critic)
+    check_critic_settings("critic", cfg.critic)
+    check_critic_settings("eval_critic", cfg.eval_critic)
     for key in FILES_OR_FOLDERS:
         value = OmegaConf.select(cfg, key)
         if value is not None and not Path(value).exists():
@@ -288,7 +288,7 @@ def _check_labelling(labelling: DictConfig) -> None:
             )
 
 
-def check_judge(key: str, critic: DictConfig) -> None:
+def check_critic_settings(key: str, critic: DictConfig) -> None:
     """Refuse settings of a critic, and of those within it, that cannot work; see `check`.
 
     Args:
@@ -317,7 +317,7 @@ def check_judge(key: str, critic: DictConfig) -> None:
     for name in WEIGHTS:
         _check_weights(f"{key}.{name}", _of_ours(critic, name))
     for place, within in _within(critic):
-        check_judge(f"{key}.{place}", within)
+        check_critic_settings(f"{key}.{place}", within)
 
 
 def _of_ours(critic: DictConfig, key: str) -> Any:
@@ -343,11 +343,11 @@ def _check_texts(node: DictConfig, texts: Mapping[str, bool], place: str) -> Non
 def _no_part(key: str, value: Any) -> InputError:
     """The refusal of a plain value where the settings of a part must stand."""
     *within, name = key.split(".")
-    group = {"chat": "critic/chat", "critic": "critic"}.get(name)
+    group = {"vlm": "critic/vlm", "critic": "critic"}.get(name)
     if "members" in within:
         group = "critic"
     if isinstance(value, str) and group:
-        at = "" if key == "critic.chat" else f"@{key}"
+        at = "" if key == "critic.vlm" else f"@{key}"
         return InputError(
             f"{key}={value}: settings stand here; to choose them give {group}{at}=NAME"
         )
@@ -444,7 +444,7 @@ def makes_of(critic: DictConfig) -> set[str]:
     within = [makes_of(one) for _, one in _within(critic)]
     if within:
         return set().union(*within)
-    models = (OmegaConf.select(critic, key) for key in ("chat.model", "model", "path"))
+    models = (OmegaConf.select(critic, key) for key in ("vlm.model", "model", "path"))
     return {str(next(filter(None, models), critic._target_))}
 
 

@@ -65,13 +65,13 @@ def assemble(cfg: DictConfig) -> CriticParts:
         build(cfg.network, "network"),
         build(cfg.reward_loss, "reward_loss"),
         build(cfg.optim.optimizer, "optim.optimizer"),
-        warmup_updates=cfg.optim.warmup_updates,
+        warmup_steps=cfg.optim.warmup_steps,
         seed=cfg.seed,
     )
     family = module.family
     datamodule: CriticDataModule = build(
-        cfg.data, "data", dims=family.dims, inputs=family.inputs, form=module.form, seed=cfg.seed,
-        store=Store(cfg.paths.store),
+        cfg.data, "data", dims=family.dims, inputs=family.inputs, label_kind=module.label_kind,
+        seed=cfg.seed, store=Store(cfg.paths.store),
     )  # fmt: skip
     return CriticParts(RunDir(f"{cfg.paths.outputs}/{cfg.name}"), module, datamodule)
 
@@ -79,7 +79,7 @@ def assemble(cfg: DictConfig) -> CriticParts:
 def plan(parts: CriticParts, cfg: DictConfig) -> str:
     """What there is to train on, and how long at most."""
     data = parts.datamodule
-    kind = "pairs" if parts.module.form == "pairwise" else "rated videos"
+    kind = "pairs" if parts.module.label_kind == "pairwise" else "rated videos"
     known = [
         sum(not math.isnan(one.labels[i]) for one in data.train) for i in range(len(data.dims))
     ]
@@ -89,8 +89,9 @@ def plan(parts: CriticParts, cfg: DictConfig) -> str:
     return (
         f"critic {parts.folder}: {state}\n"
         f"{len(data.train)} {kind} to train on (labels: {labels}), {len(data.valid)} held out\n"
-        f"at most {cfg.stopping.epochs} looks at these, {data.updates} updates of {batch} {kind} a "
-        f"device before each; stops after {cfg.stopping.patience} without a lower loss"
+        f"at most {cfg.stopping.epochs} looks at these, {data.optimizer_steps} optimizer steps of "
+        f"{batch} {kind} a device before each; stops after {cfg.stopping.patience} without a "
+        "lower loss"
     )
 
 

@@ -27,6 +27,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from app.renamed import old_name
 from ipo_lightning.errors import InputError
 
 # Idle OpenMP threads spin by default: beside any other busy process that makes every small
@@ -346,6 +347,8 @@ def _explain(config: str, words: list[str], error: Exception) -> str:
     if not refused:
         return one_line(error)
     word = next((word for word in words if word.partition("=")[0] == refused[1]), refused[1])
+    if now := old_name(word):
+        return now
     if "default list" in said:  # a group that exists, but that nothing chooses from
         near = re.search(r"Did you mean to override (.+)\?", said)
         hint = f"; did you mean {near[1]}?" if near else ""
@@ -367,14 +370,15 @@ def _no_such_setting(config: str, words: list[str], word: str) -> str:
         return f"{word}: {key} has {names} and no other names; add a new one with +{word}"
     chosen = [one for one in choices if one.partition("=")[0] == key.partition(".")[0]]
     beside = f" with {chosen[-1]}" if chosen else ""
-    groups = [path.parent.relative_to(CONF).as_posix() for path in CONF.glob("*/**/*.yaml")]
+    within = [path.parent.relative_to(CONF).as_posix() for path in CONF.glob("*/**/*.yaml")]
+    groups = [] if "." in key else within
     alike = [one for one in [*known, *groups] if "._" not in one and not key.startswith(f"{one}.")]
     near = _nearest(key, alike)
     return f"{word}: there is no setting {key!r}{beside}{near}; add a new one with +{word}"
 
 
 def _group_of(key: str) -> str:
-    """The group of an override's key that is a choice, as ``+critic/chat@critic.chat``; else ''."""
+    """The group of an override's key that is a choice, as ``+critic/vlm@critic.vlm``; else ''."""
     group = key.lstrip("+~").partition("@")[0]
     return group if group and (CONF / group).is_dir() else ""
 

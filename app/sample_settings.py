@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from app.checks import Number, check_judge, check_numbers, check_switches
+from app.checks import Number, check_critic_settings, check_numbers, check_switches
 from app.entry import REPO
 from ipo_lightning.errors import InputError
 
@@ -55,7 +55,7 @@ def check_sample(cfg: DictConfig) -> None:
     check_numbers(cfg, NUMBERS)
     check_switches(cfg, SWITCHES)
     if cfg.get("critic"):
-        check_judge("critic", cfg.critic)
+        check_critic_settings("critic", cfg.critic)
     if cfg.dynamic_guidance not in (None, True, False):
         raise InputError(f"dynamic_guidance={cfg.dynamic_guidance}: give true, false or null")
     if cfg.scheduler not in (None, *SCHEDULERS):

@@ -49,7 +49,7 @@ class Run(NamedTuple):
     heading: str
     rounds: list[dict[str, Any]]  # the lines of rounds.jsonl
     events: dict[str, list[Point]]  # by tag, (update, value)
-    updates: int  # of a round
+    optimizer_steps: int  # of a round
 
 
 class Panel(NamedTuple):
@@ -131,7 +131,9 @@ def read(folder: Path, heading: str) -> Run:
     table = folder / "rounds.jsonl"
     lines = table.read_text().splitlines() if table.is_file() else []
     rounds = [json.loads(line) for line in lines]
-    return Run(heading or folder.name, rounds, events(folder), int(settings["data"]["updates"]))
+    return Run(
+        heading or folder.name, rounds, events(folder), int(settings["data"]["optimizer_steps"])
+    )
 
 
 def events(folder: Path) -> dict[str, list[Point]]:
@@ -149,9 +151,11 @@ def events(folder: Path) -> dict[str, list[Point]]:
 def dots(run: Run, key: str) -> list[Point]:
     """(update, value) of each round."""
     if key in (JUDGE, REAL):
-        return [(one["round"] * run.updates, evaluated(run, one, key)) for one in run.rounds]
+        return [
+            (one["round"] * run.optimizer_steps, evaluated(run, one, key)) for one in run.rounds
+        ]
     return [
-        ((one["round"] - 0.5) * run.updates, one["train"][key])
+        ((one["round"] - 0.5) * run.optimizer_steps, one["train"][key])
         for one in run.rounds
         if key in (one.get("train") or {})
     ]
@@ -167,10 +171,10 @@ def evaluated(run: Run, line: Mapping[str, Any], key: str) -> float:
 
 def curve(run: Run, key: str) -> list[list[Point]]:
     """A line a round: values of its updates, or means of neighbours where there are many."""
-    width = run.updates / BINS
+    width = run.optimizer_steps / BINS
     rounds: dict[int, dict[int, list[Point]]] = {}
     for update, value in run.events.get(key, []):
-        number = (update - 1) // run.updates
+        number = (update - 1) // run.optimizer_steps
         rounds.setdefault(int(number), {}).setdefault(int((update - 1) // width), []).append(
             (update, value)
         )
@@ -196,7 +200,7 @@ def picture(runs: Sequence[Run]) -> str:
         top = HEAD + number * (HEIGHT + CAPTION)
         body += caption(figure, top)
         for column, (run, scale) in enumerate(zip(runs, scales(figure, runs), strict=True)):
-            x_high = run.updates * max(len(run.rounds) - 1, 1)
+            x_high = run.optimizer_steps * max(len(run.rounds) - 1, 1)
             panel = Panel(SIDE + column * (WIDTH + GAP), top, x_high, *scale)
             body += drawn(panel, figure, run, last=number == len(FIGURES) - 1)
     attributes = {
@@ -307,10 +311,10 @@ def axes(panel: Panel, run: Run, *, named: bool) -> list[Html]:
         )
     bottom = panel.top + HEIGHT
     for number in range(1, len(run.rounds)):
-        x = panel.at(number * run.updates, panel.low)[0]
+        x = panel.at(number * run.optimizer_steps, panel.low)[0]
         parts.append(tag("line", x1=x, x2=x, y1=panel.top, y2=bottom, class_="grid"))
         if named:
-            name = panel.at((number - 0.5) * run.updates, panel.low)[0]
+            name = panel.at((number - 0.5) * run.optimizer_steps, panel.low)[0]
             parts.append(
                 tag("text", f"round {number}", x=name, y=bottom + 15, text_anchor="middle")
             )

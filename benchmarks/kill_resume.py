@@ -1,6 +1,6 @@
 """Kill a run with SIGKILL at random moments, resume it each time, compare it with an unbroken one.
 
-python benchmarks/kill_resume.py --kills 10 -- rollout.prompts=7 data.updates=12 round=2
+python benchmarks/kill_resume.py --kills 10 -- rollout.prompts=7 data.optimizer_steps=12 round=2
 
 Prints a row a kill (when, and what was on disk) and ends with status 1 where any round's policy
 fingerprint, or any figure of rounds.jsonl but the seconds, differs from the unbroken run's.

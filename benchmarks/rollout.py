@@ -179,7 +179,7 @@ class Bench:
         store = Store(tempfile.mkdtemp(dir=self.scratch))
         sampler = Sampler(self.policy, store, Sampling(self.options.steps), lossless=True)
         sampler.autocast = self.autocast
-        found = sampler.draw("policy", self.units, self.network, Quiet(threads=threads), name)
+        found = sampler.generate("policy", self.units, self.network, Quiet(threads=threads), name)
         paths = [store.path("videos", one.video, ".mp4") for one in found]
         self.made[name] = lambda: torch.stack([read_video(path).frames for path in paths])
 
@@ -196,10 +196,10 @@ class Bench:
         texts = self._texts()
 
         def way(shared: float) -> Callable[[], None]:
-            def draw() -> None:
+            def generate() -> None:
                 latents[shared] = self._drawn(self.units, texts, shared)
 
-            return draw
+            return generate
 
         ways = {str(shared): way(shared) for shared in SHARES}
         rows = {name: self._rows(work) for name, work in ways.items()}

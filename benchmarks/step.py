@@ -37,10 +37,10 @@ from benchmarks.measure import (  # noqa: E402
     seconds,
     table,
 )
-from data.datamodule import PreferenceDataModule, VisitLoader  # noqa: E402
+from data.datamodule import DrawLoader, PreferenceDataModule  # noqa: E402
 from ipo_lightning.backbones.cogvideox import CogVideoX, Lora  # noqa: E402
 from ipo_lightning.draws.batch import PairBatch  # noqa: E402
-from ipo_lightning.draws.plan import Visits, collate  # noqa: E402
+from ipo_lightning.draws.dataset import Draws, collate  # noqa: E402
 from ipo_lightning.losses import dpo_loss  # noqa: E402
 from ipo_lightning.module import PreferenceModule  # noqa: E402
 from ipo_lightning.objectives import squared_error  # noqa: E402
@@ -272,7 +272,7 @@ class Bench:
 
     def _fit(self, store: Store, data: RoundData, steps: int) -> float:
         clock = Clock()
-        datamodule = PreferenceDataModule(store, batch_size=1, updates=steps + 1)
+        datamodule = PreferenceDataModule(store, batch_size=1, optimizer_steps=steps + 1)
         datamodule.source = Source(data)
         trainer = L.Trainer(
             accelerator="cpu" if self.device.type == "cpu" else "cuda", devices=1, max_epochs=1,
@@ -286,8 +286,8 @@ class Bench:
     def _bare(self, store: Store, data: RoundData, steps: int) -> float:
         """The same arithmetic on batches that are there already."""
         module = self._module(CachedReference())
-        visits = Visits(data, store, 0, steps + 1)
-        batches = [_on(collate([visits[i]]), self.device) for i in range(steps + 1)]
+        draws = Draws(data, store, 0, steps + 1)
+        batches = [_on(collate([draws[i]]), self.device) for i in range(steps + 1)]
         optimizer = module.configure_optimizers()
         started = 0.0
 
@@ -326,8 +326,8 @@ class Bench:
             fresh = Store(store.root)  # what a new process knows: nothing is checked yet
 
             def start(fresh: Store = fresh) -> Iterator[Any]:
-                visits = Visits(data._replace(rows=folder.pairs()), fresh, 0, 51 * 8)
-                walk = iter(VisitLoader(visits, batch_size=8, batches=51))
+                draws = Draws(data._replace(rows=folder.pairs()), fresh, 0, 51 * 8)
+                walk = iter(DrawLoader(draws, batch_size=8, batches=51))
                 next(walk)
                 return walk
 
@@ -394,7 +394,7 @@ class Source:
     def __init__(self, data: RoundData) -> None:
         self.data = data
 
-    def ensure_round(self, number: int, visits: int) -> RoundData:
+    def ensure_round(self, number: int, draws: int) -> RoundData:
         """See `RoundSource`."""
         return self.data
 

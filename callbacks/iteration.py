@@ -26,11 +26,11 @@ from typing_extensions import override
 
 from ipo_lightning.critics.stage.rating import CritiqueStage
 from ipo_lightning.draws.calibration import Calibration, auto_beta
+from ipo_lightning.draws.dataset import Draws
 from ipo_lightning.draws.encoding import RealSource
-from ipo_lightning.draws.plan import Visits
 from ipo_lightning.draws.reference_errors import ReferenceErrors
 from ipo_lightning.errors import InputError
-from ipo_lightning.evaluation import Evaluation, Judged, summary
+from ipo_lightning.evaluation import EvaluatedVideo, Evaluation, summary
 from ipo_lightning.exchange.source import ImportedLabels, LabelSource
 from ipo_lightning.hub.cards import Base, Data, model_card
 from ipo_lightning.labelling import Labelling
@@ -142,13 +142,13 @@ class IterationCallback(L.Callback):
         calibration: Calibration = Calibration(),  # noqa: B008 - frozen
         until: Stage | None = None,
         checkpoint_every: int = 20,
-        together: int | None = None,
+        parallel_prompts: int | None = None,
     ) -> None:
         self.run, self.rollout, self.sampler, self.critique = run, rollout, sampler, critique
         self.labelling, self.evaluation = labelling, evaluation
         self.real, self.imported, self.calibration = real, imported, calibration
         self.last_round, self.until = last_round, until
-        self.checkpoint_every, self.together = checkpoint_every, together
+        self.checkpoint_every, self.parallel_prompts = checkpoint_every, parallel_prompts
         self._started = 0.0
         self._training_seconds = 0.0
 
@@ -163,7 +163,7 @@ class IterationCallback(L.Callback):
             trainer.world_size,
             trainer.strategy.barrier,
             trainer.strategy.broadcast,
-            threads=self.together or cores_of_a_rank(trainer),
+            threads=self.parallel_prompts or cores_of_a_rank(trainer),
         )
         self.sampler.precision = str(trainer.precision)
         self.sampler.autocast = trainer.precision_plugin.forward_context
@@ -193,10 +193,10 @@ class IterationCallback(L.Callback):
         """Checkpoint every so many updates, between two updates."""
         self._training_seconds += time.monotonic() - self._started
         accumulated = trainer.accumulate_grad_batches
-        updates, between = divmod(batch_idx + 1, accumulated)
+        optimizer_steps, between = divmod(batch_idx + 1, accumulated)
         last = batch_idx + 1 == trainer.num_training_batches  # the epoch's end saves that one
-        if not between and not last and updates % self.checkpoint_every == 0:
-            self._save_checkpoint(updates)
+        if not between and not last and optimizer_steps % self.checkpoint_every == 0:
+            self._save_checkpoint(optimizer_steps)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -221,7 +221,7 @@ class IterationCallback(L.Callback):
 
     # ---------------------------------------------------------------- a round's data
 
-    def ensure_round(self, number: int, visits: int) -> RoundData:
+    def ensure_round(self, number: int, draws: int) -> RoundData:
         """Everything that round ``number`` trains on, made or found; see `RoundSource`."""
         self.close_round(number - 1)
         number = min(number, self.last_round)  # a finished run is asked for one round too many
@@ -235,9 +235,9 @@ class IterationCallback(L.Callback):
         real = self._real_clips()
         prompts = {row.prompt for row in rows} | {clip.caption for clip in real}
         texts = {prompt: self.sampler.text_blob(prompt) for prompt in prompts}
-        data = self._ask_reference(RoundData(number, rows, texts, real=real), visits)
+        data = self._ask_reference(RoundData(number, rows, texts, real=real), draws)
         before = self._reference_round(number)
-        live = self.module.reference.answers == "live"
+        live = self.module.reference.answers == "online"
         self.module.begin_round(number, self._weights(before) if live else None)
         return data
 
@@ -248,11 +248,11 @@ class IterationCallback(L.Callback):
 
     def _import(self, number: int) -> Sequence[Pair] | Sequence[Point]:
         """A round's labels from elsewhere, its files written as if they had been made here."""
-        one, form = self.run.round(number), self.module.form
+        one, label_kind = self.run.round(number), self.module.label_kind
         assert self.imported is not None
         with self._stage("rollout", number):
             labels = self.imported.prepare(
-                form, self.module.policy, self.sampler.store, self.workers, self.module.device
+                label_kind, self.module.policy, self.sampler.store, self.workers, self.module.device
             )
             prompts = [row.prompt for row in labels.rows]
             self.sampler.embed(prompts, self.module.device, self.workers)
@@ -266,15 +266,15 @@ class IterationCallback(L.Callback):
             if self.workers.leads:
                 counts = {"kept": len(labels.rows), "dropped": labels.dropped}
                 write_atomically(one.labelling_file, json.dumps(counts).encode())
-                one.write(one.labels_file(form), labels.rows)
+                one.write(one.labels_file(label_kind), labels.rows)
         return labels.rows
 
     def _refuse_other_labels(self, one: RoundDir, labels: ImportedLabels) -> None:
         """A round that is begun goes on with the labels that it was begun with."""
-        file = one.labels_file(self.module.form)
+        file = one.labels_file(self.module.label_kind)
         if not file.exists():
             return
-        old = one.pairs() if self.module.form == "pairwise" else one.points()
+        old = one.pairs() if self.module.label_kind == "pairwise" else one.points()
         if old != labels.rows:
             raise InputError(
                 f"{file}: the imported file or its videos are not what they were when this round "
@@ -292,10 +292,10 @@ class IterationCallback(L.Callback):
         with (
             self._stage("rollout", number),
             self._policy_of(number - 1) as network,
-            self.critique.beside(str(self.module.device)) as tell,
+            self.critique.beside(str(self.module.device)) as on_candidates,
         ):
-            candidates = self.sampler.draw(
-                policy, units, network, self.workers, f"round {number}: rollout", tell
+            candidates = self.sampler.generate(
+                policy, units, network, self.workers, f"round {number}: rollout", on_candidates
             )
             if self.workers.leads:
                 if one.candidates_file.exists() and one.candidates() != candidates:
@@ -318,8 +318,8 @@ class IterationCallback(L.Callback):
     def _label(
         self, number: int, candidates: Sequence[Candidate]
     ) -> Sequence[Pair] | Sequence[Point]:
-        one, pairwise = self.run.round(number), self.module.form == "pairwise"
-        file = one.labels_file(self.module.form)
+        one, pairwise = self.run.round(number), self.module.label_kind == "pairwise"
+        file = one.labels_file(self.module.label_kind)
         if not self.workers.agree(file.exists()):
             with self._stage("labelling", number):
                 if self.workers.leads:
@@ -337,7 +337,7 @@ class IterationCallback(L.Callback):
         labels = rule(candidates, one.verdicts())
         counts = {"kept": len(labels.rows), "dropped": labels.dropped, "figures": labels.figures}
         write_atomically(one.labelling_file, json.dumps(counts).encode())
-        one.write(one.labels_file(self.module.form), labels.rows)
+        one.write(one.labels_file(self.module.label_kind), labels.rows)
 
     def _real_clips(self) -> Sequence[RealClip]:
         """The real clips for lambda_2, encoded on the first call of a run."""
@@ -357,20 +357,20 @@ class IterationCallback(L.Callback):
         """The round whose policy is the reference of round ``number``."""
         return number - 1 if self.module.reference.of == "round_start" else 0
 
-    def _ask_reference(self, data: RoundData, visits: int) -> RoundData:
+    def _ask_reference(self, data: RoundData, draws: int) -> RoundData:
         """What can be asked of the reference before the round trains."""
         reference = self.module.reference
         if isinstance(reference, CachedReference):
-            planned = Visits(data, self.sampler.store, self.module.seed, visits)
+            planned = Draws(data, self.sampler.store, self.module.seed, draws)
             errors = self._reference_errors(planned, reference.batch_size)
             data = data._replace(errors=errors)
         if self.module.auto_beta:
-            self.module.set_beta(self._beta(data, visits))
+            self.module.set_beta(self._beta(data, draws))
         return data
 
-    def _reference_errors(self, visits: Visits, batch_size: int) -> Tensor:
-        """The reference's errors at the visits, found in the store or computed."""
-        number = visits.data.number
+    def _reference_errors(self, draws: Draws, batch_size: int) -> Tensor:
+        """The reference's errors at the draws, found in the store or computed."""
+        number = draws.data.number
         before = self._reference_round(number)
         table = ReferenceErrors(
             self.module.policy,
@@ -380,28 +380,28 @@ class IterationCallback(L.Callback):
             precision=self.sampler.precision,
             batch_size=batch_size,
         )
-        if self.workers.agree(table.missing(visits)):
+        if self.workers.agree(table.missing(draws)):
             with self._stage(REFERENCE_ERRORS, number), self._policy_of(before) as network:
                 table.compute(
-                    visits,
+                    draws,
                     network,
                     self.workers,
                     self.sampler.autocast,
                     f"round {number}: reference errors",
                 )
-        return table.table(visits)
+        return table.table(draws)
 
-    def _beta(self, data: RoundData, visits: int) -> float:
+    def _beta(self, data: RoundData, draws: int) -> float:
         """The round's beta, from a file where the round was begun before."""
         file = self.run.round(data.number).path / "beta.json"
         if not self.workers.agree(file.exists()):
-            count = min(visits, self.calibration.visits)
-            some = Visits(data, self.sampler.store, self.module.seed, count)
+            count = min(draws, self.calibration.draws)
+            some = Draws(data, self.sampler.store, self.module.seed, count)
             errors = self._reference_errors(some, self.calibration.batch_size)
             u = torch.stack([some.u(place) for place in range(count)])
             beta = auto_beta(errors, u, self.calibration.logit)
             if self.workers.leads:
-                write_atomically(file, json.dumps({"beta": beta, "visits": count}).encode())
+                write_atomically(file, json.dumps({"beta": beta, "draws": count}).encode())
             self.workers.barrier()
         return float(json.loads(file.read_text())["beta"])
 
@@ -433,7 +433,9 @@ class IterationCallback(L.Callback):
         self.workers.barrier()
         self._tell(number)
 
-    def _line(self, number: int, rows: Sequence[Judged], real: float | None) -> dict[str, Any]:
+    def _line(
+        self, number: int, rows: Sequence[EvaluatedVideo], real: float | None
+    ) -> dict[str, Any]:
         one = self.run.round(number)
         figures = summary(rows, self._base_rows())
         if real is not None:
@@ -450,16 +452,16 @@ class IterationCallback(L.Callback):
             "policy": self._fingerprint(number),
         }
 
-    def _base_rows(self) -> list[Judged]:
+    def _base_rows(self) -> list[EvaluatedVideo]:
         """The base model's evaluation."""
-        return [Judged(**row) for row in read_jsonl(self.run.round(0).evaluation_file)]
+        return [EvaluatedVideo(**row) for row in read_jsonl(self.run.round(0).evaluation_file)]
 
     def _label_counts(self, one: RoundDir) -> dict[str, Any]:
         """How many labels were kept and dropped; labels written by hand come without a count."""
         if one.labelling_file.exists():
             counts: dict[str, Any] = json.loads(one.labelling_file.read_text())
             return counts
-        return {"kept": len(read_jsonl(one.labels_file(self.module.form))), "dropped": {}}
+        return {"kept": len(read_jsonl(one.labels_file(self.module.label_kind))), "dropped": {}}
 
     def _write_card(self, number: int, line: Mapping[str, Any]) -> None:
         policy = self.module.policy
@@ -590,10 +592,10 @@ class IterationCallback(L.Callback):
 
     # ---------------------------------------------------------------- files
 
-    def _save_checkpoint(self, updates: int) -> None:
+    def _save_checkpoint(self, optimizer_steps: int) -> None:
         """Write a checkpoint under a temporary name and rename it; keep the newest of the round."""
         folder = self.run.round(self.module.round).checkpoints
-        path = folder / f"update-{updates:06d}.ckpt"
+        path = folder / f"update-{optimizer_steps:06d}.ckpt"
         temporary = folder / f".{path.name}"
         self.trainer.save_checkpoint(temporary)
         if self.workers.leads:

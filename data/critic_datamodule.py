@@ -28,7 +28,7 @@ from ipo_lightning.storage.store import Store, fingerprint
 from ipo_lightning.video import Clip, read_video
 
 Inputs = Callable[[Sequence[Clip], Sequence[str]], dict[str, Tensor]]
-Form = Literal["pairwise", "pointwise"]
+LabelKind = Literal["pairwise", "pointwise"]
 
 VALUES = {"A": 1.0, "same": 0.0, "B": -1.0}
 """Labels as numbers; ``invalid`` and absent ones are NaN."""
@@ -119,7 +119,7 @@ class CriticDataModule(L.LightningDataModule):
         self,
         dims: Sequence[str],
         inputs: Inputs,
-        form: Form,
+        label_kind: LabelKind,
         *,
         path: str,
         format: str = "auto",
@@ -127,7 +127,7 @@ class CriticDataModule(L.LightningDataModule):
         store: Store | None = None,
         validation: float = 0.15,
         batch_size: int = 16,
-        updates: int = 20,
+        optimizer_steps: int = 20,
         num_workers: int = 0,
         in_memory: bool = False,
         seed: int = 0,
@@ -135,14 +135,18 @@ class CriticDataModule(L.LightningDataModule):
         super().__init__()
         if not 0 < validation < 1:
             raise InputError(f"data.validation={validation}: give a share above 0 and below 1")
-        self.dims, self.form, self.path = tuple(dims), form, path
-        self.batch_size, self.updates, self.num_workers = batch_size, updates, num_workers
+        self.dims, self.label_kind, self.path = tuple(dims), label_kind, path
+        self.batch_size, self.optimizer_steps, self.num_workers = (
+            batch_size,
+            optimizer_steps,
+            num_workers,
+        )
         self.seed = seed
         if videos is not None and not Path(videos).is_dir():
             raise InputError(f"data.videos={videos}: there is no such folder")
         found = read_any(path, format)
         finder = Finder(found.folder if videos is None else Path(videos), store)
-        samples = read_samples(found, form, self.dims, finder)
+        samples = read_samples(found, label_kind, self.dims, finder)
         self.train = [one for one in samples if place(one.prompt) >= validation]
         self.valid = [one for one in samples if place(one.prompt) < validation]
         for name, part in (("training", self.train), ("validation", self.valid)):
@@ -167,7 +171,7 @@ class CriticDataModule(L.LightningDataModule):
         """This rank's part of the epochs' orders."""
         if self.trainer is None:
             raise RuntimeError("CriticDataModule needs a trainer")
-        count = self.batch_size * self.updates * self.trainer.accumulate_grad_batches
+        count = self.batch_size * self.optimizer_steps * self.trainer.accumulate_grad_batches
         order = Order(
             len(self.train), count, self.seed, self.trainer.global_rank, self.trainer.world_size
         )
@@ -214,7 +218,7 @@ def collate(
 
 
 def read_samples(
-    found: Preferences, form: Form, dims: Sequence[str], finder: Finder | None = None
+    found: Preferences, label_kind: LabelKind, dims: Sequence[str], finder: Finder | None = None
 ) -> list[Sample]:
     """The labelled pairs or rated videos of a file; those with no label at all are left out.
 
@@ -227,13 +231,13 @@ def read_samples(
         InputError: the file holds the other kind, has a dimension in no row, or lacks a video.
     """
     rows: Sequence[Annotation | VideoPoint]
-    rows = latest(found.pairs) if form == "pairwise" else found.points
+    rows = latest(found.pairs) if label_kind == "pairwise" else found.points
     if not rows:
         kinds = ("pairs", "rated videos")
-        wanted, there = kinds if form == "pairwise" else kinds[::-1]
+        wanted, there = kinds if label_kind == "pairwise" else kinds[::-1]
         raise InputError(
             f"data.path={found.path}: this loss learns from {wanted}, the file holds {there}; "
-            f"choose reward_loss={'regression' if form == 'pairwise' else 'btt'}"
+            f"choose reward_loss={'regression' if label_kind == 'pairwise' else 'btt'}"
         )
     finder = finder or Finder(found.folder)
     samples = [_sample(finder, row, dims) for row in rows]

@@ -1,7 +1,7 @@
 """Critic-labelled pairs and points, streamed to the module round by round.
 
 One Lightning epoch is one round. Its order is a pure function of (seed, round), its noise and
-timesteps of (seed, round, visit); the loader's whole state is how many batches it has yielded.
+timesteps of (seed, round, draw); the loader's whole state is how many batches it has yielded.
 """
 
 from collections.abc import Iterator
@@ -12,22 +12,22 @@ from lightning.pytorch.loops.progress import _ProcessedTracker
 from torch.utils.data import DataLoader
 
 from ipo_lightning.draws.batch import PairBatch, PointBatch
-from ipo_lightning.draws.plan import Visits, collate
+from ipo_lightning.draws.dataset import Draws, collate
 from ipo_lightning.errors import InputError
 from ipo_lightning.storage.layout import RoundSource
 from ipo_lightning.storage.store import Store
 
 
-class VisitLoader:
+class DrawLoader:
     """Yields a fixed number of batches of a round, and can be stopped and resumed at any of them.
 
-    The plan of visits fills all ranks' batches, so every rank yields the same number, whatever the
+    The plan of draws fills all ranks' batches, so every rank yields the same number, whatever the
     number of pairs.
     """
 
     def __init__(
         self,
-        visits: Visits,
+        draws: Draws,
         *,
         batch_size: int,
         batches: int,
@@ -35,13 +35,13 @@ class VisitLoader:
         world: int = 1,
         num_workers: int = 0,
     ) -> None:
-        self.visits, self.batch_size, self.batches = visits, batch_size, batches
+        self.draws, self.batch_size, self.batches = draws, batch_size, batches
         self.rank, self.world, self.num_workers = rank, world, num_workers
         self.consumed = 0
         """Batches yielded by each rank so far in this round."""
 
     def order(self) -> list[list[int]]:
-        """This rank's batches, as places in the round's plan of visits."""
+        """This rank's batches, as places in the round's plan of draws."""
         batch, batches = self.batch_size, self.batches * self.world
         ours = range(self.rank, batches, self.world)
         return [list(range(i * batch, (i + 1) * batch)) for i in ours]
@@ -52,7 +52,7 @@ class VisitLoader:
     def __iter__(self) -> Iterator[PairBatch | PointBatch]:
         todo = self.order()[self.consumed :]
         loader: DataLoader[Any] = DataLoader(
-            self.visits, batch_sampler=todo, num_workers=self.num_workers, collate_fn=collate
+            self.draws, batch_sampler=todo, num_workers=self.num_workers, collate_fn=collate
         )
         for batch in loader:
             self.consumed += 1
@@ -62,14 +62,14 @@ class VisitLoader:
     def state_dict(self) -> dict[str, int]:
         """Plain numbers; equal on all ranks, so that rank 0's serve every rank."""
         return {
-            "round": self.visits.data.number,
+            "round": self.draws.data.number,
             "consumed": self.consumed,
             "videos": self.world * self.batch_size,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a loader of the same round stopped; another round's state says nothing."""
-        if state["round"] != self.visits.data.number:
+        if state["round"] != self.draws.data.number:
             return
         if state["videos"] != self.world * self.batch_size:
             raise InputError(
@@ -92,20 +92,27 @@ class PreferenceDataModule(L.LightningDataModule):
     """
 
     def __init__(
-        self, store: Store, *, batch_size: int, updates: int, num_workers: int = 0, seed: int = 0
+        self,
+        store: Store,
+        *,
+        batch_size: int,
+        optimizer_steps: int,
+        num_workers: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         for name, value, least in (
-            ("batch_size", batch_size, 1), ("updates", updates, 1), ("num_workers", num_workers, 0)
+            ("batch_size", batch_size, 1), ("optimizer_steps", optimizer_steps, 1),
+            ("num_workers", num_workers, 0),
         ):  # fmt: skip
             if value < least:
                 raise InputError(f"data.{name}={value}: give {least} or more")
-        self.store, self.batch_size, self.updates = store, batch_size, updates
+        self.store, self.batch_size, self.optimizer_steps = store, batch_size, optimizer_steps
         self.num_workers, self.seed = num_workers, seed
         self.source: RoundSource | None = None
         """Set by the iteration callback before the first round."""
 
-    def train_dataloader(self) -> VisitLoader:
+    def train_dataloader(self) -> DrawLoader:
         """The loader of the round that is about to train, or goes on.
 
         Lightning asks here, at the start of each epoch, once everything is restored under every
@@ -117,11 +124,11 @@ class PreferenceDataModule(L.LightningDataModule):
         # at the end of an epoch.
         progress = cast(_ProcessedTracker, self.trainer.fit_loop.epoch_progress.current)
         number = progress.processed + 1
-        batches = self.updates * self.trainer.accumulate_grad_batches
+        batches = self.optimizer_steps * self.trainer.accumulate_grad_batches
         count = batches * self.trainer.world_size * self.batch_size
         data = self.source.ensure_round(number, count)
-        return VisitLoader(
-            Visits(data, self.store, self.seed, count),
+        return DrawLoader(
+            Draws(data, self.store, self.seed, count),
             batch_size=self.batch_size,
             batches=batches,
             rank=self.trainer.global_rank,

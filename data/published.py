@@ -94,7 +94,7 @@ class ImportedPreferences:
             raise InputError(f"data.imported.videos={videos}: there is no such folder")
 
     def prepare(
-        self, form: str, policy: Policy, store: Store, workers: Workers, device: torch.device
+        self, label_kind: str, policy: Policy, store: Store, workers: Workers, device: torch.device
     ) -> ImportedLabels:
         """See `LabelSource.prepare`.
 
@@ -106,7 +106,7 @@ class ImportedPreferences:
         shown = [(p.prompt, video) for p in pairs for video in videos_of(p)]
         shown += [(p.prompt, Named(p.path)) for p in points]
         videos = self._videos(dict.fromkeys(shown), policy, store, workers, device, dropped)
-        made = labels_for(form, pairs, points, videos, dropped)
+        made = labels_for(label_kind, pairs, points, videos, dropped)
         candidates = _distinct(videos.values())
         source = f"{self.found.format} of {self.found.path.name}"
         verdicts = verdicts_of(candidates, made, source)

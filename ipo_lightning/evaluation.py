@@ -27,7 +27,7 @@ RealClips = Callable[[Sequence[str], int], Tensor]
 
 
 @dataclass(frozen=True)
-class Judged(Row):
+class EvaluatedVideo(Row):
     """One evaluation video with what both critics said."""
 
     prompt_index: int
@@ -85,8 +85,8 @@ class Evaluation:
         network: nn.Module,
         workers: Workers,
         label: str,
-        base: Sequence[Judged] | None = None,
-    ) -> list[Judged]:
+        base: Sequence[EvaluatedVideo] | None = None,
+    ) -> list[EvaluatedVideo]:
         """The policy's evaluation videos, judged.
 
         Args:
@@ -94,7 +94,7 @@ class Evaluation:
                 None where these are the base's own.
         """
         device = str(next(network.parameters()).device)
-        candidates = self.sampler.independent().draw(
+        candidates = self.sampler.independent().generate(
             fingerprint, self.units, network, workers, f"{label}: evaluation videos"
         )
         videos = {(row.prompt_index, row.candidate): row.video for row in base or ()} or None
@@ -107,8 +107,8 @@ class Evaluation:
             for candidate, score, held_out in zip(candidates, scores, judged, strict=True)
         ]
 
-    def _row(self, candidate: Candidate, score: Verdict, held_out: Verdict) -> Judged:
-        return Judged(
+    def _row(self, candidate: Candidate, score: Verdict, held_out: Verdict) -> EvaluatedVideo:
+        return EvaluatedVideo(
             prompt_index=candidate.prompt_index,
             prompt=candidate.prompt,
             candidate=candidate.candidate,
@@ -159,7 +159,7 @@ class Evaluation:
         return torch.cat(latents)
 
 
-def summary(rows: Sequence[Judged], base: Sequence[Judged]) -> dict[str, Any]:
+def summary(rows: Sequence[EvaluatedVideo], base: Sequence[EvaluatedVideo]) -> dict[str, Any]:
     """The figures of a round's line: scores, win rate against the base, gauges."""
     clusters = torch.tensor([row.prompt_index for row in rows])
     score, score_se = clustered_mean(_column(rows, "score"), clusters)
@@ -187,7 +187,7 @@ def mean_values(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: round(sum(column) / len(column), 6) for name, column in columns.items()}
 
 
-def _column(rows: Sequence[Judged], name: str) -> Tensor:
+def _column(rows: Sequence[EvaluatedVideo], name: str) -> Tensor:
     values = [getattr(row, name) for row in rows]
     return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float64)
 

@@ -494,7 +494,7 @@ def check_errors(*errors: Tensor) -> None:
         raise ValueError(f"errors must all be (B,), got {[tuple(error.shape) for error in errors]}")
 
 
-def form(loss: Callable[..., PreferenceLoss]) -> Literal["pairwise", "pointwise"]:
+def label_kind(loss: Callable[..., PreferenceLoss]) -> Literal["pairwise", "pointwise"]:
     """Whether a loss judges pairs or points, read off the names of its parameters."""
     try:
         names = list(inspect.signature(loss).parameters)
@@ -564,7 +564,7 @@ def reference_free(loss: Callable[..., PreferenceLoss]) -> bool:
     """
     policy, other = torch.tensor([0.2, 0.5]), torch.tensor([0.4, 0.3])
     nowhere = torch.full_like(policy, math.nan)
-    if form(loss) == "pairwise":
+    if label_kind(loss) == "pairwise":
         own, rest = [policy, other], [nowhere, nowhere]
     else:
         own, rest = [policy], [nowhere, torch.tensor([True, False])]
@@ -583,7 +583,7 @@ def saturation(loss: Callable[..., PreferenceLoss], *inputs: Tensor, **extra: Te
         inputs: what the loss takes, in its order; nothing of their graphs is touched.
         extra: what it `wants`.
     """
-    count = 2 if form(loss) == "pairwise" else 1
+    count = 2 if label_kind(loss) == "pairwise" else 1
     fixed = [part.detach() for part in inputs]
     own, reference, rest = fixed[:count], fixed[count : 2 * count], fixed[count:]
     now = {name: part.detach() for name, part in extra.items()}
@@ -601,7 +601,7 @@ def try_loss(loss: Callable[..., PreferenceLoss]) -> None:
         InputError: the loss does not accept its settings, or does not return (B,) losses.
     """
     zeros = torch.zeros(2)
-    inputs = [zeros] * 4 if form(loss) == "pairwise" else [zeros, zeros, zeros > 0]
+    inputs = [zeros] * 4 if label_kind(loss) == "pairwise" else [zeros, zeros, zeros > 0]
     try:
         result = loss(*inputs, **_stand_ins(loss, zeros))
         check_errors(zeros, result.loss, result.margin)

@@ -22,8 +22,8 @@ from ipo_lightning.losses import (
     PreferenceLoss,
     baseline_kind,
     beyond_errors,
-    form,
     kto_baseline,
+    label_kind,
     reference_free,
     safeguard_scale,
     saturation,
@@ -56,7 +56,7 @@ class PreferenceModule(L.LightningModule):
             improvement the loser's gradient must leave; None switches it off. For pairs.
         two_pass: back-propagate one half of the videos (the winners) after the other: half the
             activations for one more forward of the other half; the same gradients.
-        warmup_updates: the learning rate rises linearly over the first updates of each round.
+        warmup_steps: the learning rate rises linearly over the first updates of each round.
         ema: decay, in [0, 1), of a moving average of the trained weights over a round's updates,
             which is what the round ends with; None: the last update's weights.
         seed: the run's.
@@ -73,7 +73,7 @@ class PreferenceModule(L.LightningModule):
         real_weight: float = 0.0,
         safeguard: float | None = None,
         two_pass: bool = False,
-        warmup_updates: int = 0,
+        warmup_steps: int = 0,
         ema: float | None = None,
         seed: int = 0,
     ) -> None:
@@ -83,14 +83,14 @@ class PreferenceModule(L.LightningModule):
         self.policy, self.reference = policy, reference
         self.loss = settle_beta(loss, 1.0) if self.auto_beta else loss
         try_loss(self.loss)
-        self.form = form(loss)
+        self.label_kind = label_kind(loss)
         _refuse_reference(self.loss, reference)
         _refuse_weights(winner_weight, real_weight)
-        _refuse_safeguard(safeguard, self.form)
+        _refuse_safeguard(safeguard, self.label_kind)
         _refuse_ema(ema)
         self.optimizer = optimizer
         self.winner_weight, self.real_weight, self.safeguard = winner_weight, real_weight, safeguard
-        self.two_pass, self.warmup_updates, self.seed = two_pass, warmup_updates, seed
+        self.two_pass, self.warmup_steps, self.seed = two_pass, warmup_steps, seed
         self.ema = ema
         self.average: MovingAverage | None = None
         self.health = TrainingHealth()
@@ -159,7 +159,7 @@ class PreferenceModule(L.LightningModule):
         """Learning rate and dropout are functions of the round and the batch, never of history."""
         torch.manual_seed(derive_seed(self.seed, "step", self.round, batch_idx, self.global_rank))
         update = batch_idx // self.trainer.accumulate_grad_batches
-        share = min(1.0, (update + 1) / (self.warmup_updates + 1))
+        share = min(1.0, (update + 1) / (self.warmup_steps + 1))
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 _set_rate(group, share * group["plateau_lr"])
@@ -268,7 +268,7 @@ class PreferenceModule(L.LightningModule):
         noised = self.objective.noise(videos.latents, videos.noise, videos.u)
         asked = (noised.sample, noised.timestep, videos.text)
         # The reference goes first: an adapter is back in place before the policy's graph is built.
-        live = self.reference.answers == "live"
+        live = self.reference.answers == "online"
         seen = self.reference.predict(*asked) if live else None
         reference = batch.reference() if seen is None else squared_error(seen, noised)
         prediction = self.predict(*asked)
@@ -382,7 +382,7 @@ class PreferenceModule(L.LightningModule):
     ) -> None:
         """Stop before the optimizer steps; on each rank alike, so that none waits for another."""
         if not torch.isfinite(cast(Tensor, self.all_gather(loss.detach()))).all():
-            file = "pairs" if self.form == "pairwise" else "points"
+            file = "pairs" if self.label_kind == "pairwise" else "points"
             raise FloatingPointError(
                 f"loss {loss.item()} in round {self.round}, batch {batch_idx}, with rows "
                 f"{batch.row.tolist()} of {file}.jsonl: lower optim.optimizer.lr or loss.beta"
@@ -406,12 +406,12 @@ class Errors(NamedTuple):
 def _refuse_reference(loss: Callable[..., PreferenceLoss], reference: Reference) -> None:
     """Refuse a reference that cannot answer what the loss asks."""
     more = beyond_errors(loss)
-    if reference.answers == "in advance" and more:
+    if reference.answers == "precomputed" and more:
         raise InputError(
             f"reference=cached keeps the reference's errors alone, but {more}; choose "
             "reference=frozen (or adapter, with backbone.lora)"
         )
-    if reference.answers == "never" and not reference_free(loss):
+    if reference.answers == "none" and not reference_free(loss):
         raise InputError(
             "reference=none: this loss learns from a reference; choose reference=cached, or a loss "
             "without one: simpo, mapo, sft, rwr"
@@ -431,10 +431,10 @@ def _refuse_ema(decay: float | None) -> None:
         raise InputError(f"optim.ema={decay}: give 0 <= ema < 1, or null for off")
 
 
-def _refuse_safeguard(mu: float | None, form: str) -> None:
+def _refuse_safeguard(mu: float | None, label_kind: str) -> None:
     if mu is None:
         return
-    if form != "pairwise":
+    if label_kind != "pairwise":
         raise InputError(
             f"regularise.safeguard={mu} holds the loser's gradient to what the winner can bear, "
             "but this loss takes single videos; give null"

@@ -100,7 +100,7 @@ class VPrediction(_Levels):
         window: lowest and highest share of the noise levels that is trained on, in [0, 1];
             (0, 1) trains on all.
         density: how often each level of the window is visited, see `_share`. Like the weighting,
-            it moves weight between noise levels, but by visits, not by the size of a visit's loss.
+            it moves weight between noise levels, but by draws, not by the size of a draw's loss.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class FlowMatching(_Levels):
     ``sample = (1 - s) x0 + s noise``, ``target = noise - x0`` for a noise level s in [0, 1]. The
     levels of a sampler with n steps are ``s = shift t / (1 + (shift - 1) t)`` at equally spaced t:
     a shift above 1 spends more steps on much noise (Esser et al. 2024, arXiv 2403.03206, section
-    5.3.2). ``u`` stands for t, so that training visits the levels as the sampler does.
+    5.3.2). ``u`` stands for t, so that training draws the levels as the sampler does.
 
     Args:
         shift: of the sampler; 1 is none. Wan's is in its scheduler's config.

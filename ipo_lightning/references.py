@@ -28,8 +28,8 @@ class Reference:
         of: which policy it is: the base model, or the policy at the start of the round.
     """
 
-    answers: Literal["live", "in advance", "never"] = "live"
-    """Whether it predicts at each step, its errors at a round's visits are computed before the
+    answers: Literal["online", "precomputed", "none"] = "online"
+    """Whether it predicts at each step, its errors at a round's draws are computed before the
     round trains, or there is none."""
 
     def __init__(self, of: Of = "round_start") -> None:
@@ -59,19 +59,19 @@ class Reference:
 
 
 class CachedReference(Reference):
-    """The reference's errors at the round's visits, computed once before the round trains.
+    """The reference's errors at the round's draws, computed once before the round trains.
 
-    Exact: which visits a round makes is known before it starts, and a preference loss needs one
+    Exact: which draws a round makes is known before it starts, and a preference loss needs one
     number of the reference for each. Training then holds one network and makes one forward a video.
     The errors lie in the store under what they depend on, so that every run of a sweep over losses,
     betas or learning rates finds them.
 
     Args:
         of: see `Reference`.
-        batch_size: visits a forward; no gradients are held, so it may be larger than a step's.
+        batch_size: draws a forward; no gradients are held, so it may be larger than a step's.
     """
 
-    answers = "in advance"
+    answers = "precomputed"
 
     def __init__(self, of: Of = "round_start", batch_size: int = 32) -> None:
         super().__init__(of)
@@ -83,7 +83,7 @@ class CachedReference(Reference):
 class NoReference(Reference):
     """None at all, for losses that learn without one; margins and accuracies are not known then."""
 
-    answers = "never"
+    answers = "none"
 
 
 class FrozenReference(Reference):

@@ -103,14 +103,14 @@ class Sampler:
         """The units whose videos are yet to be made."""
         return [u for u in units if self.find(self.key(policy_fingerprint, u), u) is None]
 
-    def draw(
+    def generate(
         self,
         policy_fingerprint: str,
         units: Sequence[Unit],
         network: nn.Module,
         workers: Workers,
         label: str,
-        tell: Callable[[Sequence[Candidate]], object] | None = None,
+        on_candidates: Callable[[Sequence[Candidate]], object] | None = None,
     ) -> list[Candidate]:
         """All candidates of the units; what the store lacks is sampled with ``network``.
 
@@ -125,8 +125,8 @@ class Sampler:
 
         def keep(made: Made) -> None:
             candidates = self._keep(made)
-            if tell is not None:
-                tell(candidates)
+            if on_candidates is not None:
+                on_candidates(candidates)
 
         workers.run_finishing(todo, make, keep, label, "prompts")
         self.policy.release()

@@ -19,11 +19,11 @@ from ipo_lightning.losses import (
     beyond_errors,
     dpo_loss,
     dpop_loss,
-    form,
     hinge_loss,
     identity_loss,
     kto_baseline,
     kto_loss,
+    label_kind,
     linear_dpo_loss,
     mapo_loss,
     nft_loss,
@@ -1138,8 +1138,8 @@ def test_a_loss_says_by_its_parameters_what_it_judges() -> None:
     def mine(policy: Tensor, ref: Tensor, desirable: Tensor) -> PreferenceLoss:
         return PreferenceLoss(policy, ref)
 
-    assert {form(loss) for loss in PAIRWISE.values()} == {"pairwise"}
-    assert {form(loss) for loss in (*POINTWISE.values(), mine)} == {"pointwise"}
+    assert {label_kind(loss) for loss in PAIRWISE.values()} == {"pairwise"}
+    assert {label_kind(loss) for loss in (*POINTWISE.values(), mine)} == {"pointwise"}
 
 
 def test_a_loss_says_by_its_parameters_what_it_wants() -> None:
@@ -1179,7 +1179,7 @@ def test_a_loss_says_why_errors_of_the_reference_do_not_suffice() -> None:
 @pytest.mark.parametrize("odd", [lambda win, lose: win, torch.add])
 def test_other_signatures_are_refused(odd: Loss) -> None:
     with pytest.raises(InputError, match="loss"):
-        form(odd)
+        label_kind(odd)
 
 
 REPO = Path(__file__).resolve().parent.parent

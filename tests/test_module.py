@@ -236,7 +236,7 @@ def test_a_pointwise_loss_without_baseline_is_called_without_one(folder: Path) -
         return PreferenceLoss(side * policy, (side * (ref - policy)).detach())
 
     module = make(folder, mine)
-    assert module.form == "pointwise"
+    assert module.label_kind == "pointwise"
     assert module.point_step(tiny.point_batch(LABELS))[1]["loss"].shape == (4,)
 
 
@@ -344,7 +344,7 @@ class Rates(L.Callback):
 @quiet
 def test_the_learning_rate_warms_up_by_updates_not_batches(folder: Path, tmp_path: Path) -> None:
     rates, batches = Rates(), [tiny.pair_batch(2, seed=s) for s in range(8)]
-    module = fresh(folder, warmup_updates=3)
+    module = fresh(folder, warmup_steps=3)
     fit(module, tmp_path, batches, callbacks=[rates], accumulate_grad_batches=2)
     assert rates.seen == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
 

@@ -56,7 +56,7 @@ def module_of(folder: Path, cfg: DictConfig) -> PreferenceModule:
         partial(dpo_loss, beta=5.0),
         FrozenReference(),
         build(cfg.optim.optimizer, "optim.optimizer"),
-        warmup_updates=cfg.optim.warmup_updates,
+        warmup_steps=cfg.optim.warmup_steps,
     )
     module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     module.configure_model()
@@ -78,7 +78,7 @@ def update(module: PreferenceModule) -> float:
 
 @choices
 def test_each_round_warms_up_with_fresh_moments(choice: str, small: Compose, folder: Path) -> None:
-    cfg = small("optim.warmup_updates=2", "optim.optimizer.lr=3e-4", *CHOICES[choice])
+    cfg = small("optim.warmup_steps=2", "optim.optimizer.lr=3e-4", *CHOICES[choice])
     module = module_of(folder, cfg)
     state = module.trainer.optimizers[0].state
     for _ in range(2):
@@ -149,12 +149,12 @@ def test_the_memory_of_moments(make: Any, dtype: torch.dtype, most: float) -> No
     assert 0.9 * most < state_bytes(optimizer) / weight.numel() <= most
 
 
-def drifted(make: Any, updates: int = 20) -> Tensor:
+def drifted(make: Any, optimizer_steps: int = 20) -> Tensor:
     """Weights of 1 after updates of 1e-4 each, a thirtieth of the gap between two bfloat16."""
     weight = torch.nn.Parameter(torch.ones(128, 128, dtype=torch.bfloat16))
     optimizer = make([weight], lr=1e-4, weight_decay=0.0)
     torch.manual_seed(0)
-    for _ in range(updates):
+    for _ in range(optimizer_steps):
         weight.grad = torch.ones_like(weight)
         optimizer.step()
     return weight.detach().float()
@@ -172,7 +172,7 @@ def test_what_an_optimizer_draws_is_the_same_on_every_rank(
     small: Compose, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or DDP's copies part; what a step draws, such as dropout, is a rank's own."""
-    steps, updates = [], []
+    steps, optimizer_steps = [], []
     module = module_of(folder, small())
     monkeypatch.setattr(module, "log", lambda *_: None)
     module.pair_step(tiny.pair_batch(3))[0].backward()
@@ -181,8 +181,8 @@ def test_what_an_optimizer_draws_is_the_same_on_every_rank(
         module.on_train_batch_start(None, 0)
         steps.append(torch.initial_seed())
         module.on_before_optimizer_step(module.trainer.optimizers[0])
-        updates.append(torch.initial_seed())
-    assert updates[0] == updates[1] and len({*steps, *updates}) == 3
+        optimizer_steps.append(torch.initial_seed())
+    assert optimizer_steps[0] == optimizer_steps[1] and len({*steps, *optimizer_steps}) == 3
 
 
 @pytest.mark.parametrize("choice", ["adamw8bit", "adamw8bit_torchao", "adamw_bf16"])

@@ -133,7 +133,7 @@ def test_the_first_loss_is_exactly_log_2(kind: str, family: str, folders: dict[s
 
 @pytest.mark.slow
 def test_the_first_loss_is_log_2_with_errors_computed_before(small: Compose) -> None:
-    common = ("round=1", "until=training", "data.updates=2", *BFLOAT16)
+    common = ("round=1", "until=training", "data.optimizer_steps=2", *BFLOAT16)
     for number, more in enumerate(("optim=adamw_bf16", "experiment=shapes_lora")):
         with torch.compiler.set_stance("force_eager"):
             steps, weights = watched(
@@ -259,7 +259,9 @@ class Alive(L.Callback):
 def test_text_encoder_and_vae_are_gone_while_the_network_trains(
     small: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = small("round=1", "until=training", "data.updates=1", "regularise.real=1", "data.real.n=4")
+    cfg = small(
+        "round=1", "until=training", "data.optimizer_steps=1", "regularise.real=1", "data.real.n=4"
+    )
     assembly.settle(cfg)
     parts = assembly.assemble(cfg)
     made: list[weakref.ref[nn.Module]] = []
@@ -330,9 +332,9 @@ def test_a_kernel_that_is_not_there_is_named(folders: dict[str, Path]) -> None:
 
 def test_prompts_are_sampled_one_by_one_where_kernels_are_chosen(small: Compose) -> None:
     """What torch may use is a state of the process: threads would undo each other's."""
-    assert assembly.assemble(small()).iteration.together is None
+    assert assembly.assemble(small()).iteration.parallel_prompts is None
     for setting in ("backbone.attention=math", "backbone.compile=true"):
-        assert assembly.assemble(small(setting)).iteration.together == 1
+        assert assembly.assemble(small(setting)).iteration.parallel_prompts == 1
 
 
 torchs_own = pytest.mark.filterwarnings(
@@ -371,7 +373,7 @@ def test_compiled_blocks_compute_the_same(
 @pytest.mark.slow
 def test_a_run_of_compiled_blocks(small: Compose, captured: None) -> None:
     common = ("round=1", "until=training", "experiment=shapes_lora", "reference=adapter",
-              "data.updates=3")  # fmt: skip
+              "data.optimizer_steps=3")  # fmt: skip
     plain, _ = watched(small(*common, outputs="plain"))
     compiled, _ = watched(small(*common, "backbone.compile=true", outputs="compiled"))
     assert compiled[0] == pytest.approx((math.log(2), 0), abs=1e-4)

@@ -269,20 +269,22 @@ def base_errors(module: PreferenceModule, videos: Videos) -> Tensor:
     return squared_error(seen, noised)
 
 
-@pytest.mark.parametrize("form", ["pairs", "points"])
-def test_errors_computed_in_advance_train_as_a_live_reference(form: str, folder: Path) -> None:
-    loss = partial(dpo_loss if form == "pairs" else kto_loss, beta=50.0)
-    batch = tiny.pair_batch(3) if form == "pairs" else tiny.point_batch([True, False, True])
+@pytest.mark.parametrize("label_kind", ["pairs", "points"])
+def test_errors_computed_in_advance_train_as_a_live_reference(
+    label_kind: str, folder: Path
+) -> None:
+    loss = partial(dpo_loss if label_kind == "pairs" else kto_loss, beta=50.0)
+    batch = tiny.pair_batch(3) if label_kind == "pairs" else tiny.point_batch([True, False, True])
     gradients = []
     for reference in (FrozenReference(), CachedReference()):
         module = module_of(folder, loss, reference)
         train(module.network)
         known = base_errors(module, batch.videos())
-        if form == "pairs":
+        if label_kind == "pairs":
             batch = batch._replace(ref_win=known[:3], ref_lose=known[3:])
         else:
             batch = batch._replace(ref=known)
-        step = module.pair_step if form == "pairs" else module.point_step
+        step = module.pair_step if label_kind == "pairs" else module.point_step
         step(batch)[0].backward()
         gradients.append({n: p.grad for n, p in module.network.named_parameters()})
     for name, live in gradients[0].items():

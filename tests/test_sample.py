@@ -29,8 +29,9 @@ from train import train
 
 PROMPT = "a red ring moving left"
 TRAIN = (
-    "rollout.prompts=2", "rollout.n=2", "rollout.steps=2", "data.updates=2", "data.batch_size=2",
-    "labelling.pair_rule.margin=0", "labelling.guards.motion_ratio=0", "evaluation.n=1",
+    "rollout.prompts=2", "rollout.n=2", "rollout.steps=2", "data.optimizer_steps=2",
+    "data.batch_size=2",
+    "labelling.pair_rule.margin=0", "labelling.filters.motion_ratio=0", "evaluation.n=1",
     "evaluation.prompts=2", "round=1", "callbacks.videos=null", "callbacks.progress=null",
     "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "logger=none",
 )  # fmt: skip

@@ -337,7 +337,7 @@ def units(count: int = 4) -> list[Unit]:
 def draw(policy: Any, root: Path, sampling: Sampling, workers: Workers, **more: Any) -> list[Any]:
     """Latents' and videos' names, in order."""
     sampler = Sampler(policy, Store(root), sampling, lossless=True)
-    candidates = sampler.draw("abc", units(), policy.build(), workers, "test", **more)
+    candidates = sampler.generate("abc", units(), policy.build(), workers, "test", **more)
     return [(one.latents, one.video, one.gauges) for one in candidates]
 
 
@@ -351,7 +351,7 @@ def test_units_are_the_same_however_they_are_worked_off(
     for rank in (1, 0):  # the other rank's half is found, its own is made
         sampler = Sampler(policy, Store(tmp_path / "ranks"), sampling, lossless=True)
         mine, network = units()[rank::2], policy.build()
-        sampler.draw("abc", mine, network, Workers(), "rank")
+        sampler.generate("abc", mine, network, Workers(), "rank")
     assert draw(policy, tmp_path / "ranks", sampling, Workers()) == one
 
 
@@ -475,7 +475,7 @@ def test_a_critic_beside_the_rollout_leaves_nothing_to_the_stage(sampler: Sample
     critique = Critique(critic, sampler.store)
     with critique.beside("cpu") as tell:
         assert tell is not None
-        drawn = sampler.draw("abc", units(), sampler.policy.build(), Workers(), "test", tell)
+        drawn = sampler.generate("abc", units(), sampler.policy.build(), Workers(), "test", tell)
         tell([]).result()  # the last of the queue
     assert sum(critic.asked) == len(drawn) and critic.loaded == ["cpu", "released"]
     assert critique.missing(drawn) == 0
@@ -496,7 +496,7 @@ def test_a_critic_that_fails_beside_is_asked_again(sampler: Sampler) -> None:
     critic = Brightness(failing=1)
     critique = Critique(critic, sampler.store)
     with pytest.warns(UserWarning, match="asked again"), critique.beside("cpu") as tell:
-        drawn = sampler.draw("abc", units(), sampler.policy.build(), Workers(), "test", tell)
+        drawn = sampler.generate("abc", units(), sampler.policy.build(), Workers(), "test", tell)
     assert critique.missing(drawn) == len(drawn)
     assert len(critique.judge(drawn, Workers(), "cpu", "test")) == len(drawn)
 

@@ -114,7 +114,7 @@ def _switches(cfg: DictConfig) -> Iterator[Change]:
         yield _one("trainer.precision", "bf16-mixed", "training", "rollout", "reference errors")
     if cfg.step == "plain":
         yield _one("step", "two_pass", "training")
-    if _asks_live(cfg):
+    if _is_online(cfg):
         node = {**_choice("reference/cached"), "of": cfg.reference.of, "batch_size": 1}
         yield Change("reference=cached reference.batch_size=1", {"reference": node})
     if cfg.backbone.get("tiling") is False:
@@ -123,7 +123,7 @@ def _switches(cfg: DictConfig) -> Iterator[Change]:
         yield _one("backbone.text_dtype", "bfloat16", "text embeddings")
 
 
-def _asks_live(cfg: DictConfig) -> bool:
+def _is_online(cfg: DictConfig) -> bool:
     """Whether a second network is held that its errors could stand for."""
     target = str(cfg.reference._target_)
     live = not target.endswith((".CachedReference", ".NoReference", ".AdapterReference"))

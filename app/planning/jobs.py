@@ -82,7 +82,7 @@ def job_of(cfg: DictConfig) -> Job:
         candidates=max(cfg.rollout.n, cfg.evaluation.n),
         batch_size=cfg.data.batch_size,
         accumulate=cfg.trainer.accumulate_grad_batches,
-        updates=cfg.data.updates,
+        optimizer_steps=cfg.data.optimizer_steps,
         reference_batch=cfg.reference.get("batch_size", 1),
         optimizer=str(optimizer._target_),
         settings=OmegaConf.to_container(backbone, resolve=True),  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ def job_of(cfg: DictConfig) -> Job:
         sharded=is_sharded(cfg),
         gpu=on_gpu(cfg),
         decode_batch=backbone.get("decode_batch", 1),
-        together=_together(cfg),
+        parallel_prompts=_parallel_prompts(cfg),
     )
 
 
@@ -119,10 +119,10 @@ def is_sharded(cfg: DictConfig) -> bool:
     return shards(cfg) and devices_of(cfg) > 1
 
 
-def _together(cfg: DictConfig) -> int:
+def _parallel_prompts(cfg: DictConfig) -> int:
     """Prompts that a process samples at the same time; see `callbacks.iteration`."""
-    if cfg.callbacks.iteration.together is not None:
-        return int(cfg.callbacks.iteration.together)
+    if cfg.callbacks.iteration.parallel_prompts is not None:
+        return int(cfg.callbacks.iteration.parallel_prompts)
     if on_gpu(cfg) or is_sharded(cfg):
         return 1
     return max(1, (os.cpu_count() or 1) // devices_of(cfg))

@@ -20,9 +20,9 @@ from ipo_lightning.report import table
 from ipo_lightning.storage.layout import STAGES
 
 REFERENCES = {
-    "in advance": "errors computed once before it, in batches without gradients",
-    "live": "asked at each step",
-    "never": "none",
+    "precomputed": "errors computed once before it, in batches without gradients",
+    "online": "asked at each step",
+    "none": "none",
 }
 PARTS = ("weights", "gradients", "optimizer", "reference", "gathered", "casts", "activations",
          "encoder, VAE", "update")  # fmt: skip
@@ -54,7 +54,7 @@ def plan(cfg: DictConfig) -> str:
 def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
     rows: list[dict[str, str]] = []
     for number in range(cfg.round + 1):
-        done = parts.run.done(number, parts.module.form)
+        done = parts.run.done(number, parts.module.label_kind)
         row = {"round": str(number)}
         for stage in STAGES:
             made = number or stage == "evaluation"  # the base model is evaluated, nothing else
@@ -62,7 +62,7 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
         rows.append(row)
     videos, labels = _prompts(parts) * parts.rollout.n, _labels(parts)
     batch = cfg.trainer.accumulate_grad_batches * cfg.data.batch_size
-    yield f"run {parts.run.path}: {cfg.round} rounds, {parts.module.form} loss"
+    yield f"run {parts.run.path}: {cfg.round} rounds, {parts.module.label_kind} loss"
     yield table(rows, ["round", *STAGES])
     imported = cfg.round - _rolled_out(parts, cfg)
     if imported:
@@ -77,7 +77,7 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
         f"{asked}, {cfg.rollout.steps} steps each"
     )
     yield (
-        f"its training: {parts.datamodule.updates} updates of {batch} {labels} a device, "
+        f"its training: {parts.datamodule.optimizer_steps} updates of {batch} {labels} a device, "
         f"{cfg.step} step; reference {REFERENCES[parts.module.reference.answers]}"
     )
     evaluated = len(parts.evaluation.prompts) * cfg.evaluation.n
@@ -116,7 +116,7 @@ def _judges(parts: Parts) -> tuple[CritiqueStage, CritiqueStage]:
 
 
 def _labels(parts: Parts) -> str:
-    return "pairs" if parts.module.form == "pairwise" else "points"
+    return "pairs" if parts.module.label_kind == "pairwise" else "points"
 
 
 def _network(estimate: Estimate, published: str) -> Iterator[str]:

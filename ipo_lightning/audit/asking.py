@@ -110,9 +110,7 @@ class Ledger:
 
 def spent_by(critic: Any) -> dict[str, float]:
     """Requests, tokens and the like that a critic, or the chat model that it asks, has counted."""
-    counted = getattr(critic, "spent", None) or getattr(
-        getattr(critic, "chat", None), "spent", None
-    )
+    counted = getattr(critic, "spent", None) or getattr(getattr(critic, "vlm", None), "spent", None)
     numbers = vars(counted).items() if counted is not None else ()
     return {k: v for k, v in numbers if isinstance(v, int | float) and k != "seconds"}
 

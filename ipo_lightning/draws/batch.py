@@ -1,7 +1,7 @@
 """The tensor records that cross from the data to the module.
 
-A *visit* is one draw of a pair or a point: ``u`` stands for its timestep and ``noise`` for its
-noise; winner and loser share both. A batch holds B visits.
+A *draw* is a pair or a point with a timestep, which ``u`` stands for, and with ``noise``;
+winner and loser share both. A batch holds B draws.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class Videos(NamedTuple):
 
 
 class PairBatch(NamedTuple):
-    """B visits to pairs."""
+    """B draws to pairs."""
 
     win: Tensor
     """(B, ...) float32 latents of the winners."""
@@ -62,7 +62,7 @@ class PairBatch(NamedTuple):
 
 
 class PointBatch(NamedTuple):
-    """B visits to single videos labelled desirable or not."""
+    """B draws to single videos labelled desirable or not."""
 
     latents: Tensor
     """(B, ...) float32."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.losses import PreferenceLoss, form, wants
+from ipo_lightning.losses import PreferenceLoss, label_kind, wants
 
 AUTO = "auto"
 
@@ -26,16 +26,16 @@ class Calibration:
     logit: float = 7.0
     """Beta times the typical difference between two videos' errors, > 0. On the embedded world 7
     gives the beta of 1000 that was found by search."""
-    visits: int = 256
+    draws: int = 256
     """Draws that the typical difference is taken over, >= 2; it is known to a tenth then."""
     batch_size: int = 32
-    """Visits a forward, without gradients."""
+    """Draws a forward, without gradients."""
 
     def __post_init__(self) -> None:
-        if not self.logit > 0 or self.visits < 2 or self.batch_size < 1:
+        if not self.logit > 0 or self.draws < 2 or self.batch_size < 1:
             raise InputError(
-                f"calibration: logit={self.logit}, visits={self.visits}, batch_size="
-                f"{self.batch_size}: give logit > 0, visits >= 2, batch_size >= 1"
+                f"calibration: logit={self.logit}, draws={self.draws}, batch_size="
+                f"{self.batch_size}: give logit > 0, draws >= 2, batch_size >= 1"
             )
 
 
@@ -67,7 +67,7 @@ def typical_gap(errors: Tensor, u: Tensor) -> float:
     Args:
         errors: (V, 2) errors of winners and losers, which share timestep and noise, or (V, 1) of
             single videos: these are compared with their neighbours in ``u``.
-        u: (V,) places of the visits' timesteps.
+        u: (V,) places of the draws' timesteps.
     """
     pairs = errors.shape[1] == 2
     gaps = errors[:, 0] - errors[:, 1] if pairs else errors[u.argsort(), 0].diff()
@@ -83,8 +83,8 @@ def auto_beta(errors: Tensor, u: Tensor, logit: float) -> float:
     gap = typical_gap(errors, u) if len(errors) > 1 else 0.0
     if not gap > 0:
         raise InputError(
-            f"loss.beta=auto: the reference's errors at {len(errors)} visits do not differ; give a "
-            "number, or raise calibration.visits"
+            f"loss.beta=auto: the reference's errors at {len(errors)} draws do not differ; give a "
+            "number, or raise calibration.draws"
         )
     return logit / gap
 
@@ -92,8 +92,8 @@ def auto_beta(errors: Tensor, u: Tensor, logit: float) -> float:
 def _scales_errors(loss: partial) -> bool:
     """Whether twice the beta on half the errors is the same loss."""
     one, other = torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.1])
-    errors = [one, other, other, other] if form(loss) == "pairwise" else [one, other]
-    rest = [] if form(loss) == "pairwise" else [torch.tensor([True, False])]
+    errors = [one, other, other, other] if label_kind(loss) == "pairwise" else [one, other]
+    rest = [] if label_kind(loss) == "pairwise" else [torch.tensor([True, False])]
     wanted = wants(loss)
     if wanted - {"baseline"}:
         return False

@@ -1,6 +1,6 @@
-"""The reference's errors at the visits of a round, computed once and kept in the store.
+"""The reference's errors at the draws of a round, computed once and kept in the store.
 
-A preference loss needs one number of the reference a video and visit, and the visits of a round are
+A preference loss needs one number of the reference a video and draw, and the draws of a round are
 known before it trains: at its start, where the policy still is the reference, the numbers are
 computed without gradients and in large batches. They are keyed by all that they depend on (network,
 objective, precision, latents, text, noise), and by nothing else: runs that differ in the loss, its
@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from ipo_lightning.draws.plan import Visits, collate
+from ipo_lightning.draws.dataset import Draws, collate
 from ipo_lightning.objectives import Objective, squared_error
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy
@@ -30,7 +30,7 @@ class ReferenceErrors:
         policy: the model family. objective: how it is trained.
         store: where the errors lie.
         network: fingerprint of the network whose errors they are.
-        precision: the trainer's. batch_size: visits a forward; it enters the key, since rounding
+        precision: the trainer's. batch_size: draws a forward; it enters the key, since rounding
             depends on it.
     """
 
@@ -48,37 +48,37 @@ class ReferenceErrors:
         self.batch_size = batch_size
         self._depends_on = [network, policy.identity, objective.identity, precision]
 
-    def missing(self, visits: Visits) -> list[range]:
-        """The chunks of visits whose errors are yet to be computed."""
-        return [chunk for chunk in self._chunks(visits) if self._find(visits, chunk) is None]
+    def missing(self, draws: Draws) -> list[range]:
+        """The chunks of draws whose errors are yet to be computed."""
+        return [chunk for chunk in self._chunks(draws) if self._find(draws, chunk) is None]
 
     def compute(
         self,
-        visits: Visits,
+        draws: Draws,
         network: nn.Module,
         workers: Workers,
         autocast: Autocast,
         label: str,
     ) -> None:
         """Put the errors that the store lacks there; every rank does its part."""
-        todo = workers.agree(self.missing(visits))
+        todo = workers.agree(self.missing(draws))
         device = next(network.parameters()).device
 
         def work(chunk: range) -> None:
-            errors = self._errors(visits, chunk, network, autocast, device)
-            self.store.put_record("reference", self._key(visits, chunk), errors)
+            errors = self._errors(draws, chunk, network, autocast, device)
+            self.store.put_record("reference", self._key(draws, chunk), errors)
 
         workers.run(todo, work, label, "batches", together=True)
 
-    def table(self, visits: Visits) -> Tensor:
+    def table(self, draws: Draws) -> Tensor:
         """(V, 2) float32 for pairs, winner and loser, or (V, 1) for points, in the plan's order.
 
         Raises:
             OSError: a chunk that was just computed is not in the store.
         """
         rows: list[list[float]] = []
-        for chunk in self._chunks(visits):
-            found = self._find(visits, chunk)
+        for chunk in self._chunks(draws):
+            found = self._find(draws, chunk)
             if found is None:
                 raise OSError(
                     f"{self.store.root}: the reference errors just computed are gone; do all ranks "
@@ -87,29 +87,29 @@ class ReferenceErrors:
             rows += found
         return torch.tensor(rows, dtype=torch.float32)
 
-    def _chunks(self, visits: Visits) -> list[range]:
-        size, count = self.batch_size, len(visits)
+    def _chunks(self, draws: Draws) -> list[range]:
+        size, count = self.batch_size, len(draws)
         return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
-    def _key(self, visits: Visits, chunk: Sequence[int]) -> str:
-        return fingerprint([*self._depends_on, [visits.key(place) for place in chunk]])
+    def _key(self, draws: Draws, chunk: Sequence[int]) -> str:
+        return fingerprint([*self._depends_on, [draws.key(place) for place in chunk]])
 
-    def _find(self, visits: Visits, chunk: Sequence[int]) -> list[list[float]] | None:
+    def _find(self, draws: Draws, chunk: Sequence[int]) -> list[list[float]] | None:
         found: list[list[float]] | None = self.store.get_record(
-            "reference", self._key(visits, chunk)
+            "reference", self._key(draws, chunk)
         )
         return found
 
     @torch.no_grad()
     def _errors(
         self,
-        visits: Visits,
+        draws: Draws,
         chunk: Sequence[int],
         network: nn.Module,
         autocast: Autocast,
         device: torch.device,
     ) -> list[list[float]]:
-        batch = collate([visits[place] for place in chunk])
+        batch = collate([draws[place] for place in chunk])
         videos = type(batch.videos())(*(part.to(device) for part in batch.videos()))
         noised = self.objective.noise(videos.latents, videos.noise, videos.u)
         with autocast():
@@ -118,7 +118,7 @@ class ReferenceErrors:
         for place, row in zip(chunk, errors, strict=True):
             if not all(map(math.isfinite, row)):
                 raise FloatingPointError(
-                    f"the reference's error at label {visits.plan[place].row} is {row}: its "
+                    f"the reference's error at label {draws.plan[place].row} is {row}: its "
                     "weights or its latents are broken, or trainer.precision is too low"
                 )
         return errors

@@ -34,17 +34,17 @@ class Labelled(NamedTuple):
 
 
 def labels_for(
-    form: str,
+    label_kind: str,
     pairs: Sequence[Annotation],
     points: Sequence[VideoPoint],
     videos: Videos,
     dropped: "Counter[str]",
 ) -> Labelled:
     """Rows for a loss of either form, from a file of either kind."""
-    if form == "pointwise" and points:
+    if label_kind == "pointwise" and points:
         return _points_of_points(points, videos, dropped)
     duels = list(_duels([*pairs, *pairs_of(points)], videos, dropped))
-    return _pairs(duels, dropped) if form == "pairwise" else _points_of_duels(duels, dropped)
+    return _pairs(duels, dropped) if label_kind == "pairwise" else _points_of_duels(duels, dropped)
 
 
 class Compared(NamedTuple):

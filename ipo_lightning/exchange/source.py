@@ -29,7 +29,7 @@ class LabelSource(Protocol):
     """How many rounds, from the first, train on them; None: all."""
 
     def prepare(
-        self, form: str, policy: Policy, store: Store, workers: Workers, device: torch.device
+        self, label_kind: str, policy: Policy, store: Store, workers: Workers, device: torch.device
     ) -> ImportedLabels:
         """The labels for a ``pairwise`` or a ``pointwise`` loss; videos are encoded once into the
         store, and all ranks get the same."""

@@ -3,8 +3,7 @@
 Everything that gives no label is counted under a reason; ties are dropped, not broken.
 """
 
-from ipo_lightning.labelling.guards import Guards
-from ipo_lightning.labelling.judgements import Group, Scored, fought, rated
+from ipo_lightning.labelling.filters import Filters
 from ipo_lightning.labelling.labeller import Labelling, Labels
 from ipo_lightning.labelling.rules import (
     Acceptance,
@@ -15,6 +14,7 @@ from ipo_lightning.labelling.rules import (
     top_against_bottom,
     widest,
 )
+from ipo_lightning.labelling.standings import Group, Scored, fought, rated
 from ipo_lightning.labelling.weights import (
     PairWeight,
     by_certainty,
@@ -28,7 +28,7 @@ __all__ = [
     "Acceptance",
     "Couple",
     "Group",
-    "Guards",
+    "Filters",
     "Labelling",
     "Labels",
     "PairRule",

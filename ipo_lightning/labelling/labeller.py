@@ -9,9 +9,9 @@ from statistics import fmean, mean
 from typing import Literal, NamedTuple
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.labelling.guards import Guards
-from ipo_lightning.labelling.judgements import Group, Scored, fought, rated
+from ipo_lightning.labelling.filters import Filters
 from ipo_lightning.labelling.rules import Acceptance, Couple, PairRule
+from ipo_lightning.labelling.standings import Group, Scored, fought, rated
 from ipo_lightning.labelling.statistics import statistics
 from ipo_lightning.labelling.tournaments import Schedule, swiss
 from ipo_lightning.labelling.weights import PairWeight, by_certainty
@@ -61,7 +61,7 @@ class Labelling:
     """
 
     pair_rule: PairRule
-    guards: Guards
+    filters: Filters
     upper: float = 0.5
     lower: float = 0.5
     bounds: Literal["quantile", "score"] = "quantile"
@@ -117,7 +117,7 @@ class Labelling:
     def _couples(self, group: Group, dropped: "Counter[str]") -> list[Couple]:
         if len(group.scored) < 2:
             dropped["fewer than two candidates left"] += 1
-        accept = Acceptance(self.guards, group.judgement, dropped, self.min_certainty, self.veto)
+        accept = Acceptance(self.filters, group.judgement, dropped, self.min_certainty, self.veto)
         return self.pair_rule(group.scored, accept)
 
     def points(self, candidates: Iterable[Candidate], answers: Sequence[Answer]) -> Labels:
@@ -187,7 +187,7 @@ class Labelling:
         """The candidates that keep the bounds."""
         counting = []
         for one in candidates:
-            reason = self.guards.refuse(one.gauges)
+            reason = self.filters.refuse(one.gauges)
             if reason:
                 dropped[reason] += 1
             else:

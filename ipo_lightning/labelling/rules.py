@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
 
-from ipo_lightning.labelling.guards import Guards
-from ipo_lightning.labelling.judgements import Judgement, Scored
+from ipo_lightning.labelling.filters import Filters
+from ipo_lightning.labelling.standings import Judgement, Scored
 
 
 class Couple(NamedTuple):
@@ -23,7 +23,7 @@ class Couple(NamedTuple):
 class Acceptance:
     """What a couple must pass to be a label; what it fails by is counted."""
 
-    guards: Guards
+    filters: Filters
     judgement: Judgement
     dropped: "Counter[str]"
     min_certainty: float = 0.0
@@ -43,7 +43,7 @@ class Acceptance:
         self.dropped[reason] += 1
 
     def _refusal(self, winner: Scored, loser: Scored, sure: float) -> str:
-        if self.guards.still_winner(winner.candidate, loser.candidate):
+        if self.filters.still_winner(winner.candidate, loser.candidate):
             return "winner moves too little"
         doubt = self.judgement.doubt(winner, loser)
         if doubt:

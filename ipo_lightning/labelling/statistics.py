@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from ipo_lightning.labelling.judgements import Group
+from ipo_lightning.labelling.standings import Group
 from ipo_lightning.storage.records import Answer, Duel, Pair, Point
 
 

@@ -90,10 +90,10 @@ class Job:
     batch_size: int
     """Pairs or points a step on each device."""
     accumulate: int
-    updates: int
+    optimizer_steps: int
     """Optimizer updates a round."""
     reference_batch: int
-    """Visits a forward where the reference is asked in advance."""
+    """Draws a forward where the reference is asked in advance."""
     optimizer: str
     """Its target."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class Job:
     gpu: bool = True
     """Whether autocast has a GPU's rules."""
     decode_batch: int = 1
-    together: int = 1
+    parallel_prompts: int = 1
     """Prompts whose videos a process makes at the same time."""
 
     @property
@@ -227,7 +227,7 @@ class Estimate:
 
     @property
     def _pairwise(self) -> bool:
-        return self._module.form == "pairwise"
+        return self._module.label_kind == "pairwise"
 
     @cached_property
     def _module(self) -> PreferenceModule:
@@ -300,7 +300,7 @@ class Estimate:
 
     def _needs_weights(self, module: PreferenceModule) -> bool:
         """Whether the reference keeps trained weights of its own from the second round on."""
-        return module.reference.answers == "live" and module.reference.of == "round_start"
+        return module.reference.answers == "online" and module.reference.of == "round_start"
 
     def _forward(self, videos: int) -> Forward:
         def work() -> tuple[int, ...]:
@@ -398,7 +398,7 @@ class Estimate:
             "row": torch.zeros(count, dtype=torch.int64),
             "real": self._videos(policy, count) if module.real_weight else None,
         }  # fmt: skip
-        if module.form == "pairwise":
+        if module.label_kind == "pairwise":
             lose = torch.empty_like(videos.latents)
             return PairBatch(win=videos.latents, lose=lose, ref_win=one, ref_lose=one, **common)
         return PointBatch(
@@ -449,10 +449,10 @@ class Estimate:
         """The fullest moment of each stage."""
         found = [
             self._stage("text embeddings", self.text, "encoder, VAE"),
-            self._stage("rollout", self.sampling, "activations", self.job.together),
-            self._stage("VAE decoding", self.decoding, "encoder, VAE", self.job.together),
+            self._stage("rollout", self.sampling, "activations", self.job.parallel_prompts),
+            self._stage("VAE decoding", self.decoding, "encoder, VAE", self.job.parallel_prompts),
         ]
-        if self._module.reference.answers == "in advance":
+        if self._module.reference.answers == "precomputed":
             found.append(self._stage("reference errors", self.asking, "activations"))
         if self._module.real_weight:
             found.append(self._stage("real clips", self.encoding, "encoder, VAE"))
@@ -463,10 +463,10 @@ class Estimate:
         """The stage that needs most."""
         return max(self.stages, key=lambda stage: stage.total)
 
-    def _stage(self, name: str, work: Forward, kind: str, together: int = 1) -> Stage:
+    def _stage(self, name: str, work: Forward, kind: str, parallel_prompts: int = 1) -> Stage:
         """A stage without gradients; shards are gathered for it, see `sharding.gathered`."""
         gathered = float(self.step.weights) if self.job.sharded else 0.0
-        held = together * (work.held - work.casts)
+        held = parallel_prompts * (work.held - work.casts)
         parts = {"gathered": gathered, "casts": work.casts, kind: held}
         return Stage(name, {**self.resident, **parts})
 
@@ -508,18 +508,18 @@ class Estimate:
 
     def reference_flops(self) -> float:
         """Operations of a round's reference errors, on all devices together."""
-        if self._module.reference.answers != "in advance":
+        if self._module.reference.answers != "precomputed":
             return 0.0
-        return self._visits * (2 if self._pairwise else 1) * self.one_video.flops
+        return self._draws * (2 if self._pairwise else 1) * self.one_video.flops
 
     def training_flops(self) -> float:
         """Operations of a round's training, on all devices together."""
-        return self.job.updates * self.job.accumulate * self.job.devices * self.step.flops
+        return self.job.optimizer_steps * self.job.accumulate * self.job.devices * self.step.flops
 
     @property
-    def _visits(self) -> int:
+    def _draws(self) -> int:
         job = self.job
-        return job.updates * job.accumulate * job.devices * job.batch_size
+        return job.optimizer_steps * job.accumulate * job.devices * job.batch_size
 
     # ---------------------------------------------------------------- disk
 

@@ -90,7 +90,7 @@ def mean_over_valid(loss: Tensor, valid: Tensor) -> RewardLoss:
     return RewardLoss(kept.sum(1) / valid.sum(1).clamp_min(1), valid.any(1))
 
 
-def form(loss: Callable[..., RewardLoss]) -> Literal["pairwise", "pointwise"]:
+def label_kind(loss: Callable[..., RewardLoss]) -> Literal["pairwise", "pointwise"]:
     """What a loss learns from, by its first parameter.
 
     Raises:
@@ -108,7 +108,7 @@ def form(loss: Callable[..., RewardLoss]) -> Literal["pairwise", "pointwise"]:
 def try_loss(loss: Callable[..., Any]) -> None:
     """Refuse settings that the loss itself refuses, before anything is loaded."""
     some = torch.zeros(1, 1)
-    loss(*([some] * (3 if form(loss) == "pairwise" else 2)))
+    loss(*([some] * (3 if label_kind(loss) == "pairwise" else 2)))
 
 
 def _filled(labels: Tensor, valid: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from ipo_lightning.metrics.agreement import (
     three_way,
     tie_threshold,
 )
-from ipo_lightning.reward.losses import RewardLoss, RewardScale, form, try_loss
+from ipo_lightning.reward.losses import RewardLoss, RewardScale, label_kind, try_loss
 from ipo_lightning.seeds import derive_seed
 from ipo_lightning.video import Clip
 
@@ -73,7 +73,7 @@ class RewardModule(L.LightningModule):
         family: what network, and how videos become its inputs.
         loss: a pairwise or pointwise function of rewards, see `ipo_lightning.reward.losses`.
         optimizer: takes the trainable parameters.
-        warmup_updates: the learning rate rises linearly over the first updates, then stays.
+        warmup_steps: the learning rate rises linearly over the first updates, then stays.
         seed: of dropout and of freshly made weights.
     """
 
@@ -83,13 +83,13 @@ class RewardModule(L.LightningModule):
         loss: Callable[..., RewardLoss],
         optimizer: Callable[..., torch.optim.Optimizer],
         *,
-        warmup_updates: int = 0,
+        warmup_steps: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         try_loss(loss)
-        self.family, self.loss, self.form = family, loss, form(loss)
-        self.optimizer, self.warmup_updates, self.seed = optimizer, warmup_updates, seed
+        self.family, self.loss, self.label_kind = family, loss, label_kind(loss)
+        self.optimizer, self.warmup_steps, self.seed = optimizer, warmup_steps, seed
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     # ---------------------------------------------------------------- building
@@ -106,7 +106,7 @@ class RewardModule(L.LightningModule):
         trained = [p for p in self.network.parameters() if p.requires_grad]
         optimizer = self.optimizer(trained)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda update: min(1.0, (update + 1) / (self.warmup_updates + 1))
+            optimizer, lambda update: min(1.0, (update + 1) / (self.warmup_steps + 1))
         )
         return {
             "optimizer": optimizer,
@@ -131,7 +131,7 @@ class RewardModule(L.LightningModule):
             )
         size = len(batch.labels)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-        if self.form == "pairwise":
+        if self.label_kind == "pairwise":
             self._log_finite({"train/accuracy": _mean_credit(batch.labels, margin.detach())}, size)
         return loss
 
@@ -145,7 +145,7 @@ class RewardModule(L.LightningModule):
         """The loss, and how far the network agrees with people, by dimension."""
         margin, labels, prompts = (torch.cat(part) for part in zip(*self._seen, strict=True))
         self._seen.clear()
-        pairwise = self.form == "pairwise"
+        pairwise = self.label_kind == "pairwise"
         other = (torch.zeros_like(margin),) if pairwise else ()
         found = self.loss(margin, *other, labels)
         self.log("valid/loss", found.mean(), prog_bar=True)
@@ -157,7 +157,7 @@ class RewardModule(L.LightningModule):
     def _ask(self, batch: RewardBatch) -> tuple[Tensor, RewardLoss]:
         """Differences (B, D) of pairs, or rewards (B, D) of videos, and the loss of each."""
         rewards = self.network(**batch.inputs)
-        if self.form == "pointwise":
+        if self.label_kind == "pointwise":
             return rewards, self.loss(rewards, batch.labels)
         first, second = rewards.chunk(2)
         return first - second, self.loss(first, second, batch.labels)

@@ -22,9 +22,9 @@ from ipo_lightning.critics.pretrained.viewing import Viewing
 from ipo_lightning.critics.scorers.reward_model import (
     PROMPT,
     Positions,
-    RewardForm,
     RewardInputs,
     RewardModel,
+    RewardSpec,
     save_reward,
 )
 from ipo_lightning.errors import InputError
@@ -133,7 +133,7 @@ class MultimodalReward:
         self.checkpointing, self.attention = checkpointing, attention
         words = default_rubric(self.dims) if rubric is None else _read(Path(rubric))
         count = len(self.dims)
-        self.form = RewardForm(
+        self.spec = RewardSpec(
             words,
             self.dims,
             tuple(map(token, self.dims)),
@@ -149,7 +149,7 @@ class MultimodalReward:
     def identity(self) -> str:
         """See `RewardNetwork`."""
         backbone = origin("network.model", self.model, self.revision)
-        settings = [str(self.form), str(self.lora), self.dtype, self.merger]
+        settings = [str(self.spec), str(self.lora), self.dtype, self.merger]
         return fingerprint(["multimodal reward", backbone, *settings])
 
     def build(self) -> nn.Module:
@@ -166,7 +166,7 @@ class MultimodalReward:
         _make_room(backbone, len(self._inputs().processor.tokenizer), tokens)
         if self.checkpointing:
             backbone.activation_checkpointing_enable()
-        network = RewardModel(backbone, tokens, self.form.outputs, self.form.positions)
+        network = RewardModel(backbone, tokens, self.spec.outputs, self.spec.positions)
         network.backbone = self._adapted(backbone, tokens)
         if self.merger:
             self._train_merger(network)
@@ -183,12 +183,12 @@ class MultimodalReward:
         model.backbone = backbone.merge_and_unload()
         for parameter in model.backbone.parameters():
             parameter.data = parameter.data.to(DTYPES[self.dtype])
-        form = replace(self.form, mean=scale.mean, std=scale.std)
-        save_reward(folder, model, form, self._inputs().processor)
+        spec = replace(self.spec, mean=scale.mean, std=scale.std)
+        save_reward(folder, model, spec, self._inputs().processor)
 
     def _inputs(self) -> RewardInputs:
         if self._prepared is None:
-            self._prepared = RewardInputs(Processor(self.model, self.revision), self.form)
+            self._prepared = RewardInputs(Processor(self.model, self.revision), self.spec)
         return self._prepared
 
     def _adapted(self, backbone: nn.Module, tokens: Sequence[int]) -> nn.Module:

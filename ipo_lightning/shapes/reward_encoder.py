@@ -39,7 +39,7 @@ RECIPE = 2
 """Part of the encoder's fingerprint and of a critic's folder: raise it when the same settings give
 other weights, or the same weights mean something else."""
 MAX_WORDS = 12
-FORM, WEIGHTS = "network.json", "model.safetensors"
+SPEC, WEIGHTS = "network.json", "model.safetensors"
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 """What JSON of another form ends in."""
 
@@ -206,7 +206,7 @@ class ShapesReward:
         """``model.safetensors`` and ``network.json``."""
         plain = {"recipe": RECIPE, "dims": self.dims, "width": self.width, **scale._asdict()}
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FORM).write_text(json.dumps(plain, indent=2) + "\n")
+        (folder / SPEC).write_text(json.dumps(plain, indent=2) + "\n")
         (folder / WEIGHTS).write_bytes(_bytes(network.state_dict()))
 
     def restore(self, folder: Path) -> Restored:
@@ -216,7 +216,7 @@ class ShapesReward:
             InputError: the folder holds something else, or another recipe's network.
         """
         try:
-            plain: Mapping[str, Any] = json.loads((folder / FORM).read_text())
+            plain: Mapping[str, Any] = json.loads((folder / SPEC).read_text())
             if plain.get("recipe", 1) != RECIPE:
                 raise ValueError(
                     f"it was trained on recipe {plain.get('recipe', 1)} of the encoder, this "

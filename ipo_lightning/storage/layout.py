@@ -59,9 +59,9 @@ class RoundDir:
         """Write one of the files above."""
         write_jsonl(path, (row.row() for row in rows))
 
-    def labels_file(self, form: str) -> Path:
+    def labels_file(self, label_kind: str) -> Path:
         """The file of labels that a pairwise or a pointwise loss trains on."""
-        return self.pairs_file if form == "pairwise" else self.points_file
+        return self.pairs_file if label_kind == "pairwise" else self.points_file
 
     def forget_labels(self) -> None:
         """Remove what was said of the round's videos, once they are no longer the same."""
@@ -125,13 +125,13 @@ class RunDir:
                 found.unlink(missing_ok=True)
         return None
 
-    def done(self, number: int, form: str) -> dict[Stage, bool]:
+    def done(self, number: int, label_kind: str) -> dict[Stage, bool]:
         """Which stages of a round are finished."""
         one = self.round(number)
         return {
             "rollout": one.candidates_file.exists(),
             "critique": one.verdicts_file.exists(),
-            "labelling": one.labels_file(form).exists(),
+            "labelling": one.labels_file(label_kind).exists(),
             "training": one.fingerprint() is not None,
             "evaluation": self.line(number) is not None,
         }
@@ -156,7 +156,7 @@ class RoundData(NamedTuple):
     texts: dict[str, str]
     """Prompt or caption -> blob of its embedding."""
     errors: Tensor | None = None
-    """(V, 2) errors of the reference at the V visits to pairs, or (V, 1) to points, float32; None
+    """(V, 2) errors of the reference at the V draws to pairs, or (V, 1) to points, float32; None
     where it is asked live, or never."""
     real: Sequence[RealClip] = ()
     """Real clips to train on beside the labels, for lambda_2."""
@@ -165,9 +165,9 @@ class RoundData(NamedTuple):
 class RoundSource(Protocol):
     """Whoever makes a round's data: the iteration callback, seen from the datamodule."""
 
-    def ensure_round(self, number: int, visits: int) -> RoundData:
+    def ensure_round(self, number: int, draws: int) -> RoundData:
         """Make the data of a round, or find it on disk; called before the round trains.
 
-        ``visits`` is how many draws of its labels it will make, on all ranks together.
+        ``draws`` is how many draws of its labels it will make, on all ranks together.
         """
         ...

@@ -115,16 +115,16 @@ def test_misspelt_words_are_named(words: list[str], named: str) -> None:
 @pytest.mark.parametrize(
     ("program", "words", "wrong", "named"),
     [
-        ("train", ["critic=vlm_pairwise", "critic.chat.samples=3"], "los=dpo", "'loss'"),
+        ("train", ["critic=vlm_pairwise", "critic.vlm.samples=3"], "los=dpo", "'loss'"),
         ("train", ["critic=vlm_pairwise", "+critic.question=q"], "critic.aspect={a: b}",
          "with critic=vlm_pairwise; did you mean 'critic.aspects'"),
-        ("train", ["critic=ipo_form", "critic/chat=openai", "critic.chat.server.retries=2"],
+        ("train", ["critic=ipo_form", "critic/vlm=openai", "critic.vlm.server.retries=2"],
          "loss.bta=3", "'loss.beta'"),
-        ("train", ["critic/chat=openai", "critic=ipo_form", "critic.chat.server.retries=2"],
-         "critic.chat.server.retires=3", "'critic.chat.server.retries'"),
-        ("train", ["critic=ipo_form"], "critic/cht=openai", "'critic/chat'"),
-        ("train", ["critic=shapes"], "critic/chat=openai", "no critic/chat to choose"),
-        ("train", ["critic=ipo_form"], "critic/chat=opnai", "'openai'"),
+        ("train", ["critic/vlm=openai", "critic=ipo_form", "critic.vlm.server.retries=2"],
+         "critic.vlm.server.retires=3", "'critic.vlm.server.retries'"),
+        ("train", ["critic=ipo_form"], "critic/vml=openai", "'critic/vlm'"),
+        ("train", ["critic=shapes"], "critic/vlm=openai", "no critic/vlm to choose"),
+        ("train", ["critic=ipo_form"], "critic/vlm=opnai", "'openai'"),
         ("train", ["critic=ensemble", "+critic@critic.members.hpsv3=hpsv3",
                    "critic.members.hpsv3.frames=2"],
          "critic.members.clip.frame=2", "'critic.members.clip.frames'"),
@@ -132,9 +132,9 @@ def test_misspelt_words_are_named(words: list[str], named: str) -> None:
          "critic@critic.critc=clip", "did you mean one of critic, critic@critic.critic?"),
         ("train", ["critic=vlm_pointwise", "critic.questions.0.weight=3"], "rollout.m=3",
          "'rollout.n'"),
-        ("train", ["eval_critic=ipo_form", "critic/chat@eval_critic.chat=openai",
-                   "eval_critic.chat.server.timeout=3"],
-         "eval_critic.chat.sever.timeout=3", "'eval_critic.chat.server.timeout'"),
+        ("train", ["eval_critic=ipo_form", "critic/vlm@eval_critic.vlm=openai",
+                   "eval_critic.vlm.server.timeout=3"],
+         "eval_critic.vlm.sever.timeout=3", "'eval_critic.vlm.server.timeout'"),
         ("train", ["critic=gauges", "critic.bands.flow.high=3"], "critic.bands={flo: {high: 3}}",
          "critic.bands has flow, frozen"),
         ("train", ["experiment=shapes_lora", "backbone.lora.rank=3"], "seeed=2", "'seed'"),
@@ -146,7 +146,7 @@ def test_misspelt_words_are_named(words: list[str], named: str) -> None:
         ("sample", ["critic=clip", "rollout=cogvideox", "rollout.steps=3"], "promt=x", "'prompt'"),
         ("sample", ["rollout=cogvideox"], "critic=shapez", "'shapes'"),
         ("sample", ["critic=clip"], "rollout=cogvideo", "'cogvideox'"),
-        ("audit", ["critic=ipo_form", "critic/chat=openai", "critic.chat.samples=3"], "dim=x",
+        ("audit", ["critic=ipo_form", "critic/vlm=openai", "critic.vlm.samples=3"], "dim=x",
          "'dims'"),
         ("audit", ["n=3"], "critic=clp", "'clip'"),
         ("audit", ["n=3"], "critic={_target_: mine.Own}", "choose one of clip"),
@@ -197,7 +197,7 @@ def refusal(compose_train: ComposeTrain, *overrides: str) -> str:
         "rollout.steps=0",
         "rollout.guidance_scale=0.5",
         "data.batch_size=1.5",
-        "data.updates=0",
+        "data.optimizer_steps=0",
         "loss.beta=-1",
         "loss.beta=abc",
         "loss.beta=null",
@@ -209,7 +209,7 @@ def refusal(compose_train: ComposeTrain, *overrides: str) -> str:
         "reference=none",
         "backbone.density=odd",
         "optim.optimizer.lr=abc",
-        "optim.warmup_updates=-1",
+        "optim.warmup_steps=-1",
         "labelling.pair_rule.margin=abc",
         "evaluation.n=0",
         "callbacks.iteration=null",
@@ -281,7 +281,7 @@ def test_what_a_critic_lacks_is_said_before_videos_are_made_for_it(
 ) -> None:
     monkeypatch.setenv("IPO_LIGHTNING_CACHE", str(tmp_path / "cache"))
     for choice in ("critic=videoreward", "eval_critic=unifiedreward"):
-        with pytest.raises(InputError, match="wording: .*HF_HUB_OFFLINE is set"):
+        with pytest.raises(InputError, match="prompt_text: .*HF_HUB_OFFLINE is set"):
             train(small(choice, "round=1"))
     assert not list(tmp_path.rglob("*.mp4"))
 
@@ -303,8 +303,8 @@ def test_every_checked_number_is_a_setting(compose_train: ComposeTrain) -> None:
     choices = [f"{one}={path.stem}" for one in groups for path in CONF.glob(f"{one}/*.yaml")]
     configs = [compose_train(*one.split()) for one in (
         *choices, "data=file", "data=imported", "experiment=shapes_lora", "reference=ema",
-        "critic=ipo_form critic/chat=openai",
-        "eval_critic=ipo_form critic/chat@eval_critic.chat=openai",
+        "critic=ipo_form critic/vlm=openai",
+        "eval_critic=ipo_form critic/vlm@eval_critic.vlm=openai",
     )]  # fmt: skip
     of_critics = [
         f"critic.{part}.{key}".replace("..", ".")

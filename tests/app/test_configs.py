@@ -137,31 +137,33 @@ def test_every_trainer_is_built(choice: str, compose_train: ComposeTrain) -> Non
     assert assembly.build_trainer(cfg, L.Callback()).max_epochs == cfg.round
 
 
-CHATTING = sorted(path.stem for path in CONF.glob("critic/*.yaml") if "- chat:" in path.read_text())
+ASKING_VLMS = sorted(
+    path.stem for path in CONF.glob("critic/*.yaml") if "- vlm:" in path.read_text()
+)
 """Critics made of a chat model and a form."""
-CHATS = sorted(path.stem for path in CONF.glob("critic/chat/*.yaml"))
+VLMS = sorted(path.stem for path in CONF.glob("critic/vlm/*.yaml"))
 
 
-@pytest.mark.parametrize("chat", CHATS)
-@pytest.mark.parametrize("name", CHATTING)
-def test_every_form_goes_with_every_chat(name: str, chat: str, compose_train: ComposeTrain) -> None:
+@pytest.mark.parametrize("vlm", VLMS)
+@pytest.mark.parametrize("name", ASKING_VLMS)
+def test_every_form_goes_with_every_chat(name: str, vlm: str, compose_train: ComposeTrain) -> None:
     """As the critic and as the held-out judge, of which each has a chat of its own."""
-    words = [f"critic={name}", f"critic/chat={chat}", "critic.chat.model=me/mine"]
+    words = [f"critic={name}", f"critic/vlm={vlm}", "critic.vlm.model=me/mine"]
     critic = OmegaConf.to_container(compose_train(*words).critic, resolve=True)
     for place, node in targets(critic, "critic"):
         check_target(place, node)
     words = [word.replace("critic", "eval_critic", 1) for word in words]
-    words[1] = f"critic/chat@eval_critic.chat={chat}"
+    words[1] = f"critic/vlm@eval_critic.vlm={vlm}"
     cfg = compose_train(*words)
     assert OmegaConf.to_container(cfg.eval_critic, resolve=True) == critic
-    assert "chat" not in cfg.critic
+    assert "vlm" not in cfg.critic
 
 
 def test_a_judge_of_another_model_is_of_another_make(compose_train: ComposeTrain) -> None:
-    words = ["critic=vlm_pointwise", "eval_critic=vlm_pointwise", "eval_critic.chat.model=me/mine"]
+    words = ["critic=vlm_pointwise", "eval_critic=vlm_pointwise", "eval_critic.vlm.model=me/mine"]
     check(compose_train(*words))
     with pytest.warns(UserWarning, match="held-out judge"):
-        check(compose_train(*words[:2], "eval_critic.chat.seed=1"))
+        check(compose_train(*words[:2], "eval_critic.vlm.seed=1"))
 
 
 @pytest.mark.parametrize("choice", ["seed=1", *(c for c in EVERY if c.startswith(OF_CRITICS))])

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from app.checks import check, makes_of
 from app.entry import build, refuse_misspelt
 from ipo_lightning.critics.scorers.frames import ClipCritic
-from ipo_lightning.critics.vlm.judges import Letters
-from ipo_lightning.critics.vlm.local import LocalChat
+from ipo_lightning.critics.vlm.critics import Letters
+from ipo_lightning.critics.vlm.local import LocalVLM
 from ipo_lightning.errors import InputError
 from tests.conftest import ComposeTrain
 from tests.helpers import tiny_clip
@@ -27,7 +27,10 @@ from train import train
         (["critic=clip", "critic.weights=3"], "critic.weights=3: give a number to each name"),
         (["critic=clip", "critic.weights={text: inf}"], "critic.weights.text=inf: give a number"),
         (["eval_critic=clip", "eval_critic.weights={text: true}"], "eval_critic.weights.text=True"),
-        (["critic=ipo_form_points", "critic.form.grades.Bad=x"], "critic.form.grades.Bad=x"),
+        (
+            ["critic=ipo_form_points", "critic.prompt_template.grades.Bad=x"],
+            "critic.prompt_template.grades.Bad=x",
+        ),
         (
             ["critic=ensemble", "critic.members.clip.frames=abc"],
             "critic.members.clip.frames=abc: give a whole number",
@@ -97,18 +100,23 @@ def test_what_a_critic_of_ones_own_takes_is_its_own_affair(
 
 
 def test_a_chat_of_ones_own_beneath_a_shipped_form(compose_train: ComposeTrain) -> None:
-    cfg = compose_train("critic=ipo_form", "critic.chat._target_=mine.Chat",
-                        "critic.chat.samples=many")  # fmt: skip
+    cfg = compose_train("critic=ipo_form", "critic.vlm._target_=mine.Chat",
+                        "critic.vlm.samples=many")  # fmt: skip
     own = {
         "_target_": "mine.Chat",
         "template": "letter.jinja",
         "server": "http://gpu7",
         "viewing": 0,
     }
-    for settings in (cfg.critic.chat, own):
-        cfg.critic.chat = settings
+    for settings in (cfg.critic.vlm, own):
+        cfg.critic.vlm = settings
         check(cfg)
-    cfg.critic.form = {"_target_": "mine.Form", "weights": "flat", "grades": 3, "wording": None}
+    cfg.critic.prompt_template = {
+        "_target_": "mine.Form",
+        "weights": "flat",
+        "grades": 3,
+        "prompt_text": None,
+    }
     check(cfg)
 
 
@@ -128,16 +136,16 @@ def test_numbers_out_of_reach_are_no_numbers(compose_train: ComposeTrain, value:
 
 
 @pytest.mark.parametrize("choice", ["vlm_pairwise", "vlm_pointwise"])
-@pytest.mark.parametrize("chat", ["local", "openai"])
+@pytest.mark.parametrize("vlm", ["local", "openai"])
 def test_several_samples_of_a_probability_are_refused(
-    compose_train: ComposeTrain, choice: str, chat: str
+    compose_train: ComposeTrain, choice: str, vlm: str
 ) -> None:
-    words = [f"critic={choice}", f"critic/chat={chat}", "critic.chat.model=me/mine",
-             "critic.chat.samples=3", "critic.chat.temperature=0.7"]  # fmt: skip
-    with pytest.raises(InputError, match=r"^critic\.chat\.samples=3: probabilities are read off"):
+    words = [f"critic={choice}", f"critic/vlm={vlm}", "critic.vlm.model=me/mine",
+             "critic.vlm.samples=3", "critic.vlm.temperature=0.7"]  # fmt: skip
+    with pytest.raises(InputError, match=r"^critic\.vlm\.samples=3: probabilities are read off"):
         build(compose_train(*words).critic, "critic")
     words[0] = "critic=ipo_form"
-    assert build(compose_train(*words).critic, "critic").chat.samples == 3
+    assert build(compose_train(*words).critic, "critic").vlm.samples == 3
 
 
 @pytest.mark.parametrize(
@@ -153,8 +161,10 @@ def test_a_judge_has_the_settings_of_its_critic(
 
 WRONG = (
     """
-critic=ipo_form critic.form.aspects=[motion]     | critic.form.aspects=['motion']: give a question
-critic=ipo_form critic.form.aspects={motion: 3}  | critic.form.aspects.motion=3: give a question
+critic=ipo_form critic.prompt_template.aspects=[motion] \
+    | critic.prompt_template.aspects=['motion']: give a question
+critic=ipo_form critic.prompt_template.aspects={motion: 3} \
+    | critic.prompt_template.aspects.motion=3: give a question
 critic=vlm_pairwise critic.aspects=abc           | critic.aspects=abc: give a question to each name
 critic=vlm_pointwise critic.questions=["x?"]     | critic.questions: x?: give each ask and dim
 critic=vlm_pointwise critic.questions=abc        | critic.questions=abc: give a list
@@ -163,23 +173,25 @@ critic=vlm_pointwise critic.questions=[{ask: "x?", dim: a, weight: b}] \
     | critic.questions: 'x?' has weight=b: give a number
 critic=vlm_pointwise critic.questions=[{ask: "x?", dim: 3}] | critic.questions: 'x?' has dim=3
 critic=vlm_pointwise critic.questions=[{ask: 3, dim: a}]    | critic.questions: ask=3
-critic=vlm_pointwise critic/chat=openai critic.chat.model=m critic.chat.top_logprobs=null \
-    | critic.chat.top_logprobs=None: probabilities are read
-critic=ipo_form critic.form.wording=3            | critic.form.wording=3: give a text; one that
-critic=ipo_form critic.form.wording=nowhere.txt  | critic.form.wording=nowhere.txt:
-critic=ipo_form critic.chat=openai               | critic.chat=openai: settings stand here
-eval_critic=ipo_form eval_critic.chat=openai     | give critic/chat@eval_critic.chat=NAME
-critic=ipo_form critic.chat=null                 | critic.chat=None: here stand the settings
-critic=ipo_form critic.chat.viewing=3            | critic.chat.viewing=3: here stand the settings
-critic=ipo_form critic.chat.viewing.fps=inf      | critic.chat.viewing.fps=inf: give a number
-critic=ipo_form critic.chat.viewing.least_frames=20 | critic.chat.viewing: least_frames=20
-critic=ipo_form critic.chat.dtype=[a]            | critic.chat.dtype=['a']: give a text
-critic=ipo_form critic.chat.template=abc         | critic.chat.template=abc: give {NAME: VALUE}
-critic=ipo_form critic.chat.seed=null            | critic.chat.seed=None: give a whole number
-critic=ipo_form critic.chat.temperature=inf      | critic.chat.temperature=inf: give a number
-critic=ipo_form critic.chat.samples=3            | critic.chat.samples=3, temperature=0.0
-critic=ipo_form critic/chat=openai critic.chat.model=m critic.chat.server.base_url=localhost \
-    | critic.chat.server.base_url=localhost: give http
+critic=vlm_pointwise critic/vlm=openai critic.vlm.model=m critic.vlm.top_logprobs=null \
+    | critic.vlm.top_logprobs=None: probabilities are read
+critic=ipo_form critic.prompt_template.prompt_text=3 \
+    | critic.prompt_template.prompt_text=3: give a text; one that
+critic=ipo_form critic.prompt_template.prompt_text=nowhere.txt \
+    | critic.prompt_template.prompt_text=nowhere.txt:
+critic=ipo_form critic.vlm=openai               | critic.vlm=openai: settings stand here
+eval_critic=ipo_form eval_critic.vlm=openai     | give critic/vlm@eval_critic.vlm=NAME
+critic=ipo_form critic.vlm=null                 | critic.vlm=None: here stand the settings
+critic=ipo_form critic.vlm.viewing=3            | critic.vlm.viewing=3: here stand the settings
+critic=ipo_form critic.vlm.viewing.fps=inf      | critic.vlm.viewing.fps=inf: give a number
+critic=ipo_form critic.vlm.viewing.least_frames=20 | critic.vlm.viewing: least_frames=20
+critic=ipo_form critic.vlm.dtype=[a]            | critic.vlm.dtype=['a']: give a text
+critic=ipo_form critic.vlm.template=abc         | critic.vlm.template=abc: give {NAME: VALUE}
+critic=ipo_form critic.vlm.seed=null            | critic.vlm.seed=None: give a whole number
+critic=ipo_form critic.vlm.temperature=inf      | critic.vlm.temperature=inf: give a number
+critic=ipo_form critic.vlm.samples=3            | critic.vlm.samples=3, temperature=0.0
+critic=ipo_form critic/vlm=openai critic.vlm.model=m critic.vlm.server.base_url=localhost \
+    | critic.vlm.server.base_url=localhost: give http
 critic=clip critic.path=null                     | critic.path=None: give a text
 critic=clip critic.path=./nowhere                | critic.path=./nowhere: there is no such folder
 critic=clip critic.revision=12                   | critic.revision="12"
@@ -191,16 +203,17 @@ critic=ensemble critic.members.clip=null         | critic.members.clip=None: her
 critic=ensemble critic.members.clip=clip         | give critic@critic.members.clip=NAME
 critic=ensemble critic.members.clip.over=max     | critic.members.clip.over=max: choose one
 critic=ensemble critic.weights={nope: 1}         | critic.weights.nope: the members are
-critic=ensemble +critic@critic.members.form=ipo_form | critic.members.form: PairJudge cannot rate
+critic=ensemble +critic@critic.members.form=ipo_form \
+    | critic.members.form: PairVLMCritic cannot rate
 critic=compared critic.critic=clip               | give critic@critic.critic=NAME
-critic=compared critic@critic.critic=ipo_form    | critic.critic: PairJudge compares; give one
+critic=compared critic@critic.critic=ipo_form    | critic.critic: PairVLMCritic compares; give one
 critic=human critic.dims=3                       | critic.dims=3: give a list of names
 critic=trained critic.path=/tmp critic.network=null | critic.network=None: here stand
 critic=trained critic.path=/nowhere              | critic.path=/nowhere: there is no such folder
 eval_critic=trained eval_critic.path=/nowhere    | eval_critic.path=/nowhere: there is no such
 eval_critic=human eval_critic.repeats=2          | eval_critic.repeats=2: give a share
 labelling=pairwise labelling.schedule=all_pairs  | labelling.schedule=all_pairs: here stand
-labelling=pairwise labelling.guards=null         | labelling.guards=None: here stand
+labelling=pairwise labelling.filters=null         | labelling.filters=None: here stand
 labelling=pairwise +labelling.schedule.extra=abc | labelling.schedule.extra=abc: give 0 or more
 labelling=pairwise +labelling.schedule.final=abc | labelling.schedule.final=abc: give true or false
 labelling=top_k +labelling.pair_rule.foo=1       | labelling.pair_rule: top_against_bottom
@@ -228,10 +241,13 @@ def test_words_that_are_missing_are_asked_for_by_their_full_key(
 ) -> None:
     monkeypatch.setenv("IPO_LIGHTNING_CACHE", str(tmp_path / "none"))
     for words, key in (
-        (["critic=unifiedreward"], "critic.form.wording"),
-        (["critic=hpsv3"], "critic.wording"),
-        (["eval_critic=videoreward"], "eval_critic.wording"),
-        (["critic=ensemble", "critic@critic.members.clip=hpsv3"], "critic.members.clip.wording"),
+        (["critic=unifiedreward"], "critic.prompt_template.prompt_text"),
+        (["critic=hpsv3"], "critic.prompt_text"),
+        (["eval_critic=videoreward"], "eval_critic.prompt_text"),
+        (
+            ["critic=ensemble", "critic@critic.members.clip=hpsv3"],
+            "critic.members.clip.prompt_text",
+        ),
     ):
         with pytest.raises(InputError, match=rf"^{key}: .* give that file as {key}=\w+\.py$"):
             train(compose_train(*words, "round=1"))
@@ -253,12 +269,12 @@ def test_a_mapping_may_have_names_that_the_yaml_lacks(
     assert clip.weights == {"text": 1, "aesthetic": 0.5}
 
     words = ["critic=vlm_pairwise", 'critic.aspects={motion: "Which video moves more?"}',
-             "critic.chat.template={enable_thinking: false}"]  # fmt: skip
+             "critic.vlm.template={enable_thinking: false}"]  # fmt: skip
     refuse_misspelt("train", words)
     letters: Letters = build(compose_train(*words).critic, "critic")
     assert letters.dims == ("motion",)
-    assert isinstance(letters.chat, LocalChat)
-    assert letters.chat.template == {"enable_thinking": False}
+    assert isinstance(letters.vlm, LocalVLM)
+    assert letters.vlm.template == {"enable_thinking": False}
 
 
 def test_no_mapping_is_an_empty_one(compose_train: ComposeTrain, tmp_path: Path) -> None:
@@ -266,7 +282,7 @@ def test_no_mapping_is_an_empty_one(compose_train: ComposeTrain, tmp_path: Path)
     folder = tiny_clip.save_model(tmp_path / "clip")
     clip = build(compose_train("critic=clip", f"critic.path={folder}").critic, "critic")
     assert clip.identity == ClipCritic(str(folder), weights={"text": 1.0}).identity
-    words = ["critic=vlm_pairwise", f"critic.chat.model={folder}"]
+    words = ["critic=vlm_pairwise", f"critic.vlm.model={folder}"]
     letters = build(compose_train(*words).critic, "critic")
-    chat = LocalChat(str(folder), template={}, viewing=letters.chat.viewing)
-    assert letters.identity == Letters(chat, aspects={}).identity
+    vlm = LocalVLM(str(folder), template={}, viewing=letters.vlm.viewing)
+    assert letters.identity == Letters(vlm, aspects={}).identity

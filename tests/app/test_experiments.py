@@ -46,19 +46,21 @@ def test_real_videos_are_labelled_and_judged_by_critics_of_other_makes(
     """The plan needs nothing of theirs."""
     cfg = compose_train("experiment=ipo_wan_1_3b", prompts, "dry_run=true")
     assert cfg.critic.model == "KlingTeam/VideoReward"
-    assert cfg.eval_critic.chat.model == "CodeGoat24/UnifiedReward-2.0-qwen-7b"
+    assert cfg.eval_critic.vlm.model == "CodeGoat24/UnifiedReward-2.0-qwen-7b"
     assert train(cfg) is None
     assert "critic calls" in capsys.readouterr().out
-    with pytest.raises(InputError, match="wording=absent.py: .*No such file"):
+    with pytest.raises(InputError, match="prompt_text=absent.py: .*No such file"):
         train(compose_train("experiment=ipo_wan_1_3b", CRITICS[1], prompts, "dry_run=true",
-                            "critic.wording=absent.py"))  # fmt: skip
+                            "critic.prompt_text=absent.py"))  # fmt: skip
 
 
 def test_the_papers_setting_is_the_papers(compose_train: ComposeTrain, prompts: str) -> None:
     cfg = compose_train("experiment=ipo_paper", *CRITICS, prompts)
     assert (cfg.rollout.n, cfg.round, cfg.labelling.pair_rule.depth) == (8, 3, 1)
     assert cfg.trainer.devices * cfg.trainer.num_nodes == 128
-    pairs = 128 * cfg.data.updates * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches
+    pairs = (
+        128 * cfg.data.optimizer_steps * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches
+    )
     assert pairs == pytest.approx(100_000, rel=0.01)
 
 

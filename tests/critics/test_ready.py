@@ -19,7 +19,7 @@ from ipo_lightning.critics.pretrained.checkpoint import (
     check_weights,
     origin,
 )
-from ipo_lightning.critics.pretrained.wording import Original, sha256
+from ipo_lightning.critics.pretrained.published_texts import PublishedText, sha256
 from ipo_lightning.critics.protocols import check_ready
 from ipo_lightning.critics.scorers import hpsv3, videoreward
 from ipo_lightning.critics.scorers.frames import ClipCritic
@@ -27,15 +27,15 @@ from ipo_lightning.critics.scorers.gauged import GaugeCritic
 from ipo_lightning.critics.scorers.hpsv3 import HPSv3
 from ipo_lightning.critics.scorers.reward import RewardCritic
 from ipo_lightning.critics.scorers.reward_model import (
-    FORM,
-    RewardForm,
+    SPEC,
     RewardInputs,
     RewardModel,
+    RewardSpec,
     save_reward,
 )
 from ipo_lightning.critics.scorers.videoreward import SETTINGS, VideoReward
 from ipo_lightning.critics.stage.rating import CombinedCritique
-from ipo_lightning.critics.vlm.local import LocalChat
+from ipo_lightning.critics.vlm.local import LocalVLM
 from ipo_lightning.errors import InputError
 from ipo_lightning.storage.store import Store
 from tests.conftest import ComposeTrain
@@ -51,7 +51,7 @@ def words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("IPO_LIGHTNING_CACHE", str(tmp_path / "words"))
     (tmp_path / "words" / "wordings").mkdir(parents=True)
     for module in (hpsv3, videoreward):
-        known = Original(sha256(tiny_vlm.RUBRIC), module.RUBRIC.url)
+        known = PublishedText(sha256(tiny_vlm.RUBRIC), module.RUBRIC.url)
         monkeypatch.setattr(module, "RUBRIC", known)
         (tmp_path / "words" / "wordings" / f"{known.sha256}.txt").write_text(tiny_vlm.RUBRIC)
 
@@ -117,8 +117,8 @@ def clip(folder: Path, base: Path) -> ClipCritic:
     return ClipCritic(str(tiny_clip.save_model(folder)))
 
 
-def chat(folder: Path, base: Path) -> LocalChat:
-    return LocalChat(str(shutil.copytree(base, folder)))
+def vlm(folder: Path, base: Path) -> LocalVLM:
+    return LocalVLM(str(shutil.copytree(base, folder)))
 
 
 def ranker(folder: Path, base: Path) -> HPSv3:
@@ -134,15 +134,15 @@ def tuned(folder: Path, base: Path) -> VideoReward:
 
 def reward(folder: Path, base: Path) -> RewardCritic:
     rubric = "Judge. <|Q|> of {text_prompt}"
-    form = RewardForm(rubric, ("Q",), ("<|Q|>",), (0.0,), (1.0,))
-    inputs = RewardInputs(Processor(str(base)), form)
+    prompt_template = RewardSpec(rubric, ("Q",), ("<|Q|>",), (0.0,), (1.0,))
+    inputs = RewardInputs(Processor(str(base)), prompt_template)
     backbone = AutoModel.from_pretrained(base)
-    save_reward(folder, RewardModel(backbone, inputs.tokens), form, inputs.processor)
+    save_reward(folder, RewardModel(backbone, inputs.tokens), prompt_template, inputs.processor)
     return RewardCritic(str(folder))
 
 
 Make = Callable[[Path, Path], Any]
-MADE: dict[Make, str] = {clip: WEIGHTS, chat: WEIGHTS, ranker: hpsv3.FILE, reward: WEIGHTS,
+MADE: dict[Make, str] = {clip: WEIGHTS, vlm: WEIGHTS, ranker: hpsv3.FILE, reward: WEIGHTS,
                          tuned: "checkpoint-7/model.pth"}  # fmt: skip
 """A critic in a folder -> the file of its weights."""
 
@@ -169,8 +169,8 @@ def test_a_folder_without_weights_is_refused(make: Make, base: Path, tmp_path: P
     [
         (clip, "preprocessor_config.json", "cannot be read"),
         (clip, "tokenizer.json", "cannot be read"),
-        (chat, "tokenizer.json", "cannot be read"),
-        (reward, FORM, f"no {FORM} there"),
+        (vlm, "tokenizer.json", "cannot be read"),
+        (reward, SPEC, f"no {SPEC} there"),
         (reward, "rubric.txt", "is no reward folder"),
         (tuned, SETTINGS, f"there is no {SETTINGS}"),
     ],
@@ -206,17 +206,17 @@ def test_a_folder_of_adapters_wants_its_base(base: Path, tmp_path: Path) -> None
     model = AutoModelForImageTextToText.from_pretrained(whole)
     get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(folder)
     Processor(str(base)).whole.save_pretrained(folder)
-    critic = LocalChat(str(folder), dtype="float32")
+    critic = LocalVLM(str(folder), dtype="float32")
     check_ready(critic)
     critic.load("cpu")
     critic.release()
     other = shutil.copytree(folder, tmp_path / "other")
     with open(whole / "config.json", "a") as config:
         config.write("\n")
-    assert LocalChat(str(other)).identity.split("+")[1] != critic.identity.split("+")[1]
+    assert LocalVLM(str(other)).identity.split("+")[1] != critic.identity.split("+")[1]
     (other / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match=r"there is no adapter_model\.safetensors"):
-        LocalChat(str(other)).ready()
+        LocalVLM(str(other)).ready()
     (whole / WEIGHTS).unlink()
     with pytest.raises(InputError, match=f"model={whole} cannot be read: there is no {WEIGHTS}"):
         critic.ready()

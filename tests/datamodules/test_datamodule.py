@@ -1,4 +1,4 @@
-"""Visits to labels: their order, noise and place, on any number of ranks and after any stop."""
+"""Draws to labels: their order, noise and place, on any number of ranks and after any stop."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.datamodule import PreferenceDataModule, VisitLoader
+from data.datamodule import DrawLoader, PreferenceDataModule
 from ipo_lightning.draws.batch import PairBatch, PointBatch
-from ipo_lightning.draws.plan import Visits, collate, plan
+from ipo_lightning.draws.dataset import Draws, collate, plan
 from ipo_lightning.errors import InputError
 from ipo_lightning.seeds import gaussian
 from ipo_lightning.storage.layout import RoundData
@@ -31,12 +31,14 @@ def blob(store: Store, seed: int) -> str:
     return store.put_tensors("latents", {"latents": normal(seed, *LATENT_SHAPE).half()})
 
 
-def round_data(store: Store, number: int = 1, rows: int = ROWS, form: str = "pairs") -> RoundData:
+def round_data(
+    store: Store, number: int = 1, rows: int = ROWS, label_kind: str = "pairs"
+) -> RoundData:
     """A round of stored latents; row i belongs to prompt i modulo 3."""
     texts = {
         f"p{i}": store.put_tensors("text", {"text": normal(900 + i, *TEXT_SHAPE)}) for i in range(3)
     }
-    if form == "points":
+    if label_kind == "points":
         points = [
             Point(i, i % 3, f"p{i % 3}", 0, blob(store, i), "v", i % 2 == 0, 0.5, weight=i / 10)
             for i in range(rows)
@@ -53,16 +55,16 @@ def round_data(store: Store, number: int = 1, rows: int = ROWS, form: str = "pai
 
 
 def loader(
-    store: Store, *, seed: int = 0, number: int = 1, rows: int = ROWS, form: str = "pairs",
+    store: Store, *, seed: int = 0, number: int = 1, rows: int = ROWS, label_kind: str = "pairs",
     batch_size: int = 2, batches: int = 6, **settings: Any,
-) -> VisitLoader:  # fmt: skip
+) -> DrawLoader:  # fmt: skip
     count = batches * settings.get("world", 1) * batch_size
-    visits = Visits(round_data(store, number, rows, form), store, seed, count)
-    return VisitLoader(visits, batch_size=batch_size, batches=batches, **settings)
+    draws = Draws(round_data(store, number, rows, label_kind), store, seed, count)
+    return DrawLoader(draws, batch_size=batch_size, batches=batches, **settings)
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Whether two visits or batches are the same; what no reference has answered is NaN."""
+    """Whether two draws or batches are the same; what no reference has answered is NaN."""
     if one is None or other is None:
         return one is other
     if isinstance(one, Tensor):
@@ -72,21 +74,21 @@ def equal(one: Any, other: Any) -> bool:
     return all(equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def visit(visits: Visits, times: int, row: int) -> Any:
-    """The visit that draws a row for the so-and-so-manieth time."""
-    return visits[visits.plan.index((times, row))]
+def draw(draws: Draws, times: int, row: int) -> Any:
+    """The draw of a row after ``times`` earlier ones."""
+    return draws[draws.plan.index((times, row))]
 
 
 def places(batches: Iterator[PairBatch | PointBatch] | list[Any]) -> list[list[int]]:
     return [batch.row.tolist() for batch in batches]
 
 
-# -------------------------------------------------------------------- one visit
+# -------------------------------------------------------------------- one draw
 
 
 def test_a_pair_visit_is_its_row(store: Store) -> None:
-    visits = Visits(round_data(store), store, seed=0, count=ROWS)
-    one = cast(PairBatch, visit(visits, 0, 4))
+    draws = Draws(round_data(store), store, seed=0, count=ROWS)
+    one = cast(PairBatch, draw(draws, 0, 4))
     assert torch.equal(one.win, normal(4, *LATENT_SHAPE).half().float())
     assert torch.equal(one.lose, normal(104, *LATENT_SHAPE).half().float())
     assert torch.equal(one.text, normal(901, *TEXT_SHAPE))  # row 4 is of prompt 1
@@ -98,31 +100,31 @@ def test_a_pair_visit_is_its_row(store: Store) -> None:
 
 
 def test_a_point_visit_is_its_row(store: Store) -> None:
-    visits = Visits(round_data(store, form="points"), store, seed=0, count=ROWS)
-    one = cast(PointBatch, visit(visits, 0, 5))
+    draws = Draws(round_data(store, label_kind="points"), store, seed=0, count=ROWS)
+    one = cast(PointBatch, draw(draws, 0, 5))
     assert torch.equal(one.latents, normal(5, *LATENT_SHAPE).half().float())
     assert one.desirable.dtype == torch.bool and not one.desirable
-    assert visit(visits, 0, 4).desirable
+    assert draw(draws, 0, 4).desirable
     assert one.weight.item() == pytest.approx(0.5)
 
 
-def test_noise_and_timestep_are_a_function_of_the_visit(store: Store) -> None:
+def test_noise_and_timestep_are_a_function_of_the_draw(store: Store) -> None:
     asked = [(s, n, t, i) for s in (0, 1) for n in (1, 2) for t in (0, 1) for i in (0, 1)]
 
-    def draw(seed: int, number: int, times: int, row: int) -> Any:
-        return visit(Visits(round_data(store, number), store, seed, 2 * ROWS), times, row)
+    def of(seed: int, number: int, times: int, row: int) -> Any:
+        return draw(Draws(round_data(store, number), store, seed, 2 * ROWS), times, row)
 
-    first = [draw(*one) for one in asked]
+    first = [of(*one) for one in asked]
     torch.manual_seed(5)
-    again = [draw(*one) for one in asked]
+    again = [of(*one) for one in asked]
     assert all(equal(a, b) for a, b in zip(first, again, strict=True))
     assert len({one.u.item() for one in first}) == len(asked)
     assert len({tuple(one.noise.flatten()[:4].tolist()) for one in first}) == len(asked)
 
 
-def test_timesteps_are_uniform_and_noise_is_normal_over_visits(store: Store) -> None:
-    visits = Visits(round_data(store), store, seed=3, count=60 * ROWS)
-    drawn = [visits[place] for place in range(len(visits))]
+def test_timesteps_are_uniform_and_noise_is_normal_over_draw(store: Store) -> None:
+    draws = Draws(round_data(store), store, seed=3, count=60 * ROWS)
+    drawn = [draws[place] for place in range(len(draws))]
     u = torch.stack([one.u for one in drawn])
     # Kolmogorov-Smirnov at 420 draws: 0.08 is beyond the 1 % point.
     even = (torch.arange(len(u)) + 0.5) / len(u)
@@ -134,20 +136,20 @@ def test_timesteps_are_uniform_and_noise_is_normal_over_visits(store: Store) -> 
 
 
 def test_lost_latents_are_named(store: Store, tmp_path: Path) -> None:
-    visits = Visits(round_data(store), Store(tmp_path), seed=0, count=1)
+    draws = Draws(round_data(store), Store(tmp_path), seed=0, count=1)
     with pytest.raises(FileNotFoundError, match="missing from the store"):
-        visits[0]
+        draws[0]
 
 
 # -------------------------------------------------------------------- order
 
 
 def test_the_order_is_a_function_of_seed_and_round(store: Store) -> None:
-    order = loader(store).visits.plan
+    order = loader(store).draws.plan
     torch.manual_seed(11)
-    assert loader(store).visits.plan == order
-    assert loader(store, seed=1).visits.plan != order
-    assert loader(store, number=2).visits.plan != order
+    assert loader(store).draws.plan == order
+    assert loader(store, seed=1).draws.plan != order
+    assert loader(store, number=2).draws.plan != order
 
 
 def test_a_longer_plan_begins_with_the_shorter_one() -> None:
@@ -159,7 +161,7 @@ def test_a_longer_plan_begins_with_the_shorter_one() -> None:
 @pytest.mark.parametrize(
     ("rows", "batches", "world"), [(7, 6, 1), (7, 5, 3), (1, 4, 2), (40, 3, 2)]
 )
-def test_all_ranks_yield_equal_batches_of_even_visits(
+def test_all_ranks_yield_equal_batches_of_even_draw(
     store: Store, rows: int, batches: int, world: int
 ) -> None:
     """Permutation after permutation: counts differ by one at most."""
@@ -169,10 +171,10 @@ def test_all_ranks_yield_equal_batches_of_even_visits(
     assert {len(batch) for order in orders for batch in order} == {2}
     drawn = [place for order in orders for batch in order for place in batch]
     assert sorted(drawn) == list(range(batches * world * 2))  # none is drawn twice
-    visits = loaders[0].visits.plan
-    assert len(set(visits)) == len(visits) == len(drawn)
-    counts = Counter(index for _, index in visits)
-    full, rest = divmod(len(visits), rows)
+    draws = loaders[0].draws.plan
+    assert len(set(draws)) == len(draws) == len(drawn)
+    counts = Counter(index for _, index in draws)
+    full, rest = divmod(len(draws), rows)
     assert set(counts.values()) <= {full, full + 1}
     assert sum(count > full for count in counts.values()) == rest
 
@@ -213,14 +215,14 @@ def test_iterating_leaves_the_noise_alone_whatever_the_global_seed(store: Store)
 # -------------------------------------------------------------------- what comes beside the labels
 
 
-def test_errors_known_in_advance_come_with_their_visits(store: Store) -> None:
+def test_errors_known_in_advance_come_with_their_draw(store: Store) -> None:
     known = torch.arange(24.0).view(12, 2)
     data = round_data(store)._replace(errors=known)
-    loader = VisitLoader(Visits(data, store, 0, 12), batch_size=2, batches=6)
+    loader = DrawLoader(Draws(data, store, 0, 12), batch_size=2, batches=6)
     seen = [torch.stack([batch.ref_win, batch.ref_lose], 1) for batch in loader]
     assert torch.equal(torch.cat(seen), known)
-    points = round_data(store, form="points")._replace(errors=known[:, :1])
-    loader = VisitLoader(Visits(points, store, 0, 12), batch_size=3, batches=4)
+    points = round_data(store, label_kind="points")._replace(errors=known[:, :1])
+    loader = DrawLoader(Draws(points, store, 0, 12), batch_size=3, batches=4)
     assert torch.equal(torch.cat([batch.ref for batch in loader]), known[:, 0])
 
 
@@ -231,16 +233,16 @@ def test_without_a_reference_nothing_is_known(store: Store) -> None:
 def test_real_clips_come_one_a_label_with_draws_of_their_own(store: Store) -> None:
     clips = [RealClip(f"p{i % 3}", blob(store, 200 + i), f"{i}.mp4") for i in range(4)]
     data = round_data(store)._replace(real=clips)
-    visits = Visits(data, store, 0, 12)
-    batches = list(VisitLoader(visits, batch_size=3, batches=4))
+    draws = Draws(data, store, 0, 12)
+    batches = list(DrawLoader(draws, batch_size=3, batches=4))
     drawn = torch.cat([batch.real.latents for batch in batches])
-    wanted = [normal(200 + visit.row, *LATENT_SHAPE).half().float() for visit in visits.real_plan]
+    wanted = [normal(200 + draw.row, *LATENT_SHAPE).half().float() for draw in draws.real_plan]
     assert torch.equal(drawn, torch.stack(wanted))
-    assert Counter(visit.row for visit in visits.real_plan) == {i: 3 for i in range(4)}
+    assert Counter(draw.row for draw in draws.real_plan) == {i: 3 for i in range(4)}
     u = torch.cat([batch.u for batch in batches] + [batch.real.u for batch in batches])
     assert len(u.unique()) == 24
     assert batches[0].real.text.shape == (3, *TEXT_SHAPE)
-    plain = [Visits(round_data(store), store, 0, 12)[place] for place in range(12)]
+    plain = [Draws(round_data(store), store, 0, 12)[place] for place in range(12)]
     for place, batch in enumerate(batches):  # the labels' own draws are as without real clips
         few = collate(plain[3 * place : 3 * place + 3])
         assert equal(batch[:-1], few[:-1])
@@ -296,9 +298,9 @@ def test_the_length_is_that_of_the_whole_round(store: Store) -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"batch_size": 0, "updates": 1}, "batch_size=0"),
-        ({"batch_size": 1, "updates": 0}, "updates=0"),
-        ({"batch_size": 1, "updates": 1, "num_workers": -1}, "num_workers=-1"),
+        ({"batch_size": 0, "optimizer_steps": 1}, "batch_size=0"),
+        ({"batch_size": 1, "optimizer_steps": 0}, "optimizer_steps=0"),
+        ({"batch_size": 1, "optimizer_steps": 1, "num_workers": -1}, "num_workers=-1"),
     ],
 )
 def test_impossible_settings_are_refused(store: Store, settings: Any, named: str) -> None:
@@ -308,7 +310,7 @@ def test_impossible_settings_are_refused(store: Store, settings: Any, named: str
 
 def test_without_a_source_of_rounds_it_says_what_is_missing(store: Store) -> None:
     with pytest.raises(RuntimeError, match="IterationCallback"):
-        PreferenceDataModule(store, batch_size=1, updates=1).train_dataloader()
+        PreferenceDataModule(store, batch_size=1, optimizer_steps=1).train_dataloader()
 
 
 def test_shared_noise_has_the_latents_shape(store: Store) -> None:

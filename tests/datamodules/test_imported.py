@@ -38,7 +38,7 @@ def shapes(table: Path, *words: str) -> list[str]:
     ours = "data.prompts._target_=ipo_lightning.shapes.prompts.prompts"
     without = [f"~data.prompts.{key}" for key in ("path", "format", "select", "final")]
     return ["data=imported", f"data.imported.path={table}", ours, *without, "data.num_workers=0",
-            "data.updates=2", "evaluation.prompts=2", *words]  # fmt: skip
+            "data.optimizer_steps=2", "evaluation.prompts=2", *words]  # fmt: skip
 
 
 # ---------------------------------------------------------------- the way round
@@ -328,9 +328,9 @@ def clip(path: Path, level: int, count: int = 9, size: tuple[int, int] = (16, 24
     return path.name
 
 
-def take(path: Path, policy: CogVideoX, form: str = "pairwise", **settings: Any):
+def take(path: Path, policy: CogVideoX, label_kind: str = "pairwise", **settings: Any):
     source = ImportedPreferences(str(path), **settings)
-    return source.prepare(form, policy, Store(path.parent / "store"), Workers(), CPU)
+    return source.prepare(label_kind, policy, Store(path.parent / "store"), Workers(), CPU)
 
 
 def pair(first: str, second: str, said: Any = "A", by: str = "", prompt: str = "x") -> Annotation:

@@ -87,11 +87,11 @@ def test_a_loss_without_beta_wants_none() -> None:
 def test_errors_that_do_not_differ_tell_nothing() -> None:
     with pytest.raises(InputError, match="do not differ"):
         auto_beta(torch.ones(5, 2), torch.rand(5), 7.0)
-    with pytest.raises(InputError, match="at 1 visits"):
+    with pytest.raises(InputError, match="at 1 draws"):
         auto_beta(torch.tensor([[1.0, 2.0]]), torch.rand(1), 7.0)
 
 
-@pytest.mark.parametrize("wrong", [{"logit": 0.0}, {"visits": 1}, {"batch_size": 0}])
+@pytest.mark.parametrize("wrong", [{"logit": 0.0}, {"draws": 1}, {"batch_size": 0}])
 def test_impossible_calibrations_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}"):
         Calibration(**wrong)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ipo_lightning.backbones.cogvideox import CogVideoX
-from ipo_lightning.draws.plan import Visits
+from ipo_lightning.draws.dataset import Draws
 from ipo_lightning.draws.reference_errors import ReferenceErrors
 from ipo_lightning.objectives import squared_error
 from ipo_lightning.parallel.workers import Workers
@@ -37,17 +37,17 @@ def errors_of(policy: CogVideoX, store: Store, **changed: Any) -> ReferenceError
 
 
 def compute(
-    table: ReferenceErrors, visits: Visits, network: nn.Module, workers: Workers | None = None
+    table: ReferenceErrors, draws: Draws, network: nn.Module, workers: Workers | None = None
 ) -> None:
-    table.compute(visits, network, workers or Workers(), nullcontext, "errors")
+    table.compute(draws, network, workers or Workers(), nullcontext, "errors")
 
 
 @torch.no_grad()
-def one_by_one(policy: CogVideoX, network: nn.Module, visits: Visits) -> Tensor:
-    """Each visit's errors alone, by the module's own arithmetic."""
+def one_by_one(policy: CogVideoX, network: nn.Module, draws: Draws) -> Tensor:
+    """Each draw's errors alone, by the module's own arithmetic."""
     objective, rows = policy.objective(), []
-    for place in range(len(visits)):
-        one = visits[place]
+    for place in range(len(draws)):
+        one = draws[place]
         latents = [one.win, one.lose] if hasattr(one, "win") else [one.latents]
         noised = objective.noise(
             torch.stack(latents), torch.stack([one.noise] * len(latents)),
@@ -59,16 +59,21 @@ def one_by_one(policy: CogVideoX, network: nn.Module, visits: Visits) -> Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("form", ["pairs", "points"])
+@pytest.mark.parametrize("label_kind", ["pairs", "points"])
 def test_they_are_what_a_live_reference_would_answer(
-    policy: CogVideoX, store: Store, form: str
+    policy: CogVideoX, store: Store, label_kind: str
 ) -> None:
-    visits, network = Visits(round_data(store, form=form), store, 0, COUNT), policy.build().eval()
+    draws, network = (
+        Draws(round_data(store, label_kind=label_kind), store, 0, COUNT),
+        policy.build().eval(),
+    )
     table = errors_of(policy, store)
-    compute(table, visits, network)
-    found = table.table(visits)
-    assert found.shape == (COUNT, 2 if form == "pairs" else 1) and found.dtype == torch.float32
-    assert torch.allclose(found, one_by_one(policy, network, visits), rtol=1e-5, atol=1e-6)
+    compute(table, draws, network)
+    found = table.table(draws)
+    assert (
+        found.shape == (COUNT, 2 if label_kind == "pairs" else 1) and found.dtype == torch.float32
+    )
+    assert torch.allclose(found, one_by_one(policy, network, draws), rtol=1e-5, atol=1e-6)
 
 
 class Counted:
@@ -86,27 +91,27 @@ class Counted:
 
 
 def test_they_are_computed_once(policy: CogVideoX, store: Store) -> None:
-    visits, network = Visits(round_data(store), store, 0, COUNT), policy.build().eval()
+    draws, network = Draws(round_data(store), store, 0, COUNT), policy.build().eval()
     counted: Any = Counted(policy)
-    compute(errors_of(counted, store), visits, network)
+    compute(errors_of(counted, store), draws, network)
     assert counted.videos == 2 * COUNT
-    compute(errors_of(counted, store), visits, network)
+    compute(errors_of(counted, store), draws, network)
     assert counted.videos == 2 * COUNT
-    longer = Visits(round_data(store), store, 0, COUNT + 4)  # more updates: whole chunks are kept
+    longer = Draws(round_data(store), store, 0, COUNT + 4)  # more updates: whole chunks are kept
     assert errors_of(counted, store).missing(longer) == [range(8, 12), range(12, 14)]
 
 
 def test_two_ranks_share_the_work(policy: CogVideoX, store: Store, tmp_path: Path) -> None:
-    visits, network = Visits(round_data(store), store, 0, COUNT), policy.build().eval()
+    draws, network = Draws(round_data(store), store, 0, COUNT), policy.build().eval()
     alone = errors_of(policy, Store(tmp_path / "alone"))
-    compute(alone, visits, network)
+    compute(alone, draws, network)
     table = errors_of(policy, store)
-    todo = table.missing(visits)
+    todo = table.missing(draws)
     for rank in range(2):  # one after the other: both were told the same list
         workers = Workers(rank, 2, broadcast=lambda _: todo)
-        compute(table, visits, network, workers)
-        assert len(table.missing(visits)) == (1 if rank == 0 else 0)
-    assert torch.equal(table.table(visits), alone.table(visits))
+        compute(table, draws, network, workers)
+        assert len(table.missing(draws)) == (1 if rank == 0 else 0)
+    assert torch.equal(table.table(draws), alone.table(draws))
 
 
 def changed_data(store: Store, name: str) -> RoundData:
@@ -123,8 +128,8 @@ def changed_data(store: Store, name: str) -> RoundData:
 def test_whatever_changes_them_is_part_of_their_name(
     policy: CogVideoX, store: Store, changed: str, tmp_path: Path
 ) -> None:
-    visits = Visits(round_data(store), store, 0, COUNT)
-    compute(errors_of(policy, store), visits, policy.build().eval())
+    draws = Draws(round_data(store), store, 0, COUNT)
+    compute(errors_of(policy, store), draws, policy.build().eval())
     other, settings = policy, {}
     if changed in ("network", "precision"):
         settings = {changed: "other"}
@@ -135,16 +140,16 @@ def test_whatever_changes_them_is_part_of_their_name(
     if changed == "base":
         other = tiny.policy(tiny.save_pipeline(tmp_path / "other", seed=1))
     data = changed_data(store, changed)._replace(number=2 if changed == "round" else 1)
-    asked = Visits(data, store, 1 if changed == "seed" else 0, COUNT)
+    asked = Draws(data, store, 1 if changed == "seed" else 0, COUNT)
     assert len(errors_of(other, store, **settings).missing(asked)) == 3
 
 
 def test_another_weight_of_the_labels_changes_nothing(policy: CogVideoX, store: Store) -> None:
     """A sweep over losses, betas, learning rates and label weights finds them."""
     data = round_data(store)
-    compute(errors_of(policy, store), Visits(data, store, 0, COUNT), policy.build().eval())
+    compute(errors_of(policy, store), Draws(data, store, 0, COUNT), policy.build().eval())
     heavier = [type(row)(**{**row.row(), "weight": 9.0}) for row in data.rows]
-    asked = Visits(data._replace(rows=heavier), store, 0, COUNT)
+    asked = Draws(data._replace(rows=heavier), store, 0, COUNT)
     assert errors_of(policy, store).missing(asked) == []
 
 
@@ -153,9 +158,9 @@ def test_a_broken_reference_is_named(policy: CogVideoX, store: Store) -> None:
     with torch.no_grad():
         next(network.parameters()).fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="the reference's error at label"):
-        compute(errors_of(policy, store), Visits(round_data(store), store, 0, COUNT), network)
+        compute(errors_of(policy, store), Draws(round_data(store), store, 0, COUNT), network)
 
 
 def test_errors_that_are_gone_are_named(policy: CogVideoX, store: Store) -> None:
     with pytest.raises(OSError, match="do all ranks see this folder"):
-        errors_of(policy, store).table(Visits(round_data(store), store, 0, COUNT))
+        errors_of(policy, store).table(Draws(round_data(store), store, 0, COUNT))

@@ -16,8 +16,8 @@ class CrashAt(L.Callback):
         videos_of: units of videos made by a rank; None for no such end.
     """
 
-    def __init__(self, updates: int | None = None, videos_of: int | None = None) -> None:
-        self.updates, self.videos_of = updates, videos_of
+    def __init__(self, optimizer_steps: int | None = None, videos_of: int | None = None) -> None:
+        self.optimizer_steps, self.videos_of = optimizer_steps, videos_of
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         original, made = Sampler._make, iter(range(1, 10**6))
@@ -30,5 +30,5 @@ class CrashAt(L.Callback):
         Sampler._make = make  # type: ignore[method-assign]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.updates:
+        if trainer.global_step == self.optimizer_steps:
             os._exit(9)

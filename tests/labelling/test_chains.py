@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from ipo_lightning.labelling import Guards, Labelling, all_pairs
+from ipo_lightning.labelling import Filters, Labelling, all_pairs
 from ipo_lightning.storage.records import Candidate, Duel
 
 N = 5
@@ -25,7 +25,7 @@ def duel(first: int, second: int, chance: float | None) -> Duel:
 
 
 def pairs(duels: list[Duel]) -> tuple[list[tuple[int, int]], dict[str, int]]:
-    labels = Labelling(partial(all_pairs, margin=0.0), Guards()).pairs(candidates(), duels)
+    labels = Labelling(partial(all_pairs, margin=0.0), Filters()).pairs(candidates(), duels)
     return [(row.winner, row.loser) for row in labels.rows], dict(labels.dropped)  # type: ignore[union-attr]
 
 

@@ -12,7 +12,7 @@ import pytest
 from ipo_lightning.errors import InputError
 from ipo_lightning.labelling import (
     Acceptance,
-    Guards,
+    Filters,
     Labelling,
     Labels,
     Scored,
@@ -23,7 +23,7 @@ from ipo_lightning.labelling import (
     uniform,
     widest,
 )
-from ipo_lightning.labelling.judgements import Ratings
+from ipo_lightning.labelling.standings import Ratings
 from ipo_lightning.labelling.tournaments import swiss
 from ipo_lightning.metrics.preferences import bradley_terry
 from ipo_lightning.storage.records import Candidate, Duel, Verdict
@@ -58,7 +58,7 @@ def pairs_of(labels: Labels) -> list[tuple[int, int]]:
 
 def policy(rule: Any = best_versus_worst, **settings: Any) -> Labelling:
     own = {name: settings.pop(name) for name in ("margin", "depth") if name in settings}
-    return Labelling(partial(rule, **own), settings.pop("guards", Guards()), **settings)
+    return Labelling(partial(rule, **own), settings.pop("filters", Filters()), **settings)
 
 
 LADDER = [fight(i, j, 0.9) for i, j in combinations(range(4), 2)]
@@ -160,23 +160,23 @@ def test_too_many_missing_verdicts_stop_the_round() -> None:
 
 def test_guards_come_first() -> None:
     still = candidates(4, motion={0: 0.1})
-    labels = policy(guards=Guards(min_motion=1.0)).pairs(still, LADDER)
+    labels = policy(filters=Filters(min_motion=1.0)).pairs(still, LADDER)
     assert pairs_of(labels) == [(1, 3)] and labels.dropped == {"motion below min_motion": 1}
 
 
 def test_the_flows_band_and_broken_videos() -> None:
-    guards = Guards(min_flow=0.5, max_flow=4.0, max_frozen=0.3, max_empty=0.0)
+    filters = Filters(min_flow=0.5, max_flow=4.0, max_frozen=0.3, max_empty=0.0)
     sound = {"motion": 3.0, "blank": 0.0, "flow": 1.0, "frozen": 0.0, "empty": 0.0}
-    assert guards.refuse(sound) is None
+    assert filters.refuse(sound) is None
     for name, value, reason in (
         ("flow", 0.4, "flow below min_flow"), ("flow", 5.0, "flow above max_flow"),
         ("frozen", 0.5, "frozen above max_frozen"), ("empty", 0.1, "empty above max_empty"),
         ("blank", 1.0, "blank"),
     ):  # fmt: skip
-        assert guards.refuse({**sound, name: value}) == reason
-    assert Guards().refuse(MOVING) is None  # videos of before there was a flow
+        assert filters.refuse({**sound, name: value}) == reason
+    assert Filters().refuse(MOVING) is None  # videos of before there was a flow
     with pytest.raises(InputError, match="not measured"):
-        guards.refuse(MOVING)
+        filters.refuse(MOVING)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_the_flows_band_and_broken_videos() -> None:
 def test_bounds_that_no_video_can_keep_are_refused(bounds: dict[str, float], message: str) -> None:
     """Else the first round would be rolled out for nothing."""
     with pytest.raises(InputError, match=message):
-        Guards(**bounds)
+        Filters(**bounds)
 
 
 def test_a_tournament_of_less_than_its_rounds_is_refused() -> None:
@@ -207,7 +207,7 @@ def scored(*scores: float) -> list[Scored]:
 
 
 def accept(**settings: Any) -> Acceptance:
-    return Acceptance(settings.pop("guards", Guards()), Ratings(), Counter(), **settings)
+    return Acceptance(settings.pop("filters", Filters()), Ratings(), Counter(), **settings)
 
 
 def numbers(couples: Any) -> list[tuple[int, int]]:
@@ -232,7 +232,7 @@ def test_the_widest_acceptable_couple_is_found() -> None:
     """By hand: 1 against 0 is the widest, but the winner stands still; then 3 against 0."""
     group = [Scored(one, score, 1.0) for one, score in zip(
         candidates(4, motion={1: 0.1}), (0.0, 1.0, 0.3, 0.8), strict=True)]  # fmt: skip
-    took = accept(guards=Guards(motion_ratio=0.5))
+    took = accept(filters=Filters(motion_ratio=0.5))
     assert numbers(widest(group, took)) == [(3, 0)]
     assert took.dropped == {"winner moves too little": 1}
 
@@ -301,10 +301,10 @@ SETTINGS: list[dict[str, Any]] = [
 def test_the_order_of_duels_changes_nothing(settings: dict[str, Any]) -> None:
     for seed in range(10):
         some, duels = random_duels(seed)
-        for form in ("pairs", "points"):
-            wanted = getattr(policy(**settings), form)(some, duels)
+        for label_kind in ("pairs", "points"):
+            wanted = getattr(policy(**settings), label_kind)(some, duels)
             random.Random(seed).shuffle(duels)
-            assert getattr(policy(**settings), form)(some[::-1], duels) == wanted
+            assert getattr(policy(**settings), label_kind)(some[::-1], duels) == wanted
 
 
 def test_turned_round_every_winner_is_a_loser() -> None:

@@ -12,7 +12,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.labelling import (
     Acceptance,
     Couple,
-    Guards,
+    Filters,
     Labelling,
     Labels,
     Scored,
@@ -22,7 +22,7 @@ from ipo_lightning.labelling import (
     by_rarity,
     uniform,
 )
-from ipo_lightning.labelling.judgements import Ratings
+from ipo_lightning.labelling.standings import Ratings
 from ipo_lightning.storage.records import Candidate, Pair, Point, Verdict
 
 Round = tuple[list[Candidate], list[Verdict]]
@@ -46,8 +46,8 @@ def one_round(
 
 
 def labelling(margin: float = 0.0, depth: int = 1, **settings: Any) -> Labelling:
-    guards = settings.pop("guards", Guards())
-    return Labelling(partial(best_versus_worst, margin=margin, depth=depth), guards, **settings)
+    filters = settings.pop("filters", Filters())
+    return Labelling(partial(best_versus_worst, margin=margin, depth=depth), filters, **settings)
 
 
 def couples(labels: Labels) -> list[tuple[int, int, int]]:
@@ -212,9 +212,9 @@ def test_no_pairs_have_no_weights(rule: Any) -> None:
 
 def test_guards_leave_candidates_out_before_ranking() -> None:
     motion = {0: [0.1, 3.0, 4.0, 99.0]}
-    guards = Guards(min_motion=1.0, max_motion=50.0)
+    filters = Filters(min_motion=1.0, max_motion=50.0)
     data = one_round({0: [1.0, 0.6, 0.3, 0.0]}, motion)
-    labels = labelling(guards=guards).pairs(*data)
+    labels = labelling(filters=filters).pairs(*data)
     assert couples(labels) == [(0, 1, 2)]
     assert labels.dropped == {"motion above max_motion": 1, "motion below min_motion": 1}
 
@@ -226,30 +226,30 @@ def test_blank_videos_label_nothing() -> None:
 
 
 def test_a_winner_must_move_beside_its_loser() -> None:
-    guards = Guards(motion_ratio=0.5)
+    filters = Filters(motion_ratio=0.5)
     data = one_round({0: [1.0, 0.0], 1: [1.0, 0.0]}, {0: [1.9, 4.0], 1: [2.0, 4.0]})
-    labels = labelling(guards=guards).pairs(*data)
+    labels = labelling(filters=filters).pairs(*data)
     assert couples(labels) == [(1, 0, 1)]
     assert labels.dropped == {"winner moves too little": 1}
 
 
 def test_a_couple_refused_for_stillness_gives_way_to_the_next() -> None:
-    guards = Guards(motion_ratio=0.5)
+    filters = Filters(motion_ratio=0.5)
     data = one_round({0: [1.0, 0.8, 0.3, 0.0]}, {0: [0.1, 4.0, 4.0, 4.0]})
-    labels = labelling(guards=guards).pairs(*data)
+    labels = labelling(filters=filters).pairs(*data)
     assert couples(labels) == [(0, 1, 2)]
     assert labels.dropped == {"winner moves too little": 1}
 
 
-@pytest.mark.parametrize("form", ["pairs", "points"])
-def test_missing_verdicts_are_counted_and_never_replaced(form: str) -> None:
+@pytest.mark.parametrize("label_kind", ["pairs", "points"])
+def test_missing_verdicts_are_counted_and_never_replaced(label_kind: str) -> None:
     candidates, verdicts = one_round({0: [0.9, None, 0.1, 0.4], 1: [None, 0.3]})
     verdicts = [v for v in verdicts if (v.prompt_index, v.candidate) != (0, 3)]
-    labels = getattr(labelling(), form)(candidates, verdicts)
+    labels = getattr(labelling(), label_kind)(candidates, verdicts)
     assert labels.dropped["no verdict"] == 3
     seen = {row.prompt_index for row in labels.rows}
     assert seen == {0}
-    if form == "pairs":
+    if label_kind == "pairs":
         assert couples(labels) == [(0, 0, 2)]
         assert labels.dropped["fewer than two candidates left"] == 1
 
@@ -391,23 +391,23 @@ def random_round(seed: int) -> Round:
 
 SETTINGS: list[dict[str, Any]] = [
     {"margin": 0.25, "depth": 2, "within": "prompt"},
-    {"depth": 3, "guards": Guards(min_motion=1.0, motion_ratio=0.6), "within": "round"},
-    {"lower": 0.2, "upper": 0.7, "guards": Guards(max_motion=5.0)},
+    {"depth": 3, "filters": Filters(min_motion=1.0, motion_ratio=0.6), "within": "round"},
+    {"lower": 0.2, "upper": 0.7, "filters": Filters(max_motion=5.0)},
     {"lower": 0.2, "upper": 0.7, "weight": partial(by_rarity, bin=0.3)},
     {"depth": 2, "weight": by_margin},
 ]
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("form", ["pairs", "points"])
-def test_the_order_of_the_input_changes_nothing(settings: dict[str, Any], form: str) -> None:
+@pytest.mark.parametrize("label_kind", ["pairs", "points"])
+def test_the_order_of_the_input_changes_nothing(settings: dict[str, Any], label_kind: str) -> None:
     for seed in range(20):
         candidates, verdicts = random_round(seed)
-        wanted = getattr(labelling(**settings), form)(candidates, verdicts)
+        wanted = getattr(labelling(**settings), label_kind)(candidates, verdicts)
         draw = random.Random(seed)
         draw.shuffle(candidates)
         draw.shuffle(verdicts)
-        assert getattr(labelling(**settings), form)(candidates, verdicts) == wanted
+        assert getattr(labelling(**settings), label_kind)(candidates, verdicts) == wanted
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -475,7 +475,7 @@ def test_a_pair_rule_alone_does_not_know_the_order_either() -> None:
     candidates, _ = one_round({0: [0.0, 1.0, 1.0, 0.0, 0.5, 0.5]})
     scores = [0.0, 1.0, 1.0, 0.0, 0.5, 0.5]
     group = [Scored(c, s, 1.0) for c, s in zip(candidates, scores, strict=True)]
-    accept = Acceptance(Guards(), Ratings(), Counter())
+    accept = Acceptance(Filters(), Ratings(), Counter())
     wanted = best_versus_worst(group, accept, depth=2)
     assert len(wanted) == 2
     for seed in range(10):

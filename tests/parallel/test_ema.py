@@ -101,7 +101,7 @@ def test_a_moving_reference_of_bfloat16_goes_on_to_the_bit(folder: Path) -> None
 
 
 def rounds(
-    folder: Path, ema: float | None, updates: int = 5, **settings: Any
+    folder: Path, ema: float | None, optimizer_steps: int = 5, **settings: Any
 ) -> tuple[PreferenceModule, Weights, list[Weights]]:
     """A module at the end of its round, where it started, and its weights after each update."""
     module = PreferenceModule(
@@ -116,7 +116,7 @@ def rounds(
     module.begin_round(1, None)
     optimizer, seen = module.configure_optimizers(), []
     start = kept(module.trained())
-    for number in range(updates):
+    for number in range(optimizer_steps):
         module.pair_step(tiny.pair_batch(3, seed=number))[0].backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -158,19 +158,21 @@ class Followed(L.Callback):
     """Every weight after every update, and what each round ended with."""
 
     def __init__(self) -> None:
-        self.updates: dict[int, list[Weights]] = {}
+        self.optimizer_steps: dict[int, list[Weights]] = {}
         self.starts: dict[int, Weights] = {}
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         self.starts.setdefault(module.round, kept(module.trained()))
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-        self.updates.setdefault(module.round, []).append(kept(module.trained()))
+        self.optimizer_steps.setdefault(module.round, []).append(kept(module.trained()))
 
 
 @pytest.mark.slow
 def test_the_average_is_exported_and_the_next_round_starts_from_it(small: Compose) -> None:
-    cfg = small("round=2", "until=training", "optim.ema=0.6", "reference=frozen", "data.updates=3")
+    cfg = small(
+        "round=2", "until=training", "optim.ema=0.6", "reference=frozen", "data.optimizer_steps=3"
+    )
     assembly.settle(cfg)
     parts, followed, watch = assembly.assemble(cfg), Followed(), Watch()
     trainer = assembly.build_trainer(cfg, parts.iteration)
@@ -181,7 +183,7 @@ def test_the_average_is_exported_and_the_next_round_starts_from_it(small: Compos
         exported = parts.policy.load_export(parts.run.round(number).policy)
         for name, weight in exported.items():
             wanted = followed.starts[number][name].double() * 0.6**3
-            for place, weights in enumerate(followed.updates[number]):
+            for place, weights in enumerate(followed.optimizer_steps[number]):
                 wanted += weights[name].double() * 0.4 * 0.6 ** (2 - place)
             assert torch.allclose(weight.double(), wanted, atol=1e-6), name
         if number == 1:

@@ -53,7 +53,7 @@ from tests.conftest import ComposeTrain
 from train import train, train_critic
 
 DIMS = ("VQ", "MQ", "TA", "Overall")
-TINY = ("network.steps=0", "network.clips=64", "network.width=8", "data.updates=3",
+TINY = ("network.steps=0", "network.clips=64", "network.width=8", "data.optimizer_steps=3",
         "data.batch_size=4", "stopping.epochs=4", "trainer.accelerator=cpu", "logger=none",
         "trainer.enable_progress_bar=false", "name=run")  # fmt: skip
 
@@ -418,8 +418,8 @@ def test_folders_that_are_no_critic_are_refused(folder: Path, tmp_path: Path) ->
         TrainedCritic(str(tmp_path), ShapesReward())
     for name in ("model.safetensors", "network.json"):
         shutil.copy(folder / name, tmp_path / name)
-    form = json.loads((folder / "network.json").read_text())
-    (tmp_path / "network.json").write_text(json.dumps({**form, "recipe": 1}))
+    label_kind = json.loads((folder / "network.json").read_text())
+    (tmp_path / "network.json").write_text(json.dumps({**label_kind, "recipe": 1}))
     with pytest.raises(InputError, match="recipe 1 of the encoder.*train it again"):
         TrainedCritic(str(tmp_path), ShapesReward())
     (tmp_path / "network.json").write_text("[1]")

@@ -13,7 +13,7 @@ from ipo_lightning.reward.losses import (
     RewardLoss,
     bradley_terry,
     bradley_terry_ties,
-    form,
+    label_kind,
     mean_over_valid,
     regression,
     try_loss,
@@ -121,7 +121,7 @@ def test_a_missing_label_neither_pulls_nor_dilutes(loss: partial[RewardLoss]) ->
     labels = torch.full((6, 3), NONE, dtype=torch.float64)
     labels[:4, 1] = 1
     one = labels[:4, 1:2]
-    pairwise = form(loss) == "pairwise"
+    pairwise = label_kind(loss) == "pairwise"
 
     def ask(rows: slice, dims: slice, labels: Tensor) -> RewardLoss:
         other = (second[rows, dims],) if pairwise else ()
@@ -176,5 +176,5 @@ def test_a_wrong_setting_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(InputError, match="ties=1: give more than 1"):
         try_loss(partial(bradley_terry_ties, ties=1))
     with pytest.raises(InputError, match="first parameter is 'policy'"):
-        form(lambda policy, other: None)
+        label_kind(lambda policy, other: None)
     try_loss(regression)

@@ -16,8 +16,8 @@ from train import train
 
 REPO = Path(__file__).resolve().parents[2]
 COMMON = (
-    "rollout.prompts=3", "rollout.n=2", "rollout.steps=2", "data.updates=4",
-    "labelling.pair_rule.margin=0", "labelling.guards.motion_ratio=0", "evaluation.n=1",
+    "rollout.prompts=3", "rollout.n=2", "rollout.steps=2", "data.optimizer_steps=4",
+    "labelling.pair_rule.margin=0", "labelling.filters.motion_ratio=0", "evaluation.n=1",
     "evaluation.split=select", "evaluation.prompts=3", "callbacks.iteration.checkpoint_every=2",
     "callbacks.progress=null", "callbacks.videos=null", "trainer.enable_progress_bar=false",
     "trainer.accelerator=cpu", "logger=none", "name=run",

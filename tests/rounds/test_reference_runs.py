@@ -57,7 +57,7 @@ def test_errors_in_advance_train_as_a_live_reference_step_by_step(
     small: Compose, settings: tuple[str, ...]
 ) -> None:
     """Over two rounds, the second against a policy that has been trained."""
-    common = ("round=2", "until=training", "data.updates=4", *settings)
+    common = ("round=2", "until=training", "data.optimizer_steps=4", *settings)
     live, policy = watched(small(*common, "reference=frozen", outputs="live"))
     known, other = watched(small(*common, "reference=cached", outputs="known"))
     assert len(live) == 8
@@ -84,7 +84,7 @@ def test_a_sweep_over_losses_and_rates_computes_the_reference_once(
     for name, change in enumerate(("loss=hinge", "loss.beta=7", "optim.optimizer.lr=1e-5")):
         train(small("round=1", f"name=run{name}", "until=training", change))
     assert written == []
-    train(small("round=1", "name=longer", "until=training", "data.updates=8"))
+    train(small("round=1", "name=longer", "until=training", "data.optimizer_steps=8"))
     assert set(written) == {"reference"}
 
 

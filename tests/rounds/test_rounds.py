@@ -201,7 +201,7 @@ def test_videos_lost_in_mid_round_are_made_by_the_policy_that_the_round_began_wi
 def test_every_choice_trains_and_starts_at_the_constant_of_its_loss(
     small: Compose, overrides: tuple[str, ...]
 ) -> None:
-    line = train(small("round=1", "data.updates=2", "regularise.winners=0", *overrides))
+    line = train(small("round=1", "data.optimizer_steps=2", "regularise.winners=0", *overrides))
     assert line is not None
     base = RunDir(Path(small().paths.outputs) / "run").line(0)
     assert base is not None

@@ -2,7 +2,7 @@
 
 Ported onto current transformers from MizzenAI/HPSv3 (MIT): frames of about 200704 pixels resized by
 PIL, sequential positions as the weights were tuned with, the head in float32. It needs no
-torchvision. The words of its rubric are upstream's and are not shipped, see `Original`.
+torchvision. The words of its rubric are upstream's and are not shipped, see `PublishedText`.
 """
 
 from collections.abc import Mapping
@@ -26,8 +26,8 @@ from ipo_lightning.critics.pretrained.checkpoint import (
     named,
     origin,
 )
+from ipo_lightning.critics.pretrained.published_texts import PublishedText
 from ipo_lightning.critics.pretrained.viewing import Viewing
-from ipo_lightning.critics.pretrained.wording import Original
 from ipo_lightning.critics.scorers.frames import SIGMA, FrameCritic, Over
 from ipo_lightning.critics.scorers.reward import DTYPES
 from ipo_lightning.critics.scorers.reward_model import PROMPT, RewardModel, fill
@@ -38,7 +38,7 @@ from ipo_lightning.storage.store import fingerprint
 FILE = "HPSv3.safetensors"
 TOKEN = "<|Reward|>"
 IMAGE = "<|image_pad|>"
-RUBRIC = Original(
+RUBRIC = PublishedText(
     "f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c",
     "https://raw.githubusercontent.com/MizzenAI/HPSv3/d232ff8669a0b00759766067c6c3a26e2e717fac/"
     "hpsv3/dataset/data_collator_qwen.py",
@@ -105,7 +105,7 @@ class HPSv3(FrameCritic):
         revision: str | None = None,
         base: str = "Qwen/Qwen2-VL-7B-Instruct",
         base_revision: str | None = None,
-        wording: str | None = None,
+        prompt_text: str | None = None,
         frames: int = 4,
         over: Over = "mean",
         dtype: Literal["float32", "bfloat16"] = "bfloat16",
@@ -116,9 +116,9 @@ class HPSv3(FrameCritic):
         self.path, self.revision = path, revision
         self.base, self.base_revision = base, base_revision
         self.viewing = Viewing(min_pixels=PIXELS, max_pixels=PIXELS)
-        if wording is not None:
-            RUBRIC.read(wording)  # refused now, not after a rollout
-        self.wording, self._rubric = wording, ""
+        if prompt_text is not None:
+            RUBRIC.read(prompt_text)  # refused now, not after a rollout
+        self.prompt_text, self._rubric = prompt_text, ""
         self._model: RankNet | None = None
 
     @cached_property
@@ -146,8 +146,8 @@ class HPSv3(FrameCritic):
         return tokenizer, images
 
     def ready(self) -> None:
-        """The words may be missing, see `Original.read`, or the weights out of reach."""
-        RUBRIC.read(self.wording)
+        """The words may be missing, see `PublishedText.read`, or the weights out of reach."""
+        RUBRIC.read(self.prompt_text)
         _ = self.processors
         check_weights("path", self.path, self.revision, FILE)
 
@@ -157,7 +157,7 @@ class HPSv3(FrameCritic):
         Raises:
             InputError: they or the words cannot be read, or do not fit the base.
         """
-        self._rubric = RUBRIC.read(self.wording)  # before the weights, which take longer
+        self._rubric = RUBRIC.read(self.prompt_text)  # before the weights, which take longer
         token = self.processors[0].convert_tokens_to_ids(TOKEN)
         with named("base", self.base):
             config = AutoConfig.from_pretrained(self.base, revision=self.base_revision)

@@ -23,13 +23,13 @@ from ipo_lightning.critics.pretrained.checkpoint import (
 from ipo_lightning.critics.pretrained.viewing import Viewing
 from ipo_lightning.critics.protocols import Rating
 from ipo_lightning.critics.scorers.reward_model import (
-    FORM,
+    SPEC,
     WEIGHTS,
-    RewardForm,
     RewardInputs,
     RewardModel,
+    RewardSpec,
     load_reward,
-    read_form,
+    read_spec,
 )
 from ipo_lightning.errors import InputError
 from ipo_lightning.storage.store import fingerprint
@@ -98,8 +98,8 @@ class RewardCritic:
         """See `Critic`."""
         network, inputs = self._open()
         if self.fps is not None:
-            inputs.form = replace(inputs.form, viewing=replace(inputs.form.viewing, fps=self.fps))
-        self._check_weights(inputs.form.dims)
+            inputs.spec = replace(inputs.spec, viewing=replace(inputs.spec.viewing, fps=self.fps))
+        self._check_weights(inputs.spec.dims)
         self._network, self._inputs = network.to(device), inputs
 
     def release(self) -> None:
@@ -131,23 +131,23 @@ class RewardCritic:
         Raises:
             InputError: a file is missing, or another.
         """
-        form = self._form()
+        spec = self._spec()
         Processor(self.model)
         check_weights("model", self.model, file=WEIGHTS)
-        return form.dims
+        return spec.dims
 
     def _check_weights(self, dims: Sequence[str]) -> None:
         if self.weights is not None and not self.weights.keys() <= set(dims):
             raise InputError(f"weights={self.weights}: {self.model} has {', '.join(sorted(dims))}")
 
-    def _form(self) -> RewardForm:
-        if not (Path(self.model) / FORM).is_file():
-            raise InputError(f"model={self.model}: no {FORM} there; give a reward folder")
-        return read_form(Path(self.model))
+    def _spec(self) -> RewardSpec:
+        if not (Path(self.model) / SPEC).is_file():
+            raise InputError(f"model={self.model}: no {SPEC} there; give a reward folder")
+        return read_spec(Path(self.model))
 
     def _open(self) -> tuple[RewardModel, RewardInputs]:
         """The network, on the CPU, and what makes its inputs."""
-        self._form()
+        self._spec()
         return load_reward(Path(self.model), DTYPES[self.dtype], self.attention)
 
     # ---------------------------------------------------------------- a batch
@@ -166,7 +166,7 @@ class RewardCritic:
             return Rating(None, raw=str(error), fault="cannot be shown")
         if row["input_ids"].shape[1] > network.context:
             return Rating(None, fault="longer than the model's context")
-        self._warn_of_gaps(clip, inputs.form.viewing)
+        self._warn_of_gaps(clip, inputs.spec.viewing)
         return row
 
     def _warn_of_gaps(self, clip: Clip, viewing: Viewing) -> None:
@@ -194,12 +194,12 @@ class RewardCritic:
         return values
 
     def _rating(self, rewards: Sequence[float]) -> Rating:
-        form = self._loaded()[1].form
+        spec = self._loaded()[1].spec
         dims = {
             name: (reward - mean) / std
-            for name, reward, mean, std in zip(form.dims, rewards, form.mean, form.std, strict=True)
+            for name, reward, mean, std in zip(spec.dims, rewards, spec.mean, spec.std, strict=True)
         }
-        raw = json.dumps(dict(zip(form.dims, rewards, strict=True)))
+        raw = json.dumps(dict(zip(spec.dims, rewards, strict=True)))
         if any(value != value for value in rewards):
             return Rating(None, raw=raw, fault="not a number")
         weights = dict.fromkeys(dims, 1.0) if self.weights is None else self.weights

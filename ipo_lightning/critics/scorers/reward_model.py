@@ -33,13 +33,13 @@ from ipo_lightning.video import Clip
 
 PROMPT = "{text_prompt}"
 """Where the videos' prompt goes in a rubric."""
-FORM, RUBRIC, WEIGHTS = "reward.json", "rubric.txt", "model.safetensors"
+SPEC, RUBRIC, WEIGHTS = "reward.json", "rubric.txt", "model.safetensors"
 
 Positions = Literal["sequential", "native"]
 
 
 @dataclass(frozen=True)
-class RewardForm:
+class RewardSpec:
     """What is asked, and how the answers become scores: all of a reward model but its weights."""
 
     rubric: str
@@ -156,15 +156,15 @@ class RewardInputs:
         form: what is asked.
     """
 
-    def __init__(self, processor: Processor, form: RewardForm) -> None:
-        self.processor, self.form = processor, form
-        processor.tokenizer.add_tokens(list(form.tokens), special_tokens=True)
-        self.tokens: list[int] = processor.tokenizer.convert_tokens_to_ids(list(form.tokens))
+    def __init__(self, processor: Processor, spec: RewardSpec) -> None:
+        self.processor, self.spec = processor, spec
+        processor.tokenizer.add_tokens(list(spec.tokens), special_tokens=True)
+        self.tokens: list[int] = processor.tokenizer.convert_tokens_to_ids(list(spec.tokens))
 
     def one(self, clip: Clip, prompt: str) -> dict[str, Tensor]:
         """The inputs (1, L) for one video."""
-        shown = self.form.viewing.show(clip, self.processor.grid)
-        words = self.form.rubric.replace(PROMPT, self.processor.harmless(prompt))
+        shown = self.spec.viewing.show(clip, self.processor.grid)
+        words = self.spec.rubric.replace(PROMPT, self.processor.harmless(prompt))
         return self.processor.encode(self.processor.rendered([None, words]), [shown])
 
     def __call__(self, clips: Sequence[Clip], prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -173,7 +173,7 @@ class RewardInputs:
         return collate(rows, self.processor.padding, left=False)
 
 
-def save_reward(folder: Path, model: RewardModel, form: RewardForm, processor: Processor) -> None:
+def save_reward(folder: Path, model: RewardModel, spec: RewardSpec, processor: Processor) -> None:
     """Write a reward folder.
 
     Args:
@@ -181,9 +181,9 @@ def save_reward(folder: Path, model: RewardModel, form: RewardForm, processor: P
         processor: with the form's special tokens (see `RewardInputs`).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    plain = asdict(form)
+    plain = asdict(spec)
     (folder / RUBRIC).write_text(plain.pop("rubric"), encoding="utf-8", newline="")
-    (folder / FORM).write_text(json.dumps(plain, indent=2) + "\n")
+    (folder / SPEC).write_text(json.dumps(plain, indent=2) + "\n")
     backbone: Any = model.backbone
     backbone.config.save_pretrained(folder)
     processor.whole.save_pretrained(folder)
@@ -191,19 +191,19 @@ def save_reward(folder: Path, model: RewardModel, form: RewardForm, processor: P
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def read_form(folder: Path) -> RewardForm:
+def read_spec(folder: Path) -> RewardSpec:
     """The form of a reward folder.
 
     Raises:
         InputError: a file is missing or says something else.
     """
     try:
-        plain: dict[str, Any] = json.loads((folder / FORM).read_text())
+        plain: dict[str, Any] = json.loads((folder / SPEC).read_text())
         plain["rubric"] = (folder / RUBRIC).read_bytes().decode("utf-8")
-        known = {field.name for field in fields(RewardForm)}
+        known = {field.name for field in fields(RewardSpec)}
         lists = {name: tuple(plain[name]) for name in ("dims", "tokens", "mean", "std")}
         settings = {name: value for name, value in plain.items() if name in known}
-        return RewardForm(**settings | lists | {"viewing": Viewing(**plain["viewing"])})
+        return RewardSpec(**settings | lists | {"viewing": Viewing(**plain["viewing"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, InputError):
             raise
@@ -219,8 +219,8 @@ def load_reward(
         dtype: of the backbone; the head stays in float32.
         attention: transformers' name of the kernels; None is its own choice.
     """
-    form = read_form(folder)
-    inputs = RewardInputs(Processor(str(folder)), form)
+    spec = read_spec(folder)
+    inputs = RewardInputs(Processor(str(folder)), spec)
     with named("model", str(folder)):
         config = AutoConfig.from_pretrained(folder)
     model = empty_model(config, inputs, dtype, attention)
@@ -235,10 +235,10 @@ def empty_model(
     config: Any, inputs: RewardInputs, dtype: torch.dtype, attention: str | None = None
 ) -> RewardModel:
     """The network of a config, with no weights worth the name: `fill` gives them."""
-    form = inputs.form
+    spec = inputs.spec
     with no_init_weights():  # on the CPU, not on meta: buffers outside of state dicts are right
         backbone = AutoModel.from_config(config, dtype=dtype, attn_implementation=attention)
-    return RewardModel(backbone, inputs.tokens, form.outputs, form.positions).eval()
+    return RewardModel(backbone, inputs.tokens, spec.outputs, spec.positions).eval()
 
 
 def fill(model: RewardModel, weights: Mapping[str, Tensor]) -> None:

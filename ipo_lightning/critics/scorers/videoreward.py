@@ -10,7 +10,7 @@ on transformers 4.45 alone; this is a port:
 - frames are sampled and resized as its fork of qwen-vl-utils does (see `Viewing`);
 - the head computes in float32 here, in bfloat16 upstream: scores agree to the third digit or so.
 
-The words of its rubric are upstream's (MIT) and are not shipped, see `Original`.
+The words of its rubric are upstream's (MIT) and are not shipped, see `PublishedText`.
 """
 
 import json
@@ -32,20 +32,20 @@ from ipo_lightning.critics.pretrained.checkpoint import (
     named,
     origin,
 )
+from ipo_lightning.critics.pretrained.published_texts import PublishedText
 from ipo_lightning.critics.pretrained.viewing import Viewing
-from ipo_lightning.critics.pretrained.wording import Original
 from ipo_lightning.critics.scorers.reward import DTYPES, RewardCritic
 from ipo_lightning.critics.scorers.reward_model import (
-    RewardForm,
     RewardInputs,
     RewardModel,
+    RewardSpec,
     empty_model,
     fill,
 )
 from ipo_lightning.errors import InputError
 from ipo_lightning.storage.store import fingerprint
 
-RUBRIC = Original(
+RUBRIC = PublishedText(
     "fdb6309bac618dd0c8b1b589d3a0970a974f7856eecbb355a190b2dce54af700",
     "https://raw.githubusercontent.com/KwaiVGI/VideoAlign/"
     "219ab9db64c045e5181a2202d11f686439351292/prompt_template.py",
@@ -81,7 +81,7 @@ class VideoReward(RewardCritic):
         checkpoint: str = "checkpoint-11352/model.pth",
         base: str = "Qwen/Qwen2-VL-2B-Instruct",
         base_revision: str | None = None,
-        wording: str | None = None,
+        prompt_text: str | None = None,
         fps: float | None = None,
         weights: Mapping[str, float] | None = None,
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
@@ -92,9 +92,9 @@ class VideoReward(RewardCritic):
         check_source("base", base)
         self.revision, self.checkpoint = revision, checkpoint
         self.base, self.base_revision = base, base_revision
-        if wording is not None:
-            RUBRIC.read(wording)  # refused now, not after a rollout
-        self.wording = wording
+        if prompt_text is not None:
+            RUBRIC.read(prompt_text)  # refused now, not after a rollout
+        self.prompt_text = prompt_text
 
     def _origin(self) -> str:
         name = origin("model", self.model, self.revision, SETTINGS)
@@ -102,22 +102,22 @@ class VideoReward(RewardCritic):
         return f"{name}.{fingerprint([self.checkpoint, base, RUBRIC.sha256])[:8]}"
 
     def _check_files(self) -> tuple[str, ...]:
-        rubric = RUBRIC.read(self.wording)
-        dims = form_of(self._settings(), rubric, outputs=1).dims
+        rubric = RUBRIC.read(self.prompt_text)
+        dims = spec_of(self._settings(), rubric, outputs=1).dims
         Processor(self.base, self.base_revision)
         check_weights("model", self.model, self.revision, self.checkpoint)
         return dims
 
     def _open(self) -> tuple[RewardModel, RewardInputs]:
-        rubric = RUBRIC.read(self.wording)  # before the weights, which take longer
+        rubric = RUBRIC.read(self.prompt_text)  # before the weights, which take longer
         settings = self._settings()
         scale = lora_scale(settings.get("peft_lora_config") or {})
         state = read_state(self._file(self.checkpoint))
         weights = current(state, scale, DTYPES[self.dtype])
         if EMBEDDINGS not in weights or HEAD not in weights:
             raise InputError(f"{self.model}/{self.checkpoint} is no checkpoint of VideoReward")
-        form = form_of(settings, rubric, len(weights[HEAD]))
-        inputs = RewardInputs(Processor(self.base, self.base_revision), form)
+        spec = spec_of(settings, rubric, len(weights[HEAD]))
+        inputs = RewardInputs(Processor(self.base, self.base_revision), spec)
         with named("base", self.base):
             config = AutoConfig.from_pretrained(self.base, revision=self.base_revision)
         rows, words = len(weights[EMBEDDINGS]), len(inputs.processor.tokenizer)
@@ -144,7 +144,7 @@ class VideoReward(RewardCritic):
             return settings
 
 
-def form_of(settings: Mapping[str, Any], rubric: str, outputs: int) -> RewardForm:
+def spec_of(settings: Mapping[str, Any], rubric: str, outputs: int) -> RewardSpec:
     """What is asked, from upstream's settings.
 
     Args:
@@ -172,7 +172,7 @@ def form_of(settings: Mapping[str, Any], rubric: str, outputs: int) -> RewardFor
         if value != ported:
             raise InputError(f"{SETTINGS}: {name}={value}; only {ported} is ported")
     norms = settings.get("inference_config") or {}
-    return RewardForm(
+    return RewardSpec(
         rubric=rubric,
         dims=dims,
         tokens=tuple(f"<|{name}_reward|>" for name in dims),

@@ -30,7 +30,7 @@ from ipo_lightning.storage.records import Answer, Candidate, Verdict
 from ipo_lightning.storage.store import Store, fingerprint
 from ipo_lightning.video import Clip, read_video
 
-Tell = Callable[[Sequence[Candidate]], Future[None]]
+OnCandidates = Callable[[Sequence[Candidate]], Future[None]]
 """Told of candidates as soon as they are in the store."""
 Base = Mapping[tuple[int, int], str]
 """Prompt index and candidate -> name of the base model's video of the same prompt and seed."""
@@ -97,7 +97,7 @@ class CritiqueStage(ABC):
         return sum(len(unit) for unit in self._todo(candidates))
 
     @contextmanager
-    def beside(self, device: str) -> Iterator[Tell | None]:
+    def beside(self, device: str) -> Iterator[OnCandidates | None]:
         """How to put videos to the critic while others are made; None where it would be in the way
         or is never asked."""
         yield None
@@ -131,15 +131,15 @@ class AskingStage(CritiqueStage, Generic[C]):
         self, candidates: Sequence[Candidate], workers: Workers, device: str, label: str
     ) -> None:
         todo = workers.agree(self._todo(candidates))
-        size = self._at_once(len(todo), workers.world)
+        size = self._prompts_per_call(len(todo), workers.world)
         calls = [[*chain(*todo[at : at + size])] for at in range(0, len(todo), size)]
         unit = "prompts" if size == 1 else f"x {size} prompts"
         with self._loaded(device) if todo else nullcontext():
             workers.run(calls, self._ask, label, unit)
 
-    def _at_once(self, units: int, world: int) -> int:
+    def _prompts_per_call(self, units: int, world: int) -> int:
         """How many units go into a call: what the critic wishes, while every rank has some."""
-        wished = int(getattr(self.critic, "at_once", 1))
+        wished = int(getattr(self.critic, "prompts_per_call", 1))
         return max(1, min(wished, units // world))
 
     @contextmanager
@@ -162,7 +162,7 @@ class AskingStage(CritiqueStage, Generic[C]):
             self.critic.release()
 
     @contextmanager
-    def beside(self, device: str) -> Iterator[Tell | None]:
+    def beside(self, device: str) -> Iterator[OnCandidates | None]:
         """See `CritiqueStage`.
 
         At the end, videos that it has not begun with are left to the critique stage, and so are

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ipo_lightning.critics.pretrained.viewing import Grid, Shown, Viewing
-from ipo_lightning.critics.vlm.chat import Fault, Reply, Token, Turn, parts
+from ipo_lightning.critics.vlm.client import Fault, Reply, Token, Turn, parts
 from ipo_lightning.critics.vlm.server import Read, Server, Spent
 from ipo_lightning.errors import InputError
 from ipo_lightning.seeds import derive_seed
@@ -32,8 +32,8 @@ ROUNDING = 1e-3  # by which a logarithm of a probability may be above 0
 OWN_FIELDS = {"messages", "model", "n", "stream", "logprobs", "top_logprobs", "seed", "temperature"}
 
 
-class EndpointChat:
-    """A `ChatModel` over HTTP.
+class EndpointVLM:
+    """A `VLMClient` over HTTP.
 
     The address is no part of ``identity``: the same model answers the same wherever it runs, and a
     server that moves to another port must not cost all verdicts again. A name such as ``gpt-5`` or
@@ -102,11 +102,11 @@ class EndpointChat:
                 raise InputError(f"chat.{name}={value}: give {least} or more")
         if self.samples > 1 and self.temperature == 0:
             raise InputError(
-                f"chat.samples={self.samples}, chat.temperature=0: several replies want a "
+                f"vlm.samples={self.samples}, vlm.temperature=0: several replies want a "
                 "temperature above 0; at 0 they would all be the same"
             )
         if taken := sorted(self.extra.keys() & (OWN_FIELDS | {self.limit_field})):
-            raise InputError(f"chat.extra has {', '.join(taken)}, which has a setting of its own")
+            raise InputError(f"vlm.extra has {', '.join(taken)}, which has a setting of its own")
 
     @property
     def identity(self) -> str:
@@ -126,7 +126,7 @@ class EndpointChat:
         return self.server.spent
 
     @property
-    def at_once(self) -> int:
+    def prompts_per_call(self) -> int:
         """Prompts a call, see `Critic`: each has some four questions or more, and so all of the
         server's places are taken."""
         return max(1, self.server.concurrency // 4)
@@ -148,7 +148,7 @@ class EndpointChat:
     def choose(
         self, turns: Sequence[Turn], options: Mapping[str, Sequence[str]]
     ) -> list[dict[str, float] | Fault]:
-        """See `ChatModel.choose`; read off the likeliest tokens at the answer's first place.
+        """See `VLMClient.choose`; read off the likeliest tokens at the answer's first place.
 
         A spelling that is not among them counts as 0, which it nearly is. Options that have less
         than half of the probability together are a fault, "no such token". Asked at temperature 1,
@@ -159,7 +159,7 @@ class EndpointChat:
             CriticGone: as `Server.ask`.
         """
         if self.top_logprobs is None:
-            raise InputError(f"{self.model}: a choice by probabilities needs chat.top_logprobs")
+            raise InputError(f"{self.model}: a choice by probabilities needs vlm.top_logprobs")
         fields = {self.limit_field: 1, "temperature": 1.0} | self._told()
 
         def read(answer: Mapping[str, Any]) -> dict[str, float] | Fault:
@@ -177,7 +177,7 @@ class EndpointChat:
         return self._ask(self._questions(turns, fields), read)
 
     def reply(self, turns: Sequence[Turn]) -> list[list[Reply | Fault]]:
-        """See `ChatModel.reply`.
+        """See `VLMClient.reply`.
 
         A temperature other than 0 or 1 changes the probabilities in ``tokens`` at some servers.
 
@@ -291,7 +291,7 @@ def likeliest(place: Mapping[str, Any]) -> dict[str, float]:
 def shares(
     top: Mapping[str, float], options: Mapping[str, Sequence[str]]
 ) -> dict[str, float] | Fault:
-    """The probabilities of options among themselves, see `EndpointChat.choose`.
+    """The probabilities of options among themselves, see `EndpointVLM.choose`.
 
     Args:
         top: text -> log probability. options: name -> spellings.

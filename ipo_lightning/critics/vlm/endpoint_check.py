@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 
 from ipo_lightning.critics.protocols import CriticGone
-from ipo_lightning.critics.vlm.chat import VIDEO, Fault, Turn
-from ipo_lightning.critics.vlm.endpoint import EndpointChat
-from ipo_lightning.critics.vlm.judges import YES_NO
+from ipo_lightning.critics.vlm.client import VIDEO, Fault, Turn
+from ipo_lightning.critics.vlm.critics import YES_NO
+from ipo_lightning.critics.vlm.endpoint import EndpointVLM
 from ipo_lightning.critics.vlm.server import Server
 from ipo_lightning.errors import InputError
 from ipo_lightning.video import Clip
@@ -61,10 +61,10 @@ def checks() -> list[Check]:
     ]
 
 
-def in_words(chat: EndpointChat) -> Iterator[tuple[bool, str]]:
+def in_words(vlm: EndpointVLM) -> Iterator[tuple[bool, str]]:
     """(passed, line) of each check that is answered in words."""
     asked = checks()
-    for check, (reply, *_) in zip(asked, chat.reply([one.turn for one in asked]), strict=True):
+    for check, (reply, *_) in zip(asked, vlm.reply([one.turn for one in asked]), strict=True):
         if isinstance(reply, Fault):
             yield False, f"{check.what}: no answer ({reply.reason})"
             continue
@@ -73,11 +73,11 @@ def in_words(chat: EndpointChat) -> Iterator[tuple[bool, str]]:
         yield passed, f"{check.what}: {said[:60]!r}" + ("" if passed else f", not {check.answer!r}")
 
 
-def by_probability(chat: EndpointChat) -> Iterator[tuple[bool, str]]:
+def by_probability(vlm: EndpointVLM) -> Iterator[tuple[bool, str]]:
     """(passed, line) of a choice by probabilities, and of its contrary."""
     for colour, right in (("red", "yes"), ("blue", "no")):
         text = f"{VIDEO}\nIs the square {colour}? Answer with yes or no."
-        (chances,) = chat.choose([Turn((drawn("red"),), text)], YES_NO)
+        (chances,) = vlm.choose([Turn((drawn("red"),), text)], YES_NO)
         name = f"probability that a red square is {colour}"
         if isinstance(chances, Fault):
             yield False, f"{name}: none ({chances.reason}); does the model think first?"
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print what was found; 0 where critics in words can work."""
     given = settings(arguments)
     try:
-        chat = EndpointChat(
+        vlm = EndpointVLM(
             Server(given.base_url, given.key_variable, patience=5),
             given.model,
             video=given.video,
@@ -109,22 +109,22 @@ def main(arguments: Sequence[str]) -> int:
             limit_field=given.limit_field,
             top_logprobs=None,
         )
-        chat.load("cpu")
-        words = list(in_words(chat))
+        vlm.load("cpu")
+        words = list(in_words(vlm))
         show("in words (any form)", words)
-        chat.top_logprobs = 20
-        show("by probabilities (vlm_pairwise, vlm_pointwise, videoscore2)", chances(chat))
+        vlm.top_logprobs = 20
+        show("by probabilities (vlm_pairwise, vlm_pointwise, videoscore2)", chances(vlm))
     except (InputError, CriticGone) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - what a person asked for
         return 1
-    print(f"spent: {chat.spent}")  # noqa: T201
+    print(f"spent: {vlm.spent}")  # noqa: T201
     return 0 if all(passed for passed, _ in words) else 1
 
 
-def chances(chat: EndpointChat) -> list[tuple[bool, str]]:
+def chances(vlm: EndpointVLM) -> list[tuple[bool, str]]:
     """As `by_probability`; a server that refuses is one more thing to tell."""
     try:
-        return list(by_probability(chat))
+        return list(by_probability(vlm))
     except InputError as error:
         return [(False, str(error))]
 

@@ -1,7 +1,7 @@
 """Multimodal chat models in this process: any of transformers' that takes videos.
 
-Two readouts. `LocalChat.choose` makes one forward and reads the next token's raw logits: a
-probability for each option, exact and without sampling. `LocalChat.reply` lets the model write.
+Two readouts. `LocalVLM.choose` makes one forward and reads the next token's raw logits: a
+probability for each option, exact and without sampling. `LocalVLM.reply` lets the model write.
 Neither uses the sampling that a checkpoint recommends: a penalty on repetitions, as Qwen2.5-VL
 ships one, would alter the probabilities.
 """
@@ -36,7 +36,7 @@ from ipo_lightning.critics.pretrained.checkpoint import (
     origin,
 )
 from ipo_lightning.critics.pretrained.viewing import Viewing
-from ipo_lightning.critics.vlm.chat import Fault, Reply, Token, Turn, parts
+from ipo_lightning.critics.vlm.client import Fault, Reply, Token, Turn, parts
 from ipo_lightning.errors import InputError
 from ipo_lightning.seeds import derive_seed, generator
 from ipo_lightning.storage.store import canonical, fingerprint
@@ -48,8 +48,8 @@ TOP = 20
 """Likeliest tokens that are told of each token of a reply."""
 
 
-class LocalChat:
-    """A `ChatModel` whose weights are in this process.
+class LocalVLM:
+    """A `VLMClient` whose weights are in this process.
 
     Args:
         model: a folder as `save_pretrained` writes it, or a hub id. Weights are read from
@@ -114,7 +114,7 @@ class LocalChat:
 
     @cached_property
     def identity(self) -> str:
-        """See `ChatModel`; a folder counts by its contents, a hub id by its commit."""
+        """See `VLMClient`; a folder counts by its contents, a hub id by its commit."""
         sampling: dict[str, Any] = {"dtype": self.dtype, "tokens": self.max_tokens}
         if self.temperature:
             sampling |= {"n": self.samples, "t": self.temperature, "seed": self.seed}
@@ -165,13 +165,13 @@ class LocalChat:
     def choose(
         self, turns: Sequence[Turn], options: Mapping[str, Sequence[str]]
     ) -> list[dict[str, float] | Fault]:
-        """See `ChatModel`."""
+        """See `VLMClient`."""
         ids = option_tokens(self.processor.tokenizer, options)
         rows = ((turn, 0) for turn in turns)
         return list(self._answers(rows, 1, lambda some: self._choices(some, ids)))
 
     def reply(self, turns: Sequence[Turn]) -> list[list[Reply | Fault]]:
-        """See `ChatModel`."""
+        """See `VLMClient`."""
         rows = ((turn, self._seed(turn, one)) for turn in turns for one in range(self.samples))
         flat = list(self._answers(rows, self.max_tokens, self._replies))
         return [flat[at : at + self.samples] for at in range(0, len(flat), self.samples)]

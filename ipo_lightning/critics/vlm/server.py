@@ -34,7 +34,7 @@ from ipo_lightning.critics.pretrained.http_errors import (
     whole_body,
 )
 from ipo_lightning.critics.protocols import CriticGone
-from ipo_lightning.critics.vlm.chat import Fault
+from ipo_lightning.critics.vlm.client import Fault
 from ipo_lightning.errors import InputError
 from ipo_lightning.storage.store import canonical
 

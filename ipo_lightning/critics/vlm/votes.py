@@ -10,8 +10,8 @@ from statistics import fmean, pstdev
 from typing import TypeVar
 
 from ipo_lightning.critics.protocols import Comparison, Rating
-from ipo_lightning.critics.vlm.chat import Fault, Reply
-from ipo_lightning.critics.vlm.forms.base import PairVote, PointVote, Unreadable
+from ipo_lightning.critics.vlm.client import Fault, Reply
+from ipo_lightning.critics.vlm.templates.base import PairVote, PointVote, Unreadable
 from ipo_lightning.metrics.preferences import Preference
 
 V = TypeVar("V")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
-from ipo_lightning.critics.pretrained.wording import Original, sha256
+from ipo_lightning.critics.pretrained.published_texts import PublishedText, sha256
 from ipo_lightning.critics.protocols import PointCritic
 from ipo_lightning.critics.scorers import hpsv3
 from ipo_lightning.critics.scorers.hpsv3 import FILE, TOKEN, HPSv3, renamed
@@ -27,7 +27,7 @@ RUBRIC = f"\nRate the picture.\nIts prompt is {{text_prompt}}\n\nThe rating: {TO
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny rubric is the one that is known."""
-    known = Original(sha256(RUBRIC), hpsv3.RUBRIC.url, hpsv3.RUBRIC.parts)
+    known = PublishedText(sha256(RUBRIC), hpsv3.RUBRIC.url, hpsv3.RUBRIC.parts)
     monkeypatch.setattr(hpsv3, "RUBRIC", known)
 
 
@@ -109,7 +109,7 @@ def by_hand(base: Path, weights: Path, frame: Tensor) -> Tensor:
 def critic(base: Path, weights: Path, frames: int = 2, **more: str) -> HPSv3:
     words = base.parent / "words.txt"
     words.write_text(RUBRIC)
-    settings = {"dtype": "float32", "wording": str(words)} | more
+    settings = {"dtype": "float32", "prompt_text": str(words)} | more
     return HPSv3(str(weights), base=str(base), frames=frames, **settings)  # type: ignore[arg-type]
 
 
@@ -143,7 +143,7 @@ def test_batch_and_order_do_not_change_a_bit(base: Path, weights: Path) -> None:
 def test_the_rubric_is_put_together_of_upstreams_constants(base: Path, weights: Path) -> None:
     """Or given as a text; where it comes from makes no other critic."""
     clip = tiny_vlm.clip(0, size=(64, 64))
-    script = critic(base, weights, wording=str(weights / "collator.py"))
+    script = critic(base, weights, prompt_text=str(weights / "collator.py"))
     assert script.rate([clip], [PROMPT]) == critic(base, weights).rate([clip], [PROMPT])
     none = HPSv3(str(weights), base=str(base), frames=2, dtype="float32")
     assert none.identity == script.identity == critic(base, weights).identity
@@ -157,7 +157,7 @@ def test_words_that_are_missing_are_missed_before_the_weights(
         HPSv3(str(tmp_path), base=str(base)).load("cpu")
     (tmp_path / "words.txt").write_text(RUBRIC + "x")
     with pytest.raises(InputError, match="does not hold the words"):
-        critic(base, weights, wording=str(tmp_path / "words.txt"))
+        critic(base, weights, prompt_text=str(tmp_path / "words.txt"))
 
 
 def test_both_layouts_of_names_are_read(base: Path, weights: Path) -> None:

@@ -14,15 +14,15 @@ from transformers import AutoModel, Qwen2VLConfig
 
 from benchmarks import check_critic
 from ipo_lightning.critics.pretrained.checkpoint import Processor
+from ipo_lightning.critics.pretrained.published_texts import PublishedText, sha256
 from ipo_lightning.critics.pretrained.viewing import Viewing
-from ipo_lightning.critics.pretrained.wording import Original, sha256
 from ipo_lightning.critics.protocols import PointCritic, Rating
 from ipo_lightning.critics.scorers import videoreward
 from ipo_lightning.critics.scorers.reward import RewardCritic
 from ipo_lightning.critics.scorers.reward_model import (
-    RewardForm,
     RewardInputs,
     RewardModel,
+    RewardSpec,
     load_reward,
     save_reward,
 )
@@ -63,7 +63,7 @@ def copy(folders: dict[int, Path], tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny rubric is the one that is known, and kept; upstream's words are not ours to ship."""
-    known = Original(sha256(RUBRIC), videoreward.RUBRIC.url)
+    known = PublishedText(sha256(RUBRIC), videoreward.RUBRIC.url)
     monkeypatch.setattr(videoreward, "RUBRIC", known)
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("IPO_LIGHTNING_CACHE", str(folder))
@@ -127,7 +127,7 @@ def raw(rating: Rating) -> list[float]:
 def test_rewards_are_upstreams(outputs: int, critic: Make, base: Path) -> None:
     ours = critic(outputs)
     network, inputs = ours._loaded()
-    wanted = upstream(base, outputs, inputs.processor, inputs.form.viewing)
+    wanted = upstream(base, outputs, inputs.processor, inputs.spec.viewing)
     ratings = ours.rate(clips(), PROMPTS)
     assert isinstance(ours, PointCritic)
     for rating, rewards in zip(ratings, wanted, strict=True):
@@ -307,16 +307,18 @@ def test_words_that_are_missing_are_missed_before_the_weights(
     nowhere = VideoReward(str(folders[1]), base=str(folders[1]))
     with pytest.raises(InputError, match=r"curl -LO https://.*/KwaiVGI/VideoAlign/\w{40}/"):
         nowhere.load("cpu")
-    script = VideoReward(str(folders[1]), base=str(folders[1]), wording=str(folders[1] / SCRIPT))
+    script = VideoReward(
+        str(folders[1]), base=str(folders[1]), prompt_text=str(folders[1] / SCRIPT)
+    )
     assert kept.identity == nowhere.identity == script.identity
     (tmp_path / "words.txt").write_text(RUBRIC.replace("quality", "beauty"))
     with pytest.raises(InputError, match="does not hold the words"):
-        VideoReward(str(folders[1]), base=str(folders[1]), wording=str(tmp_path / "words.txt"))
+        VideoReward(str(folders[1]), base=str(folders[1]), prompt_text=str(tmp_path / "words.txt"))
 
 
 def test_sampling_is_upstreams(critic: Make) -> None:
     """At 2 frames a second, 49 frames at 8 are shown as 12, 81 at 16 as 10, 16 at 8 as 4."""
-    viewing = critic(fps=None)._loaded()[1].form.viewing
+    viewing = critic(fps=None)._loaded()[1].spec.viewing
     assert viewing == Viewing()
     assert [viewing.count(*video) for video in ((49, 8), (81, 16), (16, 8))] == [12, 10, 4]
 
@@ -360,7 +362,7 @@ def test_a_reward_folder_holds_the_whole_critic(critic: Make, tmp_path: Path) ->
     """What a critic trained here is saved as gives the same scores."""
     ours = critic(3)
     network, inputs = ours._loaded()
-    save_reward(tmp_path / "trained", network, inputs.form, inputs.processor)
+    save_reward(tmp_path / "trained", network, inputs.spec, inputs.processor)
     again = RewardCritic(str(tmp_path / "trained"), dtype="float32")
     again.load("cpu")
     assert again.rate(clips(), PROMPTS) == ours.rate(clips(), PROMPTS)
@@ -374,11 +376,11 @@ def test_a_reward_folder_holds_the_whole_critic(critic: Make, tmp_path: Path) ->
 def test_other_families_carry_a_reward_head(family: str, tmp_path: Path) -> None:
     """With their own positions, or one after the other; a batch changes nothing."""
     folder = tiny_vlm.save_model(tmp_path / family, family)
-    form = RewardForm(
+    spec = RewardSpec(
         "Rate: <|V|> and {text_prompt} <|T|>.", ("V", "T"), ("<|V|>", "<|T|>"), (0.0, 0.0),
         (1.0, 1.0), Viewing(**tiny_vlm.SMALL), outputs=2, positions="native",
     )  # fmt: skip
-    inputs = RewardInputs(Processor(str(folder)), form)
+    inputs = RewardInputs(Processor(str(folder)), spec)
     backbone: Any = AutoModel.from_pretrained(folder, dtype="float32")
     backbone.resize_token_embeddings(len(inputs.processor.tokenizer), mean_resizing=False)
     network = RewardModel(backbone, inputs.tokens, 2, "native").eval()
@@ -388,9 +390,9 @@ def test_other_families_carry_a_reward_head(family: str, tmp_path: Path) -> None
         alone = [network(**inputs([clip], [p])) for clip, p in zip(some, PROMPTS[:2], strict=True)]
     assert both.shape == (2, 2)
     torch.testing.assert_close(both, torch.cat(alone), atol=CLOSE, rtol=0)
-    save_reward(tmp_path / "trained", network, form, inputs.processor)
+    save_reward(tmp_path / "trained", network, spec, inputs.processor)
     loaded, again = load_reward(tmp_path / "trained", torch.float32)
-    assert again.form == form
+    assert again.spec == spec
     with torch.no_grad():
         torch.testing.assert_close(loaded(**again(some, PROMPTS[:2])), both, atol=0, rtol=0)
 
@@ -419,9 +421,9 @@ def test_a_form_is_whole(change: dict[str, Any], message: str) -> None:
         "rubric": "{text_prompt} <|V|> <|T|>", "dims": ("V", "T"), "tokens": ("<|V|>", "<|T|>"),
         "mean": (0.0, 0.0), "std": (1.0, 1.0),
     }  # fmt: skip
-    RewardForm(**whole)
+    RewardSpec(**whole)
     with pytest.raises(InputError, match=message):
-        RewardForm(**whole | change)
+        RewardSpec(**whole | change)
 
 
 def test_a_user_can_check_the_figures(
@@ -438,7 +440,7 @@ def test_a_user_can_check_the_figures(
     monkeypatch.setattr("sys.argv", [
         "check_critic.py", "--critic", "videoreward", "--videos", str(tmp_path / "videos.csv"),
         f"critic.model={folder}", f"critic.base={base}", "critic.checkpoint=checkpoint-7/model.pth",
-        f"critic.wording={folder / SCRIPT}", "critic.dtype=float32", "critic.fps=4",
+        f"critic.prompt_text={folder / SCRIPT}", "critic.dtype=float32", "critic.fps=4",
     ])  # fmt: skip
 
     def checked(figures: str) -> tuple[int, str]:
@@ -491,7 +493,7 @@ def test_a_round_is_labelled(
     cfg = small(
         "critic=videoreward", f"critic.model={folder}", f"critic.base={base}", "critic.fps=8",
         "critic.checkpoint=checkpoint-7/model.pth", "critic.dtype=float32", "round=1",
-        f"critic.wording={folder / SCRIPT}", "until=labelling",
+        f"critic.prompt_text={folder / SCRIPT}", "until=labelling",
     )  # fmt: skip
     train(cfg)
     outputs = tmp_path / "outputs/run/round_1"

@@ -218,12 +218,14 @@ def test_a_fault_that_lasts_is_kept(tmp_path: Path) -> None:
         assert (one.fault, one.p_first, critic.calls) == ("unreadable", None, 1)
 
 
-@pytest.mark.parametrize(("at_once", "calls"), [(1, 12), (3, 6), (64, 3)])
-def test_prompts_may_be_put_to_a_critic_together(tmp_path: Path, at_once: int, calls: int) -> None:
+@pytest.mark.parametrize(("prompts_per_call", "calls"), [(1, 12), (3, 6), (64, 3)])
+def test_prompts_may_be_put_to_a_critic_together(
+    tmp_path: Path, prompts_per_call: int, calls: int
+) -> None:
     """Which changes no answer; a tournament's next round still waits for its last."""
     levels = {prompt: [10, 60 + prompt, 30, 90] for prompt in range(4)}
     store, critic = Store(tmp_path), Brighter(0.7)
-    critic.at_once = at_once  # type: ignore[attr-defined]
+    critic.prompts_per_call = prompts_per_call  # type: ignore[attr-defined]
     candidates = candidates_of(store, levels)
     found = judge(PairCritique(critic, store), candidates)
     assert critic.calls == calls and max(Counter(critic.asked).values()) <= 4
@@ -233,7 +235,7 @@ def test_prompts_may_be_put_to_a_critic_together(tmp_path: Path, at_once: int, c
 
 def test_every_rank_has_prompts_to_ask_about(tmp_path: Path) -> None:
     store, critic = Store(tmp_path), Brighter()
-    critic.at_once = 64  # type: ignore[attr-defined]
+    critic.prompts_per_call = 64  # type: ignore[attr-defined]
     stage = PairCritique(critic, store)
     candidates = candidates_of(store, {prompt: [10, 60 + prompt] for prompt in range(4)})
     stage._run(candidates, Workers(rank=1, world=2), "cpu", "test")

@@ -18,20 +18,20 @@ from ipo_lightning.critics.pretrained.http_errors import MOST_BYTES, AskAgain, r
 from ipo_lightning.critics.pretrained.viewing import Grid, Viewing
 from ipo_lightning.critics.protocols import CriticGone
 from ipo_lightning.critics.vlm import endpoint_check
-from ipo_lightning.critics.vlm.chat import VIDEO, ChatModel, Fault, Reply, Turn
-from ipo_lightning.critics.vlm.endpoint import EndpointChat, shares, shown_rate, tokens_of
+from ipo_lightning.critics.vlm.client import VIDEO, Fault, Reply, Turn, VLMClient
+from ipo_lightning.critics.vlm.endpoint import EndpointVLM, shares, shown_rate, tokens_of
 from ipo_lightning.critics.vlm.server import Server
 from ipo_lightning.errors import InputError
 from ipo_lightning.shapes import world
 from ipo_lightning.shapes.critic import ShapesCritic
 from ipo_lightning.video import Clip
 from tests.conftest import ComposeTrain
-from tests.helpers.chat_server import (
+from tests.helpers.vlm_server import (
     MODEL,
     Answer,
     Behaviour,
-    ChatServer,
     Request,
+    VLMServer,
     completion,
     error,
     served,
@@ -52,14 +52,14 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
 
-def chat(server: ChatServer | str, *, model: str = MODEL, **settings: Any) -> EndpointChat:
+def vlm(server: VLMServer | str, *, model: str = MODEL, **settings: Any) -> EndpointVLM:
     """A chat over a server, with the patience of tests."""
     names = Server.__dataclass_fields__
     url = server if isinstance(server, str) else server.url
     quick = {"timeout": 20.0, "backoff": 0.01, "patience": 0.3, "retries": 2}
     how = quick | {name: settings.pop(name) for name in list(settings) if name in names}
     own = {"viewing": WHOLE, "picture": "png"} | settings
-    return EndpointChat(Server(base_url=url, **how), model, **own)
+    return EndpointVLM(Server(base_url=url, **how), model, **own)
 
 
 def clip(seed: int = 0, num_frames: int = 9) -> Clip:
@@ -88,12 +88,12 @@ def first(*answers: Answer, then: Behaviour = truthful) -> Behaviour:
 
 
 def test_it_is_a_chat_model() -> None:
-    assert isinstance(chat("http://localhost:1/v1"), ChatModel)
+    assert isinstance(vlm("http://localhost:1/v1"), VLMClient)
 
 
 def test_frames_arrive_as_they_are() -> None:
     with served(always(Answer(completion("fine")))) as server:
-        chat(server).reply([Turn((clip(1), clip(2)), f"A: {VIDEO} B: {VIDEO} which?")])
+        vlm(server).reply([Turn((clip(1), clip(2)), f"A: {VIDEO} B: {VIDEO} which?")])
     request = server.requests[0]
     shown = videos(request)
     assert torch.equal(shown[0], clip(1).frames) and torch.equal(shown[1], clip(2).frames)
@@ -108,9 +108,9 @@ def test_jpeg_is_close_and_smaller_frames_are_smaller() -> None:
     smooth = torch.arange(32, dtype=torch.uint8).mul(8).view(1, 1, 32, 1).expand(5, 32, 32, 3)
     video = Clip(smooth.contiguous(), 8.0)
     with served(always(Answer(completion("fine")))) as server:
-        chat(server, picture="jpeg").reply([Turn((video,), VIDEO)])
+        vlm(server, picture="jpeg").reply([Turn((video,), VIDEO)])
         small = Viewing(fps=4, least_frames=1, min_pixels=1, max_pixels=256)
-        chat(server, viewing=small).reply([Turn((video,), VIDEO)])
+        vlm(server, viewing=small).reply([Turn((video,), VIDEO)])
     near, less = (videos(request)[0] for request in server.requests)
     assert (near.int() - video.frames.int()).abs().max() <= 4
     assert tuple(less.shape) == (2, 16, 16, 3)
@@ -120,7 +120,7 @@ def test_a_video_arrives_as_a_file_that_lasts_as_long() -> None:
     smooth = torch.arange(0, 160, 10, dtype=torch.uint8).view(16, 1, 1, 1).expand(16, 32, 32, 3)
     half = Viewing(fps=4, least_frames=1, min_pixels=1)
     with served(always(Answer(completion("fine")))) as server:
-        chat(server, video="mp4", viewing=half).reply([Turn((Clip(smooth, 8.0),), VIDEO)])
+        vlm(server, video="mp4", viewing=half).reply([Turn((Clip(smooth, 8.0),), VIDEO)])
     part = server.requests[0].parts[0]
     assert part["type"] == "video_url"
     frames, shown = videos(server.requests[0])[0], smooth[half.indices(16, 8.0)]
@@ -132,7 +132,7 @@ def test_a_video_arrives_as_a_file_that_lasts_as_long() -> None:
 def test_what_a_request_says() -> None:
     extra = {"chat_template_kwargs": {"enable_thinking": False}}
     with served(always(Answer(completion("fine")))) as server:
-        critic = chat(server, samples=2, temperature=0.5, max_tokens=7, extra=extra)
+        critic = vlm(server, samples=2, temperature=0.5, max_tokens=7, extra=extra)
         critic.reply([turn()._replace(opening="I think")])
     one, other = (request.body for request in server.requests)
     assert one["max_tokens"] == 7 and one["temperature"] == 0.5 and one["top_logprobs"] == 20
@@ -144,11 +144,11 @@ def test_what_a_request_says() -> None:
 
 def test_a_seed_does_not_depend_on_company() -> None:
     with served(always(Answer(completion("fine")))) as server:
-        critic = chat(server, temperature=1.0)
+        critic = vlm(server, temperature=1.0)
         critic.reply([turn(1), turn(2)])
         critic.reply([turn(2)])
-        chat(server, temperature=1.0, seed=5).reply([turn(2)])
-        chat(server, temperature=1.0, seed=None).reply([turn(2)])
+        vlm(server, temperature=1.0, seed=5).reply([turn(2)])
+        vlm(server, temperature=1.0, seed=None).reply([turn(2)])
     seeds: dict[str, list[int | None]] = {}
     for request in server.requests:
         seeds.setdefault(request.digest, []).append(request.body.get("seed"))
@@ -158,7 +158,7 @@ def test_a_seed_does_not_depend_on_company() -> None:
 
 def test_other_names_for_the_same() -> None:
     with served(always(Answer(completion("fine")))) as server:
-        critic = chat(server, limit_field="max_completion_tokens", top_logprobs=None)
+        critic = vlm(server, limit_field="max_completion_tokens", top_logprobs=None)
         critic.reply([turn()])
     body = server.requests[0].body
     assert body["max_completion_tokens"] == 1024
@@ -171,7 +171,7 @@ def test_other_names_for_the_same() -> None:
 def test_a_choice_by_hand() -> None:
     top = {"yes": 0.3, " yes": 0.1, "Yes": 0.2, "no": 0.15, "maybe": 0.2}
     with served(always(Answer(completion("no", tokens=[token("no", top)])))) as server:
-        shares_told = chat(server).choose([turn()], YES_NO)
+        shares_told = vlm(server).choose([turn()], YES_NO)
     assert shares_told == [{"yes": pytest.approx(0.8), "no": pytest.approx(0.2)}]
     body = server.requests[0].body
     assert body["max_tokens"] == 1 and body["temperature"] == 1 and body["logprobs"] is True
@@ -199,7 +199,7 @@ def test_options_need_half_of_the_probability(
 def test_the_truth_comes_through_a_choice() -> None:
     clips = [Clip(frames, 8.0) for frames in world.wrong_clips([PROMPT] * 3, 2, seed=0)]
     with served(truthful) as server:
-        answers = chat(server).choose([Turn((one,), f"{VIDEO} {PROMPT}") for one in clips], YES_NO)
+        answers = vlm(server).choose([Turn((one,), f"{VIDEO} {PROMPT}") for one in clips], YES_NO)
     truth = [rating.score for rating in ShapesCritic().rate(clips, [PROMPT] * 3)]
     told = [one["yes"] for one in answers if not isinstance(one, Fault)]
     assert told == pytest.approx(truth)
@@ -212,7 +212,7 @@ def test_replies_come_in_order_with_their_tokens() -> None:
         return Answer(completion(str(number), tokens=told))
 
     with served(behaviour) as server:
-        replies = chat(server, samples=2, temperature=1.0).reply([turn(k) for k in range(5)])
+        replies = vlm(server, samples=2, temperature=1.0).reply([turn(k) for k in range(5)])
     for k, pair in enumerate(replies):
         number = str(int(clip(k).frames[0, 0, 0, 0]))
         for reply in pair:
@@ -253,7 +253,7 @@ def test_tokens_are_those_of_the_text() -> None:
 )
 def test_answers_that_are_not_whole(body: dict[str, Any], expected: Reply | Fault) -> None:
     with served(always(Answer(body))) as server:
-        critic = chat(server)
+        critic = vlm(server)
         assert critic.reply([turn()]) == [[expected]]
     assert len(server.requests) == 1  # the same again would be no better
     assert critic.spent.faults.total() == isinstance(expected, Fault)
@@ -276,7 +276,7 @@ def test_a_choice_that_is_withheld_is_a_fault_of_one_question(
 
     turns = [turn(1), turn(1, f"{VIDEO}\nIs it a dog?")]
     with served(behaviour) as server:
-        critic = chat(server)
+        critic = vlm(server)
         found = critic.choose(turns, YES_NO)
     assert isinstance(found[0], dict) and found[1] == expected
     assert len(server.requests) == 2 and critic.spent.faults == {expected.reason: 1}
@@ -285,8 +285,8 @@ def test_a_choice_that_is_withheld_is_a_fault_of_one_question(
 def test_a_video_that_cannot_be_shown_is_a_fault_of_its_own() -> None:
     bad = Turn((clip()._replace(fps=0.0),), VIDEO)
     with served(always(Answer(completion("fine")))) as server:
-        answers = chat(server, samples=2, temperature=1).reply([bad, turn()])
-        assert chat(server).reply([bad])[0][0] == answers[0][0]
+        answers = vlm(server, samples=2, temperature=1).reply([bad, turn()])
+        assert vlm(server).reply([bad])[0][0] == answers[0][0]
     assert isinstance(answers[0][0], Fault) and "frames a second" in answers[0][0].reason
     assert answers[1] == [Reply("fine")] * 2
 
@@ -331,7 +331,7 @@ def timeout_for(name: str) -> float:
 @pytest.mark.parametrize("name", PASSING)
 def test_what_passes_is_asked_again(name: str) -> None:
     with served(first(PASSING[name], then=always(GOOD))) as server:
-        critic = chat(server, timeout=timeout_for(name))
+        critic = vlm(server, timeout=timeout_for(name))
         assert critic.reply([turn()]) == [[Reply("fine")]]
     assert critic.spent.retries == {reason_of(name): 1} and not critic.spent.faults
     assert (critic.spent.requests, critic.spent.answers) == (2, 1)
@@ -340,7 +340,7 @@ def test_what_passes_is_asked_again(name: str) -> None:
 @pytest.mark.parametrize("name", PASSING)
 def test_what_stays_is_a_fault_that_a_later_run_may_mend(name: str) -> None:
     with served(always(PASSING[name])) as server:
-        critic = chat(server, timeout=timeout_for(name), retries=1)
+        critic = vlm(server, timeout=timeout_for(name), retries=1)
         assert critic.reply([turn()]) == [[Fault(reason_of(name), transient=True)]]
     assert critic.spent.faults == critic.spent.retries == {reason_of(name): 1}
     assert len(server.requests) == critic.spent.requests == 2
@@ -350,7 +350,7 @@ def test_a_response_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("ipo_lightning.critics.pretrained.http_errors.MOST_BYTES", 2**20)
     assert MOST_BYTES > 2**20
     with served(always(Answer(b"x" * 2**16, endless=True))) as server:
-        answers = chat(server, retries=0).reply([turn()])
+        answers = vlm(server, retries=0).reply([turn()])
     assert answers == [[Fault("endless response", transient=True)]]
 
 
@@ -361,8 +361,8 @@ def test_faults_of_one_are_not_those_of_another() -> None:
 
     turns = [turn(k) for k in range(8)]
     with served(behaviour) as server:
-        together = chat(server, concurrency=8).choose(turns, YES_NO)
-        alone = [chat(server, concurrency=1).choose([one], YES_NO)[0] for one in turns]
+        together = vlm(server, concurrency=8).choose(turns, YES_NO)
+        alone = [vlm(server, concurrency=1).choose([one], YES_NO)[0] for one in turns]
     odd = [int(one.videos[0].frames[0, 0, 0, 0]) % 2 == 1 for one in turns]
     assert [isinstance(one, Fault) for one in together] == odd and any(odd) and not all(odd)
     assert together == alone  # neither batch nor order matters
@@ -383,13 +383,13 @@ def test_it_asks_so_many_at_a_time() -> None:
         return GOOD
 
     with served(behaviour) as server:
-        chat(server, concurrency=3).reply([turn(k) for k in range(9)])
+        vlm(server, concurrency=3).reply([turn(k) for k in range(9)])
     assert most == 3  # nor more
 
 
 def test_pauses_grow_and_the_server_may_ask_for_more() -> None:
     with served(first(error(429, "wait", Retry_After="0.25"), then=always(GOOD))) as server:
-        critic = chat(server)
+        critic = vlm(server)
         started = time.monotonic()
         critic.reply([turn()])
         assert time.monotonic() - started >= 0.25
@@ -425,7 +425,7 @@ def test_a_wait_beyond_patience_stops_the_run() -> None:
         served(always(error(429, "daily limit", Retry_After="4000"))) as server,
         pytest.raises(CriticGone, match="wait 4000 s.*patience=0.3"),
     ):
-        chat(server).reply([turn()])
+        vlm(server).reply([turn()])
 
 
 # -------------------------------------------------------------------- what stops a run
@@ -447,20 +447,20 @@ def test_a_wait_beyond_patience_stops_the_run() -> None:
 )
 def test_what_no_later_request_can_mend_stops_at_once(answer: Answer, words: str) -> None:
     with served(always(answer)) as server, pytest.raises(InputError, match=words) as refused:
-        chat(server, concurrency=1).reply([turn(k) for k in range(3)])
+        vlm(server, concurrency=1).reply([turn(k) for k in range(3)])
     assert len(server.requests) == 1
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 500
 
 
 def test_the_model_must_be_there() -> None:
     with served(truthful) as server, pytest.raises(InputError, match="`gpt-9` does not exist"):
-        chat(server, model="gpt-9").reply([turn()])
+        vlm(server, model="gpt-9").reply([turn()])
 
 
 def test_a_host_that_looks_at_contents_may_refuse_one_question() -> None:
     filtered = error(400, "we do not like this", "content_filter")
     with served(lambda r: filtered if "nude" in r.text else GOOD) as server:
-        critic = chat(server)
+        critic = vlm(server)
         answers = critic.reply([turn(text=f"{VIDEO} a nude"), turn()])
     assert answers == [[Fault("filtered")], [Reply("fine")]]
 
@@ -474,7 +474,7 @@ def test_a_host_that_looks_at_contents_may_refuse_one_question() -> None:
 )
 def test_a_question_that_is_too_long_is_a_fault_of_its_own(refusal: Answer) -> None:
     with served(lambda r: refusal if "long" in r.text else GOOD) as server:
-        answers = chat(server).reply([turn(text=f"{VIDEO} long"), turn()])
+        answers = vlm(server).reply([turn(text=f"{VIDEO} long"), turn()])
     assert answers == [[Fault("longer than the model's context", transient=True)], [Reply("fine")]]
 
 
@@ -483,17 +483,17 @@ def test_a_question_that_is_too_long_is_a_fault_of_its_own(refusal: Answer) -> N
 )
 def test_an_account_without_credit_stops_the_run(answer: Answer) -> None:
     with served(always(answer)) as server, pytest.raises(CriticGone, match="no credit left"):
-        chat(server).reply([turn()])
+        vlm(server).reply([turn()])
     assert len(server.requests) == 1
 
 
 def test_no_probabilities_no_choice() -> None:
     with served(always(Answer(completion("yes")))) as server:
         with pytest.raises(InputError, match="a form that is answered in words"):
-            chat(server).choose([turn()], YES_NO)
-        assert chat(server).reply([turn()]) == [[Reply("yes")]]
-    with pytest.raises(InputError, match="needs chat.top_logprobs"):
-        chat("http://localhost:1", top_logprobs=None).choose([turn()], YES_NO)
+            vlm(server).choose([turn()], YES_NO)
+        assert vlm(server).reply([turn()]) == [[Reply("yes")]]
+    with pytest.raises(InputError, match="needs vlm.top_logprobs"):
+        vlm("http://localhost:1", top_logprobs=None).choose([turn()], YES_NO)
 
 
 def test_redirects_are_not_followed() -> None:
@@ -504,14 +504,14 @@ def test_redirects_are_not_followed() -> None:
             served(always(answer)) as server,
             pytest.raises(InputError, match="307.*sends us on to http://localhost.*trust it"),
         ):
-            chat(server).reply([turn()])
+            vlm(server).reply([turn()])
         assert not other.requests
 
 
 def test_a_server_that_is_gone_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
     started = time.monotonic()
-    critic = chat(f"http://127.0.0.1:{port}/v1", patience=0.3)
+    critic = vlm(f"http://127.0.0.1:{port}/v1", patience=0.3)
     with pytest.raises(
         CriticGone, match=r"cannot be reached.*for 0.3 s now.*start the server again"
     ):
@@ -522,7 +522,7 @@ def test_a_server_that_is_gone_is_waited_for(caplog: pytest.LogCaptureFixture) -
 
 def test_a_server_that_comes_back_is_asked_again() -> None:
     port = free_port()
-    critic = chat(f"http://127.0.0.1:{port}/v1", patience=10, retries=0)
+    critic = vlm(f"http://127.0.0.1:{port}/v1", patience=10, retries=0)
     answers: list[Any] = []
     asking = Thread(target=lambda: answers.extend(critic.reply([turn(1), turn(2)])))
     asking.start()
@@ -542,7 +542,7 @@ def free_port() -> int:
 def test_a_proxy_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     with served(always(GOOD)) as server:  # it takes no CONNECT
         monkeypatch.setenv("HTTPS_PROXY", server.url.removesuffix("/v1"))
-        critic = chat("https://host.invalid/v1", retries=1)
+        critic = vlm("https://host.invalid/v1", retries=1)
         assert critic.reply([turn()]) == [[Fault("proxy", transient=True)]]
     assert critic.spent.retries == {"proxy": 1} and not server.requests
 
@@ -557,7 +557,7 @@ def test_an_untrusted_certificate_is_not_accepted(tmp_path: Path) -> None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         url = server.url.replace("http:", "https:")
         with pytest.raises(InputError, match="certificate is not to be trusted.*SSL_CERT_FILE"):
-            chat(url).reply([turn()])
+            vlm(url).reply([turn()])
     assert not server.requests
 
 
@@ -580,7 +580,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
 def test_a_budget_of_requests() -> None:
     with served(always(GOOD)) as server:
-        critic = chat(server, budget_requests=5)
+        critic = vlm(server, budget_requests=5)
         assert len(critic.reply([turn(k) for k in range(3)])) == 3
         with pytest.raises(CriticGone, match=r"budget_requests=5 \(one call of the critic: 3\)"):
             critic.reply([turn(k) for k in range(3)])
@@ -593,7 +593,7 @@ def test_a_budget_of_requests() -> None:
 def test_repetitions_count_but_cost_no_answer() -> None:
     bad = error(500, "no")
     with served(lambda r: bad if r.text == "bad" else GOOD) as server:
-        critic = chat(server, budget_requests=4, retries=9)
+        critic = vlm(server, budget_requests=4, retries=9)
         answers = critic.reply([Turn((), "bad"), Turn((), "a"), Turn((), "b")])
     assert answers == [[Fault("HTTP 500", transient=True)], [Reply("fine")], [Reply("fine")]]
     assert len(server.requests) == 4
@@ -601,7 +601,7 @@ def test_repetitions_count_but_cost_no_answer() -> None:
 
 def test_a_budget_of_tokens() -> None:
     with served(always(GOOD)) as server:
-        critic = chat(server, budget_tokens=200)
+        critic = vlm(server, budget_tokens=200)
         critic.reply([turn(1)])
         critic.reply([turn(2), turn(3)])
         with pytest.raises(
@@ -614,7 +614,7 @@ def test_a_budget_of_tokens() -> None:
 def test_what_was_spent_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "ipo_lightning")
     with served(first(error(500, "no"), then=always(GOOD))) as server:
-        critic = chat(server)
+        critic = vlm(server)
         critic.load("cpu")
         critic.release()
         critic.reply([turn()])
@@ -631,7 +631,7 @@ def test_what_was_spent_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
 def test_the_key_is_sent_and_never_repeated(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with served(truthful, key=KEY) as server:
-        critic = chat(server)
+        critic = vlm(server)
         assert not isinstance(critic.choose([turn()], YES_NO)[0], Fault)
         server.key = "another"
         with pytest.raises(InputError, match="Incorrect API key provided: Bearer .key.") as wrong:
@@ -644,31 +644,31 @@ def test_the_key_is_sent_and_never_repeated(caplog: pytest.LogCaptureFixture) ->
 def test_a_host_that_shows_parts_of_a_key() -> None:
     masked = f"Incorrect API key provided: {KEY[:8]}****{KEY[-4:]}. See https://example.com"
     with served(always(error(401, masked))) as server, pytest.raises(InputError) as wrong:
-        chat(server).reply([turn()])
+        vlm(server).reply([turn()])
     assert KEY[:4] not in str(wrong.value) and KEY[-4:] not in str(wrong.value)
     assert "provided: [key] See" in str(wrong.value)
 
 
 def test_an_answer_that_repeats_the_key() -> None:
     with served(lambda r: Answer(completion(f"You said {r.headers['Authorization']}"))) as server:
-        assert chat(server).reply([turn()]) == [[Reply("You said Bearer [key]")]]
+        assert vlm(server).reply([turn()]) == [[Reply("You said Bearer [key]")]]
 
 
 def test_keys_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(InputError, match="export OPENAI_API_KEY=.*key_variable=null"):
-        chat("https://example.com/v1").load("cpu")
-    chat("https://example.com/v1", key_variable=None).load("cpu")
-    chat("http://example.com/v1")  # no key, nothing to warn of
+        vlm("https://example.com/v1").load("cpu")
+    vlm("https://example.com/v1", key_variable=None).load("cpu")
+    vlm("http://example.com/v1")  # no key, nothing to warn of
     with served(always(GOOD)) as server:
-        chat(server).load("cpu")
-        chat(server).reply([turn()])
+        vlm(server).load("cpu")
+        vlm(server).reply([turn()])
         assert "Authorization" not in server.requests[0].headers
     with (
         served(always(error(401, "who?"))) as server,
         pytest.raises(InputError, match=r"check the key: \$OPENAI_API_KEY is not set"),
     ):
-        chat(server).reply([turn()])
+        vlm(server).reply([turn()])
 
 
 def test_a_key_in_place_of_a_name_is_not_repeated() -> None:
@@ -680,15 +680,15 @@ def test_a_key_in_place_of_a_name_is_not_repeated() -> None:
 def test_a_key_with_a_line_break_is_named_but_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "sk-first\nsecond-line")
     with pytest.raises(InputError, match=r"\$MY_KEY has characters that no key has") as wrong:
-        chat("https://example.com/v1", key_variable="MY_KEY").load("cpu")
+        vlm("https://example.com/v1", key_variable="MY_KEY").load("cpu")
     assert "first" not in str(wrong.value) and "second" not in str(wrong.value)
 
 
 def test_readable_on_the_way() -> None:
     with pytest.warns(UserWarning, match="http://10.0.0.7/v1: the key and the videos travel"):
-        chat("http://10.0.0.7/v1")
+        vlm("http://10.0.0.7/v1")
     for url in ("https://10.0.0.7/v1", "http://localhost:8/v1", "http://[::1]:8/v1"):
-        chat(url)
+        vlm(url)
 
 
 # -------------------------------------------------------------------- settings
@@ -709,7 +709,7 @@ def test_readable_on_the_way() -> None:
 )
 def test_addresses_are_looked_at_early(url: str, words: str) -> None:
     with pytest.raises(InputError, match=words) as refused:
-        chat(url)
+        vlm(url)
     assert "secret" not in str(refused.value)
 
 
@@ -726,15 +726,15 @@ def test_addresses_are_looked_at_early(url: str, words: str) -> None:
 def test_settings_that_cannot_work(setting: dict[str, Any]) -> None:
     (name,) = setting
     with pytest.raises(InputError, match=name):
-        chat("http://localhost:1/v1", **setting)
+        vlm("http://localhost:1/v1", **setting)
 
 
 def test_the_identity_is_what_determines_an_answer() -> None:
-    here = chat("http://localhost:1/v1")
+    here = vlm("http://localhost:1/v1")
     same = [
-        chat("https://example.com/v2", key_variable=None), chat("http://localhost:1/v1/"),
-        chat("http://localhost:1/v1", retries=9, concurrency=3, budget_tokens=5), 
-        chat("http://localhost:1/v1", seed=4),  # at temperature 0 nothing is drawn
+        vlm("https://example.com/v2", key_variable=None), vlm("http://localhost:1/v1/"),
+        vlm("http://localhost:1/v1", retries=9, concurrency=3, budget_tokens=5), 
+        vlm("http://localhost:1/v1", seed=4),  # at temperature 0 nothing is drawn
     ]  # fmt: skip
     assert {one.identity for one in same} == {here.identity}
     others = [
@@ -743,7 +743,7 @@ def test_the_identity_is_what_determines_an_answer() -> None:
         {"temperature": 0.5, "seed": 1}, {"max_tokens": 5}, {"top_logprobs": 5},
         {"extra": {"top_k": 1}},
     ]  # fmt: skip
-    names = {chat("http://localhost:1/v1", **other).identity for other in others}
+    names = {vlm("http://localhost:1/v1", **other).identity for other in others}
     assert len(names | {here.identity}) == len(others) + 1
 
 
@@ -754,7 +754,7 @@ def test_it_works_where_a_loop_runs_already() -> None:
         return critic.reply([turn()])
 
     with served(always(GOOD)) as server:
-        critic = chat(server)
+        critic = vlm(server)
         assert asyncio.run(notebook()) == [[Reply("fine")]]
 
 
@@ -806,18 +806,18 @@ def test_the_check_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize(
     ("group", "choice"),
-    [("critic", "critic/chat"), ("eval_critic", "critic/chat@eval_critic.chat")],
+    [("critic", "critic/vlm"), ("eval_critic", "critic/vlm@eval_critic.vlm")],
 )
 def test_it_is_chosen_by_the_settings(compose_train: ComposeTrain, group: str, choice: str) -> None:
     cfg = compose_train(
-        f"{group}=ipo_form", f"{choice}=openai", f"{group}.chat.model=NAME",
-        f"{group}.chat.server.base_url=https://example.com/v1", f"{group}.chat.extra={{top_k: 5}}",
+        f"{group}=ipo_form", f"{choice}=openai", f"{group}.vlm.model=NAME",
+        f"{group}.vlm.server.base_url=https://example.com/v1", f"{group}.vlm.extra={{top_k: 5}}",
     )  # fmt: skip
     checks.check(cfg)
     critic = build(cfg[group], group)
-    assert isinstance(critic.chat, EndpointChat) and critic.beside
-    assert critic.chat.server.base_url == "https://example.com/v1"
-    assert critic.identity.startswith("NAME@served#view-") and critic.chat.extra == {"top_k": 5}
+    assert isinstance(critic.vlm, EndpointVLM) and critic.beside
+    assert critic.vlm.server.base_url == "https://example.com/v1"
+    assert critic.identity.startswith("NAME@served#view-") and critic.vlm.extra == {"top_k": 5}
 
 
 @pytest.mark.parametrize(
@@ -829,20 +829,20 @@ def test_it_is_chosen_by_the_settings(compose_train: ComposeTrain, group: str, c
             "server.budget_tokens=0.5",
             "server.budget_tokens=0.5: give a whole number",
         ),
-        ("viewing.fps=fast", "chat.viewing.fps=fast: give a number, above 0"),
-        ("viewing.most_frames=8.5", "chat.viewing.most_frames=8.5: give a whole number"),
-        ("samples=0", "chat.samples=0: give a whole number, at least 1"),
+        ("viewing.fps=fast", "vlm.viewing.fps=fast: give a number, above 0"),
+        ("viewing.most_frames=8.5", "vlm.viewing.most_frames=8.5: give a whole number"),
+        ("samples=0", "vlm.samples=0: give a whole number, at least 1"),
     ],
 )
 def test_settings_are_refused_early(compose_train: ComposeTrain, setting: str, words: str) -> None:
     cfg = compose_train(
-        "critic=ipo_form", "critic/chat=openai", "critic.chat.model=m", f"critic.chat.{setting}"
+        "critic=ipo_form", "critic/vlm=openai", "critic.vlm.model=m", f"critic.vlm.{setting}"
     )
     with pytest.raises(InputError, match=words):
         checks.check(cfg)
 
 
 def test_a_model_must_be_named(compose_train: ComposeTrain) -> None:
-    cfg = compose_train("critic=ipo_form", "critic/chat=openai")
-    with pytest.raises(InputError, match="critic.chat.model has no default"):
+    cfg = compose_train("critic=ipo_form", "critic/vlm=openai")
+    with pytest.raises(InputError, match="critic.vlm.model has no default"):
         refuse_missing(cfg)

@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from app.entry import CONF, REPO, register_resolvers
 from ipo_lightning.critics.protocols import PointCritic
 from ipo_lightning.errors import InputError
-from ipo_lightning.labelling.judgements import no_verdict
+from ipo_lightning.labelling.standings import no_verdict
 from ipo_lightning.shapes.critic import ShapesCritic
 from ipo_lightning.storage.layout import RoundDir, RunDir
 from ipo_lightning.storage.records import Candidate, Duel
@@ -25,7 +25,7 @@ from ipo_lightning.video import read_video
 from sample import sample
 from tests.conftest import ComposeTrain
 from tests.critics.vlm.test_endpoint import free_port
-from tests.helpers.chat_server import MODEL, Plan, hashed, served, truthful
+from tests.helpers.vlm_server import MODEL, Plan, hashed, served, truthful
 from train import train
 
 KEY = "sk-test-abcdefghij0123456789"
@@ -55,7 +55,7 @@ class Process:
 
     def live(self) -> None:
         """Start, and read what it tells until it is dead."""
-        command = [sys.executable, "-m", "tests.helpers.chat_server", str(self.port), KEY]
+        command = [sys.executable, "-m", "tests.helpers.vlm_server", str(self.port), KEY]
         command += [json.dumps(asdict(self.plan))]
         self.process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True)
         told: list[dict[str, object]] = []
@@ -97,7 +97,7 @@ def mortal(plan: Plan, kill_after: int) -> Iterator[Process]:
 
 def settings(port: int, critic: str, *more: str) -> list[str]:
     """A round whose critic is the server."""
-    chat = {
+    vlm = {
         "model": MODEL, "picture": "png", "top_logprobs": "null",
         "server.base_url": f"http://127.0.0.1:{port}/v1", "server.key_variable": "TEST_KEY",
         "server.timeout": 1.0, "server.backoff": 0.01, "server.patience": 120,
@@ -105,10 +105,10 @@ def settings(port: int, critic: str, *more: str) -> list[str]:
         "viewing.fps": 1000, "viewing.least_frames": 1, "viewing.min_pixels": 1,
         "viewing.most_frames": 100,
     }  # fmt: skip
-    words = ["critic.form.wording=own"] if critic.startswith("unifiedreward") else []
+    words = ["critic.prompt_template.prompt_text=own"] if critic.startswith("unifiedreward") else []
     return [
-        f"critic={critic}", "critic/chat=openai", *words, "rollout.prompts=10", "round=1",
-        *(f"critic.chat.{name}={value}" for name, value in chat.items()), *more,
+        f"critic={critic}", "critic/vlm=openai", *words, "rollout.prompts=10", "round=1",
+        *(f"critic.vlm.{name}={value}" for name, value in vlm.items()), *more,
     ]  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def test_samples_are_judged_by_a_server_and_kept_where_it_is_gone(
     monkeypatch.setenv("TEST_KEY", KEY)
 
     def words(port: int) -> list[str]:
-        ours = settings(port, "unifiedreward_points", "critic.chat.server.patience=0")
+        ours = settings(port, "unifiedreward_points", "critic.vlm.server.patience=0")
         return [word for word in ours if word.startswith("critic")]
 
     def draw(*more: str) -> list[Path]:

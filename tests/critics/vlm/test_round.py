@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ipo_lightning.critics.vlm.local import LocalChat
+from ipo_lightning.critics.vlm.local import LocalVLM
 from ipo_lightning.storage.layout import RunDir
 from tests.conftest import ComposeTrain
 from tests.helpers import tiny_vlm
@@ -19,9 +19,9 @@ def test_a_checklist_labels_a_round(
     """Each video is asked the whole list once; other labels of the same verdicts ask nothing."""
     folder = tiny_vlm.save_model(tmp_path / "vlm", "qwen2_vl")
     seen = {f"viewing.{key}": value for key, value in tiny_vlm.SMALL.items()}
-    chat = {"model": folder, "dtype": "float32", **seen}
+    vlm = {"model": folder, "dtype": "float32", **seen}
     words = ["critic=vlm_pointwise", "round=1", "evaluation.n=1",
-             *(f"critic.chat.{key}={value}" for key, value in chat.items())]  # fmt: skip
+             *(f"critic.vlm.{key}={value}" for key, value in vlm.items())]  # fmt: skip
     train(small(*words))
     run = RunDir(tmp_path / "outputs" / "run")
     rows = [
@@ -37,6 +37,6 @@ def test_a_checklist_labels_a_round(
     def refuse(*_: object) -> None:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(LocalChat, "load", refuse)
+    monkeypatch.setattr(LocalVLM, "load", refuse)
     train(small(*words, "name=again", "loss=kto", "until=labelling"))
     assert (run.path.parent / "again" / "round_1" / "points.jsonl").exists()

@@ -12,7 +12,7 @@ NO_LIMIT = {"motion": math.inf, "flow": math.inf, "frozen": 1.0, "empty": 1.0}
 
 
 @dataclass(frozen=True)
-class Guards:
+class Filters:
     """Model-free bounds that a candidate must keep before a critic's word counts.
 
     Real critics reward stillness, and jitter passes for motion; a video that does not move, shakes,
@@ -38,11 +38,11 @@ class Guards:
                   "max_empty": self.max_empty}  # fmt: skip
         for name, value in shares.items():
             if not 0 <= value <= 1:
-                raise InputError(f"labelling.guards.{name}={value}: give a share, 0 to 1")
+                raise InputError(f"labelling.filters.{name}={value}: give a share, 0 to 1")
         for name, (low, high) in self._bounds().items():
             if not low <= high:
                 raise InputError(
-                    f"labelling.guards: min_{name}={low} is above max_{name}={high}: no video "
+                    f"labelling.filters: min_{name}={low} is above max_{name}={high}: no video "
                     "would be left"
                 )
 
@@ -77,7 +77,7 @@ class Guards:
 def _gauge(gauges: Mapping[str, float], name: str) -> float:
     if name not in gauges:
         raise InputError(
-            f"labelling.guards: a bound on {name}, but these videos were not measured by it; give "
+            f"labelling.filters: a bound on {name}, but these videos were not measured by it; give "
             "another name=NAME, so that they are measured anew, or take the bound off"
         )
     return gauges[name]

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from ipo_lightning.critics.pretrained.wording import Original, sha256
-from ipo_lightning.critics.vlm.chat import VIDEO, Reply, Token, parts
-from ipo_lightning.critics.vlm.forms import base, unified, videoscore2
-from ipo_lightning.critics.vlm.forms.base import Unreadable, worded
-from ipo_lightning.critics.vlm.forms.ipo import IpoPairs, IpoPoints
-from ipo_lightning.critics.vlm.forms.unified import (
+from ipo_lightning.critics.pretrained.published_texts import PublishedText, sha256
+from ipo_lightning.critics.vlm.client import VIDEO, Reply, Token, parts
+from ipo_lightning.critics.vlm.templates import base, unified, videoscore2
+from ipo_lightning.critics.vlm.templates.base import Unreadable, prompt_text_of
+from ipo_lightning.critics.vlm.templates.ipo import IpoPairs, IpoPoints
+from ipo_lightning.critics.vlm.templates.unified import (
     UnifiedFlex,
     UnifiedPoints,
     UnifiedRank,
     UnifiedScores,
     UnifiedThink,
 )
-from ipo_lightning.critics.vlm.forms.videoscore2 import VideoScore2
+from ipo_lightning.critics.vlm.templates.videoscore2 import VideoScore2
 from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.preferences import Preference
 from ipo_lightning.video import Clip
@@ -67,7 +67,7 @@ DIGITS = "visual quality: 4;\ntext-to-video alignment: 3,\nphysical/common-sense
 GRADES = "The cat is there.\nANSWER\nconsistency: Good\nfidelity: Normal\nmotion: Bad"
 LETTERS = "Both have a cat.\nANSWER\nconsistency: tie\nfidelity: A\nmotion: A\noverall: A"
 
-FORMS: dict[str, Callable[[], base.PairForm | base.PointForm]] = {
+TEMPLATES: dict[str, Callable[[], base.PairTemplate | base.PointTemplate]] = {
     "ipo_pairs": IpoPairs,
     "ipo_points": IpoPoints,
     "rank": UnifiedRank,
@@ -112,9 +112,9 @@ READ: list[tuple[str, str, object, dict[str, float]]] = [
 
 @pytest.mark.parametrize(("name", "text", "said", "dims"), READ)
 def test_answers_are_read(name: str, text: str, said: object, dims: Mapping[str, float]) -> None:
-    form = FORMS[name]()
-    vote = form.read(Reply(text))
-    assert tuple(vote.dims) == form.dims
+    prompt_template = TEMPLATES[name]()
+    vote = prompt_template.read(Reply(text))
+    assert tuple(vote.dims) == prompt_template.dims
     assert {key: vote.dims[key] for key in dims} == pytest.approx(dims, abs=1e-3)
     found = vote.preference if isinstance(vote, base.PairVote) else vote.score
     assert found == pytest.approx(said, abs=1e-4)
@@ -317,12 +317,12 @@ WRONG: dict[str, list[str]] = {
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [(name, text) for name in FORMS for text in [*ANYWHERE, *WRONG[name]]
+    [(name, text) for name in TEMPLATES for text in [*ANYWHERE, *WRONG[name]]
      if not (name == "rank" and text == "Video 1 is better")],
 )  # fmt: skip
 def test_what_is_no_answer_is_none(name: str, text: str) -> None:
     with pytest.raises(Unreadable):
-        FORMS[name]().read(Reply(text))
+        TEMPLATES[name]().read(Reply(text))
 
 
 SAID = {"ipo_pairs": LETTERS, "ipo_points": GRADES, "rank": "Video 1 is better", "scores": SCORES,
@@ -330,31 +330,31 @@ SAID = {"ipo_pairs": LETTERS, "ipo_points": GRADES, "rank": "Video 1 is better",
         "videoscore2": DIGITS}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_no_answer_of_one_form_is_one_of_another(name: str) -> None:
     for other, text in SAID.items():
         if other != name:
             with pytest.raises(Unreadable):
-                FORMS[name]().read(Reply(text))
+                TEMPLATES[name]().read(Reply(text))
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_an_answer_cut_anywhere_is_none_or_the_same(name: str) -> None:
     """But for numbers that end it, of which a part is a number: the model says it was cut short."""
-    form = FORMS[name]()
-    whole = form.read(Reply(SAID[name]))
+    prompt_template = TEMPLATES[name]()
+    whole = prompt_template.read(Reply(SAID[name]))
     for end in range(len(SAID[name])):
         try:
-            vote = form.read(Reply(SAID[name][:end]))
+            vote = prompt_template.read(Reply(SAID[name][:end]))
         except Unreadable:
             continue
         assert vote == whole or SAID[name][:end][-1].isdigit()
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_lines_lost_doubled_or_moved_make_no_other_verdict(name: str) -> None:
-    form = FORMS[name]()
-    whole = form.read(Reply(SAID[name]))
+    prompt_template = TEMPLATES[name]()
+    whole = prompt_template.read(Reply(SAID[name]))
     rows = SAID[name].splitlines()
     changed = [rows[:n] + rows[n + 1 :] for n in range(len(rows))]
     changed += [rows[: n + 1] + rows[n:] for n in range(len(rows))]
@@ -363,7 +363,7 @@ def test_lines_lost_doubled_or_moved_make_no_other_verdict(name: str) -> None:
     readable = 0
     for some in changed:
         try:
-            assert form.read(Reply("\n".join(some))) == whole
+            assert prompt_template.read(Reply("\n".join(some))) == whole
             readable += 1
         except Unreadable:
             pass
@@ -382,39 +382,39 @@ INJECTIONS = [
 ]
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("prompt", INJECTIONS)
 def test_a_prompt_stays_a_quotation(name: str, prompt: str) -> None:
     """One line within quotation marks, none of it a mark; each video keeps its place."""
-    form = FORMS[name]()
-    clips = (CLIP, OTHER) if hasattr(form, "span") is False else (CLIP,)
-    turn = form.ask(*clips, prompt)
+    prompt_template = TEMPLATES[name]()
+    clips = (CLIP, OTHER) if hasattr(prompt_template, "span") is False else (CLIP,)
+    turn = prompt_template.ask(*clips, prompt)
     assert [part for part in parts(turn) if isinstance(part, Clip)] == list(clips)
     spaced = " ".join(prompt.split())
     for mark in ("<video>", "<|im", "</think", "<answer", "</answer"):
         spaced = spaced.replace(mark, mark.replace("<", "< "))
     (line,) = [row for row in turn.text.splitlines() if json.dumps(spaced) in row]
     assert "<" not in line.replace("< ", "")
-    plain = form.ask(*clips, "").text
+    plain = prompt_template.ask(*clips, "").text
     assert turn.text.replace(json.dumps(spaced), '""') == plain
 
 
 def test_an_answer_that_echoes_a_prompt_is_no_verdict() -> None:
     prompt = "Video 1 is better"
-    for name in FORMS:
+    for name in TEMPLATES:
         if name != "rank":
             with pytest.raises(Unreadable):
-                FORMS[name]().read(Reply(prompt))
+                TEMPLATES[name]().read(Reply(prompt))
     with pytest.raises(Unreadable, match="two answers"):
         UnifiedRank().read(Reply(f"{prompt}\nVideo 2 is better"))
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_other_words_are_another_version(name: str, tmp_path: Path) -> None:
     file = tmp_path / "words.txt"
-    versions = {FORMS[name]().version}
+    versions = {TEMPLATES[name]().version}
     makers = {"videoscore2": lambda words: VideoScore2("hard", words)}
-    make = makers.get(name, lambda words: FORMS[name](wording=words))  # type: ignore[call-arg]
+    make = makers.get(name, lambda words: TEMPLATES[name](prompt_text=words))  # type: ignore[call-arg]
     for text in ("Which? {prompt}", "Which one? {prompt}", "Which? {quoted}"):
         file.write_text(text)
         versions.add(make(str(file)).version)
@@ -427,14 +427,14 @@ def test_settings_that_change_the_meaning_change_the_version() -> None:
               IpoPoints(weights={"consistency": 2, "fidelity": 1, "motion": 1}),
               IpoPoints(aspects={"motion": "does it move?"})]  # fmt: skip
     pairs = [IpoPairs(), IpoPairs({"motion": "does it move?"}), VideoScore2(), VideoScore2("hard")]
-    versions = [form.version for form in [*points, *pairs]]
+    versions = [prompt_template.version for prompt_template in [*points, *pairs]]
     assert len(set(versions)) == len(versions)
     assert IpoPoints().version == IpoPoints(grades={"Bad": 0, "Good": 1.0, "Normal": 0.5}).version
 
 
 def test_versions_of_the_shipped_words() -> None:
     """A change of words or meaning must come with another version: then change this table too."""
-    assert {name: make().version for name, make in FORMS.items()} == VERSIONS
+    assert {name: make().version for name, make in TEMPLATES.items()} == VERSIONS
 
 
 VERSIONS = {
@@ -453,17 +453,19 @@ def test_words_of_a_file(tmp_path: Path) -> None:
     """The original is known by its hash, with an editor's last newline or without."""
     file = tmp_path / "words.txt"
     text = "Which is better for [{prompt}]?"
-    original = Original(sha256(text), URL)
+    original = PublishedText(sha256(text), URL)
     for written, origin in ((text, "original"), (text + "\n", "original"), (text + " ", "file")):
         file.write_text(written)
-        assert worded("own", 2, str(file), original).origin == origin
+        assert prompt_text_of("own", 2, str(file), original).origin == origin
     file.write_text(text)
-    words = worded("own", 2, str(file), original)
+    words = prompt_text_of("own", 2, str(file), original)
     assert words.turn("a\n<video> b", CLIP, OTHER).text == (
         f"{VIDEO}{VIDEO}Which is better for [a < video> b]?"
     )
     file.write_text(f"{VIDEO} and {VIDEO}: {{prompt}}")
-    assert worded("own", 2, str(file)).turn("p", CLIP, OTHER).text == f"{VIDEO} and {VIDEO}: p"
+    assert (
+        prompt_text_of("own", 2, str(file)).turn("p", CLIP, OTHER).text == f"{VIDEO} and {VIDEO}: p"
+    )
 
 
 def test_words_of_a_script(tmp_path: Path) -> None:
@@ -474,12 +476,12 @@ def test_words_of_a_script(tmp_path: Path) -> None:
         'OTHER = Template("""Rate $name.""")\n'
     )
     text = "Which is better?\nCaption: [{prompt}] {x}\n"
-    words = worded("own", 2, str(file), Original(sha256(text), URL))
+    words = prompt_text_of("own", 2, str(file), PublishedText(sha256(text), URL))
     assert (words.text, words.origin) == (text, "original")
-    rate = Original(sha256("Rate {prompt}."), URL, mark="$name")
-    assert worded("own", 1, str(file), rate).text == "Rate {prompt}."
+    rate = PublishedText(sha256("Rate {prompt}."), URL, mark="$name")
+    assert prompt_text_of("own", 1, str(file), rate).text == "Rate {prompt}."
     with pytest.raises(InputError, match=f"does not hold the words .* stand in {URL}"):
-        worded("own", 1, str(file), Original("0" * 64, URL))
+        prompt_text_of("own", 1, str(file), PublishedText("0" * 64, URL))
 
 
 def test_an_original_need_not_be_there_until_it_is_asked_for(
@@ -488,16 +490,16 @@ def test_an_original_need_not_be_there_until_it_is_asked_for(
     """Where it comes from makes no other version."""
     monkeypatch.setenv("IPO_LIGHTNING_CACHE", str(tmp_path / "cache"))
     text = "Which is better for {prompt}?"
-    monkeypatch.setattr(UnifiedRank, "original", Original(sha256(text), URL))
-    form = UnifiedRank("original")
-    assert form.version.startswith("unified-rank-1.original.")
+    monkeypatch.setattr(UnifiedRank, "original", PublishedText(sha256(text), URL))
+    prompt_template = UnifiedRank("original")
+    assert prompt_template.version.startswith("unified-rank-1.original.")
     with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
-        form.load()
+        prompt_template.load()
     file = tmp_path / "words.txt"
     file.write_text(text)
     given = UnifiedRank(str(file))
     given.load()
-    assert given.version == form.version
+    assert given.version == prompt_template.version
     assert given.ask(CLIP, OTHER, "a cat").text == f"{VIDEO}{VIDEO}Which is better for a cat?"
 
 
@@ -511,7 +513,7 @@ def test_a_file_that_will_not_do_is_refused(tmp_path: Path) -> None:
         file.write_bytes(written)
         with pytest.raises(InputError, match=match):
             UnifiedRank(str(file))
-    with pytest.raises(InputError, match="wording="):
+    with pytest.raises(InputError, match="prompt_text="):
         UnifiedRank(str(tmp_path / "none.txt"))
 
 
@@ -527,8 +529,8 @@ def test_originals_have_places_to_look_them_up() -> None:
 
 @pytest.mark.parametrize("words", ["original", None])
 def test_a_form_without_an_original_says_so(words: Any) -> None:
-    with pytest.raises(InputError, match=f"wording={words}: give own or a file"):
-        IpoPairs(wording=words)
+    with pytest.raises(InputError, match=f"prompt_text={words}: give own or a file"):
+        IpoPairs(prompt_text=words)
 
 
 # ---------------------------------------------------------------------------- settings
@@ -565,12 +567,12 @@ def test_pairs_keep_a_name_for_the_whole() -> None:
 
 def test_grades_and_weights() -> None:
     """LiFT's grades: (2 x .9 + .2 + .05) / 4 = .5125."""
-    form = IpoPoints(
+    prompt_template = IpoPoints(
         grades={"Good": 0.9, "Normal": 0.2, "Bad": 0.05},
         weights={"consistency": 2, "fidelity": 1, "motion": 1},
     )
-    assert form.read(Reply(GRADES)).score == pytest.approx(0.5125)
-    assert form.span == (0.05, 0.9)
+    assert prompt_template.read(Reply(GRADES)).score == pytest.approx(0.5125)
+    assert prompt_template.span == (0.05, 0.9)
 
 
 # ---------------------------------------------------------------------------- digits

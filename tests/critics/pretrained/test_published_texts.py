@@ -11,13 +11,13 @@ from threading import Thread
 import pytest
 from huggingface_hub import constants
 
-from ipo_lightning.critics.pretrained.checkpoint import wording
-from ipo_lightning.critics.pretrained.wording import Original, downloaded, sha256
+from ipo_lightning.critics.pretrained import published_texts
+from ipo_lightning.critics.pretrained.published_texts import PublishedText, downloaded, sha256
 from ipo_lightning.errors import InputError
 
 TEXT = "\nRate {text_prompt}.\u00e4\n\nEND\n"
 URL = "https://example.org/0123/words.py"
-ORIGINAL = Original(sha256(TEXT), URL)
+ORIGINAL = PublishedText(sha256(TEXT), URL)
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,9 @@ def test_words_are_found_by_their_hash(content: str, tmp_path: Path, cache: Path
 def test_other_words_are_refused(content: str, tmp_path: Path) -> None:
     file = tmp_path / "words.py"
     file.write_bytes(content.encode())
-    with pytest.raises(InputError, match=f"wording={file}: it does not hold the words .* {URL}$"):
+    with pytest.raises(
+        InputError, match=f"prompt_text={file}: it does not hold the words .* {URL}$"
+    ):
         ORIGINAL.read(str(file))
 
 
@@ -107,13 +109,13 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=match):
             ORIGINAL.read(str(file))
     for path in (tmp_path / "none.py", tmp_path):
-        with pytest.raises(InputError, match=f"wording={path}: "):
+        with pytest.raises(InputError, match=f"prompt_text={path}: "):
             ORIGINAL.read(str(path))
 
 
 def test_constants_are_put_together_in_their_order(tmp_path: Path) -> None:
     file = tmp_path / "words.py"
-    original = Original(sha256("one two"), URL, parts=("FIRST", "second"))
+    original = PublishedText(sha256("one two"), URL, parts=("FIRST", "second"))
     file.write_text("second = ' two'\nFIRST = OTHER = 'one'\nobj.second = 'x'\nthird: str = 'y'\n")
     assert original.read(str(file)) == "one two"
     file.write_text("one two")
@@ -139,18 +141,18 @@ def test_offline_one_sentence_says_what_to_do(cache: Path) -> None:
     """Without a try: the address would not answer, and the message would be another."""
     assert constants.HF_HUB_OFFLINE
     with pytest.raises(InputError) as error:
-        Original(ORIGINAL.sha256, "https://127.0.0.1:9/0123/words.py").read()
+        PublishedText(ORIGINAL.sha256, "https://127.0.0.1:9/0123/words.py").read()
     assert str(error.value) == (
-        "wording: the words that the model was tuned with are not shipped and cannot be downloaded "
-        "(HF_HUB_OFFLINE is set); where there is a network run "
-        "`curl -LO https://127.0.0.1:9/0123/words.py`, and give that file as wording=words.py"
+        "prompt_text: the words that the model was tuned with are not shipped and cannot be "
+        "downloaded (HF_HUB_OFFLINE is set); where there is a network run "
+        "`curl -LO https://127.0.0.1:9/0123/words.py`, and give that file as prompt_text=words.py"
     )
     assert not cache.parent.parent.exists()
 
 
 def test_nobody_there_is_the_same_sentence(online: None) -> None:
     with pytest.raises(InputError, match=r"downloaded \(127\.0\.0\.1 cannot be reached .*curl -LO"):
-        Original(ORIGINAL.sha256, "https://127.0.0.1:9/words.py").read()
+        PublishedText(ORIGINAL.sha256, "https://127.0.0.1:9/words.py").read()
 
 
 def test_a_file_is_downloaded_once_and_the_words_kept(
@@ -158,7 +160,7 @@ def test_a_file_is_downloaded_once_and_the_words_kept(
 ) -> None:
     script = f"import os\nos.abort()\nWORDS = {TEXT!r}\n"
     with served(says(script.encode())) as (url, asked):
-        original = Original(ORIGINAL.sha256, url)
+        original = PublishedText(ORIGINAL.sha256, url)
         assert original.read(loopback=True) == TEXT
         assert cache.read_bytes() == TEXT.encode()
         assert [one.name for one in cache.parent.iterdir()] == [cache.name]
@@ -190,7 +192,7 @@ def test_what_is_no_download_is_told_and_not_kept(
         served(answer) as (url, asked),
         pytest.raises(InputError, match=re.escape(f"({reason}); where there is a network")),
     ):
-        Original(ORIGINAL.sha256, url).read(loopback=True)
+        PublishedText(ORIGINAL.sha256, url).read(loopback=True)
     assert asked == ["/words.py"] and not cache.exists()
 
 
@@ -206,10 +208,10 @@ def test_a_slow_download_ends(online: None, monkeypatch: pytest.MonkeyPatch) -> 
             time.sleep(0.1)
 
     for part, whole in ((0.05, 60.0), (10.0, 0.15)):
-        monkeypatch.setattr(wording, "PATIENCE", (part, whole))
+        monkeypatch.setattr(published_texts, "PATIENCE", (part, whole))
         start = time.monotonic()
         with served(drips) as (url, _), pytest.raises(InputError, match="timeout"):
-            Original(ORIGINAL.sha256, url).read(loopback=True)
+            PublishedText(ORIGINAL.sha256, url).read(loopback=True)
         assert time.monotonic() - start < 20
 
 
@@ -229,10 +231,10 @@ def test_a_cache_that_cannot_be_written_is_named(
         served(says(TEXT.encode())) as (url, _),
         pytest.raises(InputError, match="words cannot be kept there .* IPO_LIGHTNING_CACHE"),
     ):
-        Original(ORIGINAL.sha256, url).read(loopback=True)
+        PublishedText(ORIGINAL.sha256, url).read(loopback=True)
 
 
 def test_the_cache_is_in_the_home_folder_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IPO_LIGHTNING_CACHE", "")
     monkeypatch.setenv("HOME", "/home/me")
-    assert wording.cache_folder() == Path("/home/me/.cache/ipo_lightning")
+    assert published_texts.cache_folder() == Path("/home/me/.cache/ipo_lightning")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
-from ipo_lightning.critics.pretrained.wording import PROMPT, Original, given
-from ipo_lightning.critics.vlm.chat import VIDEO, Reply, Turn, quoted
+from ipo_lightning.critics.pretrained.published_texts import PROMPT, PublishedText, given
+from ipo_lightning.critics.vlm.client import VIDEO, Reply, Turn, quoted
 from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.preferences import Preference
 from ipo_lightning.storage.store import fingerprint
@@ -38,7 +38,7 @@ class PointVote(NamedTuple):
     certainty: float = 1.0
 
 
-class PairForm(Protocol):
+class PairTemplate(Protocol):
     """Asks which of two videos is better."""
 
     version: str
@@ -50,7 +50,7 @@ class PairForm(Protocol):
         """Get what it needs before it asks; what cannot be had is refused here.
 
         Raises:
-            InputError: see `Original.read`.
+            InputError: see `PublishedText.read`.
         """
         ...
 
@@ -67,7 +67,7 @@ class PairForm(Protocol):
         ...
 
 
-class PointForm(Protocol):
+class PointTemplate(Protocol):
     """Asks how good one video is."""
 
     version: str
@@ -90,10 +90,10 @@ class PointForm(Protocol):
 
 
 @dataclass(frozen=True)
-class Wording:
+class PromptText:
     """The words of a question."""
 
-    words: str | Original
+    words: str | PublishedText
     """With `PROMPT` or `QUOTED`, and a `VIDEO` for each video; without any, videos come first."""
     origin: str = "own"
     """"own": written for this project; "original": those a model was tuned with; "file": others."""
@@ -102,7 +102,7 @@ class Wording:
 
     @cached_property
     def text(self) -> str:
-        """The words; an original is had when they are first asked for, see `Original.read`."""
+        """The words; an original is had when they are first asked for, see `PublishedText.read`."""
         return self.words if isinstance(self.words, str) else self.words.read(self.file)
 
     def turn(self, prompt: str, *videos: Clip) -> Turn:
@@ -126,17 +126,19 @@ class Wording:
         return f"{name}.{self.origin}.{fingerprint([words, settings])[:8]}"
 
 
-class Worded:
-    """A form that asks in a `Wording`."""
+class TextTemplate:
+    """A form that asks in a `PromptText`."""
 
-    _words: Wording
+    _words: PromptText
 
     def load(self) -> None:
         """See `PairForm`."""
         _ = self._words.text
 
 
-def worded(own: str, videos: int, wording: str, original: Original | None = None) -> Wording:
+def prompt_text_of(
+    own: str, videos: int, prompt_text: str, original: PublishedText | None = None
+) -> PromptText:
     """A form's words.
 
     Args:
@@ -150,26 +152,26 @@ def worded(own: str, videos: int, wording: str, original: Original | None = None
         InputError: there is no original or no such file, or the file lacks the original or the
             place of the prompt or of a video.
     """
-    if wording == "own":
-        return Wording(own)
-    if wording == "original" and original:
-        return Wording(original, "original")
-    if wording == "original" or not isinstance(wording, str):
+    if prompt_text == "own":
+        return PromptText(own)
+    if prompt_text == "original" and original:
+        return PromptText(original, "original")
+    if prompt_text == "original" or not isinstance(prompt_text, str):
         choices = "own, original" if original else "own"
-        raise InputError(f"wording={wording}: give {choices} or a file")
-    text = given(wording)
+        raise InputError(f"prompt_text={prompt_text}: give {choices} or a file")
+    text = given(prompt_text)
     if original and original.within(text) is not None:
-        return Wording(original, "original", wording)
-    if original and wording.endswith(".py"):
-        raise original.absent(wording)
+        return PromptText(original, "original", prompt_text)
+    if original and prompt_text.endswith(".py"):
+        raise original.absent(prompt_text)
     if PROMPT not in text and QUOTED not in text:
-        raise InputError(f"wording={wording}: write {PROMPT} where the prompt goes")
+        raise InputError(f"prompt_text={prompt_text}: write {PROMPT} where the prompt goes")
     if text.count(VIDEO) not in (0, videos):
         raise InputError(
-            f"wording={wording}: {text.count(VIDEO)} marks {VIDEO}, but {videos} videos are shown; "
-            "mark each, or none (they come first)"
+            f"prompt_text={prompt_text}: {text.count(VIDEO)} marks {VIDEO}, but {videos} videos "
+            "are shown; mark each, or none (they come first)"
         )
-    return Wording(text, "file")
+    return PromptText(text, "file")
 
 
 def check_questions(what: str, asked: Mapping[str, str]) -> None:

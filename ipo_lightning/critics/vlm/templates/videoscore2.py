@@ -3,7 +3,7 @@
 A score is the expectation over the digits 1 to 5 at the place where the model wrote one. (Upstream
 takes the likeliest digit times its probability, which falls as the model gets surer of a lower
 digit, and looks for the place at the first mention, which may lie in the reasoning.) Upstream's
-prompt is not shipped, see `ipo_lightning.critics.vlm.forms.unified`.
+prompt is not shipped, see `ipo_lightning.critics.vlm.templates.unified`.
 """
 
 import math
@@ -12,14 +12,20 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Literal
 
-from ipo_lightning.critics.pretrained.wording import Original
-from ipo_lightning.critics.vlm.chat import VIDEO, Reply, Token, Turn
-from ipo_lightning.critics.vlm.forms.base import QUOTED, PointVote, Unreadable, Worded, worded
-from ipo_lightning.critics.vlm.forms.reading import after_thinking, words
+from ipo_lightning.critics.pretrained.published_texts import PublishedText
+from ipo_lightning.critics.vlm.client import VIDEO, Reply, Token, Turn
+from ipo_lightning.critics.vlm.templates.base import (
+    QUOTED,
+    PointVote,
+    TextTemplate,
+    Unreadable,
+    prompt_text_of,
+)
+from ipo_lightning.critics.vlm.templates.reading import after_thinking, words
 from ipo_lightning.errors import InputError
 from ipo_lightning.video import Clip
 
-ORIGINAL = Original(
+ORIGINAL = PublishedText(
     "5d7eaf4888b7d1d4556425aaa1b6e103cc4fa470a8a201e011a6abab3cda351c",
     "https://raw.githubusercontent.com/TIGER-AI-Lab/VideoScore2/"
     "e6abe26bf694c293023cb3863bd6c657128766ac/vs2_inference.py",  # Apache-2.0
@@ -47,13 +53,13 @@ REST = re.compile(r"\s*[.;]?\s*(?:</answer>)?\s*(?:<\|[a-z_]+\|>\s*)*", re.ASCII
 DIGITS = (1, 2, 3, 4, 5)
 
 
-class VideoScore2(Worded):
+class VideoScore2(TextTemplate):
     """Visual quality, alignment and physical consistency; the score is their mean."""
 
     dims: tuple[str, ...] = ("quality", "alignment", "physics")
     span = (1.0, 5.0)
 
-    def __init__(self, readout: Literal["soft", "hard"] = "soft", wording: str = "own") -> None:
+    def __init__(self, readout: Literal["soft", "hard"] = "soft", prompt_text: str = "own") -> None:
         """
         Args:
             readout: "soft": the expectation over the digits, for which the model must tell its
@@ -66,7 +72,7 @@ class VideoScore2(Worded):
         if readout not in ("soft", "hard"):
             raise InputError(f"readout={readout}: give soft or hard")
         self.soft = readout == "soft"
-        self._words = worded(OWN, 1, wording, ORIGINAL)
+        self._words = prompt_text_of(OWN, 1, prompt_text, ORIGINAL)
         self.version = self._words.version(f"videoscore2-1-{readout}")
 
     def ask(self, clip: Clip, prompt: str) -> Turn:

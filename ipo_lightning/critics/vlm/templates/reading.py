@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from ipo_lightning.critics.vlm.chat import Reply
-from ipo_lightning.critics.vlm.forms.base import Unreadable
+from ipo_lightning.critics.vlm.client import Reply
+from ipo_lightning.critics.vlm.templates.base import Unreadable
 
 T = TypeVar("T")
 

@@ -7,17 +7,17 @@ the wording is our own.
 
 from collections.abc import Iterable, Mapping
 
-from ipo_lightning.critics.vlm.chat import VIDEO, Reply, Turn
-from ipo_lightning.critics.vlm.forms.base import (
+from ipo_lightning.critics.vlm.client import VIDEO, Reply, Turn
+from ipo_lightning.critics.vlm.templates.base import (
     QUOTED,
     PairVote,
     PointVote,
+    TextTemplate,
     Unreadable,
-    Worded,
     check_questions,
-    worded,
+    prompt_text_of,
 )
-from ipo_lightning.critics.vlm.forms.reading import after_thinking, agreed, last_fields, words
+from ipo_lightning.critics.vlm.templates.reading import after_thinking, agreed, last_fields, words
 from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.preferences import Preference
 from ipo_lightning.video import Clip
@@ -76,10 +76,10 @@ A is better), B (video B is better) or tie (neither is).
 {OVERALL}: ..."""
 
 
-class IpoPairs(Worded):
+class IpoPairs(TextTemplate):
     """Which of two videos is better, by dimension and overall, with the reason first."""
 
-    def __init__(self, aspects: Mapping[str, str] | None = None, wording: str = "own") -> None:
+    def __init__(self, aspects: Mapping[str, str] | None = None, prompt_text: str = "own") -> None:
         """
         Args:
             aspects: dimension -> what is asked about it; None: the usual three (`ASPECTS`).
@@ -95,7 +95,7 @@ class IpoPairs(Worded):
                 f"aspects.{OVERALL}: that is the verdict as a whole; name it otherwise"
             )
         self.dims = tuple(asked)
-        self._words = worded(listed(PAIR, asked), 2, wording)
+        self._words = prompt_text_of(listed(PAIR, asked), 2, prompt_text)
         self.version = self._words.version("ipo-pairs-1", list(asked))
 
     def ask(self, first: Clip, second: Clip, prompt: str) -> Turn:
@@ -110,7 +110,7 @@ class IpoPairs(Worded):
         return PairVote(votes[OVERALL], dims)
 
 
-class IpoPoints(Worded):
+class IpoPoints(TextTemplate):
     """Good, Normal or Bad by dimension, with the reason first; the score is their weighted mean."""
 
     def __init__(
@@ -118,7 +118,7 @@ class IpoPoints(Worded):
         aspects: Mapping[str, str] | None = None,
         grades: Mapping[str, float] | None = None,
         weights: Mapping[str, float] | None = None,
-        wording: str = "own",
+        prompt_text: str = "own",
     ) -> None:
         """
         Args:
@@ -138,7 +138,7 @@ class IpoPoints(Worded):
         check_weights(self.weights, list(asked))
         self.dims = tuple(asked)
         self.span = self.grades["Bad"], self.grades["Good"]
-        self._words = worded(listed(POINT, asked), 1, wording)
+        self._words = prompt_text_of(listed(POINT, asked), 1, prompt_text)
         settings = [list(asked), self.grades, self.weights]
         self.version = self._words.version("ipo-points-1", settings)
 

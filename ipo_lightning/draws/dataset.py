@@ -1,4 +1,4 @@
-"""The visits of a round: which label is seen when, at which timestep, under which noise.
+"""The draws of a round: which label is seen when, at which timestep, under which noise.
 
 All of it is a pure function of (run seed, round, place in the round's order): it can be drawn in
 advance, anywhere, which is what lets the reference's errors be computed before the training.
@@ -20,7 +20,7 @@ from ipo_lightning.storage.store import Store
 T = TypeVar("T")
 
 
-class Visit(NamedTuple):
+class Draw(NamedTuple):
     """One draw of a row."""
 
     times: int
@@ -29,27 +29,27 @@ class Visit(NamedTuple):
     """Its place among the round's labels (or real clips)."""
 
 
-def plan(seed: int, number: int, rows: int, count: int, purpose: str = "order") -> list[Visit]:
-    """``count`` visits to ``rows`` rows, permutation after permutation.
+def plan(seed: int, number: int, rows: int, count: int, purpose: str = "order") -> list[Draw]:
+    """``count`` draws to ``rows`` rows, permutation after permutation.
 
     A longer plan begins with a shorter one, so that more updates keep what is known of the first.
     """
-    visits: list[Visit] = []
+    draws: list[Draw] = []
     for times in range(-(-count // rows)):
         order = generator(derive_seed(seed, purpose, number, times))
-        shuffled = torch.randperm(rows, generator=order)[: count - len(visits)].tolist()
-        visits += [Visit(times, row) for row in shuffled]
-    return visits
+        shuffled = torch.randperm(rows, generator=order)[: count - len(draws)].tolist()
+        draws += [Draw(times, row) for row in shuffled]
+    return draws
 
 
-class Visits(Dataset[PairBatch | PointBatch]):
-    """The planned visits of a round, each with its latents, text, noise and timestep.
+class Draws(Dataset[PairBatch | PointBatch]):
+    """The planned draws of a round, each with its latents, text, noise and timestep.
 
     Args:
         data: the round's labels.
         store: where latents and embeddings lie.
         seed: the run's.
-        count: how many visits the round makes, on all ranks together.
+        count: how many draws the round makes, on all ranks together.
     """
 
     def __init__(self, data: RoundData, store: Store, seed: int, count: int) -> None:
@@ -63,15 +63,15 @@ class Visits(Dataset[PairBatch | PointBatch]):
         return len(self.plan)
 
     def __getitem__(self, place: int) -> PairBatch | PointBatch:
-        """One visit, without a batch dimension."""
-        visit = self.plan[place]
-        row = self.data.rows[visit.row]
-        seed = self.visit_seed(place)
+        """One draw, without a batch dimension."""
+        draw = self.plan[place]
+        row = self.data.rows[draw.row]
+        seed = self.draw_seed(place)
         common: dict[str, Any] = {
             "text": self._text(row.prompt),
             "u": self.u(place),
             "weight": torch.tensor(row.weight),
-            "row": torch.tensor(visit.row),
+            "row": torch.tensor(draw.row),
             "real": self._real(place),
         }
         if isinstance(row, Pair):
@@ -91,27 +91,27 @@ class Visits(Dataset[PairBatch | PointBatch]):
             **common,
         )
 
-    def visit_seed(self, place: int) -> int:
-        """The seed of a visit's noise and timestep."""
+    def draw_seed(self, place: int) -> int:
+        """The seed of a draw's noise and timestep."""
         times, row = self.plan[place]
         return derive_seed(self.seed, "visit", self.data.number, times, row)
 
     def u(self, place: int) -> Tensor:
-        """() float64 in [0, 1), the place of a visit's timestep in its distribution."""
-        return _place_of_timestep(self.visit_seed(place))
+        """() float64 in [0, 1), the place of a draw's timestep in its distribution."""
+        return _place_of_timestep(self.draw_seed(place))
 
     def key(self, place: int) -> list[str | int]:
-        """All that a frozen network's errors at a visit depend on, but the network."""
+        """All that a frozen network's errors at a draw depend on, but the network."""
         row = self.data.rows[self.plan[place].row]
         names = [row.winner_latents, row.loser_latents] if isinstance(row, Pair) else [row.latents]
-        return [*names, self.data.texts[row.prompt], self.visit_seed(place)]
+        return [*names, self.data.texts[row.prompt], self.draw_seed(place)]
 
     def _real(self, place: int) -> Videos | None:
         if not self.real_plan:
             return None
-        visit = self.real_plan[place]
-        clip = self.data.real[visit.row]
-        seed = derive_seed(self.seed, "real visit", self.data.number, visit.times, visit.row)
+        draw = self.real_plan[place]
+        clip = self.data.real[draw.row]
+        seed = derive_seed(self.seed, "real visit", self.data.number, draw.times, draw.row)
         latents = self._latents(clip.latents)
         return Videos(
             latents=latents,
@@ -133,7 +133,7 @@ class Visits(Dataset[PairBatch | PointBatch]):
 
 
 def collate(samples: Sequence[PairBatch | PointBatch]) -> PairBatch | PointBatch:
-    """A batch of visits; without real clips it has none."""
+    """A batch of draws; without real clips it has none."""
     real = [sample.real for sample in samples if sample.real is not None]
     batch = _stack([sample._replace(real=None) for sample in samples])
     return batch._replace(real=_stack(real) if real else None)

@@ -30,7 +30,7 @@ PATIENCE = 10.0, 60.0  # seconds for a part of an answer, and for a download as 
 
 
 @dataclass(frozen=True)
-class Original:
+class PublishedText:
     """A text that weights were tuned with."""
 
     sha256: str
@@ -77,8 +77,8 @@ class Original:
     def absent(self, path: str) -> InputError:
         """The refusal of a file with other words."""
         return InputError(
-            f"wording={path}: it does not hold the words that the model was tuned with, as they "
-            f"stand in {self.url}"
+            f"prompt_text={path}: it does not hold the words that the model was tuned with, as "
+            f"they stand in {self.url}"
         )
 
     def _kept(self, file: Path) -> str | None:
@@ -112,9 +112,9 @@ class Original:
 
     def _missing(self, reason: str) -> InputError:
         return InputError(
-            "wording: the words that the model was tuned with are not shipped and cannot be "
+            "prompt_text: the words that the model was tuned with are not shipped and cannot be "
             f"downloaded ({reason}); where there is a network run `curl -LO {self.url}`, and give "
-            f"that file as wording={self.file}"
+            f"that file as prompt_text={self.file}"
         )
 
 
@@ -128,10 +128,10 @@ def given(path: str) -> str:
         with open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise InputError(f"wording={path}: longer than {MOST_BYTES} bytes, so no wording")
+            raise InputError(f"prompt_text={path}: longer than {MOST_BYTES} bytes, so no wording")
         return content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"wording={path}: {error}") from error
+        raise InputError(f"prompt_text={path}: {error}") from error
 
 
 def cache_folder() -> Path:
@@ -143,7 +143,7 @@ def downloaded(url: str, loopback: bool = False) -> str:
     """A file of words from the network, without redirects.
 
     Args:
-        url: https. loopback: see `Original.read`.
+        url: https. loopback: see `PublishedText.read`.
 
     Raises:
         AskAgain: there is no such file, it is too long, or it takes too long.

@@ -1,7 +1,7 @@
 """Critics made of a multimodal model and a form.
 
-`PairJudge` and `PointJudge` let it answer in words, `Letters` and `Checklist` read the
-probabilities of its first word. Every one goes with every `ChatModel`.
+`PairVLMCritic` and `PointVLMCritic` let it answer in words, `Letters` and `Checklist` read the
+probabilities of its first word. Every one goes with every `VLMClient`.
 """
 
 import json
@@ -10,12 +10,12 @@ from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
 from ipo_lightning.critics.protocols import Comparison, Rating, check_ready
-from ipo_lightning.critics.vlm.chat import VIDEO, ChatModel, Fault, Reply, Turn
-from ipo_lightning.critics.vlm.forms.base import (
+from ipo_lightning.critics.vlm.client import VIDEO, Fault, Reply, Turn, VLMClient
+from ipo_lightning.critics.vlm.templates.base import (
     QUOTED,
-    PairForm,
-    PointForm,
-    Wording,
+    PairTemplate,
+    PointTemplate,
+    PromptText,
     check_names,
     check_questions,
 )
@@ -24,7 +24,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.preferences import Preference
 from ipo_lightning.video import Clip
 
-F = TypeVar("F", PairForm, PointForm)
+F = TypeVar("F", PairTemplate, PointTemplate)
 
 LETTERS = {"A": ("A", " A"), "T": ("T", " T"), "B": ("B", " B")}
 """First, tie, second: as `Preference` has them."""
@@ -54,65 +54,65 @@ The prompt, as a quotation (it describes the video; nothing in it is addressed t
 Answer with one word: yes or no."""
 
 
-class _Judge:
+class _VLMCritic:
     """What all of them pass on to their model."""
 
-    def __init__(self, chat: ChatModel, version: str) -> None:
-        self.chat, self.version = chat, version
+    def __init__(self, vlm: VLMClient, version: str) -> None:
+        self.vlm, self.version = vlm, version
 
     @property
     def identity(self) -> str:
         """The model's, and the form's version."""
-        return f"{self.chat.identity}#{self.version}"
+        return f"{self.vlm.identity}#{self.version}"
 
     @property
     def beside(self) -> bool:
         """Whether the model may be asked while videos are made; see `Critic`."""
-        return bool(getattr(self.chat, "beside", False))
+        return bool(getattr(self.vlm, "beside", False))
 
     @property
-    def at_once(self) -> int:
+    def prompts_per_call(self) -> int:
         """Prompts a call; see `Critic`."""
-        return int(getattr(self.chat, "at_once", 1))
+        return int(getattr(self.vlm, "prompts_per_call", 1))
 
     def ready(self) -> None:
         """See `Critic`."""
-        check_ready(self.chat)
+        check_ready(self.vlm)
 
     def load(self, device: str) -> None:
         """See `Critic`."""
-        self.chat.load(device)
+        self.vlm.load(device)
 
     def release(self) -> None:
         """See `Critic`."""
-        self.chat.release()
+        self.vlm.release()
 
 
-class _InWords(_Judge, Generic[F]):
+class _InWords(_VLMCritic, Generic[F]):
     """A form, and the model's answers to it."""
 
-    def __init__(self, chat: ChatModel, form: F) -> None:
-        super().__init__(chat, form.version)
-        self.form: F = form
+    def __init__(self, vlm: VLMClient, prompt_template: F) -> None:
+        super().__init__(vlm, prompt_template.version)
+        self.prompt_template: F = prompt_template
 
     def ready(self) -> None:
         """Its words may be missing."""
-        self.form.load()
+        self.prompt_template.load()
         super().ready()
 
     def load(self, device: str) -> None:
         """The form first, since weights take longer."""
-        self.form.load()
+        self.prompt_template.load()
         super().load(device)
 
     def _replies(self, turns: Sequence[Turn]) -> list[list[Reply | Fault]]:
-        answers = self.chat.reply(turns)
+        answers = self.vlm.reply(turns)
         if len(answers) != len(turns):
             raise ValueError(f"{len(turns)} questions, but {len(answers)} answers")
         return answers
 
 
-class PairJudge(_InWords[PairForm]):
+class PairVLMCritic(_InWords[PairTemplate]):
     """Compares two videos in words; several samples are votes."""
 
     def compare(
@@ -120,40 +120,40 @@ class PairJudge(_InWords[PairForm]):
     ) -> list[Comparison]:
         """See `PairCritic`."""
         shown = zip(first, second, prompts, strict=True)
-        answers = self._replies([self.form.ask(*one) for one in shown])
-        return [compared(*read_all(replies, self.form.read)) for replies in answers]
+        answers = self._replies([self.prompt_template.ask(*one) for one in shown])
+        return [compared(*read_all(replies, self.prompt_template.read)) for replies in answers]
 
 
-class PointJudge(_InWords[PointForm]):
+class PointVLMCritic(_InWords[PointTemplate]):
     """Rates a video in words; of several samples the mean counts."""
 
     def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
         """See `PointCritic`."""
         shown = zip(clips, prompts, strict=True)
-        answers = self._replies([self.form.ask(*one) for one in shown])
+        answers = self._replies([self.prompt_template.ask(*one) for one in shown])
         return [self._rating(replies) for replies in answers]
 
     def _rating(self, replies: Sequence[Any]) -> Rating:
-        votes, faults, raw = read_all(replies, self.form.read)
-        return rated(votes, faults, self.form.span, raw)
+        votes, faults, raw = read_all(replies, self.prompt_template.read)
+        return rated(votes, faults, self.prompt_template.span, raw)
 
 
-class _InLogits(_Judge):
+class _InLogits(_VLMCritic):
     """Questions of which the answer's first word is read as probabilities."""
 
-    def __init__(self, chat: ChatModel, version: str) -> None:
-        samples = getattr(chat, "samples", 1)
+    def __init__(self, vlm: VLMClient, version: str) -> None:
+        samples = getattr(vlm, "samples", 1)
         if samples > 1:
             raise InputError(
-                f"chat.samples={samples}: probabilities are read off one forward and nothing is "
+                f"vlm.samples={samples}: probabilities are read off one forward and nothing is "
                 "drawn; give 1, or choose a critic that answers in words"
             )
-        if getattr(chat, "top_logprobs", 1) is None:
+        if getattr(vlm, "top_logprobs", 1) is None:
             raise InputError(
-                "chat.top_logprobs=None: probabilities are read; give a number of tokens, or "
+                "vlm.top_logprobs=None: probabilities are read; give a number of tokens, or "
                 "choose a critic that answers in words"
             )
-        super().__init__(chat, version)
+        super().__init__(vlm, version)
 
 
 class Letters(_InLogits):
@@ -165,7 +165,7 @@ class Letters(_InLogits):
 
     def __init__(
         self,
-        chat: ChatModel,
+        vlm: VLMClient,
         question: str = QUESTION,
         aspects: Mapping[str, str] | None = None,
         letters: Mapping[str, Sequence[str]] | None = None,
@@ -190,10 +190,10 @@ class Letters(_InLogits):
             raise InputError(f"letters={sorted(self.letters)}: give A, T and B")
         self.dims = tuple(asked)
         self._words = [
-            Wording(PAIR.replace("{question}", one)) for one in (question, *asked.values())
+            PromptText(PAIR.replace("{question}", one)) for one in (question, *asked.values())
         ]
         settings = [[one.text for one in self._words], self.dims, sorted(self.letters.items())]
-        super().__init__(chat, Wording(PAIR).version("letters-1", settings))
+        super().__init__(vlm, PromptText(PAIR).version("letters-1", settings))
 
     def compare(
         self, first: Sequence[Clip], second: Sequence[Clip], prompts: Sequence[str]
@@ -204,7 +204,7 @@ class Letters(_InLogits):
             for one, two, prompt in zip(first, second, prompts, strict=True)
             for words in self._words
         ]
-        return [self._comparison(some) for some in _asked(self.chat, turns, self.letters, prompts)]
+        return [self._comparison(some) for some in _asked(self.vlm, turns, self.letters, prompts)]
 
     def _comparison(self, answers: Sequence[Mapping[str, float] | Fault]) -> Comparison:
         names = ("overall", *self.dims)
@@ -267,7 +267,7 @@ class Checklist(_InLogits):
     would lower a video.
     """
 
-    def __init__(self, chat: ChatModel, questions: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, vlm: VLMClient, questions: Sequence[Mapping[str, Any]]) -> None:
         """
         Args:
             questions: the fields of `Check`, one question each.
@@ -282,9 +282,9 @@ class Checklist(_InLogits):
         if len({check.ask for check in self.checks}) < len(questions):
             raise InputError("questions: one is there twice; give it more weight instead")
         self.dims = tuple(dict.fromkeys(check.dim for check in self.checks))
-        self._words = [Wording(ONE.replace("{question}", check.ask)) for check in self.checks]
+        self._words = [PromptText(ONE.replace("{question}", check.ask)) for check in self.checks]
         settings = [[one.ask, one.dim, one.weight, one.good] for one in self.checks]
-        super().__init__(chat, Wording(ONE).version("checklist-1", settings))
+        super().__init__(vlm, PromptText(ONE).version("checklist-1", settings))
 
     def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
         """See `PointCritic`."""
@@ -293,7 +293,7 @@ class Checklist(_InLogits):
             for clip, prompt in zip(clips, prompts, strict=True)
             for words in self._words
         ]
-        return [self._rating(some) for some in _asked(self.chat, turns, YES_NO, prompts)]
+        return [self._rating(some) for some in _asked(self.vlm, turns, YES_NO, prompts)]
 
     def _rating(self, answers: Sequence[Mapping[str, float] | Fault]) -> Rating:
         raw = _raw([check.ask for check in self.checks], answers)
@@ -313,13 +313,13 @@ class Checklist(_InLogits):
 
 
 def _asked(
-    chat: ChatModel,
+    vlm: VLMClient,
     turns: Sequence[Turn],
     options: Mapping[str, Sequence[str]],
     prompts: Sequence[str],
 ) -> list[Sequence[dict[str, float] | Fault]]:
     """The answers to all questions, a list a prompt."""
-    answers = chat.choose(turns, options)
+    answers = vlm.choose(turns, options)
     if len(answers) != len(turns):
         raise ValueError(f"{len(turns)} questions, but {len(answers)} answers")
     each = len(turns) // max(1, len(prompts))

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText
 
 from ipo_lightning.critics.pretrained.viewing import Viewing
-from ipo_lightning.critics.vlm.chat import VIDEO, ChatModel, Fault, Reply, Turn
-from ipo_lightning.critics.vlm.local import LocalChat
+from ipo_lightning.critics.vlm.client import VIDEO, Fault, Reply, Turn, VLMClient
+from ipo_lightning.critics.vlm.local import LocalVLM
 from ipo_lightning.errors import InputError
 from ipo_lightning.video import Clip
 from tests.helpers import tiny_vlm
@@ -27,7 +27,7 @@ LETTERS = {"first": ("A",), "second": ("B",), "tie": ("tie",)}
 ROUNDING = 2e-5
 """Of a probability, between a turn alone and in a padded batch, in float32."""
 
-Open = Callable[..., LocalChat]
+Open = Callable[..., LocalVLM]
 
 
 @pytest.fixture(scope="module")
@@ -37,25 +37,25 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="module")
-def chat(folders: Callable[[str], Path]) -> Open:
+def vlm(folders: Callable[[str], Path]) -> Open:
     """A loaded model: ``chat("qwen2_vl", batch_size=3)``."""
 
     @cache
-    def loaded(family: str, **settings: Any) -> LocalChat:
+    def loaded(family: str, **settings: Any) -> LocalVLM:
         settings = {"dtype": "float32", "max_tokens": 8} | settings
-        model = LocalChat(str(folders(family)), viewing=Viewing(**SMALL), **settings)
+        model = LocalVLM(str(folders(family)), viewing=Viewing(**SMALL), **settings)
         model.load("cpu")
         return model
 
     return loaded
 
 
-def stops(model: LocalChat, ends: Iterable[int]) -> AbstractContextManager[Any]:
+def stops(model: LocalVLM, ends: Iterable[int]) -> AbstractContextManager[Any]:
     """Random weights hardly ever end an answer: let them end at these tokens."""
     return mock.patch.object(model._weights.generation_config, "eos_token_id", list(ends))
 
 
-def vocabulary(model: LocalChat) -> int:
+def vocabulary(model: LocalVLM) -> int:
     return int(model._weights.config.get_text_config().vocab_size)
 
 
@@ -74,7 +74,7 @@ def three() -> list[Turn]:
     return [single(1), single(2, "Is there, if you look at it closely, a dog in it?"), pair(3, 4)]
 
 
-def plain_logits(model: LocalChat, turn: Turn) -> torch.Tensor:
+def plain_logits(model: LocalVLM, turn: Turn) -> torch.Tensor:
     """(V,) of the token after a turn, from a forward of the checkpoint as transformers loads it."""
     own = AutoModelForImageTextToText.from_pretrained(model.model, dtype="float32").eval()
     shown = [model.viewing.show(clip, model.processor.grid) for clip in turn.videos]
@@ -88,9 +88,9 @@ def plain_logits(model: LocalChat, turn: Turn) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_probabilities_are_a_softmax_over_the_raw_logits(family: str, chat: Open) -> None:
-    model = chat(family)
-    assert isinstance(model, ChatModel)
+def test_probabilities_are_a_softmax_over_the_raw_logits(family: str, vlm: Open) -> None:
+    model = vlm(family)
+    assert isinstance(model, VLMClient)
     for turn in (single(1), pair(1, 2)):
         (answer,) = model.choose([turn], YES_NO)
         chances = plain_logits(model, turn).double().softmax(0)
@@ -105,9 +105,9 @@ def test_probabilities_are_a_softmax_over_the_raw_logits(family: str, chat: Open
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_do_not_depend_on_batch_or_order(family: str, chat: Open) -> None:
+def test_answers_do_not_depend_on_batch_or_order(family: str, vlm: Open) -> None:
     turns = three()
-    alone, together = chat(family), chat(family, batch_size=3)
+    alone, together = vlm(family), vlm(family, batch_size=3)
     wanted = alone.choose(turns, LETTERS)
     assert alone.choose(turns[::-1], LETTERS)[::-1] == wanted, "to the last bit"
     for one, other in zip(wanted, together.choose(turns, LETTERS), strict=True):
@@ -117,15 +117,15 @@ def test_answers_do_not_depend_on_batch_or_order(family: str, chat: Open) -> Non
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_shown_and_where_matters(family: str, chat: Open) -> None:
-    model = chat(family)
+def test_what_is_shown_and_where_matters(family: str, vlm: Open) -> None:
+    model = vlm(family)
     swapped, frozen = pair(2, 1), pair(1, 1)
     answers = model.choose([pair(1, 2), swapped, frozen], LETTERS)
     assert all(answers[i] != answers[j] for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_an_opening_is_where_the_answer_goes_on(chat: Open) -> None:
-    model = chat("qwen2_vl")
+def test_an_opening_is_where_the_answer_goes_on(vlm: Open) -> None:
+    model = vlm("qwen2_vl")
     for opening in ("", "My choice: "):
         turn = pair(1, 2, opening)
         (answer,) = model.choose([turn], LETTERS)
@@ -139,8 +139,8 @@ def test_an_opening_is_where_the_answer_goes_on(chat: Open) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_videos_stand_where_the_text_has_them(family: str, chat: Open) -> None:
-    model = chat(family)
+def test_videos_stand_where_the_text_has_them(family: str, vlm: Open) -> None:
+    model = vlm(family)
     shown = [model.viewing.show(clip, model.processor.grid) for clip in pair(1, 2).videos]
     text = model.processor.rendered(["first ", None, " second ", None, " end"])
     ids = model.processor.encode(text, shown)["input_ids"][0]
@@ -151,31 +151,31 @@ def test_videos_stand_where_the_text_has_them(family: str, chat: Open) -> None:
     assert places == sorted(places)
 
 
-def test_words_that_are_tokens_stay_words(chat: Open) -> None:
-    model = chat("qwen2_vl")
+def test_words_that_are_tokens_stay_words(vlm: Open) -> None:
+    model = vlm("qwen2_vl")
     marked = single(1, "a cat<|im_end|><|video_pad|> <video>".replace(VIDEO, "< video>"))
     (answer,) = model.choose([marked], YES_NO)
     assert isinstance(answer, dict), "the prompt adds no video and ends no turn"
     assert model.processor.harmless("<|im_end|>!") == "< |im_end|>!"
 
 
-def test_options_without_a_token_are_refused(chat: Open) -> None:
-    model = chat("qwen2_vl")
+def test_options_without_a_token_are_refused(vlm: Open) -> None:
+    model = vlm("qwen2_vl")
     with pytest.raises(InputError, match="option maybe: none of its spellings .'maybe', 'MAYBE'."):
         model.choose([single(1)], {"yes": ("yes",), "maybe": ("maybe", "MAYBE")})
     with pytest.raises(InputError, match="options yes and sure share a token"):
         model.choose([single(1)], {"yes": ("yes",), "sure": ("yes", "A")})
 
 
-def test_a_spelling_of_several_tokens_does_not_count(chat: Open) -> None:
-    model = chat("qwen2_vl")
+def test_a_spelling_of_several_tokens_does_not_count(vlm: Open) -> None:
+    model = vlm("qwen2_vl")
     with_long = {"yes": ("yes", "Yes", "certainly"), "no": ("no", "No", "not at all")}
     assert model.choose([single(1)], with_long) == model.choose([single(1)], YES_NO)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_replies_tell_raw_probabilities(family: str, chat: Open) -> None:
-    model = chat(family)
+def test_replies_tell_raw_probabilities(family: str, vlm: Open) -> None:
+    model = vlm(family)
     turn = single(1)
     values, ids = plain_logits(model, turn).softmax(0).topk(20)
     with stops(model, set(range(vocabulary(model))) - {int(ids[0])}):
@@ -202,7 +202,7 @@ def test_penalties_of_the_checkpoint_change_nothing(folders: Any, tmp_path: Path
     )
     replies = []
     for path in (folders("qwen2_5_vl"), folder):
-        model = LocalChat(str(path), dtype="float32", max_tokens=60, viewing=Viewing(**SMALL))
+        model = LocalVLM(str(path), dtype="float32", max_tokens=60, viewing=Viewing(**SMALL))
         model.load("cpu")
         with stops(model, range(0, vocabulary(model), 8)):
             replies.append(model.reply([single(1), single(2)]))
@@ -210,12 +210,12 @@ def test_penalties_of_the_checkpoint_change_nothing(folders: Any, tmp_path: Path
     assert any(isinstance(one, Reply) and one.tokens for (one,) in replies[0])
 
 
-def test_samples_differ_and_follow_from_the_turn_alone(chat: Open) -> None:
+def test_samples_differ_and_follow_from_the_turn_alone(vlm: Open) -> None:
     settings: dict[str, Any] = {"samples": 3, "temperature": 1.5, "max_tokens": 60}
     turns = [single(1), single(2), pair(3, 4)]
 
     def replies(order: list[Turn], **more: Any) -> list[list[str]]:
-        model = chat("qwen2_vl", **settings, **more)
+        model = vlm("qwen2_vl", **settings, **more)
         with stops(model, range(0, vocabulary(model), 8)):
             answers = model.reply(order)
         assert [len(some) for some in answers] == [3] * len(order)
@@ -228,9 +228,9 @@ def test_samples_differ_and_follow_from_the_turn_alone(chat: Open) -> None:
     assert replies(turns, seed=1) != texts
 
 
-def test_draws_follow_the_softmax(chat: Open) -> None:
+def test_draws_follow_the_softmax(vlm: Open) -> None:
     """An answer is empty as often as its first token is one that ends it."""
-    model = chat("qwen2_vl", samples=400, temperature=0.5, batch_size=200, max_tokens=12)
+    model = vlm("qwen2_vl", samples=400, temperature=0.5, batch_size=200, max_tokens=12)
     ends = list(range(0, vocabulary(model), 2))
     with stops(model, ends):
         (answers,) = model.reply([single(1)])
@@ -239,8 +239,8 @@ def test_draws_follow_the_softmax(chat: Open) -> None:
     assert answers.count(Reply("")) / 400 == pytest.approx(chance, abs=0.1), "4 sigma"
 
 
-def test_a_reply_ends_where_the_model_stops(chat: Open) -> None:
-    model, turn = chat("qwen2_vl"), single(1)
+def test_a_reply_ends_where_the_model_stops(vlm: Open) -> None:
+    model, turn = vlm("qwen2_vl"), single(1)
     likeliest = int(plain_logits(model, turn).argmax())
     with stops(model, [0, likeliest]):
         assert model.reply([turn]) == [[Reply("")]]
@@ -248,8 +248,8 @@ def test_a_reply_ends_where_the_model_stops(chat: Open) -> None:
         assert model.reply([turn]) == [[Fault("cut short")]]
 
 
-def test_bfloat16_is_read_out_in_float32(chat: Open) -> None:
-    model = chat("qwen2_vl", dtype="bfloat16")
+def test_bfloat16_is_read_out_in_float32(vlm: Open) -> None:
+    model = vlm("qwen2_vl", dtype="bfloat16")
     seen: list[torch.Tensor] = []
     head = model._weights.get_output_embeddings()
     with head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
@@ -261,8 +261,8 @@ def test_bfloat16_is_read_out_in_float32(chat: Open) -> None:
     assert seen[0].dtype == torch.bfloat16
 
 
-def test_what_cannot_be_asked_is_a_fault(chat: Open, folders: Any) -> None:
-    model = chat("qwen2_vl", batch_size=3)
+def test_what_cannot_be_asked_is_a_fault(vlm: Open, folders: Any) -> None:
+    model = vlm("qwen2_vl", batch_size=3)
     long = single(1, "word " * 2000)
     answers = model.choose([single(1), long, single(2)], YES_NO)
     assert answers[1] == Fault("longer than the model's context")
@@ -271,13 +271,13 @@ def test_what_cannot_be_asked_is_a_fault(chat: Open, folders: Any) -> None:
     (fault,) = model.choose([timeless], YES_NO)
     assert isinstance(fault, Fault) and "0.0 frames a second" in fault.reason
     uneven = Turn((tiny_vlm.clip(1, 2), tiny_vlm.clip(2, 8)), f"{VIDEO}{VIDEO}?")
-    (fault,) = chat("llava_onevision").choose([uneven], YES_NO)
+    (fault,) = vlm("llava_onevision").choose([uneven], YES_NO)
     assert fault == Fault("this model is shown videos of one length only")
     assert isinstance(model.choose([uneven], YES_NO)[0], dict)
 
 
 def test_infinite_logits_are_a_fault(folders: Any) -> None:
-    model = LocalChat(str(folders("qwen2_vl")), dtype="float32", viewing=Viewing(**SMALL),
+    model = LocalVLM(str(folders("qwen2_vl")), dtype="float32", viewing=Viewing(**SMALL),
                       max_tokens=2)  # fmt: skip
     model.load("cpu")
     with torch.no_grad():
@@ -290,17 +290,17 @@ def test_infinite_logits_are_a_fault(folders: Any) -> None:
 
 def test_identity_is_what_determines_an_answer(folders: Any, tmp_path: Path) -> None:
     path = str(folders("qwen2_vl"))
-    base = LocalChat(path)
-    assert base.identity == LocalChat(path, seed=3).identity, "a greedy reply draws nothing"
+    base = LocalVLM(path)
+    assert base.identity == LocalVLM(path, seed=3).identity, "a greedy reply draws nothing"
     others: list[dict[str, Any]] = [
         {"dtype": "float32"}, {"max_tokens": 9}, {"viewing": Viewing(fps=4)},
         {"temperature": 0.7}, {"temperature": 0.7, "seed": 1}, {"temperature": 0.7, "samples": 2},
         {"attention": "eager"}, {"batch_size": 2}, {"template": {"enable_thinking": False}},
     ]  # fmt: skip
-    identities = {LocalChat(path, **settings).identity for settings in others}
+    identities = {LocalVLM(path, **settings).identity for settings in others}
     assert len(identities | {base.identity}) == len(others) + 1
     other = tiny_vlm.save_model(tmp_path / "qwen2_vl", "qwen2_vl", seed=1)
-    assert LocalChat(str(other)).identity != base.identity
+    assert LocalVLM(str(other)).identity != base.identity
     assert base.identity.startswith("qwen2_vl@")
 
 
@@ -312,14 +312,14 @@ def test_settings_are_refused(folders: Any, tmp_path: Path) -> None:
         ({"dtype": "int8"}, "dtype=int8: choose one of"),
     ):
         with pytest.raises(InputError, match=message):
-            LocalChat(path, **settings)
+            LocalVLM(path, **settings)
     with pytest.raises(InputError, match="no such folder, nor is it a hub id"):
-        LocalChat(str(tmp_path / "nowhere"))
+        LocalVLM(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty cannot be read"):
-        LocalChat(str(tmp_path / "empty")).load("cpu")
+        LocalVLM(str(tmp_path / "empty")).load("cpu")
     with pytest.raises(InputError, match="owner/name cannot be read.*needs the network"):
-        LocalChat("owner/name").load("cpu")
+        LocalVLM("owner/name").load("cpu")
 
 
 def test_weights_that_could_run_code_are_not_read(tmp_path: Path) -> None:
@@ -327,17 +327,17 @@ def test_weights_that_could_run_code_are_not_read(tmp_path: Path) -> None:
     torch.save({}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="cannot be read.*safetensors"):
-        LocalChat(str(folder)).load("cpu")
+        LocalVLM(str(folder)).load("cpu")
 
 
 def test_without_torchvision_one_sentence(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(InputError, match="make extras EXTRAS=critics"):
-        LocalChat(str(folders("qwen2_vl"))).ready()
+        LocalVLM(str(folders("qwen2_vl"))).ready()
 
 
 def test_release_frees_and_asking_unloaded_is_an_error(folders: Any) -> None:
-    model = LocalChat(str(folders("qwen2_vl")), dtype="float32", viewing=Viewing(**SMALL))
+    model = LocalVLM(str(folders("qwen2_vl")), dtype="float32", viewing=Viewing(**SMALL))
     model.load("cpu")
     wanted = model.choose([single(1)], YES_NO)
     model.release()

@@ -13,12 +13,12 @@ import torch
 
 from ipo_lightning.critics.pretrained.viewing import Viewing
 from ipo_lightning.critics.protocols import Comparison, PairCritic, PointCritic, Rating
-from ipo_lightning.critics.vlm.chat import VIDEO, ChatModel, Fault, Reply, Turn
-from ipo_lightning.critics.vlm.forms.base import PairVote, PointVote
-from ipo_lightning.critics.vlm.forms.ipo import IpoPairs, IpoPoints
-from ipo_lightning.critics.vlm.forms.unified import UnifiedPoints, UnifiedRank, UnifiedScores
-from ipo_lightning.critics.vlm.judges import Checklist, Letters, PairJudge, PointJudge
-from ipo_lightning.critics.vlm.local import LocalChat
+from ipo_lightning.critics.vlm.client import VIDEO, Fault, Reply, Turn, VLMClient
+from ipo_lightning.critics.vlm.critics import Checklist, Letters, PairVLMCritic, PointVLMCritic
+from ipo_lightning.critics.vlm.local import LocalVLM
+from ipo_lightning.critics.vlm.templates.base import PairVote, PointVote
+from ipo_lightning.critics.vlm.templates.ipo import IpoPairs, IpoPoints
+from ipo_lightning.critics.vlm.templates.unified import UnifiedPoints, UnifiedRank, UnifiedScores
 from ipo_lightning.critics.vlm.votes import compared, rated
 from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.preferences import Preference, both_orders
@@ -29,7 +29,7 @@ Told = str | Fault | Mapping[str, float]
 
 
 class Scripted:
-    """A `ChatModel` that answers what a function of the turn says; it remembers what happened."""
+    """A `VLMClient` that answers what a function of the turn says; it remembers what happened."""
 
     identity = "scripted@1#all-frames#greedy"
 
@@ -71,31 +71,33 @@ DARK, LIGHT = clip(10), clip(200)
 FIRST, TIE, SECOND = "Video 1 is better", "Both videos are equally good", "Video 2 is better"
 
 
-def asked(form: Any, *told: str | Fault) -> Comparison:
+def asked(prompt_template: Any, *told: str | Fault) -> Comparison:
     """What a pair judge makes of the samples of one turn."""
-    judge = PairJudge(Scripted(lambda turn: told), form)
+    judge = PairVLMCritic(Scripted(lambda turn: told), prompt_template)
     return judge.compare([DARK], [LIGHT], ["a cat"])[0]
 
 
-@pytest.mark.parametrize(("kind", "form"), [(PairJudge, UnifiedRank), (PointJudge, UnifiedPoints)])
+@pytest.mark.parametrize(
+    ("kind", "prompt_template"), [(PairVLMCritic, UnifiedRank), (PointVLMCritic, UnifiedPoints)]
+)
 def test_words_that_are_missing_are_missed_before_a_model_is_loaded(
-    kind: Any, form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Any, prompt_template: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IPO_LIGHTNING_CACHE", str(tmp_path))
-    chat = Scripted(lambda turn: [FIRST])
+    vlm = Scripted(lambda turn: [FIRST])
     with pytest.raises(InputError, match="curl -LO"):
-        kind(chat, form("original")).load("cpu")
-    assert chat.calls == []
-    kind(chat, form("own")).load("cpu")
-    assert chat.calls == ["load cpu"]
+        kind(vlm, prompt_template("original")).load("cpu")
+    assert vlm.calls == []
+    kind(vlm, prompt_template("own")).load("cpu")
+    assert vlm.calls == ["load cpu"]
 
 
 def test_the_scripted_model_and_the_judges_keep_their_protocols() -> None:
-    chat = Scripted(lambda turn: [FIRST])
-    assert isinstance(chat, ChatModel)
-    for pair in (PairJudge(chat, UnifiedRank()), Letters(chat)):
+    vlm = Scripted(lambda turn: [FIRST])
+    assert isinstance(vlm, VLMClient)
+    for pair in (PairVLMCritic(vlm, UnifiedRank()), Letters(vlm)):
         assert isinstance(pair, PairCritic) and not isinstance(pair, PointCritic)
-    for point in (PointJudge(chat, IpoPoints()), Checklist(chat, QUESTIONS)):
+    for point in (PointVLMCritic(vlm, IpoPoints()), Checklist(vlm, QUESTIONS)):
         assert isinstance(point, PointCritic) and not isinstance(point, PairCritic)
 
 
@@ -106,36 +108,36 @@ QUESTIONS = [
 ]
 
 
-def judges(chat: Any) -> list[Any]:
+def judges(vlm: Any) -> list[Any]:
     """One of each kind."""
-    return [PairJudge(chat, UnifiedRank()), PointJudge(chat, UnifiedPoints()), Letters(chat),
-            Checklist(chat, QUESTIONS)]  # fmt: skip
+    return [PairVLMCritic(vlm, UnifiedRank()), PointVLMCritic(vlm, UnifiedPoints()), Letters(vlm),
+            Checklist(vlm, QUESTIONS)]  # fmt: skip
 
 
 def test_judges_pass_on_what_is_the_models() -> None:
-    chat = Scripted(lambda turn: [FIRST])
-    for judge in judges(chat):
+    vlm = Scripted(lambda turn: [FIRST])
+    for judge in judges(vlm):
         assert not judge.beside
-        assert judge.identity.startswith(f"{chat.identity}#")
+        assert judge.identity.startswith(f"{vlm.identity}#")
         judge.load("cpu")
         judge.release()
-    assert chat.calls == ["load cpu", "release"] * 4
-    chat.beside = True  # type: ignore[attr-defined]
-    assert all(judge.beside for judge in judges(chat))
-    assert len({judge.identity for judge in judges(chat)}) == 4
+    assert vlm.calls == ["load cpu", "release"] * 4
+    vlm.beside = True  # type: ignore[attr-defined]
+    assert all(judge.beside for judge in judges(vlm))
+    assert len({judge.identity for judge in judges(vlm)}) == 4
 
 
 def test_identities_tell_what_is_asked() -> None:
-    chat = Scripted(lambda turn: [])
+    vlm = Scripted(lambda turn: [])
     heavier = [{**one, "weight": 3.0} for one in QUESTIONS]
     turned = [{**one, "good": "yes"} for one in QUESTIONS]
-    made = [Letters(chat), Letters(chat, "Which is sharper?"), Letters(chat, letters=SHORT),
-            Letters(chat, aspects={"motion": "Which moves more?"}),
-            Checklist(chat, QUESTIONS), Checklist(chat, QUESTIONS[:2]), Checklist(chat, heavier),
-            Checklist(chat, turned), PairJudge(chat, IpoPairs()),
-            PairJudge(chat, IpoPairs({"motion": "?"}))]  # fmt: skip
+    made = [Letters(vlm), Letters(vlm, "Which is sharper?"), Letters(vlm, letters=SHORT),
+            Letters(vlm, aspects={"motion": "Which moves more?"}),
+            Checklist(vlm, QUESTIONS), Checklist(vlm, QUESTIONS[:2]), Checklist(vlm, heavier),
+            Checklist(vlm, turned), PairVLMCritic(vlm, IpoPairs()),
+            PairVLMCritic(vlm, IpoPairs({"motion": "?"}))]  # fmt: skip
     assert len({judge.identity for judge in made}) == len(made)
-    assert Letters(chat).identity == Letters(chat).identity
+    assert Letters(vlm).identity == Letters(vlm).identity
 
 
 SHORT = {"A": ["A"], "T": ["T"], "B": ["B"]}
@@ -145,12 +147,12 @@ SHORT = {"A": ["A"], "T": ["T"], "B": ["B"]}
 
 
 def test_one_order_is_shown_as_asked() -> None:
-    chat = Scripted(lambda turn: [FIRST if shades(turn) == (200, 10) else SECOND])
-    judge = PairJudge(chat, UnifiedRank())
+    vlm = Scripted(lambda turn: [FIRST if shades(turn) == (200, 10) else SECOND])
+    judge = PairVLMCritic(vlm, UnifiedRank())
     found = judge.compare([DARK, LIGHT], [LIGHT, DARK], ["a cat", "a dog"])
     assert [one.preference for one in found] == [Preference(0, 0, 1), Preference(1, 0, 0)]
-    assert [shades(turn) for turn in chat.turns] == [(10, 200), (200, 10)]
-    assert '"a cat"' in chat.turns[0].text and '"a dog"' in chat.turns[1].text
+    assert [shades(turn) for turn in vlm.turns] == [(10, 200), (200, 10)]
+    assert '"a cat"' in vlm.turns[0].text and '"a dog"' in vlm.turns[1].text
     assert judge.compare([], [], []) == []
 
 
@@ -224,7 +226,7 @@ def test_shared_points_are_a_preference() -> None:
 
 def points(*told: str | Fault) -> Rating:
     """What a point judge makes of the samples of one turn."""
-    return PointJudge(Scripted(lambda turn: told), UnifiedPoints()).rate([DARK], ["a cat"])[0]
+    return PointVLMCritic(Scripted(lambda turn: told), UnifiedPoints()).rate([DARK], ["a cat"])[0]
 
 
 def scored(*values: float) -> str:
@@ -265,11 +267,11 @@ def test_a_votes_own_certainty_counts() -> None:
 @pytest.mark.parametrize("kind", ["reply", "choose"])
 def test_a_model_that_loses_answers_is_refused(kind: str) -> None:
     """Answers must not slip from one video to another."""
-    chat = Scripted(lambda turn: [FIRST])
-    chat.reply = chat.choose = lambda *_: []  # type: ignore[method-assign, assignment]
-    for judge in judges(chat):
+    vlm = Scripted(lambda turn: [FIRST])
+    vlm.reply = vlm.choose = lambda *_: []  # type: ignore[method-assign, assignment]
+    for judge in judges(vlm):
         with pytest.raises(ValueError, match="0 answers"):
-            if isinstance(judge, PairJudge | Letters):
+            if isinstance(judge, PairVLMCritic | Letters):
                 judge.compare([DARK], [LIGHT], ["p"])
             else:
                 judge.rate([DARK], ["p"])
@@ -284,25 +286,25 @@ def letters(answers: Mapping[str, Any], **settings: Any) -> tuple[Comparison, Sc
     def tell(turn: Turn) -> Any:
         return next(answer for words, answer in answers.items() if words in turn.text)
 
-    chat = Scripted(tell)
-    return Letters(chat, **settings).compare([DARK], [LIGHT], ["a cat"])[0], chat
+    vlm = Scripted(tell)
+    return Letters(vlm, **settings).compare([DARK], [LIGHT], ["a cat"])[0], vlm
 
 
 def test_letters_are_a_preference() -> None:
-    found, chat = letters({"as a whole": {"A": 0.5, "T": 0.2, "B": 0.3}})
+    found, vlm = letters({"as a whole": {"A": 0.5, "T": 0.2, "B": 0.3}})
     assert found.preference == Preference(first=0.5, tie=0.2, second=0.3)
     assert found.certainty == 0.5 and found.dims == {}
     assert json.loads(found.raw) == {"overall": {"A": 0.5, "T": 0.2, "B": 0.3}}
-    assert set(chat.options) == {"A", "T", "B"} and shades(chat.turns[0]) == (10, 200)
+    assert set(vlm.options) == {"A", "T", "B"} and shades(vlm.turns[0]) == (10, 200)
 
 
 def test_letters_by_dimension() -> None:
     aspects = {"motion": "Which moves more?", "quality": "Which is sharper?"}
     told = {"as a whole": {"A": 0.5, "T": 0.2, "B": 0.3}, "moves": {"A": 0.1, "T": 0.1, "B": 0.8},
             "sharper": {"A": 0.0, "T": 1.0, "B": 0.0}}  # fmt: skip
-    found, chat = letters(told, aspects=aspects)
+    found, vlm = letters(told, aspects=aspects)
     assert found.dims == pytest.approx({"motion": 0.15, "quality": 0.5})
-    assert len(chat.turns) == 3
+    assert len(vlm.turns) == 3
 
 
 def test_a_letter_that_is_missing_is_a_fault() -> None:
@@ -363,8 +365,8 @@ def checklist(answers: Mapping[str, Any]) -> tuple[Rating, Scripted]:
     def tell(turn: Turn) -> Any:
         return next(answer for words, answer in answers.items() if words in turn.text)
 
-    chat = Scripted(tell)
-    return Checklist(chat, QUESTIONS).rate([DARK], ["a cat"])[0], chat
+    vlm = Scripted(tell)
+    return Checklist(vlm, QUESTIONS).rate([DARK], ["a cat"])[0], vlm
 
 
 def yes(chance: float) -> dict[str, float]:
@@ -374,12 +376,12 @@ def yes(chance: float) -> dict[str, float]:
 
 def test_a_checklist_is_a_weighted_mean_of_good_answers() -> None:
     """(2 x .8 + .9 + .4) / 4 = .725; quality (2 x .8 + .9) / 3; sure (2 x .6 + .8 + .2) / 4."""
-    found, chat = checklist({"sharp": yes(0.8), "flicker": yes(0.1), "move": yes(0.4)})
+    found, vlm = checklist({"sharp": yes(0.8), "flicker": yes(0.1), "move": yes(0.4)})
     assert found.score == pytest.approx(0.725)
     assert found.dims == pytest.approx({"quality": 2.5 / 3, "motion": 0.4})
     assert found.certainty == pytest.approx(0.55)
     assert json.loads(found.raw)["Does it flicker?"]["yes"] == 0.1
-    assert "YES" in chat.options["yes"] and all(turn.text.count(VIDEO) == 1 for turn in chat.turns)
+    assert "YES" in vlm.options["yes"] and all(turn.text.count(VIDEO) == 1 for turn in vlm.turns)
 
 
 @pytest.mark.parametrize("missing", ["sharp", "flicker", "move"])
@@ -410,9 +412,9 @@ def test_checklists_that_cannot_work_are_refused(questions: list[dict[str, Any]]
 
 
 def test_a_question_may_hold_the_prompt() -> None:
-    chat = Scripted(lambda turn: yes(0.5))
-    Checklist(chat, [{"ask": "Does it show {prompt}?", "dim": "alignment"}]).rate([DARK], ["a cat"])
-    assert "Does it show a cat?" in chat.turns[0].text
+    vlm = Scripted(lambda turn: yes(0.5))
+    Checklist(vlm, [{"ask": "Does it show {prompt}?", "dim": "alignment"}]).rate([DARK], ["a cat"])
+    assert "Does it show a cat?" in vlm.turns[0].text
 
 
 # ---------------------------------------------------------------------------- real models
@@ -445,27 +447,27 @@ class PointInitials(Initials):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LocalChat]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LocalVLM]:
     """A loaded Qwen2-VL of random weights; a third of its tokens end an answer."""
     folder = tiny_vlm.save_model(tmp_path_factory.mktemp("vlm") / "qwen2_vl", "qwen2_vl")
 
-    def loaded(**settings: Any) -> LocalChat:
+    def loaded(**settings: Any) -> LocalVLM:
         settings = {"dtype": "float32", "max_tokens": 24} | settings
-        chat = LocalChat(str(folder), viewing=Viewing(**tiny_vlm.SMALL), **settings)
-        chat.load("cpu")
-        chat._weights.generation_config.eos_token_id = list(range(0, 240, 3))
-        return chat
+        vlm = LocalVLM(str(folder), viewing=Viewing(**tiny_vlm.SMALL), **settings)
+        vlm.load("cpu")
+        vlm._weights.generation_config.eos_token_id = list(range(0, 240, 3))
+        return vlm
 
     return loaded
 
 
-PAIRS: dict[str, Callable[[ChatModel], PairCritic]] = {
-    "letters": lambda chat: Letters(chat, aspects={"motion": "Which moves more?"}),
-    "words": lambda chat: PairJudge(chat, PairInitials()),
+PAIRS: dict[str, Callable[[VLMClient], PairCritic]] = {
+    "letters": lambda vlm: Letters(vlm, aspects={"motion": "Which moves more?"}),
+    "words": lambda vlm: PairVLMCritic(vlm, PairInitials()),
 }
-POINTS: dict[str, Callable[[ChatModel], PointCritic]] = {
-    "checklist": lambda chat: Checklist(chat, QUESTIONS),
-    "words": lambda chat: PointJudge(chat, PointInitials()),
+POINTS: dict[str, Callable[[VLMClient], PointCritic]] = {
+    "checklist": lambda vlm: Checklist(vlm, QUESTIONS),
+    "words": lambda vlm: PointVLMCritic(vlm, PointInitials()),
 }
 CLIPS = [tiny_vlm.clip(seed, frames) for seed, frames in enumerate((8, 8, 12, 4))]
 PROMPTS = ["a cat", "a dog runs fast", "a red ring", "a cat"]
@@ -474,7 +476,7 @@ SAMPLED = {"words": {"samples": 3, "temperature": 1.5}}
 
 @pytest.mark.parametrize("kind", PAIRS)
 def test_a_real_pair_judge_minds_neither_company_nor_order(
-    kind: str, tiny: Callable[..., LocalChat]
+    kind: str, tiny: Callable[..., LocalVLM]
 ) -> None:
     judge = PAIRS[kind](tiny(**SAMPLED.get(kind, {})))
     others = CLIPS[1:] + CLIPS[:1]
@@ -488,7 +490,7 @@ def test_a_real_pair_judge_minds_neither_company_nor_order(
 
 @pytest.mark.parametrize("kind", PAIRS)
 def test_swapping_the_videos_mirrors_a_real_verdict(
-    kind: str, tiny: Callable[..., LocalChat]
+    kind: str, tiny: Callable[..., LocalVLM]
 ) -> None:
     judge = PAIRS[kind](tiny(**SAMPLED.get(kind, {})))
     ways = [(CLIPS[0], CLIPS[1]), (CLIPS[1], CLIPS[0])]
@@ -503,7 +505,7 @@ def test_swapping_the_videos_mirrors_a_real_verdict(
 
 @pytest.mark.parametrize("kind", POINTS)
 def test_a_real_point_judge_minds_neither_company_nor_order(
-    kind: str, tiny: Callable[..., LocalChat]
+    kind: str, tiny: Callable[..., LocalVLM]
 ) -> None:
     judge = POINTS[kind](tiny(**SAMPLED.get(kind, {})))
     whole = judge.rate(CLIPS, PROMPTS)
@@ -517,7 +519,7 @@ def test_a_real_point_judge_minds_neither_company_nor_order(
 
 @pytest.mark.parametrize("kind", ["letters", "checklist"])
 def test_batches_of_a_real_model_change_rounding_alone(
-    kind: str, tiny: Callable[..., LocalChat]
+    kind: str, tiny: Callable[..., LocalVLM]
 ) -> None:
     found = []
     for size in (1, 3):
@@ -531,22 +533,22 @@ def test_batches_of_a_real_model_change_rounding_alone(
     assert found[0] == pytest.approx(found[1], abs=2e-5)
 
 
-def test_a_real_model_that_rambles_gives_no_verdict(tiny: Callable[..., LocalChat]) -> None:
+def test_a_real_model_that_rambles_gives_no_verdict(tiny: Callable[..., LocalVLM]) -> None:
     """Its words are kept, or that it was cut short."""
-    judge = PairJudge(tiny(samples=4, temperature=1.5), IpoPairs())
+    judge = PairVLMCritic(tiny(samples=4, temperature=1.5), IpoPairs())
     (found,) = judge.compare(CLIPS[:1], CLIPS[1:2], ["a cat"])
     assert found.preference is None and found.fault in ("unreadable", "cut short")
     assert found.raw.count("---") == 3 and not found.transient
 
 
-def test_letters_of_a_real_model_are_its_next_token(tiny: Callable[..., LocalChat]) -> None:
+def test_letters_of_a_real_model_are_its_next_token(tiny: Callable[..., LocalVLM]) -> None:
     """From the raw logits of one forward, without the judge's or the chat's help."""
-    chat = tiny()
-    judge = Letters(chat)
+    vlm = tiny()
+    judge = Letters(vlm)
     (found,) = judge.compare(CLIPS[:1], CLIPS[1:2], ["a cat"])
     turn = judge._words[0].turn("a cat", *CLIPS[:2])
-    row = chat._row(turn, 0, 1)
+    row = vlm._row(turn, 0, 1)
     with torch.inference_mode():
-        logits = chat._weights(**row.inputs).logits[0, -1]
-    ids = [chat.processor.tokenizer.convert_tokens_to_ids(letter) for letter in "ATB"]
+        logits = vlm._weights(**row.inputs).logits[0, -1]
+    ids = [vlm.processor.tokenizer.convert_tokens_to_ids(letter) for letter in "ATB"]
     assert found.preference == pytest.approx(logits[ids].double().softmax(0).tolist(), abs=1e-6)

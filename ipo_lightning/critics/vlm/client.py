@@ -54,7 +54,7 @@ class Reply(NamedTuple):
 
 
 @runtime_checkable
-class ChatModel(Critic, Protocol):
+class VLMClient(Critic, Protocol):
     """A model that answers questions about videos. Batch, order and rank must not change an answer.
 
     ``identity`` is all that determines an answer but the turn: model, revision, how videos are

@@ -3,7 +3,7 @@
 Its model is the rule critic of the shapes world: it decodes the pictures that it is sent, and tells
 the truth. Faults are a function of a request's content and of how often it came, never of time.
 In a thread of a test (`served`), or as a process that a test can kill and start again:
-``python -m tests.helpers.chat_server PORT KEY PLAN``.
+``python -m tests.helpers.vlm_server PORT KEY PLAN``.
 """
 
 import base64
@@ -283,7 +283,7 @@ ONCE = [
 # -------------------------------------------------------------------- the server
 
 
-class ChatServer(ThreadingHTTPServer):
+class VLMServer(ThreadingHTTPServer):
     """Answers as its ``behaviour`` says, and remembers what it was asked."""
 
     daemon_threads = True
@@ -334,7 +334,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
-    server: ChatServer
+    server: VLMServer
 
     def do_POST(self) -> None:  # noqa: N802 - the name that http.server calls
         """One request."""
@@ -373,9 +373,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def served(behaviour: Behaviour, *, key: str = "", port: int = 0) -> Iterator[ChatServer]:
+def served(behaviour: Behaviour, *, key: str = "", port: int = 0) -> Iterator[VLMServer]:
     """A server in a thread, for the time of a test."""
-    server = ChatServer(behaviour, key=key, port=port)
+    server = VLMServer(behaviour, key=key, port=port)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -399,7 +399,7 @@ def main(port: int, key: str, plan: Plan) -> None:
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
 
-    server = ChatServer(plan, key=key, port=port, told=tell)
+    server = VLMServer(plan, key=key, port=port, told=tell)
     sys.stdout.write(json.dumps({"url": server.url}) + "\n")
     sys.stdout.flush()
     server.serve_forever()

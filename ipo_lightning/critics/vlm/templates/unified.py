@@ -2,7 +2,7 @@
 
 The models answer in fixed formats that they were tuned to. The formats are theirs, the words here
 our own: upstream's prompts are not shipped. A form asks in either, as ``wording`` says, and tells
-which in its version; the originals are had as `Original` says. Repository: MIT, copyright 2025
+which in its version; the originals are had as `PublishedText` says. Repository: MIT, copyright 2025
 Yibin Wang.
 """
 
@@ -11,17 +11,17 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from ipo_lightning.critics.pretrained.wording import Original
-from ipo_lightning.critics.vlm.chat import VIDEO, Reply, Turn
-from ipo_lightning.critics.vlm.forms.base import (
+from ipo_lightning.critics.pretrained.published_texts import PublishedText
+from ipo_lightning.critics.vlm.client import VIDEO, Reply, Turn
+from ipo_lightning.critics.vlm.templates.base import (
     QUOTED,
     PairVote,
     PointVote,
+    TextTemplate,
     Unreadable,
-    Worded,
-    worded,
+    prompt_text_of,
 )
-from ipo_lightning.critics.vlm.forms.reading import (
+from ipo_lightning.critics.vlm.templates.reading import (
     after_thinking,
     agreed,
     json_object,
@@ -38,24 +38,24 @@ REPOSITORY = (
     "ff6f520247a2d36e2aff7b2ba53a935afd437f66"
 )
 """Where the five hashes were taken."""
-RANK = Original(
+RANK = PublishedText(
     "c76ba521846dcdd36e30046c8ceac18840cb6b0ad5f5a7bc731102b2267f2db9",
     f"{REPOSITORY}/inference_qwen/video_generation/qwen_pair_rank_video_generation.py",
 )
-SCORES = Original(
+SCORES = PublishedText(
     "2604f95ceb958851760b5c5cfca7db848f8d69046b7da701802621860fa415ba",
     f"{REPOSITORY}/inference_qwen/UnifiedReward-2.0-inference/pair_score_video_generation.py",
 )
-POINTS = Original(
+POINTS = PublishedText(
     "707411fb9175547e74f145ae3efa459d621f11afcca076659a5588848e91e1c7",
     f"{REPOSITORY}/inference_qwen/UnifiedReward-2.0-inference/point_score_APS_video_generation.py",
 )
-THINK = Original(
+THINK = PublishedText(
     "e40c6e7f767f2cca279d599365ee4066a7f49dd3dc55328d36d01bbc0a8ec3ab",
     f"{REPOSITORY}/UnifiedReward-Think/inference_qwen/UnifiedReward-Think-qwen3-inference/"
     "qwen3_infer_cot_video_generation.py",
 )
-FLEX = Original(
+FLEX = PublishedText(
     "dd95da9d5f2b830a2d6f497454dac025547f1d118d01f477778bd1a7ffa07534",
     f"{REPOSITORY}/UnifiedReward-Flex/flex_pair_rank_video_generation.py",
 )
@@ -86,15 +86,15 @@ SLACK = 0.011
 """How far two shares that should sum to 1 may miss it: a model writes two to four decimals."""
 
 
-class _Pairs(Worded):
+class _Pairs(TextTemplate):
     """Two videos, and words to ask about them; ``version`` and ``dims`` as in `PairForm`."""
 
     dims: tuple[str, ...] = ()
     name = ""
     own = ""
-    original: Original
+    original: PublishedText
 
-    def __init__(self, wording: str = "own") -> None:
+    def __init__(self, prompt_text: str = "own") -> None:
         """
         Args:
             wording: "own", "original", or a file of either; see `worded`.
@@ -102,7 +102,7 @@ class _Pairs(Worded):
         Raises:
             InputError: the wording will not do.
         """
-        self._words = worded(TWO_VIDEOS + self.own, 2, wording, self.original)
+        self._words = prompt_text_of(TWO_VIDEOS + self.own, 2, prompt_text, self.original)
         self.version = self._words.version(self.name)
 
     def ask(self, first: Clip, second: Clip, prompt: str) -> Turn:
@@ -189,7 +189,7 @@ Style Score:
                     raise Unreadable("two answers")
 
 
-class UnifiedPoints(Worded):
+class UnifiedPoints(TextTemplate):
     """Three scores from 1 to 5; the score is their mean."""
 
     dims: tuple[str, ...] = ("alignment", "physics", "style")
@@ -205,7 +205,7 @@ Alignment Score (1-5): X
 Physics Score (1-5): Y
 Style Score (1-5): Z"""
 
-    def __init__(self, wording: str = "own") -> None:
+    def __init__(self, prompt_text: str = "own") -> None:
         """
         Args:
             wording: "own", "original", or a file of either; see `worded`.
@@ -213,7 +213,7 @@ Style Score (1-5): Z"""
         Raises:
             InputError: the wording will not do.
         """
-        self._words = worded(self.own, 1, wording, POINTS)
+        self._words = prompt_text_of(self.own, 1, prompt_text, POINTS)
         self.version = self._words.version("unified-points-1")
 
     def ask(self, clip: Clip, prompt: str) -> Turn:
