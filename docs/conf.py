@@ -1,8 +1,8 @@
 """The documentation site: the pages beside this file and the docstrings of the library.
 
-Sphinx with MyST and furo: of the generators that read Markdown and Google-style docstrings, the
-ones with current releases and a strict mode that checks every reference, and no page that they make
-loads anything from elsewhere. ``make docs`` builds it without network into build/docs.
+Sphinx, because its strict mode checks every link and every name in a docstring; MyST reads our
+Markdown as it is; furo loads no font or script from the network. All three have current releases.
+``make docs`` builds the site without network into build/docs.
 """
 
 import os
@@ -34,8 +34,8 @@ python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
 
 TREE = os.environ.get("DOCS_REPOSITORY", "../..")
-"""What links out of docs/ start with: ``https://HOST/OWNER/NAME/blob/main`` on a published site;
-by default the tree that build/docs lies in."""
+"""Where links out of docs/ lead: ``https://HOST/OWNER/NAME/blob/main`` for a published site; by
+default the working tree, two folders above build/docs."""
 myst_heading_anchors = 3
 myst_url_schemes = {"http": None, "https": None, "mailto": None, "tree": f"{TREE}/{{{{path}}}}"}
 
@@ -67,7 +67,7 @@ def read_sections(
 def write_signature(
     app: Sphinx, what: str, name: str, obj: object, options: Any, signature: str, result: str
 ) -> tuple[str | None, str]:
-    """Defaults that are no Python, and what is not a signature at all."""
+    """Show a default function by its name, and nothing where there is no signature to show."""
     if not signature or signature == "(*args, **kwargs)":  # a protocol's
         return None, result
     named = re.sub(r"<function ([\w.]+)>", r"\1", signature)
