@@ -56,7 +56,8 @@ class IterationCallback(L.Callback):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Bind the rounds to the trainer: by now it knows its devices, and no loader is built."""
-        if trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
+        every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+        if every != 1 and trainer.max_epochs != 1:
             raise InputError(
                 "the trainer would train every round on the first one's labels: give "
                 "Trainer(reload_dataloaders_every_n_epochs=1)"
