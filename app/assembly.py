@@ -118,7 +118,7 @@ def _critique(cfg: DictConfig, labelling: Labelling, store: Store) -> CritiqueSt
 
 def _iteration(cfg: DictConfig, run: RunDir, stages: Sequence[RoundStage]) -> IterationCallback:
     """The callback that takes the trainer through the stages."""
-    # Which kernels run, and what is compiled, is the process's own.
+    # The kernels of attention and what is compiled hold for a whole process: threads cannot share.
     alone = cfg.backbone.get("attention") or cfg.backbone.get("compile")
     callback: IterationCallback = build(
         cfg.callbacks.iteration,

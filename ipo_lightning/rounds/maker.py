@@ -23,7 +23,7 @@ class StageReached(Exception):
 class RoundMaker:
     """Makes, exports and closes the rounds of a run; what is on disk is found, not made again.
 
-    A `RoundSource`. The iteration callback makes one for a Lightning trainer; without a trainer:
+    A `RoundSource`. The iteration callback makes one for a Lightning trainer; without a trainer::
 
         maker = RoundMaker(RunDir("outputs/mine"), module, round_stages(...))
         maker.bring(1, "labelling")               # videos, verdicts and labels of round 1
