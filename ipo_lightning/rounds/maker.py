@@ -52,7 +52,7 @@ class RoundMaker:
         last_round: int | None = None,
         until: Stage | None = None,
         clock: TrainingClock | None = None,
-        on_closed: Callable[[int], None] = lambda number: None,
+        on_closed: Callable[[int], None] | None = None,
     ) -> None:
         self.run, self.module, self.runtime = run, module, runtime
         self.policies = RoundPolicies(run, module)
@@ -88,7 +88,8 @@ class RoundMaker:
             return
         stages = self.after if number else self.after[1:]
         self._go_through(stages, self._begin(number))
-        self.on_closed(number)
+        if self.on_closed is not None:
+            self.on_closed(number)
 
     def _begin(self, number: int, draws: int = 0) -> Round:
         """A round before its first stage; it has a folder and a network."""
