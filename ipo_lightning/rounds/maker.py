@@ -35,7 +35,7 @@ class RoundMaker:
         run: the run's folder.
         module: its policy and its network, which is built here where no trainer has built it.
         stages: of a round, in order, see `round_stages`.
-        runtime: device, precision and processes.
+        runtime: device, precision and processes; None: one process on the CPU in float32.
         last_round: the last round that is made; None: there is no last one.
         until: a stage of the last round after which `StageReached` is raised.
         clock: how long a round has trained.
@@ -47,14 +47,14 @@ class RoundMaker:
         run: RunDir,
         module: PreferenceModule,
         stages: Sequence[RoundStage],
-        runtime: Runtime = Runtime(),  # noqa: B008 - frozen
+        runtime: Runtime | None = None,
         *,
         last_round: int | None = None,
         until: Stage | None = None,
         clock: TrainingClock | None = None,
         on_closed: Callable[[int], None] | None = None,
     ) -> None:
-        self.run, self.module, self.runtime = run, module, runtime
+        self.run, self.module, self.runtime = run, module, runtime or Runtime()
         self.policies = RoundPolicies(run, module)
         self.last_round, self.until = last_round, until
         self.clock, self.on_closed = clock or TrainingClock(), on_closed
