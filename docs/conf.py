@@ -67,10 +67,10 @@ def read_sections(
 def write_signature(
     app: Sphinx, what: str, name: str, obj: object, options: Any, signature: str, result: str
 ) -> tuple[str | None, str]:
-    """Show a default function by its name, and nothing where there is no signature to show."""
+    """Show a default function or class by its name, and nothing where there is no signature."""
     if not signature or signature == "(*args, **kwargs)":  # a protocol's
         return None, result
-    named = re.sub(r"<function ([\w.]+)>", r"\1", signature)
+    named = re.sub(r"<(?:function|class) '?([\w.]+)'?>", r"\1", signature)
     return named.replace("<factory>", "..."), result
 
 
