@@ -123,7 +123,7 @@ class PreferenceModule(L.LightningModule):
     # ---------------------------------------------------------------- a round's start and pace
 
     def begin_round(self, number: int, reference: Mapping[str, Tensor] | None) -> None:
-        """Called with each round's data, fresh or resumed; ``reference``: see `refresh` there."""
+        """Called with each round's data, fresh or resumed; ``reference``: `Reference.refresh`."""
         self.round = number
         self.reference.refresh(reference)
         goes_on = self._resumed.get("round") == number
