@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ipo_lightning.critics.stage.rating import CritiqueStage
 from ipo_lightning.metrics.metrics import clustered_mean, win_rate
 from ipo_lightning.objectives import Objective, squared_error
-from ipo_lightning.parallel.workers import Workers
+from ipo_lightning.parallel.runtime import Runtime
 from ipo_lightning.policy import Policy
-from ipo_lightning.sampling import Sampler, Unit
+from ipo_lightning.sampling import PromptSeeds, Sampler
 from ipo_lightning.seeds import derive_seed, gaussian
 from ipo_lightning.storage.records import Candidate, Row, Verdict
 from ipo_lightning.video import read_video
@@ -61,8 +61,8 @@ class Evaluation:
         self,
         prompts: Sequence[str],
         *,
-        n: int,
-        seed: int,
+        n: int = 4,
+        seed: int = 0,
         sampler: Sampler,
         critic: CritiqueStage,
         eval_critic: CritiqueStage,
@@ -75,7 +75,7 @@ class Evaluation:
         self._real: Tensor | None = None
         """Latents of the real clips, once they have been asked for."""
         self.units = [
-            Unit(i, prompt, tuple(derive_seed(seed, "evaluation", i, k) for k in range(n)))
+            PromptSeeds(i, prompt, tuple(derive_seed(seed, "evaluation", i, k) for k in range(n)))
             for i, prompt in enumerate(prompts)
         ]
 
@@ -83,7 +83,7 @@ class Evaluation:
         self,
         fingerprint: str,
         network: nn.Module,
-        workers: Workers,
+        runtime: Runtime,
         label: str,
         base: Sequence[EvaluatedVideo] | None = None,
     ) -> list[EvaluatedVideo]:
@@ -95,11 +95,11 @@ class Evaluation:
         """
         device = str(next(network.parameters()).device)
         candidates = self.sampler.independent().generate(
-            fingerprint, self.units, network, workers, f"{label}: evaluation videos"
+            fingerprint, self.units, network, runtime, f"{label}: evaluation videos"
         )
         videos = {(row.prompt_index, row.candidate): row.video for row in base or ()} or None
         scores, judged = (
-            critic.score(candidates, videos, workers, device, f"{label}: {name}")
+            critic.score(candidates, videos, runtime.workers, device, f"{label}: {name}")
             for critic, name in ((self.critic, "critic"), (self.eval_critic, "held-out judge"))
         )
         return [

@@ -36,8 +36,10 @@ from ipo_lightning.objectives import Noised, mean_square, squared_error
 from ipo_lightning.parallel.averages import MovingAverage
 from ipo_lightning.parallel.sharding import shard, total_norm
 from ipo_lightning.policy import Policy, put_weights, trained_weights
-from ipo_lightning.references import Reference
+from ipo_lightning.references import CachedReference, Reference
 from ipo_lightning.seeds import derive_seed
+
+ADAMW = partial(torch.optim.AdamW, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0)
 
 
 class PreferenceModule(L.LightningModule):
@@ -46,9 +48,9 @@ class PreferenceModule(L.LightningModule):
     Args:
         policy: the model family and its base weights.
         loss: a pairwise or pointwise function of errors, see `ipo_lightning.losses`.
-        reference: what the loss compares the policy with.
+        reference: what the loss compares the policy with; None: a `CachedReference`.
         optimizer: takes the trainable parameters; its learning rate is the one of the round's
-            plateau.
+            plateau. The default is that of ``optim=adamw``.
         winner_weight: lambda_1 of the paper: weight of the winner's (or desirable video's) own
             error in the total. It holds the policy to videos.
         real_weight: lambda_2: weight of the error on the real clips that come with a batch.
@@ -66,8 +68,8 @@ class PreferenceModule(L.LightningModule):
         self,
         policy: Policy,
         loss: Callable[..., PreferenceLoss],
-        reference: Reference,
-        optimizer: Callable[..., torch.optim.Optimizer],
+        reference: Reference | None = None,
+        optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
         *,
         winner_weight: float = 0.0,
         real_weight: float = 0.0,
@@ -80,11 +82,11 @@ class PreferenceModule(L.LightningModule):
         super().__init__()
         self.auto_beta = wants_beta(loss)
         """Whether the loss's beta is set at the start of each round, see `set_beta`."""
-        self.policy, self.reference = policy, reference
+        self.policy, self.reference = policy, reference or CachedReference()
         self.loss = settle_beta(loss, 1.0) if self.auto_beta else loss
         try_loss(self.loss)
         self.label_kind = label_kind(loss)
-        _refuse_reference(self.loss, reference)
+        _refuse_reference(self.loss, self.reference)
         _refuse_weights(winner_weight, real_weight)
         _refuse_safeguard(safeguard, self.label_kind)
         _refuse_ema(ema)

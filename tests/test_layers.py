@@ -44,6 +44,7 @@ LAYERS = {
     "parallel.strategies": ORCHESTRATION,  # a plugin of Lightning's
     "planning": ORCHESTRATION,
     "report": ORCHESTRATION,
+    "rounds": ORCHESTRATION,
     "reward": ORCHESTRATION,
 }
 MAY_IMPORT = {

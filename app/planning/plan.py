@@ -95,7 +95,7 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
 
 def _rolled_out(parts: Parts, cfg: DictConfig) -> int:
     """How many rounds make videos of their own: those whose labels are not imported."""
-    source = parts.iteration.imported
+    source = parts.imported
     if source is None:
         return int(cfg.round)
     return 0 if source.rounds is None else max(0, cfg.round - source.rounds)
@@ -103,7 +103,7 @@ def _rolled_out(parts: Parts, cfg: DictConfig) -> int:
 
 def _prompts(parts: Parts) -> int:
     """Of a round."""
-    return len(parts.rollout.units(1))
+    return len(parts.rollout.of_round(1))
 
 
 def _judging(parts: Parts) -> int:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.labelling.filters import Filters
-from ipo_lightning.labelling.rules import Acceptance, Couple, PairRule
+from ipo_lightning.labelling.rules import Acceptance, Couple, PairRule, best_versus_worst
 from ipo_lightning.labelling.standings import Group, Scored, fought, rated
 from ipo_lightning.labelling.statistics import statistics
 from ipo_lightning.labelling.tournaments import Schedule, swiss
@@ -35,7 +35,7 @@ class Labelling:
 
     Args:
         pair_rule: couples the candidates of one prompt (`best_versus_worst`, partially applied).
-        guards: bounds that candidates must keep; a critic that compares is not asked about others.
+        filters: bounds that candidates must keep; a critic that compares is not asked about others.
         upper, lower: for points: bounds of the score. Above ``upper`` a video is desirable, below
             ``lower`` undesirable.
         bounds: for points: whether the two are quantiles of the score, in [0, 1], or scores
@@ -60,8 +60,8 @@ class Labelling:
         max_missing: share of verdicts that may be missing; a round with more is not trained on.
     """
 
-    pair_rule: PairRule
-    filters: Filters
+    pair_rule: PairRule = best_versus_worst
+    filters: Filters = Filters()
     upper: float = 0.5
     lower: float = 0.5
     bounds: Literal["quantile", "score"] = "quantile"
