@@ -72,7 +72,7 @@ MODULES = [name.removesuffix(".py") for name in OWN if name.endswith(".py")]
 CHOICES = [tuple(Path(name).with_suffix("").parts[1:]) for name in OWN if name.endswith(".yaml")]
 
 PROGRAMS = (
-    r"python (?:train|sample|audit)\.py\b|python -m ipo_lightning\.|python (?:benchmarks|examples)/"
+    r"python (?:train|sample|audit)\.py\b|python -m (?:ipo_lightning|examples)\.|python benchmarks/"
     r"|torchrun\b|srun\b|make\b"
 )
 

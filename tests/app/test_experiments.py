@@ -62,6 +62,17 @@ def test_a_round_is_made_shorter(
     assert float(hours_of(capsys.readouterr().out)) == float(hours)
 
 
+@pytest.mark.slow
+def test_what_would_fit_is_named(
+    compose_train: ComposeTrain, prompts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As docs/from-zero.md shows it."""
+    (shown,) = re.findall(r"^```\n(peak: .*it does not fit\n.*)\n```$", PAGES[1], re.MULTILINE)
+    words = ("experiment=ipo_cogvideox_2b_lora_1x80gb", *CRITICS, prompts, "plan.memory_gib=24")
+    train(compose_train(*words, "round=1", "dry_run=true"))
+    assert shown in capsys.readouterr().out
+
+
 def hours_of(printed: str) -> str:
     """Of all rounds together."""
     found = re.search(r"([\d.]+) h in all", printed)
