@@ -160,6 +160,15 @@ def refuse_other_targets(words: list[str]) -> None:
         assert set(value.split(",")) - {""} <= set(setup["options.extras_require"])
 
 
+def test_downloads_are_those_of_the_configs() -> None:
+    configs = "".join(file.read_text() for file in CONF.rglob("*.yaml"))
+    downloads = [words for page in PAGES for _, block in blocks(page.read_text())
+                 for words in re.findall(r"^hf download (.+)$", block, re.MULTILINE)]  # fmt: skip
+    assert downloads
+    for words in downloads:
+        assert all(word in configs for word in words.split() if word != "--revision")
+
+
 def test_the_pages_show_commands() -> None:
     assert len(COMMANDS) >= 12
     assert {"make demo", "make test"} <= {
