@@ -17,8 +17,8 @@ from app.entry import build, differences, one_line, settings, settings_but_batch
 from app.renamed import saved_settings
 from callbacks.iteration import IterationCallback, Rollout
 from data.datamodule import PreferenceDataModule
-from ipo_lightning.critics.stage.comparing import Asking, critique_of
-from ipo_lightning.critics.stage.rating import CritiqueStage
+from ipo_lightning.critics.stage.comparing import Couples
+from ipo_lightning.critics.stage.critique import Critique, critique_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.exchange.source import LabelSource
@@ -89,8 +89,8 @@ def assemble(cfg: DictConfig) -> Parts:
     rollout = Rollout(prompts("train"), cfg.rollout.n, cfg.rollout.prompts, cfg.seed)
     sampler = Sampler(policy, store, make_sampling(cfg), cfg.rollout.lossless)
     labelling: Labelling = build(cfg.labelling, "labelling")
-    asking = Asking(labelling.schedule, labelling.both_orders, labelling.filters.refuse)
-    critique = critique_of(build(cfg.critic, "critic"), store, asking)
+    couples = Couples(labelling.schedule, labelling.both_orders, labelling.filters.refuse)
+    critique = critique_of(build(cfg.critic, "critic"), store, couples)
     evaluation = _evaluation(cfg, prompts, sampler, critique)
     iteration: IterationCallback = build(
         cfg.callbacks.iteration,
@@ -148,7 +148,7 @@ def make_module(cfg: DictConfig, policy: Policy) -> PreferenceModule:
 
 
 def _evaluation(
-    cfg: DictConfig, prompts: Prompts, sampler: Sampler, critique: CritiqueStage
+    cfg: DictConfig, prompts: Prompts, sampler: Sampler, critique: Critique
 ) -> Evaluation:
     return Evaluation(
         prompts(cfg.evaluation.split)[: cfg.evaluation.prompts],
@@ -156,7 +156,9 @@ def _evaluation(
         seed=cfg.seed,
         sampler=sampler,
         critic=critique,
-        eval_critic=critique_of(build(cfg.eval_critic, "eval_critic"), sampler.store, judging=True),
+        eval_critic=critique_of(
+            build(cfg.eval_critic, "eval_critic"), sampler.store, held_out=True
+        ),
         gauges=build(cfg.evaluation.gauges, "evaluation.gauges"),
         real_clips=build(cfg.evaluation.real_clips, "evaluation.real_clips"),
     )

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from typing_extensions import override
 
-from ipo_lightning.critics.stage.rating import CritiqueStage
+from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.draws.calibration import Calibration, auto_beta
 from ipo_lightning.draws.dataset import Draws
 from ipo_lightning.draws.encoding import RealSource
@@ -133,7 +133,7 @@ class IterationCallback(L.Callback):
         *,
         rollout: Rollout,
         sampler: Sampler,
-        critique: CritiqueStage,
+        critique: Critique,
         labelling: Labelling,
         evaluation: Evaluation,
         last_round: int,
@@ -292,7 +292,7 @@ class IterationCallback(L.Callback):
         with (
             self._stage("rollout", number),
             self._policy_of(number - 1) as network,
-            self.critique.beside(str(self.module.device)) as on_candidates,
+            self.critique.during_rollout(str(self.module.device)) as on_candidates,
         ):
             candidates = self.sampler.generate(
                 policy, units, network, self.workers, f"round {number}: rollout", on_candidates
@@ -308,7 +308,7 @@ class IterationCallback(L.Callback):
         if self.workers.agree(one.verdicts_file.exists()):
             return
         with self._stage("critique", number):
-            verdicts = self.critique.judge(
+            verdicts = self.critique.ask(
                 candidates, self.workers, str(self.module.device), f"round {number}: critique"
             )
             self.labelling.check_missing(verdicts)  # first: a file would say that all were asked
@@ -415,7 +415,7 @@ class IterationCallback(L.Callback):
         if number:
             self._export(number)
         with self._stage("evaluation", number), self._policy_of(number) as network:
-            rows = self.evaluation.judge(
+            rows = self.evaluation.evaluate(
                 self._fingerprint(number),
                 network,
                 self.workers,

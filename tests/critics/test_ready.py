@@ -34,7 +34,7 @@ from ipo_lightning.critics.scorers.reward_model import (
     save_reward,
 )
 from ipo_lightning.critics.scorers.videoreward import SETTINGS, VideoReward
-from ipo_lightning.critics.stage.rating import CombinedCritique
+from ipo_lightning.critics.stage.critique import CombinedCritique
 from ipo_lightning.critics.vlm.local import LocalVLM
 from ipo_lightning.errors import InputError
 from ipo_lightning.storage.store import Store

@@ -66,9 +66,9 @@ class _VLMCritic:
         return f"{self.vlm.identity}#{self.version}"
 
     @property
-    def beside(self) -> bool:
+    def during_rollout(self) -> bool:
         """Whether the model may be asked while videos are made; see `Critic`."""
-        return bool(getattr(self.vlm, "beside", False))
+        return bool(getattr(self.vlm, "during_rollout", False))
 
     @property
     def prompts_per_call(self) -> int:

@@ -61,7 +61,7 @@ class EndpointVLM:
             false}}``. Part of the identity.
     """
 
-    beside = True
+    during_rollout = True
     """It leaves the device alone: critics over it may be asked while videos are made."""
 
     def __init__(

@@ -815,7 +815,7 @@ def test_it_is_chosen_by_the_settings(compose_train: ComposeTrain, group: str, c
     )  # fmt: skip
     checks.check(cfg)
     critic = build(cfg[group], group)
-    assert isinstance(critic.vlm, EndpointVLM) and critic.beside
+    assert isinstance(critic.vlm, EndpointVLM) and critic.during_rollout
     assert critic.vlm.server.base_url == "https://example.com/v1"
     assert critic.identity.startswith("NAME@served#view-") and critic.vlm.extra == {"top_k": 5}
 
