@@ -94,7 +94,7 @@ class AnswerCache(Generic[Q, A]):
         Raises:
             InputError: the critic gave another number of answers; none is kept.
         """
-        names = {name for question in questions for name in question[:-1]}
+        names = dict.fromkeys(name for question in questions for name in question[:-1])
         clips = {name: read_video(self.store.path("videos", name, ".mp4")) for name in names}
         answers = self._put(questions, clips)
         if len(answers) != len(questions):

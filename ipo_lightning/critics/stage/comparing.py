@@ -16,7 +16,14 @@ from ipo_lightning.critics.stage.answer_cache import (
     finite_dims,
 )
 from ipo_lightning.errors import InputError
-from ipo_lightning.labelling.tournaments import Results, Schedule, next_round, opposite, swiss
+from ipo_lightning.labelling.tournaments import (
+    Results,
+    Schedule,
+    next_round,
+    opposite,
+    play,
+    swiss,
+)
 from ipo_lightning.metrics.preferences import Preference, both_orders, both_orders_of, bradley_terry
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.storage.records import Candidate, PairVerdict, Verdict
@@ -50,6 +57,10 @@ class Couples:
     schedule: Schedule = swiss
     both_orders: bool = True
     refuse: Callable[[Mapping[str, float]], str | None] = refuse_nothing
+
+    def meetings(self, count: int) -> int:
+        """How many couples meet among ``count`` candidates, if none tie."""
+        return len(play(self.schedule, count, lambda couples: dict.fromkeys(couples, 1.0)))
 
 
 AGAINST_BASE = Couples(opposite)

@@ -20,9 +20,9 @@ from ipo_lightning.critics.stage.comparing import (
 from ipo_lightning.critics.stage.critique import (
     PairCritique,
     PointCritique,
-    RecordedCritique,
     critique_of,
 )
+from ipo_lightning.critics.stage.recorded import RecordedCritique
 from ipo_lightning.errors import InputError
 from ipo_lightning.labelling.tournaments import all_pairs, swiss
 from ipo_lightning.metrics.preferences import Preference, rao_kupper
