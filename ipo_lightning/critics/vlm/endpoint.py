@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from ipo_lightning.critics.pretrained.viewing import Grid, Shown, Viewing
+from ipo_lightning.critics.vlm.calls import Read, ask
 from ipo_lightning.critics.vlm.client import Fault, Reply, Token, Turn, parts
-from ipo_lightning.critics.vlm.server import Read, Server, Spent
+from ipo_lightning.critics.vlm.server import Server, Spent
 from ipo_lightning.errors import InputError
 from ipo_lightning.seeds import derive_seed
 from ipo_lightning.storage.store import fingerprint
@@ -155,8 +156,8 @@ class EndpointVLM:
         where all servers mean the same by a probability.
 
         Raises:
-            InputError: the server does not tell probabilities; also as `Server.ask`.
-            CriticGone: as `Server.ask`.
+            InputError: the server does not tell probabilities; also as `calls.ask`.
+            CriticGone: as `calls.ask`.
         """
         if self.top_logprobs is None:
             raise InputError(f"{self.model}: a choice by probabilities needs vlm.top_logprobs")
@@ -182,7 +183,7 @@ class EndpointVLM:
         A temperature other than 0 or 1 changes the probabilities in ``tokens`` at some servers.
 
         Raises:
-            InputError, CriticGone: as `Server.ask`.
+            InputError, CriticGone: as `calls.ask`.
         """
         fields = {self.limit_field: self.max_tokens, "temperature": self.temperature}
         if self.top_logprobs is not None:
@@ -197,7 +198,7 @@ class EndpointVLM:
     def _ask(self, questions: Sequence[Json | Fault], read: Read[T]) -> list[T | Fault]:
         """Answers to those that could be put into words and pictures."""
         asked = [one for one in questions if not isinstance(one, Fault)]
-        answers = iter(self.server.ask(PATH, asked, read) if asked else ())
+        answers = iter(ask(self.server, PATH, asked, read) if asked else ())
         return [one if isinstance(one, Fault) else next(answers) for one in questions]
 
     def _questions(self, turns: Sequence[Turn], fields: Json) -> list[Json | Fault]:

@@ -18,6 +18,7 @@ from ipo_lightning.critics.pretrained.http_errors import MOST_BYTES, AskAgain, r
 from ipo_lightning.critics.pretrained.viewing import Grid, Viewing
 from ipo_lightning.critics.protocols import CriticGone
 from ipo_lightning.critics.vlm import endpoint_check
+from ipo_lightning.critics.vlm.calls import pause_before
 from ipo_lightning.critics.vlm.client import VIDEO, Fault, Reply, Turn, VLMClient
 from ipo_lightning.critics.vlm.endpoint import EndpointVLM, shares, shown_rate, tokens_of
 from ipo_lightning.critics.vlm.server import Server
@@ -394,7 +395,8 @@ def test_pauses_grow_and_the_server_may_ask_for_more() -> None:
         critic.reply([turn()])
         assert time.monotonic() - started >= 0.25
     failure, keys = AskAgain("HTTP 500"), (b"a", b"b", b"a")
-    pauses = [[critic.server._pause(failure, key, k) for k in range(16)] for key in keys]
+    server_of = critic.server
+    pauses = [[pause_before(server_of, failure, key, k) for k in range(16)] for key in keys]
     assert pauses[0] == pauses[2] != pauses[1]  # drawn by content
     for k, pause in enumerate(pauses[0]):
         whole = min(0.01 * 2**k, 60)
@@ -502,7 +504,7 @@ def test_redirects_are_not_followed() -> None:
         answer = Answer(b"", 307, {"Location": f"{elsewhere}/chat/completions"})
         with (
             served(always(answer)) as server,
-            pytest.raises(InputError, match="307.*sends us on to http://localhost.*trust it"),
+            pytest.raises(InputError, match="307.*redirects to http://localhost.*trust it"),
         ):
             vlm(server).reply([turn()])
         assert not other.requests
@@ -685,7 +687,7 @@ def test_a_key_with_a_line_break_is_named_but_not_shown(monkeypatch: pytest.Monk
 
 
 def test_readable_on_the_way() -> None:
-    with pytest.warns(UserWarning, match="http://10.0.0.7/v1: the key and the videos travel"):
+    with pytest.warns(UserWarning, match="http://10.0.0.7/v1: the key and the videos are sent un"):
         vlm("http://10.0.0.7/v1")
     for url in ("https://10.0.0.7/v1", "http://localhost:8/v1", "http://[::1]:8/v1"):
         vlm(url)
