@@ -194,10 +194,10 @@ def asker_of(critic: Any, shelf: Shelf, device: str, together: int) -> PairAsker
         together: pairs in one call of a critic that compares.
 
     Raises:
-        InputError: it is no critic.
+        InputError: it is not a critic.
     """
     if not hasattr(critic, "identity"):
-        raise InputError(f"critic: {type(critic).__name__} is no critic: it has no identity")
+        raise InputError(f"critic: {type(critic).__name__} is not a critic: it has no identity")
     ledger = Ledger(shelf, critic.identity, device)
     kind = kind_of(critic)
     if kind == "compares":

@@ -111,7 +111,7 @@ def critique_of(
         held_out: whether it is the held-out judge of the evaluation.
 
     Raises:
-        InputError: it is no critic.
+        InputError: it is not a critic.
     """
     kind = kind_of(critic)
     if kind == "compares":

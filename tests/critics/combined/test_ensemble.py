@@ -270,10 +270,10 @@ def test_wrong_ensembles_are_refused_in_a_sentence(tmp_path: Path) -> None:
         Ensemble({"a": a}, {"a.dim": 1.0}, other)
     for settings, match in (
         ({"members": {}}, "one member or more"),
-        ({"members": {"a.b": a}}, "no full stop"),
+        ({"members": {"a.b": a}}, "must not have a full stop"),
         ({"members": {"a": a}, "weights": {"b": 1.0}}, "weights.b: the members are a"),
         ({"members": {"a": a}, "weights": {"a": 0.0}}, "other than 0"),
-        ({"members": {"a": a}, "weights": {}}, "give one part"),
+        ({"members": {"a": a}, "weights": {}}, "give at least one part"),
         ({"members": {"a": a}, "on_missing": "zero"}, "on_missing=zero"),
         ({"members": {"a": a}, "normalisation": "nowhere.json"}, "nowhere.json"),
     ):
@@ -366,7 +366,7 @@ def test_what_tells_no_scale_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="a: "):
             fit_normalisation({"a": [verdicts(tmp_path, "v", scores)]})
     write_jsonl(tmp_path / "duels", [{"critic": "a", "p_first": 1.0}])
-    with pytest.raises(InputError, match="holds no scores"):
+    with pytest.raises(InputError, match="has no scores"):
         fit_normalisation({"a": [tmp_path / "duels"]})
     for arguments in (["out.json"], ["out.json", "a"], ["out.json", f"a={tmp_path / 'nowhere'}"]):
         with pytest.raises(InputError):

@@ -460,7 +460,7 @@ def test_a_critic_is_told_by_its_methods(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert isinstance(critique_of(ShapesCritic(), store), PointCritique)
     assert isinstance(critique_of(Brighter(), store), PairCritique)
-    with pytest.raises(InputError, match="dict is no critic"):
+    with pytest.raises(InputError, match="dict is not a critic"):
         critique_of({}, store)
 
 

@@ -558,7 +558,7 @@ def test_an_untrusted_certificate_is_not_accepted(tmp_path: Path) -> None:
         context.load_cert_chain(*certificate(tmp_path))
         server.socket = context.wrap_socket(server.socket, server_side=True)
         url = server.url.replace("http:", "https:")
-        with pytest.raises(InputError, match="certificate is not to be trusted.*SSL_CERT_FILE"):
+        with pytest.raises(InputError, match="certificate cannot be trusted.*SSL_CERT_FILE"):
             vlm(url).reply([turn()])
     assert not server.requests
 

@@ -313,7 +313,7 @@ def test_settings_are_refused(folders: Any, tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             LocalVLM(path, **settings)
-    with pytest.raises(InputError, match="no such folder, nor is it a hub id"):
+    with pytest.raises(InputError, match="neither a folder nor a hub id"):
         LocalVLM(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty cannot be read"):

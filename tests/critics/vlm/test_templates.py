@@ -480,7 +480,7 @@ def test_words_of_a_script(tmp_path: Path) -> None:
     assert (words.text, words.origin) == (text, "original")
     rate = PublishedText(sha256("Rate {prompt}."), URL, mark="$name")
     assert prompt_text_of("own", 1, str(file), rate).text == "Rate {prompt}."
-    with pytest.raises(InputError, match=f"does not hold the words .* stand in {URL}"):
+    with pytest.raises(InputError, match=f"does not have the prompt text .* which is in {URL}"):
         prompt_text_of("own", 1, str(file), PublishedText("0" * 64, URL))
 
 
