@@ -170,7 +170,7 @@ def test_a_folder_without_weights_is_refused(make: Make, base: Path, tmp_path: P
         (clip, "preprocessor_config.json", "cannot be read"),
         (clip, "tokenizer.json", "cannot be read"),
         (vlm, "tokenizer.json", "cannot be read"),
-        (reward, SPEC, f"no {SPEC} there"),
+        (reward, SPEC, f"there is no {SPEC}"),
         (reward, "rubric.txt", "is not a reward folder"),
         (tuned, SETTINGS, f"there is no {SETTINGS}"),
     ],

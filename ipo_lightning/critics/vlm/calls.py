@@ -216,7 +216,13 @@ class _Call(Generic[T]):
         self.server.spent.completion_tokens += int(usage.get("completion_tokens") or 0)
 
     def _refused(self, response: httpx2.Response, body: bytes) -> Fault:
-        """What a response without an answer means: a fault of this question, or one of all."""
+        """The fault that a response without an answer means.
+
+        Raises:
+            AskAgain: a later attempt may succeed.
+            CriticGone: the account has no credit left.
+            InputError: the server would refuse every question.
+        """
         status, (code, message) = response.status_code, complaint(body)
         key = self.server.key
         said = f"{self.server.base_url}: {status} {key.cleaned(response.reason_phrase)}".rstrip()
@@ -229,7 +235,7 @@ class _Call(Generic[T]):
         if code in FILTERED:
             return Fault("filtered")
         if status in (400, 422) and TOO_LONG.search(f"{code} {message}"):
-            # Transient: how much it reads is a setting of the server, which no identity knows.
+            # Transient: the context length is a setting of the server, not in the identity.
             return Fault("longer than the model's context", transient=True)
         if response.has_redirect_location:
             raise InputError(
@@ -239,7 +245,7 @@ class _Call(Generic[T]):
         raise InputError(f"{said}: {self._advice(status)}")
 
     def _advice(self, status: int) -> str:
-        """What to do about a refusal of all questions."""
+        """What to do where the server would refuse every question."""
         advice, key = ADVICE.get(status, OTHER_ADVICE), self.server.key
         if status in (401, 403) and key.variable:
             name = f"${key.variable}"

@@ -195,7 +195,7 @@ def test_wrong_settings_are_refused_in_a_sentence(clip_folder: Path, tmp_path: P
     ):
         with pytest.raises(InputError, match=match):
             ClipCritic(path, **settings)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="neither a folder nor a hub id"):
         ClipCritic("./nowhere")
     file, _ = aesthetic_file(tmp_path, ".pth", width=5)
     with pytest.raises(InputError, match="this model's head has"):

@@ -491,7 +491,7 @@ def test_an_account_without_credit_stops_the_run(answer: Answer) -> None:
 
 def test_no_probabilities_no_choice() -> None:
     with served(always(Answer(completion("yes")))) as server:
-        with pytest.raises(InputError, match="a form that is answered in words"):
+        with pytest.raises(InputError, match="a critic that answers in words"):
             vlm(server).choose([turn()], YES_NO)
         assert vlm(server).reply([turn()]) == [[Reply("yes")]]
     with pytest.raises(InputError, match="needs vlm.top_logprobs"):
@@ -794,7 +794,7 @@ def test_the_check_of_an_address(video: str, capsys: pytest.CaptureFixture[str])
         server.behaviour = always(Answer(completion("red")))
         assert endpoint_check.main([server.url, MODEL, "--video", video]) == 1
     said = capsys.readouterr().out
-    assert said.count("WRONG") == 6 and "tells no probabilities of tokens" in said
+    assert said.count("WRONG") == 6 and "returns no log probabilities" in said
 
 
 def test_the_check_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
