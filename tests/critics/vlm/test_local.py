@@ -307,7 +307,7 @@ def test_identity_is_what_determines_an_answer(folders: Any, tmp_path: Path) -> 
 def test_settings_are_refused(folders: Any, tmp_path: Path) -> None:
     path = str(folders("qwen2_vl"))
     for settings, message in (
-        ({"samples": 2}, "several replies want a temperature"),
+        ({"samples": 2}, "several replies need a temperature"),
         ({"batch_size": 0}, "batch_size=0: give 1 or more"),
         ({"dtype": "int8"}, "dtype=int8: choose one of"),
     ):

@@ -506,7 +506,7 @@ def test_an_original_need_not_be_there_until_it_is_asked_for(
 def test_a_file_that_will_not_do_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "words.txt"
     for written, match in (
-        (b"Which is better?", "where the prompt goes"),
+        (b"Which is better?", "in the place of the prompt"),
         (b"<video> {prompt}", "1 marks"),
         (b"\xff{prompt}", "decode"),
     ):
