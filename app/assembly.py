@@ -17,8 +17,8 @@ from app.entry import build, differences, one_line, settings, settings_but_batch
 from app.renamed import saved_settings
 from callbacks.iteration import IterationCallback
 from data.datamodule import PreferenceDataModule
-from ipo_lightning.critics.stage.comparing import Asking, critique_of
-from ipo_lightning.critics.stage.rating import CritiqueStage
+from ipo_lightning.critics.stage.comparing import Couples
+from ipo_lightning.critics.stage.critique import Critique, critique_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.exchange.source import LabelSource
@@ -42,7 +42,7 @@ class Parts:
     module: PreferenceModule
     datamodule: PreferenceDataModule
     rollout: RolloutPlan
-    critique: CritiqueStage
+    critique: Critique
     imported: LabelSource | None
     evaluation: Evaluation
     iteration: IterationCallback
@@ -110,10 +110,10 @@ def assemble(cfg: DictConfig) -> Parts:
     )
 
 
-def _critique(cfg: DictConfig, labelling: Labelling, store: Store) -> CritiqueStage:
+def _critique(cfg: DictConfig, labelling: Labelling, store: Store) -> Critique:
     """Asks the critic what the labelling wants to know."""
-    asking = Asking(labelling.schedule, labelling.both_orders, labelling.filters.refuse)
-    return critique_of(build(cfg.critic, "critic"), store, asking)
+    couples = Couples(labelling.schedule, labelling.both_orders, labelling.filters.refuse)
+    return critique_of(build(cfg.critic, "critic"), store, couples)
 
 
 def _iteration(cfg: DictConfig, run: RunDir, stages: Sequence[RoundStage]) -> IterationCallback:
@@ -169,7 +169,7 @@ def make_module(cfg: DictConfig, policy: Policy) -> PreferenceModule:
 
 
 def _evaluation(
-    cfg: DictConfig, prompts: Prompts, sampler: Sampler, critique: CritiqueStage
+    cfg: DictConfig, prompts: Prompts, sampler: Sampler, critique: Critique
 ) -> Evaluation:
     return Evaluation(
         prompts(cfg.evaluation.split)[: cfg.evaluation.prompts],
@@ -177,7 +177,9 @@ def _evaluation(
         seed=cfg.seed,
         sampler=sampler,
         critic=critique,
-        eval_critic=critique_of(build(cfg.eval_critic, "eval_critic"), sampler.store, judging=True),
+        eval_critic=critique_of(
+            build(cfg.eval_critic, "eval_critic"), sampler.store, held_out=True
+        ),
         gauges=build(cfg.evaluation.gauges, "evaluation.gauges"),
         real_clips=build(cfg.evaluation.real_clips, "evaluation.real_clips"),
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ipo_lightning.backbones.cogvideox import CogVideoX, Lora
     from ipo_lightning.backbones.wan import Wan
-    from ipo_lightning.critics.stage.comparing import critique_of
+    from ipo_lightning.critics.stage.critique import critique_of
     from ipo_lightning.errors import InputError
     from ipo_lightning.evaluation import Evaluation
     from ipo_lightning.labelling import Labelling
@@ -56,7 +56,7 @@ __all__ = [
 _HOMES = {
     "backbones.cogvideox": ("CogVideoX", "Lora"),
     "backbones.wan": ("Wan",),
-    "critics.stage.comparing": ("critique_of",),
+    "critics.stage.critique": ("critique_of",),
     "errors": ("InputError",),
     "evaluation": ("Evaluation",),
     "labelling": ("Labelling",),

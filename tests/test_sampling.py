@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ipo_lightning.critics.protocols import Rating
-from ipo_lightning.critics.stage.rating import Critique
+from ipo_lightning.critics.stage.critique import PointCritique
 from ipo_lightning.errors import InputError
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.parallel.runtime import Runtime
@@ -436,8 +436,8 @@ class Brightness:
 
     identity = "brightness@1"
 
-    def __init__(self, beside: bool = True, failing: int = 0) -> None:
-        self.beside, self.failing = beside, failing
+    def __init__(self, during_rollout: bool = True, failing: int = 0) -> None:
+        self.during_rollout, self.failing = during_rollout, failing
         self.asked: list[int] = []
         self.loaded: list[str] = []
 
@@ -462,11 +462,11 @@ def sampler(policies: Callable[[str], Any], tmp_path: Path) -> Iterator[Sampler]
 
 def test_evaluation_shares_nothing(sampler: Sampler) -> None:
     """Paired seeds need videos that hang on their own seed alone."""
-    critique = Critique(Brightness(), sampler.store)
+    critique = PointCritique(Brightness(), sampler.store)
     evaluation = Evaluation(
         PROMPTS, n=2, seed=0, sampler=sampler, critic=critique, eval_critic=critique
     )
-    rows = evaluation.judge("abc", sampler.policy.build(), Runtime(), "test")
+    rows = evaluation.evaluate("abc", sampler.policy.build(), Runtime(), "test")
     plain = Sampler(sampler.policy, sampler.store, Sampling(4), lossless=True)
     assert not plain.missing("abc", evaluation.units, "32-true")
     assert len(sampler.missing("abc", evaluation.units, "32-true")) == len(PROMPTS)
@@ -475,33 +475,44 @@ def test_evaluation_shares_nothing(sampler: Sampler) -> None:
 
 def test_a_critic_beside_the_rollout_leaves_nothing_to_the_stage(sampler: Sampler) -> None:
     critic = Brightness()
-    critique = Critique(critic, sampler.store)
-    with critique.beside("cpu") as tell:
-        assert tell is not None
-        drawn = sampler.generate("abc", units(), sampler.policy.build(), Runtime(), "test", tell)
-        tell([]).result()  # the last of the queue
+    critique = PointCritique(critic, sampler.store)
+    with critique.during_rollout("cpu") as on_candidates:
+        assert on_candidates is not None
+        drawn = sampler.generate(
+            "abc", units(), sampler.policy.build(), Runtime(), "test", on_candidates
+        )
+        on_candidates([]).result()  # the last of the queue
     assert sum(critic.asked) == len(drawn) and critic.loaded == ["cpu", "released"]
     assert critique.missing(drawn) == 0
-    verdicts = critique.judge(drawn, Workers(), "cpu", "test")
+    verdicts = critique.ask(drawn, Workers(), "cpu", "test")
     assert sum(critic.asked) == len(drawn)
-    alone = Critique(Brightness(beside=False), Store(sampler.store.root.parent / "other"))
+    alone = PointCritique(
+        Brightness(during_rollout=False), Store(sampler.store.root.parent / "other")
+    )
     alone.store.root.mkdir()
     (alone.store.root / "videos").symlink_to(sampler.store.root / "videos")
-    assert alone.judge(drawn, Workers(), "cpu", "test") == verdicts
+    assert alone.ask(drawn, Workers(), "cpu", "test") == verdicts
 
 
 def test_other_critics_wait_for_their_stage(sampler: Sampler) -> None:
-    with Critique(Brightness(beside=False), sampler.store).beside("cpu") as tell:
-        assert tell is None
+    with PointCritique(Brightness(during_rollout=False), sampler.store).during_rollout(
+        "cpu"
+    ) as on_candidates:
+        assert on_candidates is None
 
 
 def test_a_critic_that_fails_beside_is_asked_again(sampler: Sampler) -> None:
     critic = Brightness(failing=1)
-    critique = Critique(critic, sampler.store)
-    with pytest.warns(UserWarning, match="asked again"), critique.beside("cpu") as tell:
-        drawn = sampler.generate("abc", units(), sampler.policy.build(), Runtime(), "test", tell)
+    critique = PointCritique(critic, sampler.store)
+    with (
+        pytest.warns(UserWarning, match="asked again"),
+        critique.during_rollout("cpu") as on_candidates,
+    ):
+        drawn = sampler.generate(
+            "abc", units(), sampler.policy.build(), Runtime(), "test", on_candidates
+        )
     assert critique.missing(drawn) == len(drawn)
-    assert len(critique.judge(drawn, Workers(), "cpu", "test")) == len(drawn)
+    assert len(critique.ask(drawn, Workers(), "cpu", "test")) == len(drawn)
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ class EvaluationStage(RoundStage):
         """Both critics score the videos; the policy's error on real clips becomes a gauge."""
         module = round.module
         with round.policies.network(round.number) as network:
-            rows = self.evaluation.judge(
+            rows = self.evaluation.evaluate(
                 round.policies.fingerprint(round.number),
                 network,
                 round.runtime,

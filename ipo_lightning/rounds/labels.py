@@ -2,7 +2,7 @@
 
 import json
 
-from ipo_lightning.critics.stage.rating import CritiqueStage as AskCritic
+from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.errors import InputError
 from ipo_lightning.labelling import Labelling
 from ipo_lightning.rounds.stage import Round, RoundStage
@@ -21,7 +21,7 @@ class CritiqueStage(RoundStage):
 
     name = "critique"
 
-    def __init__(self, critique: AskCritic, labelling: Labelling) -> None:
+    def __init__(self, critique: Critique, labelling: Labelling) -> None:
         self.critique, self.labelling = critique, labelling
 
     def done(self, round: Round) -> bool:
@@ -30,7 +30,7 @@ class CritiqueStage(RoundStage):
 
     def run(self, round: Round) -> None:
         """Ask, and write the verdicts down."""
-        verdicts = self.critique.judge(
+        verdicts = self.critique.ask(
             round.folder.candidates(),
             round.workers,
             str(round.runtime.device),

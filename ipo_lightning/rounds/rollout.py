@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ipo_lightning.critics.stage.rating import CritiqueStage as AskCritic
+from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.errors import InputError
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.sampling import PromptSeeds, Sampler
@@ -59,7 +59,7 @@ class RolloutStage(RoundStage):
 
     name = "rollout"
 
-    def __init__(self, plan: RolloutPlan, sampler: Sampler, critique: AskCritic) -> None:
+    def __init__(self, plan: RolloutPlan, sampler: Sampler, critique: Critique) -> None:
         self.plan, self.sampler, self.critique = plan, sampler, critique
 
     def done(self, round: Round) -> bool:
@@ -74,7 +74,7 @@ class RolloutStage(RoundStage):
         before, folder = round.number - 1, round.folder
         with (
             round.policies.network(before) as network,
-            self.critique.beside(str(round.runtime.device)) as on_candidates,
+            self.critique.during_rollout(str(round.runtime.device)) as on_candidates,
         ):
             candidates = self.sampler.generate(
                 round.policies.fingerprint(before),

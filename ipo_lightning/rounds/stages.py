@@ -1,6 +1,6 @@
 """The loop, as the list of its stages."""
 
-from ipo_lightning.critics.stage.rating import CritiqueStage as AskCritic
+from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.draws.calibration import Calibration
 from ipo_lightning.draws.encoding import RealSource
 from ipo_lightning.evaluation import Evaluation
@@ -21,7 +21,7 @@ def round_stages(
     evaluation: Evaluation,
     *,
     rollout: RolloutPlan | None = None,
-    critique: AskCritic | None = None,
+    critique: Critique | None = None,
     labelling: Labelling = Labelling(),  # noqa: B008 - frozen
     imported: LabelSource | None = None,
     real: RealSource | None = None,
@@ -54,7 +54,7 @@ def round_stages(
 def _label_stages(
     sampler: Sampler,
     rollout: RolloutPlan | None,
-    critique: AskCritic | None,
+    critique: Critique | None,
     labelling: Labelling,
     imported: LabelSource | None,
 ) -> list[RoundStage]:

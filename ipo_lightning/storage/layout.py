@@ -11,7 +11,15 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkab
 
 from torch import Tensor
 
-from ipo_lightning.storage.records import Answer, Candidate, Pair, Point, RealClip, Row, answer
+from ipo_lightning.storage.records import (
+    AnyVerdict,
+    Candidate,
+    Pair,
+    Point,
+    RealClip,
+    Row,
+    read_verdict,
+)
 from ipo_lightning.storage.store import read_jsonl, write_atomically, write_jsonl
 
 Stage = Literal["rollout", "critique", "labelling", "training", "evaluation"]
@@ -42,9 +50,9 @@ class RoundDir:
         """The round's videos."""
         return [Candidate(**row) for row in read_jsonl(self.candidates_file)]
 
-    def verdicts(self) -> list[Answer]:
+    def verdicts(self) -> list[AnyVerdict]:
         """What the critic said of them."""
-        return [answer(row) for row in read_jsonl(self.verdicts_file)]
+        return [read_verdict(row) for row in read_jsonl(self.verdicts_file)]
 
     def pairs(self) -> list[Pair]:
         """The labelled pairs."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from ipo_lightning.critics.stage.rating import Critique
+from ipo_lightning.critics.stage.answer_cache import AnswerCache
 from ipo_lightning.errors import InputError
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.rounds import Checkpoints, RoundMaker
@@ -62,7 +62,7 @@ CRASHES = [
     (Store, "put_record", 3),  # the base's evaluation, embeddings
     (Sampler, "_make", 2),  # the base's evaluation, videos
     (Sampler, "_make", 6),  # the first rollout
-    (Critique, "_ask", 10),  # the first critique
+    (AnswerCache, "ask", 10),  # the first critique
     (LabellingStage, "run", 1),
     (PreferenceModule, "training_step", 4),  # between two checkpoints
     (TrainingStage, "run", 1),  # trained, not yet exported

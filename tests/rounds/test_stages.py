@@ -18,7 +18,7 @@ from torch import nn
 from callbacks.iteration import IterationCallback
 from data.datamodule import PreferenceDataModule
 from ipo_lightning.backbones.cogvideox import CogVideoX
-from ipo_lightning.critics.stage.comparing import critique_of
+from ipo_lightning.critics.stage.critique import critique_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.exchange.source import ImportedLabels
@@ -115,7 +115,7 @@ class Asked:
     def __init__(self, verdicts: list[Verdict]) -> None:
         self.verdicts = verdicts
 
-    def judge(self, videos: list[Candidate], *where: Any) -> list[Verdict]:
+    def ask(self, videos: list[Candidate], *where: Any) -> list[Verdict]:
         assert [one.video for one in videos] == [one.video for one in self.verdicts]
         return self.verdicts
 
