@@ -110,7 +110,7 @@ def job(
         policy, make, Sampling(steps=2), candidates=1, batch_size=1, accumulate=1,
         optimizer_steps=1, reference_batch=1, optimizer="torch.optim.AdamW", gpu=gpu,
         precision="bf16-mixed" if bf16 else "32-true",
-        settings={"checkpointing": policy.held.checkpointing, "path": policy.path},
+        settings={"checkpointing": policy.network_settings.checkpointing, "path": policy.path},
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import estimate as bench
 from ipo_lightning.backbones.cogvideox import CogVideoX
-from ipo_lightning.backbones.diffusers_folder import Lora
+from ipo_lightning.backbones.lora import Lora
 from ipo_lightning.planning import estimate
 from ipo_lightning.planning.estimate import GIB, OPTIMIZERS, Estimate, Job
 from ipo_lightning.planning.published import MODELS, write_configs
