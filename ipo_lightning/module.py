@@ -31,7 +31,8 @@ from ipo_lightning.losses import (
     try_loss,
     wants,
 )
-from ipo_lightning.metrics.metrics import TrainingHealth, agreement
+from ipo_lightning.metrics.training_health import TrainingHealth
+from ipo_lightning.metrics.win_rate import agreement
 from ipo_lightning.objectives import Noised, mean_square, squared_error
 from ipo_lightning.parallel.averages import MovingAverage
 from ipo_lightning.parallel.sharding import shard, total_norm
@@ -177,7 +178,7 @@ class PreferenceModule(L.LightningModule):
             values["error_real"] = error.detach()
         self._refuse_non_finite(loss, batch, batch_idx)
         self._labels = batch.row
-        self.health.update(place=batch.u, **values)
+        self.health.update(u=batch.u, **values)
         self._log(loss, values, len(batch.row))
         return loss
 
