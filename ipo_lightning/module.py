@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ipo_lightning.draws.batch import PairBatch, PointBatch, Videos
-from ipo_lightning.draws.calibration import settle_beta, wants_beta
+from ipo_lightning.draws.calibration import has_auto_beta, with_beta
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import (
     PreferenceLoss,
     baseline_kind,
     beyond_errors,
+    extra_inputs,
     kto_baseline,
     label_kind,
     reference_free,
@@ -29,7 +30,6 @@ from ipo_lightning.losses import (
     saturation,
     scale_gradient,
     try_loss,
-    wants,
 )
 from ipo_lightning.metrics.training_health import TrainingHealth
 from ipo_lightning.metrics.win_rate import agreement
@@ -79,10 +79,10 @@ class PreferenceModule(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.auto_beta = wants_beta(loss)
+        self.auto_beta = has_auto_beta(loss)
         """Whether the loss's beta is set at the start of each round, see `set_beta`."""
         self.policy, self.reference = policy, reference
-        self.loss = settle_beta(loss, 1.0) if self.auto_beta else loss
+        self.loss = with_beta(loss, 1.0) if self.auto_beta else loss
         try_loss(self.loss)
         self.label_kind = label_kind(loss)
         _refuse_reference(self.loss, reference)
@@ -149,7 +149,7 @@ class PreferenceModule(L.LightningModule):
 
     def set_beta(self, beta: float) -> None:
         """Give the loss its beta for this round."""
-        self.loss = settle_beta(self.loss, beta)
+        self.loss = with_beta(self.loss, beta)
 
     def on_train_epoch_start(self) -> None:
         """A round starts (not a resumed one): fresh moments, fresh counts."""
@@ -306,7 +306,7 @@ class PreferenceModule(L.LightningModule):
 
     def _extra(self, batch: PointBatch, found: "Errors") -> dict[str, Tensor]:
         """What a pointwise loss wants beside the errors."""
-        wanted, extra = wants(self.loss), {}
+        wanted, extra = extra_inputs(self.loss), {}
         if "baseline" in wanted:
             extra["baseline"] = self._baseline(batch, found)
         if "drift" in wanted:
