@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ipo_lightning.critics.stage.critique import Critique
-from ipo_lightning.metrics.metrics import clustered_mean, win_rate
+from ipo_lightning.metrics.win_rate import clustered_mean, win_rate
 from ipo_lightning.objectives import Objective, squared_error
 from ipo_lightning.parallel.runtime import Runtime
 from ipo_lightning.policy import Policy

@@ -37,6 +37,7 @@ LAYERS = {
     "references": ORCHESTRATION,
     "sampling": ORCHESTRATION,
     "module": ORCHESTRATION,
+    "training": ORCHESTRATION,
     "evaluation": ORCHESTRATION,
     "audit": ORCHESTRATION,
     "exchange": ORCHESTRATION,

@@ -19,7 +19,7 @@ from app.assembly import accelerator_of, make_module, make_sampling
 from app.entry import build
 from app.planning.memory import shards
 from ipo_lightning.errors import InputError
-from ipo_lightning.planning.estimate import Job
+from ipo_lightning.planning.job import Job
 from ipo_lightning.planning.published import MODELS, write_configs
 from ipo_lightning.policy import Policy
 

@@ -119,7 +119,7 @@ def _labels(parts: Parts) -> str:
 
 
 def _network(estimate: Estimate, published: str) -> Iterator[str]:
-    step = estimate.step
+    step = estimate.traces.step
     yield f"network: {_count(step.parameters)} parameters, {_count(step.trained)} trained"
     if published:
         yield f"its configs cannot be read here: those of {published} are taken"
@@ -248,7 +248,7 @@ def _disk(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
     sizes = {
         "latents": 4.0 * videos * _product(parts.policy.latent_shape),
         "videos, roughly": videos * frames * height * width * MP4_BYTES[cfg.rollout.lossless],
-        "text embeddings": 4.0 * known * _product(estimate.text_shape),
+        "text embeddings": 4.0 * known * _product(estimate.traces.text_shape),
         "checkpoints": rounds * estimate.checkpoint_bytes(),
         "exports": rounds * estimate.export_bytes(),
     }

@@ -17,7 +17,7 @@ from ipo_lightning.references import FrozenReference
 from tests.helpers import tiny
 from tests.test_module import fit, make, quiet
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""How a network is held in memory, and with which kernels it computes."""
+"""How a network is stored and computed: precision, quantisation, kernels, checkpointing."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ NO_KERNEL = ("No available kernel", "No viable backend")
 
 
 def check_precision(setting: str, value: str) -> None:
-    """Refuse what is no precision that a part can be held in."""
+    """Refuse with `InputError` a precision that weights cannot have."""
     if value not in DTYPES:
         raise InputError(f"backbone.{setting}={value}: choose one of {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True)
-class Held:
-    """How a network is held; all but ``checkpointing`` changes the bits of what it answers."""
+class NetworkSettings:
+    """How a network is stored and computed; all but ``checkpointing`` changes its outputs' bits."""
 
     weights: Precision = "float32"
-    """Of the weights, and so of their gradients; modules that diffusers keeps in float32 stay."""
+    """Precision of the weights and of their gradients; modules that diffusers always keeps in
+    float32 stay in float32."""
     quantize: Kind | None = None
-    """Round the linear layers of the blocks, which do not train then; the rest is as ``weights``
-    says."""
+    """Quantise the linear layers of the blocks, which then do not train; None: none."""
     compile: bool = False
-    """Compile each block when it first runs."""
+    """Compile each block with `torch.compile` when it first runs."""
     attention: Attention | None = None
-    """The one kernel that attention may use; None: torch's choice for each shape."""
+    """The one kernel that attention may use; None: torch chooses one for each shape."""
     checkpointing: bool = False
-    """Keep the blocks' inputs alone, and recompute the rest in the backward."""
+    """Gradient checkpointing: keep only the blocks' inputs, recompute the rest in the backward."""
 
     def __post_init__(self) -> None:
         check_precision("weights", self.weights)
@@ -64,26 +64,25 @@ class Held:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The torch dtype of the weights."""
         return DTYPES[self.weights]
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What answers depend on; empty where all is as it is by default."""
-        mine = {
-            name: getattr(self, name) for name in ("weights", "quantize", "compile", "attention")
-        }
-        return {name: value for name, value in mine.items() if value != getattr(Held, name)}
+    def identity(self) -> dict[str, Any]:
+        """The settings that outputs depend on, where they are not the default; plain JSON."""
+        names = ("weights", "quantize", "compile", "attention")
+        chosen = {name: getattr(self, name) for name in names}
+        return {k: value for k, value in chosen.items() if value != getattr(NetworkSettings, k)}
 
     def quantise(self, network: nn.Module) -> None:
-        """Round the blocks of a loaded network; embeddings and the last layers stay whole."""
+        """Quantise the blocks of a loaded network; embeddings and the last layers stay whole."""
         if self.quantize is not None:
             network.requires_grad_(False)
             for block in blocks(network):
                 quantise(block, self.quantize)
 
-    def settle(self, network: Any) -> None:
-        """The rest, once the network has its adapter."""
+    def configure(self, network: Any) -> None:
+        """Set kernels, compilation and checkpointing, once the network has its adapter."""
         for block in blocks(network):
             if self.attention is not None:
                 _bind_kernel(block, KERNELS[self.attention])
@@ -93,9 +92,12 @@ class Held:
             network.enable_gradient_checkpointing()
 
     @contextmanager
-    def computing(self, device: torch.device) -> Iterator[None]:
-        """Entered around a forward: weights in bfloat16 are computed with in bfloat16, also where
-        no trainer says so."""
+    def autocast(self, device: torch.device) -> Iterator[None]:
+        """Entered around a forward: bfloat16 weights compute in bfloat16, also without a trainer.
+
+        Raises:
+            InputError: torch has no such attention kernel for the network on this device.
+        """
         narrow = self.weights == "bfloat16"
         try:
             with torch.autocast(device.type, torch.bfloat16) if narrow else nullcontext():
