@@ -62,7 +62,17 @@ MAY_NOT_USE = {
 """Packages of others that a layer does without; mathematics has `MATHEMATICS_USES` alone."""
 MATHEMATICS_USES = {"torch", "safetensors", "torchmetrics"}
 
-APPLICATION = {"app", "callbacks", "data", "train", "sample", "audit", "tests", "benchmarks"}
+APPLICATION = {
+    "app",
+    "callbacks",
+    "data",
+    "train",
+    "sample",
+    "audit",
+    "tests",
+    "benchmarks",
+    "examples",
+}
 SETTINGS = {"hydra", "omegaconf", "app"}
 
 
