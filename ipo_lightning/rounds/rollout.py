@@ -49,7 +49,7 @@ class RolloutPlan:
 
 
 class RolloutStage(RoundStage):
-    """The policy that the round before ended with samples candidates: ``candidates.jsonl``.
+    """Samples candidates from the policy of the round before: ``candidates.jsonl``.
 
     Args:
         plan: which videos.
