@@ -1,7 +1,8 @@
 """The LightningModule: one preference step on latents from the rollouts.
 
-It holds the trained network and nothing else in its registry: the policy's text encoder and VAE
-and the frozen reference stay outside, so that a checkpoint is what was trained.
+Only the trained network is registered in the module: the policy's text encoder and VAE and the
+frozen reference stay outside, so that a checkpoint contains what was trained. The parts of a step
+are functions in `ipo_lightning.training`.
 """
 
 from collections.abc import Callable, Mapping
@@ -67,15 +68,15 @@ class PreferenceModule(L.LightningModule):
         optimizer: takes the trainable parameters; its learning rate is the one of the round's
             plateau. The default is that of ``optim=adamw``.
         winner_weight: lambda_1 of the paper: weight of the winner's (or desirable video's) own
-            error in the total. It holds the policy to videos.
+            error in the total. It keeps the policy a model of videos.
         real_weight: lambda_2: weight of the error on the real clips that come with a batch.
-        safeguard: mu of Diffusion-SDPO in [0, 1), see `safeguard_scale`: how much of the winner's
-            improvement the loser's gradient must leave; None switches it off. For pairs.
+        safeguard: mu of Diffusion-SDPO in [0, 1), see `safeguard_scale`: the share of the winner's
+            improvement that the loser's gradient must leave; None switches it off. For pairs.
         two_pass: back-propagate one half of the videos (the winners) after the other: half the
             activations for one more forward of the other half; the same gradients.
-        warmup_steps: the learning rate rises linearly over the first updates of each round.
-        ema: decay, in [0, 1), of a moving average of the trained weights over a round's updates,
-            which is what the round ends with; None: the last update's weights.
+        warmup_steps: optimizer steps over which the learning rate rises linearly in each round.
+        ema: decay, in [0, 1), of a moving average of the trained weights over a round's optimizer
+            steps, which the round ends with; None: it ends with the last step's weights.
         seed: the run's.
     """
 
@@ -313,11 +314,11 @@ def _frozen_weights(module: PreferenceModule) -> dict[str, Tensor]:
 
 
 def _refuse_reference(loss: Callable[..., PreferenceLoss], reference: Reference) -> None:
-    """Refuse a reference that cannot answer what the loss asks."""
+    """Refuse a reference that does not give what the loss needs."""
     more = beyond_errors(loss)
     if reference.answers == "precomputed" and more:
         raise InputError(
-            f"reference=cached keeps the reference's errors alone, but {more}; choose "
+            f"reference=cached has only the reference's errors, but {more}; choose "
             "reference=frozen (or adapter, with backbone.lora)"
         )
     if reference.answers == "none" and not reference_free(loss):
@@ -337,8 +338,8 @@ def _refuse_safeguard(mu: float | None, label_kind: str) -> None:
         return
     if label_kind != "pairwise":
         raise InputError(
-            f"regularise.safeguard={mu} holds the loser's gradient to what the winner can bear, "
-            "but this loss takes single videos; give null"
+            f"regularise.safeguard={mu} scales the loser's gradient so that the winner's error "
+            "falls, but this loss takes single videos; give null"
         )
     if not 0 <= mu < 1:
         raise InputError(f"regularise.safeguard={mu}: give a number in [0, 1), or null for off")

@@ -52,7 +52,7 @@ class Objective(Protocol):
 
     @property
     def identity(self) -> Any:
-        """Plain JSON: all that a network's error depends on beside its inputs and weights."""
+        """Plain JSON: all that a network's error depends on, but its inputs and weights."""
         ...
 
     def noise(self, latents: Tensor, noise: Tensor, u: Tensor) -> Noised:

@@ -149,8 +149,8 @@ def test_wan_takes_either_sampler(
     [
         ("cogvideox", {"scheduler": "unipc"}, "ddim, dpm"),
         ("wan", {"scheduler": "dpm"}, "unipc, euler"),
-        ("wan", {"dynamic_guidance": True}, "CogVideoX's"),
-        ("wan", {"cache": FasterCacheConfig()}, "asks twice"),
+        ("wan", {"dynamic_guidance": True}, "only CogVideoX"),
+        ("wan", {"cache": FasterCacheConfig()}, "takes two"),
         ("cogvideox", {"cache": FasterCacheConfig()}, "BFCHW"),
         ("cogvideox", {"cache": PromptSeeds(0, "", ())}, "cache config"),
     ],

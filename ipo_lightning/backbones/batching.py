@@ -1,4 +1,4 @@
-"""A prompt's videos in batches, as large as they are asked for or as the GPU's memory allows."""
+"""A prompt's videos in batches of a given size, or as large as the GPU's memory allows."""
 
 import logging
 from collections.abc import Callable

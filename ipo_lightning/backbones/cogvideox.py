@@ -43,7 +43,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Density, VPrediction, Weighting
 from ipo_lightning.policy import Sampling
 
-__all__ = ["CogVideoX", "Lora"]  # configs name an adapter beside its family
+__all__ = ["CogVideoX", "Lora"]  # configs name the adapter by the family's module
 
 
 class CogVideoX(VideoSampler, DiffusersFolder):
@@ -59,7 +59,7 @@ class CogVideoX(VideoSampler, DiffusersFolder):
         revision: of the hub id; None for a folder.
         num_frames, height, width: of the videos, in frames (4k + 1) and pixels; None takes the
             checkpoint's own.
-        fps: frames per second of the mp4 files, and what critics are told.
+        fps: frames per second of the mp4 files, and of critics.
         lora: train an adapter of these settings; None trains all weights.
         weighting, window, density: of the error, see `VPrediction`.
         checkpointing: gradient checkpointing, which recomputes activations in the backward: about

@@ -121,7 +121,7 @@ class DiffusersFolder(ABC):
         return scheduler
 
     def _own_settings(self) -> list[Any]:
-        """Plain JSON: settings beside the size that samples depend on."""
+        """Plain JSON: settings, other than the size, that samples depend on."""
         return []
 
     # ---------------------------------------------------------------- what it is

@@ -69,15 +69,17 @@ def _dotted(name: str, dotted: Mapping[str, str]) -> str:
 
 
 def _config(metadata: Mapping[str, Any] | None, file: Path) -> dict[str, Any] | None:
-    """The adapter's settings, of the file's metadata or of peft's file beside it."""
+    """The adapter's settings, from the file's metadata or from peft's adapter_config.json."""
     if metadata is not None:
         return {
             name.removeprefix("transformer."): value
             for name, value in metadata.items()
             if name.startswith("transformer.") or "." not in name
         }
-    beside = file.with_name("adapter_config.json")
-    if not beside.is_file():
+    peft_file = file.with_name("adapter_config.json")
+    if not peft_file.is_file():
         return None
     known = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")
-    return {name: value for name, value in json.loads(beside.read_text()).items() if name in known}
+    return {
+        name: value for name, value in json.loads(peft_file.read_text()).items() if name in known
+    }

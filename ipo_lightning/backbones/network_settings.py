@@ -107,7 +107,7 @@ class NetworkSettings:
                 raise
             raise InputError(
                 f"backbone.attention={self.attention}: torch has no such kernel on {device.type} "
-                "for this network's shapes and precision (flash and cudnn want bf16-mixed on a "
+                "for this network's shapes and precision (flash and cudnn need bf16-mixed on a "
                 "GPU); choose another, or null"
             ) from error
 

@@ -66,8 +66,8 @@ class QuantisedLinear(nn.Linear):
         if torch.is_autocast_enabled(device):
             input = input.to(torch.get_autocast_dtype(device))
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        answer: Tensor = _FrozenLinear.apply(input, bias, self)
-        return answer
+        output: Tensor = _FrozenLinear.apply(input, bias, self)
+        return output
 
     def extra_repr(self) -> str:
         """What ``print(network)`` shows of the layer."""

@@ -36,7 +36,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Density, FlowMatching, Weighting
 from ipo_lightning.policy import Sampling
 
-__all__ = ["Lora", "Wan"]  # configs name an adapter beside its family
+__all__ = ["Lora", "Wan"]  # configs name the adapter by the family's module
 
 SHIFT = {"UniPCMultistepScheduler": "flow_shift", "FlowMatchEulerDiscreteScheduler": "shift"}
 """What a scheduler calls its shift."""
@@ -64,7 +64,7 @@ class Wan(VideoSampler, DiffusersFolder):
         name: what people call it; part of run names and model cards, of no fingerprint.
         revision: of the hub id; None for a folder.
         num_frames, height, width: of the videos, in frames (4k + 1) and pixels.
-        fps: frames per second of the mp4 files, and what critics are told.
+        fps: frames per second of the mp4 files, and of critics.
         lora: train an adapter of these settings; None trains all weights.
         weighting, window, density: of the error, see `FlowMatching`.
         shift: of the noise levels, in sampling and in training alike; None takes the checkpoint's
@@ -248,11 +248,11 @@ class Wan(VideoSampler, DiffusersFolder):
         """Refuse with `InputError` a scheduler, guidance or cache that the family does not have."""
         super().check_sampling(sampling)
         if sampling.dynamic_guidance:
-            raise InputError("dynamic_guidance=true: that is CogVideoX's; give false")
+            raise InputError("dynamic_guidance=true: only CogVideoX has it; give false")
         if isinstance(sampling.cache, FasterCacheConfig):
             raise InputError(
                 "cache=FasterCacheConfig: it needs both predictions of guidance in one forward, "
-                f"and {self.family} asks twice; choose FirstBlockCacheConfig"
+                f"and {self.family} takes two; choose FirstBlockCacheConfig"
             )
 
     def batch_scheduler(

@@ -1,9 +1,9 @@
 """Beta that means the same on any model: ``loss.beta=auto``.
 
 A logit is beta times a difference of errors, and how large errors are depends on the model, its
-latents and what the error is measured on. At the start of a round there is no margin yet to go by;
-what can be measured is how far apart the errors of two videos lie under the reference at one
-timestep and noise. Beta is set so that a pair whose margin is that large has a stated logit.
+latents and the weighting. At the start of a round all margins are zero; but the reference's errors
+on two videos, at the same timestep and noise, already differ. Beta is set so that a pair whose
+margin is as large as their typical difference has a given logit.
 """
 
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def typical_gap(errors: Tensor, u: Tensor) -> float:
 
 
 def auto_beta(errors: Tensor, u: Tensor, logit: float) -> float:
-    """Beta that gives a pair whose margin is the typical gap the logit asked for.
+    """The beta with which a pair whose margin is the typical gap has this logit.
 
     Raises:
         InputError: fewer than two videos, or all errors are equal.

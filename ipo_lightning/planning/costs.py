@@ -1,4 +1,4 @@
-"""What a piece of work costs: records of it, a cache, and how small pieces tell of larger ones."""
+"""Costs of pieces of work, a cache of them, and how small pieces are extrapolated to larger."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -10,7 +10,7 @@ class Step(NamedTuple):
     """A training step: bytes, but for ``parameters``, ``trained`` and ``flops``."""
 
     parameters: int
-    """Number of parameters; those of 4 bits lie two in a byte."""
+    """Number of parameters; two of 4 bits share a byte."""
     trained: int
     """Number of trained parameters."""
     weights: int
