@@ -56,7 +56,7 @@ class Labelling:
         weight: for pairs: how much each counts (`by_certainty`, `by_edge`, `by_margin`,
             `by_rarity`, `uniform`). A point counts as much as the critic is sure.
         min_certainty: for pairs: least certainty of a couple, in [0, 1]; of a critic that compares
-            the chance that the winner is better (`Judgement.certainty`).
+            the chance that the winner is better (`Standing.certainty`).
         veto: for pairs: a dimension in which the loser is ahead by more than this refuses the
             couple: in the critic's units, or, of one that compares, in chances from 0 to 1. None:
             no dimension has a veto.
