@@ -43,8 +43,12 @@ def labels_for(
     """Rows for a loss of either form, from a file of either kind."""
     if label_kind == "pointwise" and points:
         return _points_of_points(points, videos, dropped)
-    duels = list(_duels([*pairs, *pairs_of(points)], videos, dropped))
-    return _pairs(duels, dropped) if label_kind == "pairwise" else _points_of_duels(duels, dropped)
+    comparisons = list(_comparisons([*pairs, *pairs_of(points)], videos, dropped))
+    return (
+        _pairs(comparisons, dropped)
+        if label_kind == "pairwise"
+        else _points_of_comparisons(comparisons, dropped)
+    )
 
 
 class Compared(NamedTuple):
@@ -84,7 +88,7 @@ def _carried(row: Annotation | VideoPoint, name: str) -> float | None:
     return value
 
 
-def _duels(
+def _compared(
     pairs: Sequence[Annotation], videos: Videos, dropped: "Counter[str]"
 ) -> Iterator[Compared]:
     """The pairs of which both videos are of use, all annotators' answers taken together."""
@@ -126,9 +130,9 @@ def _name(one: Candidate) -> str:
     return f"{one.prompt_index}/{one.candidate}"
 
 
-def _pairs(duels: Iterable[Compared], dropped: "Counter[str]") -> Labelled:
+def _pairs(compared: Iterable[Compared], dropped: "Counter[str]") -> Labelled:
     rows: list[Pair] = []
-    for first, second, preference, weight, margin in duels:
+    for first, second, preference, weight, margin in compared:
         if preference.outcome == "tie":
             dropped["tie"] += 1
             continue
@@ -142,25 +146,25 @@ def _pairs(duels: Iterable[Compared], dropped: "Counter[str]") -> Labelled:
                 margin=margin, weight=weight,
             )
         )  # fmt: skip
-    return Labelled(rows, _fared(duels))
+    return Labelled(rows, _fared(compared))
 
 
-def _fared(duels: Iterable[Compared]) -> dict[tuple[int, int], list[float]]:
-    """By place: the chances of being the better one, a duel each."""
+def _fared(compared: Iterable[Compared]) -> dict[tuple[int, int], list[float]]:
+    """By place: the chances of being the better one, one a comparison."""
     scores: dict[tuple[int, int], list[float]] = {}
-    for first, second, preference, *_ in duels:
+    for first, second, preference, *_ in compared:
         chance = preference.expected
         scores.setdefault((first.prompt_index, first.candidate), []).append(chance)
         scores.setdefault((second.prompt_index, second.candidate), []).append(1 - chance)
     return scores
 
 
-def _points_of_duels(duels: Sequence[Compared], dropped: "Counter[str]") -> Labelled:
-    """Desirable is what is better in more than half of its duels."""
-    scores = _fared(duels)
+def _points(compared: Sequence[Compared], dropped: "Counter[str]") -> Labelled:
+    """Desirable is what is better in more than half of its comparisons."""
+    scores = _fared(compared)
     weights: dict[tuple[int, int], list[float]] = {}
     by_place: dict[tuple[int, int], Candidate] = {}
-    for first, second, _, weight, _ in duels:
+    for first, second, _, weight, _ in compared:
         for one in (first, second):
             by_place[one.prompt_index, one.candidate] = one
             weights.setdefault((one.prompt_index, one.candidate), []).append(weight)
