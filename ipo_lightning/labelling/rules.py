@@ -35,7 +35,7 @@ class Acceptance:
         return not reason
 
     def count(self, reason: str) -> None:
-        """Count something that gives no label."""
+        """Count a reason for which a candidate or couple gives no label."""
         self.dropped[reason] += 1
 
     def _refusal(self, winner: Standing, loser: Standing) -> str:
@@ -62,14 +62,13 @@ TOO_CLOSE = "score margin too small"
 def best_versus_worst(
     group: Sequence[Standing], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 1
 ) -> list[Couple]:
-    """(winner, loser) couples of one prompt: the best against the worst, and so on inwards.
+    """The best against the worst, then the second best against the second worst, and so on.
 
     Args:
         group: the candidates of one prompt, in any order.
-        accept: asked about each couple; a refused one gives way to the next further inwards.
+        accept: decides on each couple; after a refusal the next couple inwards is tried.
         margin: scores that differ by this or less, in the critic's units, tie.
-        depth: couples a prompt at most: 1 takes best against worst, 2 also second best against
-            second worst; None: as many as there are.
+        depth: largest number of couples a prompt; None: as many as there are.
     """
     ranked = _ranked(group)
     couples: list[Couple] = []
@@ -87,8 +86,9 @@ def best_versus_worst(
 def widest(
     group: Sequence[Standing], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 1
 ) -> list[Couple]:
-    """The couples that lie furthest apart among those that pass: a refused best against worst gives
-    way to the next widest, whichever that is. No candidate is used twice.
+    """The couples with the largest difference of scores that pass, no candidate used twice.
+
+    Unlike in `best_versus_worst`, a refused couple is replaced by the next widest of all couples.
 
     Args:
         group, accept, margin, depth: as of `best_versus_worst`.
@@ -113,11 +113,11 @@ def widest(
 def all_pairs(
     group: Sequence[Standing], accept: Acceptance, *, margin: float = 0.0, depth: int | None = None
 ) -> list[Couple]:
-    """Every couple that passes, the widest apart first: up to N (N - 1) / 2 a prompt.
+    """Every couple that passes, the largest difference first: up to N (N - 1) / 2 a prompt.
 
     Args:
         group, accept, margin: as of `best_versus_worst`.
-        depth: couples a prompt at most; None: all.
+        depth: largest number of couples a prompt; None: all.
     """
     return _passing(_by_gap(group), accept, margin)[:depth]
 
@@ -129,8 +129,7 @@ def top_against_bottom(
 
     Args:
         group, accept, margin: as of `best_versus_worst`.
-        depth: k; of fewer than 2 k candidates, and with None, as many at either end as do not
-            overlap.
+        depth: k, or half of the candidates where there are fewer than 2 k; None: half of them.
     """
     ranked = _ranked(group)
     half = len(ranked) // 2
@@ -155,6 +154,6 @@ def _ranked(group: Sequence[Standing]) -> list[Standing]:
 
 
 def _by_gap(group: Sequence[Standing]) -> list[Couple]:
-    """All couples, the better first, by how far apart their scores lie."""
+    """All couples (better, worse), the largest difference of scores first."""
     couples = list(combinations(_ranked(group), 2))
     return sorted(couples, key=lambda two: two[1].score - two[0].score)  # stable: rank decides

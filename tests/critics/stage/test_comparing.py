@@ -326,14 +326,14 @@ def test_beside_the_rollout(tmp_path: Path) -> None:
     assert critic.calls > calls and max(Counter(critic.asked).values()) == 1
 
 
-# -------------------------------------------------------------------- verdicts
+# -------------------------------------------------------------------- verdicts on two videos
 
 
 def place(k: int) -> Candidate:
     return Candidate(0, "a", k, 7, "l", f"v{k}")
 
 
-def test_a_duel_by_hand() -> None:
+def test_a_verdict_by_hand() -> None:
     shown = Comparison(Preference(0.7, 0.2, 0.1), {"a": 0.8, "b": 0.9, "c": 0.5}, 0.9, "one")
     swapped = Comparison(Preference(0.3, 0.1, 0.6), {"a": 0.4, "b": 0.6}, 0.7, "two")
     found = pair_verdict(place(0), place(1), "critic", shown, swapped)
