@@ -31,7 +31,7 @@ from ipo_lightning.metrics.training_health import TrainingHealth
 from ipo_lightning.parallel.averages import MovingAverage
 from ipo_lightning.parallel.sharding import shard, total_norm
 from ipo_lightning.policy import Policy, put_weights, trained_weights
-from ipo_lightning.references import Reference
+from ipo_lightning.references import CachedReference, Reference
 from ipo_lightning.seeds import derive_seed
 from ipo_lightning.training.forwards import (
     Errors,
@@ -55,6 +55,8 @@ from ipo_lightning.training.terms import (
 LABELS = {"pairwise": "pairs.jsonl", "pointwise": "points.jsonl"}
 """A round's file of labels, by the kind of loss."""
 
+ADAMW = partial(torch.optim.AdamW, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0)
+
 
 class PreferenceModule(L.LightningModule):
     """Trains a policy against a frozen reference with a swappable preference loss.
@@ -62,9 +64,9 @@ class PreferenceModule(L.LightningModule):
     Args:
         policy: the model family and its base weights.
         loss: a pairwise or pointwise function of errors, see `ipo_lightning.losses`.
-        reference: what the loss compares the policy with.
+        reference: what the loss compares the policy with; None: a `CachedReference`.
         optimizer: takes the trainable parameters; its learning rate is the one of the round's
-            plateau.
+            plateau. The default is that of ``optim=adamw``.
         winner_weight: lambda_1 of the paper: weight of the winner's (or desirable video's) own
             error in the total. It keeps the policy a model of videos.
         real_weight: lambda_2: weight of the error on the real clips that come with a batch.
@@ -82,8 +84,8 @@ class PreferenceModule(L.LightningModule):
         self,
         policy: Policy,
         loss: Callable[..., PreferenceLoss],
-        reference: Reference,
-        optimizer: Callable[..., torch.optim.Optimizer],
+        reference: Reference | None = None,
+        optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
         *,
         winner_weight: float = 0.0,
         real_weight: float = 0.0,
@@ -96,11 +98,11 @@ class PreferenceModule(L.LightningModule):
         super().__init__()
         self.auto_beta = has_auto_beta(loss)
         """Whether the loss's beta is set at the start of each round, see `set_beta`."""
-        self.policy, self.reference = policy, reference
+        self.policy, self.reference = policy, reference or CachedReference()
         self.loss = with_beta(loss, 1.0) if self.auto_beta else loss
         try_loss(self.loss)
         self.label_kind = label_kind(loss)
-        _refuse_reference(self.loss, reference)
+        _refuse_reference(self.loss, self.reference)
         _refuse_weights(winner_weight, real_weight)
         _refuse_safeguard(safeguard, self.label_kind)
         _refuse_ema(ema)

@@ -120,7 +120,7 @@ def is_sharded(cfg: DictConfig) -> bool:
 
 
 def _parallel_prompts(cfg: DictConfig) -> int:
-    """Prompts that a process samples at the same time; see `callbacks.iteration`."""
+    """Prompts that a process samples at the same time; see `cores_of_a_rank`."""
     if cfg.callbacks.iteration.parallel_prompts is not None:
         return int(cfg.callbacks.iteration.parallel_prompts)
     if on_gpu(cfg) or is_sharded(cfg):

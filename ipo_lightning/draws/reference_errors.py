@@ -8,19 +8,17 @@ learning rate share them.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ipo_lightning.draws.dataset import Draws, collate
 from ipo_lightning.objectives import Objective, squared_error
+from ipo_lightning.parallel.runtime import Autocast
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy
 from ipo_lightning.storage.store import Store, fingerprint
-
-Autocast = Callable[[], AbstractContextManager[None]]
 
 
 class ReferenceErrors:

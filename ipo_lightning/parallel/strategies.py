@@ -1,9 +1,7 @@
-"""Lightning strategies of this project, and how they read their checkpoints."""
+"""Lightning strategies of this project."""
 
 from datetime import timedelta
-from typing import Any
 
-from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 from typing_extensions import override
 
@@ -29,17 +27,3 @@ class FullyShardedStrategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
-
-
-class CheckpointsOnCpu(TorchCheckpointIO):
-    """Checkpoints of one file, read into CPU memory.
-
-    Lightning does so too, but by a ``map_location`` that is a function, which torch refuses for
-    tensor subclasses such as torchao's moments in 8 bits.
-    """
-
-    @override
-    def load_checkpoint(
-        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        return super().load_checkpoint(path, map_location, weights_only)
