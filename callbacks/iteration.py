@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Annotated, Any, Protocol, cast
 from uuid import uuid4
 
 import lightning as L
@@ -41,6 +41,7 @@ from ipo_lightning.policy import put_weights, trained_weights
 from ipo_lightning.references import CachedReference
 from ipo_lightning.sampling import Sampler, Unit
 from ipo_lightning.seeds import derive_seed, generator
+from ipo_lightning.settings import AtLeast, Count, Null, checked
 from ipo_lightning.storage.layout import REFERENCE_ERRORS, RoundData, RoundDir, RunDir, Stage
 from ipo_lightning.storage.records import Candidate, Pair, Point, RealClip
 from ipo_lightning.storage.store import (
@@ -68,6 +69,7 @@ class RoundListener(Protocol):
         ...
 
 
+@checked
 @dataclass(frozen=True)
 class Rollout:
     """Which videos a round is made of.
@@ -80,15 +82,9 @@ class Rollout:
     """
 
     prompts: Sequence[str]
-    n: int
-    prompts_per_round: int | None
+    n: Annotated[int, AtLeast(2)]  # one candidate is no preference
+    prompts_per_round: Annotated[Count | None, Null("all")]
     seed: int
-
-    def __post_init__(self) -> None:
-        if self.n < 2:
-            raise InputError(f"rollout.n={self.n}: a preference needs at least 2 candidates")
-        if self.prompts_per_round is not None and self.prompts_per_round < 1:
-            raise InputError(f"rollout.prompts={self.prompts_per_round}: give 1 or more, or null")
 
     def units(self, number: int) -> list[Unit]:
         """The prompts of a round with their seeds."""
@@ -109,6 +105,7 @@ def started_with() -> list[str]:
     return ["python", *sys.argv] if Path(sys.argv[0]).name == "train.py" else []
 
 
+@checked
 class IterationCallback(L.Callback):
     """Makes, labels, checkpoints and closes the rounds of a run.
 
@@ -136,13 +133,13 @@ class IterationCallback(L.Callback):
         critique: CritiqueStage,
         labelling: Labelling,
         evaluation: Evaluation,
-        last_round: int,
+        last_round: Count,
         real: RealSource | None = None,
         imported: LabelSource | None = None,
         calibration: Calibration = Calibration(),  # noqa: B008 - frozen
         until: Stage | None = None,
-        checkpoint_every: int = 20,
-        parallel_prompts: int | None = None,
+        checkpoint_every: Count = 20,
+        parallel_prompts: Annotated[Count | None, Null("chosen by the device")] = None,
     ) -> None:
         self.run, self.rollout, self.sampler, self.critique = run, rollout, sampler, critique
         self.labelling, self.evaluation = labelling, evaluation

@@ -5,16 +5,19 @@ costs more than the differences that a preference loss lives on.
 """
 
 import math
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import Positive, Says, checked
 from ipo_lightning.storage.store import fingerprint_tensors
 
 Weighting = Literal["v", "eps", "x0", "min_snr"]
 Density = Literal["uniform", "logit_normal", "mode", "cosmap"]
+IN_ORDER = "low and high, 0 <= low < high <= 1"
+Window = Annotated[tuple[float, float], Says(IN_ORDER)]
 
 MIN_SNR_GAMMA = 5.0
 """Hang et al. 2023, arXiv 2303.09556, section 3.4: their recommended gamma."""
@@ -57,12 +60,10 @@ class _Levels:
     ``signal``. So one table of weightings serves both, see `_weight`.
     """
 
-    def __init__(self, weighting: Weighting, window: tuple[float, float], density: Density) -> None:
+    def __init__(self, weighting: Weighting, window: Window, density: Density) -> None:
         low, high = window
         if not 0 <= low < high <= 1:
-            raise InputError(f"backbone.window={list(window)}: give 0 <= low < high <= 1")
-        _check_name("weighting", weighting, get_args(Weighting))
-        _check_name("density", density, get_args(Density))
+            raise InputError(setting="window", value=[low, high], expected=f"give {IN_ORDER}")
         self.weighting, self.window, self.density = weighting, (low, high), density
 
     @property
@@ -84,6 +85,7 @@ class _Levels:
         return _weight(signal_power, noise_power, self.weighting).float().to(device)
 
 
+@checked
 class VPrediction(_Levels):
     """v-prediction on a discrete variance-preserving schedule (CogVideoX).
 
@@ -107,7 +109,7 @@ class VPrediction(_Levels):
         self,
         alphas_cumprod: Tensor,
         weighting: Weighting = "v",
-        window: tuple[float, float] = (0.0, 1.0),
+        window: Window = (0.0, 1.0),
         density: Density = "uniform",
     ) -> None:
         super().__init__(weighting, window, density)
@@ -139,6 +141,7 @@ class VPrediction(_Levels):
         )
 
 
+@checked
 class FlowMatching(_Levels):
     """Velocity of a straight path from clean to noise, in shifted time (Wan).
 
@@ -163,15 +166,13 @@ class FlowMatching(_Levels):
 
     def __init__(
         self,
-        shift: float = 1.0,
+        shift: Positive = 1.0,
         weighting: Weighting = "v",
-        window: tuple[float, float] = (0.0, 1.0),
+        window: Window = (0.0, 1.0),
         density: Density = "uniform",
         whole: bool = False,
     ) -> None:
         super().__init__(weighting, window, density)
-        if not 0 < shift < math.inf:
-            raise InputError(f"backbone.shift={shift}: give more than 0; 1 is none")
         self.shift, self.whole = float(shift), whole
 
     @property
@@ -229,11 +230,6 @@ def _share(u: Tensor, density: Density) -> Tensor:
         sine, cosine = (math.pi / 2 * u).sin(), (math.pi / 2 * u).cos()
         return sine / (sine + cosine)
     return u
-
-
-def _check_name(key: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise InputError(f"backbone.{key}={name}: choose one of {', '.join(known)}")
 
 
 def _weight(signal_power: Tensor, noise_power: Tensor, weighting: Weighting) -> Tensor:

@@ -163,7 +163,7 @@ class Denoising(ABC):
 
         if sampling.batch_size == "auto":
             return self._as_fits(some, len(seeds))
-        return _in_batches(some, len(seeds), cast(int | None, sampling.batch_size) or len(seeds))
+        return _in_batches(some, len(seeds), sampling.batch_size or len(seeds))
 
     # ---------------------------------------------------------------- the loop
 

@@ -25,25 +25,27 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from ipo_lightning.backbones.held import DTYPES, Held, Precision, check_precision
+from ipo_lightning.backbones.held import DTYPES, Held, Precision
 from ipo_lightning.backbones.lora_files import plain_lora
 from ipo_lightning.backbones.outline import FullLength, OfConfig
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import LORA_FILE
 from ipo_lightning.seeds import derive_seed
+from ipo_lightning.settings import Count, Positive, checked
 from ipo_lightning.storage.store import fingerprint, folder_fingerprint
 from ipo_lightning.video import Clip
 
 ADAPTER = "default"
 
 
+@checked
 @dataclass(frozen=True)
 class Lora:
     """A low-rank adapter in place of full fine-tuning."""
 
-    rank: int
+    rank: Count
     """Rank of the update, >= 1: trainable parameters grow with it."""
-    alpha: float
+    alpha: Positive
     """The update is scaled by alpha / rank; exports carry it in their metadata."""
     targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
     """Names of the linear layers that get an adapter; these are all of a family's attention."""
@@ -51,11 +53,8 @@ class Lora:
     """Seed of the adapter's first factor (the second starts at zero)."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not self.targets:
-            raise InputError(
-                f"backbone.lora: rank={self.rank}, alpha={self.alpha}, targets="
-                f"{list(self.targets)}: give rank >= 1, alpha > 0 and at least one layer name"
-            )
+        if not self.targets:
+            raise InputError(setting="targets", value=[], expected="give at least one layer name")
 
 
 class DiffusersFolder(ABC):
@@ -96,11 +95,12 @@ class DiffusersFolder(ABC):
         self._vae_turn: AbstractContextManager[Any] = nullcontext()
         """Entered while the VAE is at work: a family whose VAE keeps state gives a lock."""
         if lora is not None and not isinstance(lora, Lora):
-            raise InputError(f"backbone.lora={lora}: give it _target_={type(self).__module__}.Lora")
-        check_precision("text_dtype", text_dtype)
+            ours = f"{type(self).__module__}.Lora"
+            raise InputError(setting="lora", value=lora, expected=f"give it _target_={ours}")
         check_path(path)
         if num_frames is not None and num_frames % 4 != 1:
-            raise InputError(f"backbone.num_frames={num_frames}: {self.family} makes 4k + 1 frames")
+            frames = f"{self.family} makes 4k + 1 frames"
+            raise InputError(setting="num_frames", value=num_frames, expected=frames)
 
     # ---------------------------------------------------------------- what a family says
 

@@ -4,10 +4,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from ipo_lightning.labelling.filters import Filters
 from ipo_lightning.labelling.standings import Judgement, Scored
+from ipo_lightning.settings import Count, NotNegative, Null, checked
+
+Depth = Annotated[Count | None, Null("as many as there are")]
+"""Couples a prompt at most."""
 
 
 class Couple(NamedTuple):
@@ -63,8 +67,9 @@ PairRule = Callable[[Sequence[Scored], Acceptance], list[Couple]]
 TOO_CLOSE = "score margin too small"
 
 
+@checked
 def best_versus_worst(
-    group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 1
+    group: Sequence[Scored], accept: Acceptance, *, margin: NotNegative = 0.0, depth: Depth = 1
 ) -> list[Couple]:
     """(winner, loser) couples of one prompt: the best against the worst, and so on inwards.
 
@@ -89,8 +94,9 @@ def best_versus_worst(
     return couples
 
 
+@checked
 def widest(
-    group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 1
+    group: Sequence[Scored], accept: Acceptance, *, margin: NotNegative = 0.0, depth: Depth = 1
 ) -> list[Couple]:
     """The couples that lie furthest apart among those that pass: a refused best against worst gives
     way to the next widest, whichever that is. No candidate is used twice.
@@ -116,8 +122,9 @@ def widest(
     return couples
 
 
+@checked
 def all_pairs(
-    group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0, depth: int | None = None
+    group: Sequence[Scored], accept: Acceptance, *, margin: NotNegative = 0.0, depth: Depth = None
 ) -> list[Couple]:
     """Every couple that passes, the widest apart first: up to N (N - 1) / 2 a prompt.
 
@@ -128,8 +135,9 @@ def all_pairs(
     return _passing(_by_gap(group), accept, margin)[:depth]
 
 
+@checked
 def top_against_bottom(
-    group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 2
+    group: Sequence[Scored], accept: Acceptance, *, margin: NotNegative = 0.0, depth: Depth = 2
 ) -> list[Couple]:
     """Each of the k best against each of the k worst: up to k^2 couples a prompt.
 

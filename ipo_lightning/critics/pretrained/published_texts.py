@@ -77,8 +77,10 @@ class PublishedText:
     def absent(self, path: str) -> InputError:
         """The refusal of a file with other words."""
         return InputError(
-            f"prompt_text={path}: it does not hold the words that the model was tuned with, as "
-            f"they stand in {self.url}"
+            setting="prompt_text",
+            value=path,
+            expected="it does not hold the words that the model was tuned with, as they stand in "
+            f"{self.url}",
         )
 
     def _kept(self, file: Path) -> str | None:
@@ -112,9 +114,10 @@ class PublishedText:
 
     def _missing(self, reason: str) -> InputError:
         return InputError(
-            "prompt_text: the words that the model was tuned with are not shipped and cannot be "
+            setting="prompt_text",
+            expected="the words that the model was tuned with are not shipped and cannot be "
             f"downloaded ({reason}); where there is a network run `curl -LO {self.url}`, and give "
-            f"that file as prompt_text={self.file}"
+            f"that file as {{setting}}={self.file}",
         )
 
 
@@ -128,10 +131,11 @@ def given(path: str) -> str:
         with open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise InputError(f"prompt_text={path}: longer than {MOST_BYTES} bytes, so no wording")
+            long = f"longer than {MOST_BYTES} bytes, so no wording"
+            raise InputError(setting="prompt_text", value=path, expected=long)
         return content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"prompt_text={path}: {error}") from error
+        raise InputError(setting="prompt_text", value=path, expected=str(error)) from error
 
 
 def cache_folder() -> Path:

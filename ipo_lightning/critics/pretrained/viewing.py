@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import Count, Positive, checked
 from ipo_lightning.storage.store import fingerprint
 from ipo_lightning.video import Clip
 
@@ -45,6 +46,7 @@ class Shown(NamedTuple):
     """Of the whole video."""
 
 
+@checked
 @dataclass(frozen=True)
 class Viewing:
     """How videos are shown.
@@ -52,31 +54,23 @@ class Viewing:
     The defaults are those of VideoReward: 2 frames a second, between 4 and 768, at about 448 x 448.
     """
 
-    fps: float = 2.0
+    fps: Positive = 2.0
     """Frames a second of the video that are shown, evenly over its length, first and last among
     them. More show finer motion and cost as many more tokens."""
-    least_frames: int = 4
+    least_frames: Count = 4
     """A shorter video is shown with so many, as far as it has them."""
-    most_frames: int = 768
+    most_frames: Count = 768
     """A longer one with so many; equal to ``least_frames``: always so many."""
-    min_pixels: int = 128 * 28 * 28
+    min_pixels: Count = 128 * 28 * 28
     """A smaller frame is enlarged to about so many pixels."""
-    max_pixels: int = 448 * 448
+    max_pixels: Count = 448 * 448
     """A larger frame is made smaller, to at most so many."""
 
     def __post_init__(self) -> None:
-        if not self.fps > 0:
-            raise InputError(f"viewing.fps={self.fps}: give a number above 0")
-        if not 1 <= self.least_frames <= self.most_frames:
-            raise InputError(
-                f"viewing: least_frames={self.least_frames}, most_frames={self.most_frames}: give "
-                "1 <= least_frames <= most_frames"
-            )
-        if not 1 <= self.min_pixels <= self.max_pixels:
-            raise InputError(
-                f"viewing: min_pixels={self.min_pixels}, max_pixels={self.max_pixels}: give "
-                "1 <= min_pixels <= max_pixels"
-            )
+        for least, most in (("least_frames", "most_frames"), ("min_pixels", "max_pixels")):
+            low, high = getattr(self, least), getattr(self, most)
+            if low > high:
+                raise InputError(setting=least, value=low, expected=f"give at most {most}={high}")
 
     @property
     def identity(self) -> str:

@@ -24,7 +24,7 @@ from ipo_lightning.critics.protocols import (
     Rating,
     check_ready,
 )
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, within
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.storage.records import Answer, Candidate, Verdict
 from ipo_lightning.storage.store import Store, fingerprint
@@ -321,8 +321,9 @@ class CombinedCritique(Rated):
 
     def ready(self) -> None:
         """See `CritiqueStage`."""
-        for stage in self.stages.values():
-            stage.ready()
+        for name, stage in self.stages.items():
+            with within(f"members.{name}"):
+                stage.ready()
         _ = self.identity  # which may tell that it was normalised for other members
 
     def judge(

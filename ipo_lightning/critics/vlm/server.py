@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import time
@@ -19,7 +18,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import httpx2
 
@@ -36,6 +35,7 @@ from ipo_lightning.critics.pretrained.http_errors import (
 from ipo_lightning.critics.protocols import CriticGone
 from ipo_lightning.critics.vlm.client import Fault
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import AtLeast, Count, NotNegative, Null, Positive, checked
 from ipo_lightning.storage.store import canonical
 
 T = TypeVar("T")
@@ -47,6 +47,7 @@ _log = logging.getLogger(__name__)
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """What reading a response raises where it is not what it should be."""
 
+Budget = Annotated[Count | None, Null("no limit")]
 LONGEST_PAUSE = 60.0  # seconds between two attempts, unless the server asks for more
 LOOK_AGAIN = 0.05, 5.0  # seconds between looks for a server that is gone, at first and at most
 KEY_LENGTH = 8  # a shorter key is a word ("EMPTY"), which may stand anywhere by chance
@@ -99,6 +100,7 @@ class Spent:
         return text
 
 
+@checked
 @dataclass(frozen=True)
 class Server:
     """How a server is reached, and how patiently.
@@ -111,23 +113,23 @@ class Server:
     """Up to and without ``/chat/completions``: ``http://localhost:8000/v1``."""
     key_variable: str | None = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; None: the server wants none."""
-    concurrency: int = 8
+    concurrency: Count = 8
     """Requests under way at the same time, in one call of a critic."""
-    timeout: float = 120.0
+    timeout: Positive = 120.0
     """Seconds for a request from its beginning to the last byte of its answer."""
-    connect_timeout: float = 10.0
+    connect_timeout: Positive = 10.0
     """Seconds for its connection; after them the server counts as gone."""
-    retries: int = 4
+    retries: Annotated[int, AtLeast(0)] = 4
     """How often a request is sent again before its question counts as unanswered."""
-    backoff: float = 1.0
+    backoff: NotNegative = 1.0
     """Seconds before the first repetition, doubled for each further one up to a minute. A part of
     up to a half is taken off, by the request's content. A server's Retry-After can make it longer.
     """
-    patience: float = 300.0
+    patience: NotNegative = 300.0
     """Seconds that a server may be gone, or ask for in Retry-After, before the run stops."""
-    budget_requests: int | None = None
+    budget_requests: Budget = None
     """How many a process may send, repetitions among them; None: no limit."""
-    budget_tokens: int | None = None
+    budget_tokens: Budget = None
     """Tokens that a process may take, prompts and answers together, by the server's count; None: no
     limit. The last call of the critic may pass it."""
     spent: Spent = field(default_factory=Spent, init=False, compare=False, repr=False)
@@ -135,22 +137,12 @@ class Server:
     def __post_init__(self) -> None:
         if self.key_variable and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
             raise InputError(  # which does not repeat it: it may be the key
-                "server.key_variable: give the NAME of an environment variable (letters, digits, "
-                "_), never the key itself"
+                setting="key_variable",
+                expected="give the NAME of an environment variable (letters, digits, _), never the "
+                "key itself",
             )
         url = checked_url(self.base_url)
         object.__setattr__(self, "base_url", str(url).rstrip("/"))
-        bounds = {
-            "concurrency": 1, "retries": 0, "backoff": 0, "patience": 0,
-            "budget_requests": 1, "budget_tokens": 1,
-        }  # fmt: skip
-        for name, least in bounds.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
-                raise InputError(f"server.{name}={value}: give {least} or more")
-        for name in ("timeout", "connect_timeout"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"server.{name}={getattr(self, name)}: give seconds, above 0")
         if url.scheme == "http" and not self.local and self._key():
             warnings.warn(
                 f"server.base_url={self.base_url}: the key and the videos travel readable for all "

@@ -307,7 +307,7 @@ def test_identity_is_what_determines_an_answer(folders: Any, tmp_path: Path) -> 
 def test_settings_are_refused(folders: Any, tmp_path: Path) -> None:
     path = str(folders("qwen2_vl"))
     for settings, message in (
-        ({"samples": 2}, "several replies want a temperature"),
+        ({"samples": 2}, "several replies need a temperature"),
         ({"batch_size": 0}, "batch_size=0: give 1 or more"),
         ({"dtype": "int8"}, "dtype=int8: choose one of"),
     ):
@@ -316,9 +316,9 @@ def test_settings_are_refused(folders: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder, nor is it a hub id"):
         LocalVLM(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty cannot be read"):
+    with pytest.raises(InputError, match="empty: it cannot be read"):
         LocalVLM(str(tmp_path / "empty")).load("cpu")
-    with pytest.raises(InputError, match="owner/name cannot be read.*needs the network"):
+    with pytest.raises(InputError, match="owner/name: it cannot be read.*needs the network"):
         LocalVLM("owner/name").load("cpu")
 
 
