@@ -6,7 +6,7 @@ times the training steps and saves checkpoints.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import lightning as L
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -22,9 +22,11 @@ from ipo_lightning.rounds import (
     announce,
     runtime_of,
 )
+from ipo_lightning.settings import Count, Null, checked
 from ipo_lightning.storage.layout import RoundData, RunDir, Stage
 
 
+@checked
 class IterationCallback(L.Callback):
     """Makes, checkpoints and closes the rounds of a run; a `RoundSource` for the datamodule.
 
@@ -46,8 +48,8 @@ class IterationCallback(L.Callback):
         stages: Sequence[RoundStage],
         *,
         until: Stage | None = None,
-        checkpoint_every: int = 20,
-        parallel_prompts: int | None = None,
+        checkpoint_every: Count = 20,
+        parallel_prompts: Annotated[Count | None, Null("chosen by the device")] = None,
     ) -> None:
         self.run, self.stages, self.until = run, stages, until
         self.checkpoint_every, self.parallel_prompts = checkpoint_every, parallel_prompts

@@ -5,7 +5,7 @@ timesteps of (seed, round, draw); the loader's whole state is how many batches i
 """
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import lightning as L
 from lightning.pytorch.loops.progress import _ProcessedTracker
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from ipo_lightning.draws.batch import PairBatch, PointBatch
 from ipo_lightning.draws.dataset import Draws, collate
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import AtLeast, Count, checked
 from ipo_lightning.storage.layout import RoundSource
 from ipo_lightning.storage.store import Store
 
@@ -80,6 +81,7 @@ class DrawLoader:
         self.consumed = state["consumed"] % self.batches
 
 
+@checked
 class PreferenceDataModule(L.LightningDataModule):
     """Streams each round's labels, pulling the round itself from what makes it.
 
@@ -96,19 +98,13 @@ class PreferenceDataModule(L.LightningDataModule):
         self,
         store: Store,
         *,
-        batch_size: int,
-        optimizer_steps: int,
-        num_workers: int = 0,
+        batch_size: Count,
+        optimizer_steps: Count,
+        num_workers: Annotated[int, AtLeast(0)] = 0,
         seed: int = 0,
         source: RoundSource | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1), ("optimizer_steps", optimizer_steps, 1),
-            ("num_workers", num_workers, 0),
-        ):  # fmt: skip
-            if value < least:
-                raise InputError(f"data.{name}={value}: give {least} or more")
         self.store, self.batch_size, self.optimizer_steps = store, batch_size, optimizer_steps
         self.num_workers, self.seed, self.source = num_workers, seed, source
 

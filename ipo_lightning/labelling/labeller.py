@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean, mean
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, within
 from ipo_lightning.labelling.filters import Filters
 from ipo_lightning.labelling.rules import Acceptance, Couple, PairRule, best_versus_worst
 from ipo_lightning.labelling.standings import Standing, compared, rated
@@ -16,6 +16,7 @@ from ipo_lightning.labelling.statistics import statistics
 from ipo_lightning.labelling.tournaments import Schedule, swiss
 from ipo_lightning.labelling.weights import PairWeight, by_certainty
 from ipo_lightning.metrics.preferences import RIDGE
+from ipo_lightning.settings import Endless, NotNegative, Null, Positive, Share, checked
 from ipo_lightning.storage.records import (
     AnyVerdict,
     Candidate,
@@ -36,6 +37,7 @@ class Labels(NamedTuple):
     """Statistics of the round's verdicts and labels, see `statistics`."""
 
 
+@checked
 @dataclass(frozen=True)
 class Labelling:
     """The rules by which a round's verdicts become training labels.
@@ -70,45 +72,33 @@ class Labelling:
 
     pair_rule: PairRule = best_versus_worst
     filters: Filters = Filters()
-    upper: float = 0.5
-    lower: float = 0.5
+    upper: Annotated[float, Endless()] = 0.5
+    lower: Annotated[float, Endless()] = 0.5
     bounds: Literal["quantile", "score"] = "quantile"
     within: Literal["prompt", "round"] = "prompt"
     middle: Literal["drop", "keep"] = "drop"
     weight: PairWeight = by_certainty
-    min_certainty: float = 0.0
-    veto: float | None = None
+    min_certainty: Share = 0.0
+    veto: Annotated[NotNegative | None, Null("none")] = None
     schedule: Schedule = swiss
     both_orders: bool = True
-    ridge: float = RIDGE
-    max_missing: float = 0.5
+    ridge: Positive = RIDGE
+    max_missing: Share = 0.5
 
     def __post_init__(self) -> None:
         self._check_bounds()
-        if self.within not in ("prompt", "round"):
-            raise InputError(f"labelling.within={self.within}: choose prompt or round")
-        if self.middle not in ("drop", "keep"):
-            raise InputError(f"labelling.middle={self.middle}: choose drop or keep")
-        for name in ("min_certainty", "max_missing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"labelling.{name}={getattr(self, name)}: give 0 to 1")
-        if not self.ridge > 0:
-            raise InputError(f"labelling.ridge={self.ridge}: give a number above 0")
-        self.weight([], [])  # refuses wrong settings before anything is generated
-        self.schedule(2, [])
+        with within("weight"):
+            self.weight([], [])  # refuses wrong settings before anything is generated
+        with within("schedule"):
+            self.schedule(2, [])
 
     def _check_bounds(self) -> None:
-        if self.bounds not in ("quantile", "score"):
-            raise InputError(f"labelling.bounds={self.bounds}: choose quantile or score")
         if self.bounds == "score" and not self.lower <= self.upper:
-            raise InputError(
-                f"labelling: lower={self.lower}, upper={self.upper}: give lower <= upper (scores)"
-            )
+            order = f"give at most upper={self.upper} (bounds=score)"
+            raise InputError(setting="lower", value=self.lower, expected=order)
         if self.bounds == "quantile" and not 0 <= self.lower <= self.upper <= 1:
-            raise InputError(
-                f"labelling: lower={self.lower}, upper={self.upper}: "
-                "give 0 <= lower <= upper <= 1 (quantiles of the score)"
-            )
+            order = f"with upper={self.upper}; give 0 <= lower <= upper <= 1 (bounds=quantile)"
+            raise InputError(setting="lower", value=self.lower, expected=order)
 
     def pairs(self, candidates: Iterable[Candidate], verdicts: Sequence[AnyVerdict]) -> Labels:
         """The pairs of a round."""

@@ -4,9 +4,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Annotated
 
 from ipo_lightning.labelling.filters import Filters
 from ipo_lightning.labelling.standings import Standing
+from ipo_lightning.settings import Count, NotNegative, Null, checked
+
+Depth = Annotated[Count | None, Null("as many as there are")]
+"""Couples a prompt at most."""
 
 Couple = tuple[Standing, Standing]
 """A winner and a loser of one prompt, which may become a pair."""
@@ -59,8 +64,9 @@ PairRule = Callable[[Sequence[Standing], Acceptance], list[Couple]]
 TOO_CLOSE = "score margin too small"
 
 
+@checked
 def best_versus_worst(
-    group: Sequence[Standing], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 1
+    group: Sequence[Standing], accept: Acceptance, *, margin: NotNegative = 0.0, depth: Depth = 1
 ) -> list[Couple]:
     """The best against the worst, then the second best against the second worst, and so on.
 
@@ -83,8 +89,9 @@ def best_versus_worst(
     return couples
 
 
+@checked
 def widest(
-    group: Sequence[Standing], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 1
+    group: Sequence[Standing], accept: Acceptance, *, margin: NotNegative = 0.0, depth: Depth = 1
 ) -> list[Couple]:
     """The couples with the largest difference of scores that pass, no candidate used twice.
 
@@ -110,8 +117,9 @@ def widest(
     return couples
 
 
+@checked
 def all_pairs(
-    group: Sequence[Standing], accept: Acceptance, *, margin: float = 0.0, depth: int | None = None
+    group: Sequence[Standing], accept: Acceptance, *, margin: NotNegative = 0.0, depth: Depth = None
 ) -> list[Couple]:
     """Every couple that passes, the largest difference first: up to N (N - 1) / 2 a prompt.
 
@@ -122,8 +130,9 @@ def all_pairs(
     return _passing(_by_gap(group), accept, margin)[:depth]
 
 
+@checked
 def top_against_bottom(
-    group: Sequence[Standing], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 2
+    group: Sequence[Standing], accept: Acceptance, *, margin: NotNegative = 0.0, depth: Depth = 2
 ) -> list[Couple]:
     """Each of the k best against each of the k worst: up to k^2 couples a prompt.
 

@@ -9,8 +9,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from typing import Annotated
 
-from ipo_lightning.errors import InputError
+from ipo_lightning.settings import AtLeast, checked
 
 Couple = tuple[int, int]
 """Two of the N items of a tournament, the smaller number first."""
@@ -49,8 +50,13 @@ def opposite(count: int, rounds: Sequence[Results]) -> list[Couple]:
     return [] if rounds else [(item, half + item) for item in range(half)]
 
 
+@checked
 def swiss(
-    count: int, rounds: Sequence[Results], *, extra: int = 0, final: bool = True
+    count: int,
+    rounds: Sequence[Results],
+    *,
+    extra: Annotated[int, AtLeast(0)] = 0,
+    final: bool = True,
 ) -> list[Couple]:
     """Swiss system: items with similar points meet in each round; about N/2 log2 N comparisons.
 
@@ -65,14 +71,7 @@ def swiss(
             point or less. Where verdicts are chances, points hardly ever differ by more: then the
             last two meet only while at most half of all pairs are compared, which 8 items and more
             never exceed without ``extra``.
-
-    Raises:
-        InputError: ``extra`` is not a whole number from 0, or ``final`` not true or false.
     """
-    if not isinstance(extra, int) or extra < 0:
-        raise InputError(f"labelling.schedule.extra={extra}: give 0 or more rounds")
-    if not isinstance(final, bool):
-        raise InputError(f"labelling.schedule.final={final}: give true or false")
     regular = max(1, math.ceil(math.log2(count))) + extra if count > 1 else 0
     met = {couple for results in rounds for couple in results}
     ranked = _ranked(count, rounds)

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from ipo_lightning.errors import InputError
 from ipo_lightning.labelling.rules import Couple
+from ipo_lightning.settings import NotNegative, Positive, checked
 
 PairWeight = Callable[[Sequence[Couple], Sequence[float]], list[float]]
 """(couples of a whole round, scores of all its candidates) -> one weight a couple."""
@@ -28,8 +28,9 @@ def uniform(couples: Sequence[Couple], scores: Sequence[float]) -> list[float]:
     return [1.0] * len(couples)
 
 
+@checked
 def by_margin(
-    couples: Sequence[Couple], scores: Sequence[float], *, power: float = 1.0
+    couples: Sequence[Couple], scores: Sequence[float], *, power: NotNegative = 1.0
 ) -> list[float]:
     """``margin^power`` times the certainty: the larger the difference of scores, the more.
 
@@ -39,15 +40,19 @@ def by_margin(
     Args:
         power: >= 0; 0 is `by_certainty`, below 1 flattens, above 1 sharpens.
     """
-    _check("power", power, power >= 0, "at least 0")
     margins = [max(winner.score - loser.score, 0.0) ** power for winner, loser in couples]
     average = fmean(margins) if any(margins) else 1.0
     sure = by_certainty(couples, scores)
     return [one / average * certainty for one, certainty in zip(margins, sure, strict=True)]
 
 
+@checked
 def by_rarity(
-    couples: Sequence[Couple], scores: Sequence[float], *, alpha: float = 0.72, bin: float = 0.01
+    couples: Sequence[Couple],
+    scores: Sequence[float],
+    *,
+    alpha: NotNegative = 0.72,
+    bin: Positive = 0.01,
 ) -> list[float]:
     """VideoDPO's re-weighting (arXiv 2412.14167) times the certainty: the rarer the scores, the
     more.
@@ -66,8 +71,6 @@ def by_rarity(
             it, so that rounded scores are not on an edge. Few candidates need wide bins: if no two
             scores share a bin, all weights are equal.
     """
-    _check("alpha", alpha, alpha >= 0, "at least 0")
-    _check("bin", bin, bin > 0, "above 0")
     counts = Counter(_place(score, bin) for score in scores)
     fullest = max(counts.values(), default=0)
     weights = []
@@ -80,8 +83,3 @@ def by_rarity(
 def _place(score: float, bin: float) -> int:
     """The number of a score's bin."""
     return math.floor(score / bin + 0.5)
-
-
-def _check(name: str, value: float, valid: bool, wanted: str) -> None:
-    if not valid:
-        raise InputError(f"labelling.weight.{name}={value}: give {wanted}")

@@ -186,9 +186,9 @@ def test_the_flows_band_and_broken_videos() -> None:
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
-        ({"motion_ratio": 2.0}, "motion_ratio=2.0: give a share"),
-        ({"max_frozen": -0.1}, "max_frozen=-0.1: give a share"),
-        ({"min_flow": 5.0, "max_flow": 1.0}, "min_flow=5.0 is above max_flow=1.0"),
+        ({"motion_ratio": 2.0}, "motion_ratio=2.0: give a number, at least 0 and at most 1"),
+        ({"max_frozen": -0.1}, "max_frozen=-0.1: give a number, at least 0 and at most 1"),
+        ({"min_flow": 5.0, "max_flow": 1.0}, "min_flow=5.0: it is above max_flow=1.0"),
     ],
 )
 def test_bounds_that_no_video_can_keep_are_refused(bounds: dict[str, float], message: str) -> None:
@@ -198,7 +198,7 @@ def test_bounds_that_no_video_can_keep_are_refused(bounds: dict[str, float], mes
 
 
 def test_a_tournament_of_less_than_its_rounds_is_refused() -> None:
-    with pytest.raises(InputError, match="extra=-1: give 0 or more"):
+    with pytest.raises(InputError, match="extra=-1: give a whole number, at least 0"):
         policy(schedule=partial(swiss, extra=-1))
 
 

@@ -470,7 +470,7 @@ Compose = Callable[..., DictConfig]
 LABELS = ("round=1", "until=labelling", "critic=shapes_biased", "labelling=pairwise")
 
 
-@pytest.mark.filterwarnings("ignore:.*the critic's own make")
+@pytest.mark.filterwarnings("ignore:.*same model or class as the critic")
 def test_a_run_with_a_critic_that_compares(small: Compose) -> None:
     judge = "eval_critic._target_=ipo_lightning.shapes.biased.ShapesPairs"
     cfg = small("round=1", "critic=shapes_pairwise", "labelling=pairwise", judge)
