@@ -16,8 +16,6 @@ from transformers.utils.logging import disable_progress_bar
 from app.entry import build, differences, one_line, settings, settings_but_batches
 from app.keys import make
 from app.renamed import saved_settings
-from callbacks.iteration import IterationCallback
-from data.datamodule import PreferenceDataModule
 from ipo_lightning.critics.stage.comparing import Couples
 from ipo_lightning.critics.stage.critique import Critique, critique_of
 from ipo_lightning.errors import InputError
@@ -27,6 +25,8 @@ from ipo_lightning.labelling import Labelling
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.policy import Policy, Sampling
 from ipo_lightning.rounds import CheckpointsOnCpu, RolloutPlan, RoundStage, round_stages
+from ipo_lightning.rounds.datamodule import PreferenceDataModule
+from ipo_lightning.rounds.iteration import IterationCallback
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import Store, write_atomically

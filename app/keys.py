@@ -15,7 +15,7 @@ KEYS = {
         "prompts_per_round": "rollout.prompts",
         "seed": "seed",
     },
-    "data.datamodule.PreferenceDataModule": {
+    "ipo_lightning.rounds.datamodule.PreferenceDataModule": {
         "batch_size": "data.batch_size",
         "optimizer_steps": "data.optimizer_steps",
         "num_workers": "data.num_workers",
