@@ -1,4 +1,4 @@
-"""A round's labels on the page: what was kept and dropped, and pairs with what was said of them."""
+"""A round's labels on the page: how many were kept and dropped, and examples with verdicts."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ def meeting(verdict: Row) -> tuple[Any, frozenset[Any]]:
 
 
 def headline(one: RoundFiles, line: Row | None) -> str:
-    """How many labels a round has and where its time went."""
+    """How many labels a round has, and its seconds by stage."""
     labels = f"{len(one.pairs)} pairs" if one.pairs else f"{len(one.points)} labelled videos"
     times = ", ".join(f"{name} {s:.0f} s" for name, s in seconds_of(line or {}).items())
     return f"{labels}; {times}" if times else labels
@@ -77,7 +77,7 @@ def counts_part(labelling: Row) -> Html:
 
 
 def figures_part(labelling: Row) -> Html:
-    """What the verdicts look like as a whole, as a small table."""
+    """Statistics of the verdicts, as a small table."""
     figures = labelling.get("figures") or {}
     rows = [
         tag("tr", tag("th", words, scope="row"), tag("td", number(figures[name]), class_="number"))
@@ -90,7 +90,7 @@ def figures_part(labelling: Row) -> Html:
 def pair_part(
     pair: Row, verdicts: Mapping[Any, Row], comparisons: Comparisons, videos: Videos
 ) -> Html:
-    """A winner beside its loser."""
+    """A winner and its loser, side by side."""
     sides = []
     for side in ("winner", "loser"):
         row = verdicts.get((pair.get("prompt_index"), pair.get(side)), {})
@@ -105,11 +105,11 @@ def pair_part(
 
 
 def comparison_part(pair: Row, comparisons: Comparisons) -> Html:
-    """What was said of the two beside each other, in both orders."""
+    """The verdict on a winner and its loser, with the answers to both orders."""
     both = frozenset((pair.get("winner"), pair.get("loser")))
     found = comparisons.get((pair.get("prompt_index"), both))
     if found is None:
-        return tag("p", f"The two never met: winner by the strengths of all, with certainty "
+        return tag("p", f"The two were not compared: winner by their strengths, with certainty "
                    f"{number(pair.get('certainty'))}.", class_="note")  # fmt: skip
     won = found.get("first") == pair.get("winner")
     chances = [found.get(name) for name in ("p_first", "p_tie", "p_second")]
@@ -129,7 +129,7 @@ def comparison_part(pair: Row, comparisons: Comparisons) -> Html:
 
 
 def orders(won: bool) -> Sequence[str]:
-    """The two orders of a comparison, told by the label; ``won``: its first is the winner."""
+    """Names of the two orders of a comparison; ``won``: its first video is the winner."""
     names = ("winner shown first", "loser shown first")
     return names if won else names[::-1]
 
@@ -154,9 +154,9 @@ def verdict_words(kind: str, verdict: Row) -> list[str]:
 
 
 def words_part(raw: Any) -> Html:
-    """The critic's own words, folded away."""
+    """The critic's answer, folded."""
     words = raw if isinstance(raw, str) else json.dumps(raw) if raw else ""
     if not words.strip():
         return Html("")
     cut = words if len(words) <= MAX_WORDS else words[:MAX_WORDS] + " ..."
-    return tag("details", tag("summary", "the critic's words"), tag("pre", cut), class_="words")
+    return tag("details", tag("summary", "the critic's answer"), tag("pre", cut), class_="words")

@@ -1,7 +1,7 @@
-"""A critic that was trained here: a folder with a reward network and its scale.
+"""A critic that was trained here, from its folder with a reward network and its scale.
 
-`python train.py task=critic` writes such folders; multimodal networks have a folder of their own
-kind, see `ipo_lightning.critics.scorers.reward_model`.
+`python train.py task=critic` writes such folders; multimodal networks have another kind of folder,
+see `ipo_lightning.critics.scorers.reward_model`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from ipo_lightning.video import Clip
 
 
 class Restored(NamedTuple):
-    """What a folder holds."""
+    """The content of a folder."""
 
     network: nn.Module
     dims: tuple[str, ...]
@@ -30,29 +30,29 @@ class Restored(NamedTuple):
 
 
 class Restorable(Protocol):
-    """A family of reward networks, as far as a critic needs it."""
+    """A family of reward networks that can be loaded from a folder."""
 
     def restore(self, folder: Path) -> Restored:
         """The network of a folder, on the CPU."""
         ...
 
     def inputs(self, clips: Sequence[Clip], prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What the network takes for videos and their prompts."""
+        """The network's inputs for videos and their prompts."""
         ...
 
 
 @checked
 class TrainedCritic:
-    """Rates by a trained reward network.
+    """A critic that rates by a trained reward network.
 
     Args:
         path: the folder.
-        network: the family that the folder is of.
-        weights: of the dimensions in the score; None: the dimension `OVERALL` alone, or where there
-            is none the mean of all. Rewards are in units of their spread over the training videos.
+        network: the family of the folder's network.
+        weights: of the dimensions in the score; None: only the dimension `OVERALL`, or, without it,
+            the mean of all. Rewards are normalised over the training videos.
 
     Raises:
-        InputError: there is no such folder, or it is another family's.
+        InputError: there is no such folder, or it is of another family.
     """
 
     def __init__(
@@ -88,15 +88,15 @@ class TrainedCritic:
         return f"trained@{folder_fingerprint(self.path)[:16]}#{fingerprint(self.weights)[:8]}"
 
     def load(self, device: str) -> None:
-        """Read the weights."""
+        """Load the weights."""
         self.network, self.device = self.family.restore(self.path).network.to(device).eval(), device
 
     def release(self) -> None:
-        """Drop the weights."""
+        """Free the weights."""
         self.network = None
 
     def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
-        """One rating a clip; each is asked about alone, so that company changes not one bit."""
+        """One rating a clip; each is computed alone, so that others do not change its score."""
         if self.network is None:
             raise RuntimeError("load the trained critic before it rates")
         return [

@@ -72,7 +72,7 @@ def test_a_round_stops_for_people_and_goes_on(
         "annotator 1: 5 answers (0 ties, 0 cannot say), 3 s each; 2 of 2 repeats answered" in told
     )
     report = (outputs / "run" / "report.html").read_text()
-    assert "repeats alike" in report and "2 / 2" in report
+    assert "same on repeats" in report and "2 / 2" in report
     assert len(pages(outputs)) == 2  # nobody is asked again
 
 
