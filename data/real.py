@@ -64,7 +64,7 @@ class RealVideos:
         elif self.path.is_file():
             self.clips = _of_list(self.path, video, caption)
         else:
-            raise InputError(f"data.real.path={path}: there is no such folder or file")
+            raise InputError(setting="path", value=path, expected="there is no such folder or file")
         self._hashes: list[str] | None = None
 
     def prepare(
@@ -123,7 +123,8 @@ def _of_folder(folder: Path) -> list[Captioned]:
         key=lambda file: file.relative_to(folder).parts,
     )
     if not clips:
-        raise InputError(f"data.real.path={folder}: no {', '.join(VIDEOS)} in this folder")
+        lacks = f"no {', '.join(VIDEOS)} in this folder"
+        raise InputError(setting="path", value=folder, expected=lacks)
     bare = [clip for clip in clips if not clip.with_suffix(".txt").is_file()]
     if bare:
         raise InputError(
@@ -156,7 +157,8 @@ def _caption_file(path: Path) -> str:
 def _of_list(path: Path, video: str, caption: str) -> list[Captioned]:
     """The clips of a list, in its order."""
     if path.suffix.lower() not in LISTS:
-        raise InputError(f"data.real.path={path}: give a folder, or a list: {', '.join(LISTS)}")
+        kinds = f"give a folder, or a list: {', '.join(LISTS)}"
+        raise InputError(setting="path", value=path, expected=kinds)
     clips = []
     for place, row in rows_of(path):
         for key, setting in ((video, "video"), (caption, "caption")):
@@ -171,7 +173,7 @@ def _of_list(path: Path, video: str, caption: str) -> list[Captioned]:
             raise InputError(f"{place}: there is no file {file}")
         clips.append(Captioned(file, _one_line(row[caption], f"{place}: {caption!r}")))
     if not clips:
-        raise InputError(f"data.real.path={path}: the list has no rows")
+        raise InputError(setting="path", value=path, expected="the list has no rows")
     return clips
 
 

@@ -19,6 +19,7 @@ from ipo_lightning.parallel.runtime import Runtime
 from ipo_lightning.policy import Policy
 from ipo_lightning.sampling import PromptSeeds, Sampler
 from ipo_lightning.seeds import derive_seed, gaussian
+from ipo_lightning.settings import Count, checked
 from ipo_lightning.storage.records import Candidate, Row, Verdict
 from ipo_lightning.video import read_video
 
@@ -42,6 +43,7 @@ class EvaluatedVideo(Row):
     gauges: Mapping[str, float]
 
 
+@checked
 class Evaluation:
     """Scores a policy on held-out prompts.
 
@@ -62,7 +64,7 @@ class Evaluation:
         self,
         prompts: Sequence[str],
         *,
-        n: int = 4,
+        n: Count = 4,
         seed: int = 0,
         sampler: Sampler,
         critic: Critique,

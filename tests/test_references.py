@@ -231,9 +231,9 @@ def test_a_reference_lies_outside_the_module(kind: str, folder: Path) -> None:
 
 
 def test_impossible_references_are_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"reference\.of=start"):
+    with pytest.raises(InputError, match="^of=start: "):
         FrozenReference("start")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"reference\.of=start"):
+    with pytest.raises(InputError, match="^of=start: "):
         AdapterReference("start")  # type: ignore[arg-type]
     full = tiny.policy(folder)
     with pytest.raises(InputError, match="needs a policy with an adapter"):
@@ -299,9 +299,9 @@ def test_a_cached_reference_is_refused_where_numbers_are_not_enough(folder: Path
 def test_no_reference_is_refused_where_the_loss_learns_from_one(folder: Path) -> None:
     with pytest.raises(InputError, match="this loss learns from a reference"):
         module_of(folder, partial(dpo_loss, beta=1.0), NoReference())
-    with pytest.raises(InputError, match=r"reference\.batch_size=0"):
+    with pytest.raises(InputError, match="^batch_size=0: "):
         CachedReference(batch_size=0)
-    with pytest.raises(InputError, match=r"reference\.decay=1"):
+    with pytest.raises(InputError, match="^decay=1: "):
         MovingReference(decay=1)
 
 

@@ -1,4 +1,4 @@
-"""Preference data of any known format: which one it is, and its pairs or points."""
+"""Reads preference data of any known format, as pairs or points."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,11 +12,11 @@ from ipo_lightning.exchange.points import VideoPoint, pairs_of
 from ipo_lightning.storage.tables import SUFFIXES, Placed, rows_of
 
 TABLES = ("metadata", "annotations")
-"""What the table in a folder is called: Hugging Face's name, and that of the other exports."""
+"""Names of the table in a folder: Hugging Face's, and that of other exports."""
 
 
 class Format(NamedTuple):
-    """How one format is told from the others, and read; it has pairs or points."""
+    """How a format is recognised and read; it has pairs or points."""
 
     fits: Callable[[Sequence[Placed]], bool]
     pairs: Callable[[Path, Sequence[Placed]], list[Annotation]] | None = None
@@ -49,7 +49,7 @@ FORMATS = {
 
 
 class Preferences(NamedTuple):
-    """What a file of preferences holds: pairs, or points."""
+    """The pairs or points of a file."""
 
     format: str
     path: Path
@@ -59,7 +59,7 @@ class Preferences(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """Where paths of videos start."""
+        """The folder that paths of videos are relative to."""
         return self.path.parent
 
 
@@ -72,7 +72,7 @@ def read_any(path: str | Path, format: str = "auto") -> Preferences:
         format: one of `FORMATS`; ``auto``: by the columns.
 
     Raises:
-        InputError: there is no such file, it has no rows, or they are of no known format.
+        InputError: there is no such file, it has no rows, or their format is unknown.
     """
     file = _table(Path(path))
     rows = list(rows_of(file))
@@ -83,14 +83,14 @@ def read_any(path: str | Path, format: str = "auto") -> Preferences:
     name = _recognised(file, rows) if format == "auto" else format
     chosen = FORMATS[name]
     if not chosen.fits(rows):
-        raise InputError(f"{file} is no {name}: {_told(rows)}")
+        raise InputError(f"{file} is not of format {name}: {_told(rows)}")
     pairs = chosen.pairs(file, rows) if chosen.pairs else []
     points = chosen.points(file, rows) if chosen.points else []
     return Preferences(name, file, pairs, points)
 
 
 def read_preferences(path: str | Path, format: str = "auto") -> list[Annotation]:
-    """The pairs of a file, see `read_any`; rated videos become every two of a prompt.
+    """The pairs of a file, see `read_any`; every two rated videos of a prompt are a pair.
 
     Raises:
         InputError: see `read_any`; or no prompt has two rated videos.
@@ -100,13 +100,13 @@ def read_preferences(path: str | Path, format: str = "auto") -> list[Annotation]
         return found.pairs
     pairs = pairs_of(found.points)
     if not pairs:
-        raise InputError(f"{found.path}: no pairs; no prompt has two rated videos, or all answers "
-                         "are empty")  # fmt: skip
+        raise InputError(f"{found.path}: there are no pairs: no prompt has two rated videos, or "
+                         "all answers are empty")  # fmt: skip
     return pairs
 
 
 def _table(path: Path) -> Path:
-    if not os.path.isdir(path):  # of a name that is too long: false, where pathlib raises
+    if not os.path.isdir(path):  # False for a name that is too long, where pathlib raises
         if not os.path.isfile(path):
             raise InputError(f"{path}: there is no such file or folder")
         return path
@@ -114,10 +114,10 @@ def _table(path: Path) -> Path:
     places = [place / name for place in (path, path / "train") for name in names]
     found = [file for file in places if file.is_file()]
     if not found:
-        raise InputError(f"{path}: no {' or '.join(TABLES)}.jsonl, .csv or .parquet in this "
-                         "folder; give the file itself")  # fmt: skip
+        raise InputError(f"{path}: there is no {' or '.join(TABLES)}.jsonl, .csv or .parquet in "
+                         "this folder; give the file itself")  # fmt: skip
     if len(found) > 1:
-        raise InputError(f"{path}: {found[0]} and {found[1]}; give the one that is meant")
+        raise InputError(f"{path} has both {found[0]} and {found[1]}; give one of the files")
     return found[0]
 
 
@@ -125,12 +125,12 @@ def _recognised(path: Path, rows: Sequence[Placed]) -> str:
     for name, one in FORMATS.items():
         if one.fits(rows):
             return name
-    raise InputError(f"{path}: of no known format ({', '.join(FORMATS)}); {_told(rows)}")
+    raise InputError(f"{path}: unknown format (known: {', '.join(FORMATS)}); {_told(rows)}")
 
 
 def _told(rows: Sequence[Placed]) -> str:
-    """The columns that there are, and what is odd about them."""
+    """The columns of a table, and a hint at blanks around their names."""
     names = sorted(_columns(rows))
     odd = next((name for name in names if name != name.strip()), None)
-    hint = "" if odd is None else f" (no blanks belong around a name, as in {odd!r})"
+    hint = "" if odd is None else f" (remove the blanks around {odd!r})"
     return f"its columns are {', '.join(names)}{hint}"

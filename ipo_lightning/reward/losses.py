@@ -12,13 +12,16 @@ A loss is pairwise where its first parameter is called ``first``, pointwise wher
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import Above, Says, checked
+
+Ties = Annotated[float, Above(1), Says("a number above 1; without ties choose bt")]
 
 
 class RewardLoss(NamedTuple):
@@ -54,8 +57,9 @@ def bradley_terry(first: Tensor, second: Tensor, labels: Tensor) -> RewardLoss:
     return mean_over_valid(-F.logsigmoid(_filled(labels, decided) * difference), decided)
 
 
+@checked
 def bradley_terry_ties(
-    first: Tensor, second: Tensor, labels: Tensor, *, ties: float = 5.0
+    first: Tensor, second: Tensor, labels: Tensor, *, ties: Ties = 5.0
 ) -> RewardLoss:
     """Bradley-Terry with ties (Rao and Kupper 1967), as VideoReward was trained.
 
@@ -68,8 +72,6 @@ def bradley_terry_ties(
             rewards has the chance ``(k - 1) / (k + 1)``: two thirds for VideoAlign's 5.
     """
     _check_shapes(first, second, labels)
-    if not ties > 1:
-        raise InputError(f"reward_loss.ties={ties}: give more than 1; without ties choose bt")
     difference, log_ties = first.float() - second.float(), math.log(ties)
     win, lose = F.logsigmoid(difference - log_ties), F.logsigmoid(-difference - log_ties)
     tie = win + lose + math.log(ties * ties - 1)

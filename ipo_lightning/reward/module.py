@@ -8,7 +8,7 @@ by the rewards themselves. Both videos of a pair go through the network in one b
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import lightning as L
 import torch
@@ -26,6 +26,7 @@ from ipo_lightning.metrics.agreement import (
 )
 from ipo_lightning.reward.losses import RewardLoss, RewardScale, label_kind, try_loss
 from ipo_lightning.seeds import derive_seed
+from ipo_lightning.settings import AtLeast, checked
 from ipo_lightning.video import Clip
 
 
@@ -66,6 +67,7 @@ class RewardBatch(NamedTuple):
     """(B,) int64: equal numbers, equal prompts."""
 
 
+@checked
 class RewardModule(L.LightningModule):
     """Trains a reward network on people's labels.
 
@@ -83,7 +85,7 @@ class RewardModule(L.LightningModule):
         loss: Callable[..., RewardLoss],
         optimizer: Callable[..., torch.optim.Optimizer],
         *,
-        warmup_steps: int = 0,
+        warmup_steps: Annotated[int, AtLeast(0)] = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()

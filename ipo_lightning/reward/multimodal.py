@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -29,6 +29,7 @@ from ipo_lightning.critics.scorers.reward_model import (
 )
 from ipo_lightning.errors import InputError
 from ipo_lightning.reward.losses import RewardScale
+from ipo_lightning.settings import AtLeast, Below, Count, Positive, Text, checked
 from ipo_lightning.storage.store import fingerprint
 from ipo_lightning.video import Clip
 
@@ -53,20 +54,14 @@ what is asked for cannot change them."""
 BEFORE = ("VQ", "MQ")
 
 
+@checked
 @dataclass(frozen=True)
 class CriticLora:
     """Adapters on every linear layer of the language model. The defaults are VideoReward's."""
 
-    rank: int = 64
-    alpha: float = 128.0
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
-            raise InputError(
-                f"network.lora: rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}: give "
-                "a rank from 1, an alpha above 0, a dropout in [0, 1)"
-            )
+    rank: Count = 64
+    alpha: Positive = 128.0
+    dropout: Annotated[float, AtLeast(0), Below(1)] = 0.0
 
 
 def token(dim: str) -> str:
@@ -83,8 +78,9 @@ def default_rubric(dims: Sequence[str]) -> str:
     unknown = [dim for dim in dims if dim not in CRITERIA]
     if unknown:
         raise InputError(
-            f"network.dims: the shipped rubric has no words for {', '.join(unknown)} (it knows "
-            f"{', '.join(CRITERIA)}); give network.rubric=FILE"
+            setting="dims",
+            expected=f"the shipped rubric has no words for {', '.join(unknown)} (it knows "
+            f"{', '.join(CRITERIA)}); give network.rubric=FILE",
         )
     lines = {dim: f"{CRITERIA[dim]} {token(dim)}\n" for dim in dims}
     before = "".join(lines[dim] for dim in dims if dim in BEFORE)
@@ -92,6 +88,7 @@ def default_rubric(dims: Sequence[str]) -> str:
     return f"{OPENING}{before}Prompt: {PROMPT}\n{after}"
 
 
+@checked
 class MultimodalReward:
     """Any Qwen2-VL, Qwen2.5-VL, Qwen3-VL or the like as a `RewardNetwork` to train.
 
@@ -112,11 +109,11 @@ class MultimodalReward:
 
     def __init__(
         self,
-        model: str,
+        model: Text,
         *,
-        revision: str | None = None,
+        revision: Text | None = None,
         dims: Sequence[str] = ("VQ", "MQ", "TA"),
-        rubric: str | None = None,
+        rubric: Text | None = None,
         viewing: Viewing | None = None,
         lora: CriticLora | None = None,
         positions: Positions = "native",
@@ -125,9 +122,7 @@ class MultimodalReward:
         checkpointing: bool = True,
         attention: str | None = None,
     ) -> None:
-        check_source("network.model", model)
-        if dtype not in DTYPES:
-            raise InputError(f"network.dtype={dtype}: choose one of {', '.join(DTYPES)}")
+        check_source("model", model)
         self.model, self.revision, self.dims = model, revision, tuple(dims)
         self.lora, self.dtype, self.merger = lora or CriticLora(), dtype, merger
         self.checkpointing, self.attention = checkpointing, attention
@@ -242,5 +237,5 @@ def _make_room(backbone: Any, words: int, tokens: Sequence[int]) -> None:
 
 def _read(file: Path) -> str:
     if not file.is_file():
-        raise InputError(f"network.rubric={file}: there is no such file")
+        raise InputError(setting="rubric", value=file, expected="there is no such file")
     return file.read_bytes().decode("utf-8")

@@ -16,6 +16,7 @@ from ipo_lightning.critics.people.annotations import OVERALL
 from ipo_lightning.critics.protocols import Rating
 from ipo_lightning.errors import InputError
 from ipo_lightning.reward.losses import RewardScale
+from ipo_lightning.settings import Text, checked
 from ipo_lightning.storage.store import fingerprint, folder_fingerprint
 from ipo_lightning.video import Clip
 
@@ -40,6 +41,7 @@ class Restorable(Protocol):
         ...
 
 
+@checked
 class TrainedCritic:
     """Rates by a trained reward network.
 
@@ -54,11 +56,11 @@ class TrainedCritic:
     """
 
     def __init__(
-        self, path: str, network: Restorable, weights: Mapping[str, float] | None = None
+        self, path: Text, network: Restorable, weights: Mapping[str, float] | None = None
     ) -> None:
         self.path, self.family = Path(path), network
         if not self.path.is_dir():
-            raise InputError(f"critic.path={path}: there is no such folder")
+            raise InputError(setting="path", value=path, expected="there is no such folder")
         found = network.restore(self.path)
         self.dims, self.scale = found.dims, found.scale
         self.weights = self._weights(weights)
@@ -73,8 +75,10 @@ class TrainedCritic:
         unknown = sorted(set(given) - set(self.dims))
         if unknown or not given:
             raise InputError(
-                f"critic.weights={dict(given)}: give weights of {', '.join(self.dims)}, the "
-                "dimensions of the folder, or null"
+                setting="weights",
+                value=dict(given),
+                expected=f"give weights of {', '.join(self.dims)}, the dimensions of the folder, "
+                "or null",
             )
         return {name: float(weight) for name, weight in given.items()}
 

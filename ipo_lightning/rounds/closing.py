@@ -15,7 +15,7 @@ from ipo_lightning.storage.store import read_jsonl, write_atomically
 
 
 class EvaluationStage(RoundStage):
-    """The round's policy makes the videos of held-out prompts: ``evaluation.jsonl``."""
+    """Measures the round's policy on held-out prompts: ``evaluation.jsonl``."""
 
     name = "evaluation"
 

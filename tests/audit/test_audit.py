@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from app.audit_settings import NUMBERS, SWITCHES
+from app.audit_settings import SETTINGS
 from app.entry import CONF, REPO, register_resolvers
 from audit import audit
 from ipo_lightning.audit.asking import Answer, Ledger, Shelf
@@ -534,7 +534,7 @@ def test_the_ceiling_by_hand() -> None:
     ("words", "named"),
     [
         (["n=1"], "n=1: give a whole number"),
-        (["calibration=1"], "calibration=1: give a share"),
+        (["calibration=1"], "calibration=1: give a number, above 0 and below 1"),
         (["calibration=0"], "calibration=0: give a number, above 0"),
         (["repeats=0"], "repeats=0"),
         (["batch_size=0"], "batch_size=0"),
@@ -584,4 +584,4 @@ def test_what_is_no_critic_is_refused(judged: Callable[..., Found], exact: Path)
 
 def test_every_checked_setting_is_one() -> None:
     cfg = composed("critic=shapes", "pairs=x")
-    assert set(NUMBERS) | set(SWITCHES) <= set(cfg)
+    assert set(SETTINGS) <= set(cfg)
