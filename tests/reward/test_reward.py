@@ -527,7 +527,7 @@ def test_a_plan_trains_nothing(
 def test_wrong_settings_are_refused_in_a_sentence(composed: Callable[..., DictConfig]) -> None:
     for words, message in {
         ("data.path=nowhere.jsonl",): "data.path=nowhere.jsonl: there is no such file",
-        ("reward_loss.ties=1",): "reward_loss.ties=1: give a number, above 1",
+        ("reward_loss.ties=1",): "reward_loss.ties=1: give a number above 1",
         ("optim.ema=0.9",): "optim.ema=0.9: a critic keeps",
         ("data.validation=1.5",): "data.validation=1.5: give a number, above 0 and below 1",
         ("data.validation=1e-9",): "no validation prompt",
