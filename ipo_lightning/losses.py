@@ -46,7 +46,7 @@ Minority = Annotated[float, AtLeast(0), Below(0.5)]
 """A share that is the smaller part."""
 Safeguard = Annotated[float, AtLeast(0), Below(1)]
 """Mu of `safeguard_scale`."""
-Utility = Literal["sigmoid", "loss_averse", "risk_seeking", "risk_seeking_gains", "exponential"]
+Utility = Literal["sigmoid", "loss_averse", "risk_seeking"]
 """How `kto_loss` feels a gain."""
 Baseline = Literal["mean", "classes", "mismatched"]
 """The kinds of `kto_baseline`."""
@@ -319,33 +319,27 @@ def kto_loss(
     if not isinstance(baseline, Tensor):
         baseline = _baseline_of_batch(reward, desirable, baseline)
     weight = torch.where(desirable, desirable_weight, undesirable_weight).to(reward)
-    shortfall = UTILITIES[utility](beta * (side * (reward - baseline)), side)
+    shortfall = UTILITIES[utility](beta * (side * (reward - baseline)))
     return PreferenceLoss(weight * shortfall, (side * reward).detach())
 
 
-UTILITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+UTILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     # 1 - sigmoid(x) is written sigmoid(-x): equal, and exact where sigmoid(x) rounds to one.
-    "sigmoid": lambda x, w: torch.sigmoid(-x),
-    "loss_averse": lambda x, w: 1 - F.logsigmoid(x),
-    "risk_seeking": lambda x, w: 1 + F.logsigmoid(-x),
-    "risk_seeking_gains": lambda x, w: 1 + w * F.logsigmoid(-w * x),
-    "exponential": lambda x, w: 2 - w * _bounded_exp(w * x / 100),
+    "sigmoid": lambda x: torch.sigmoid(-x),
+    "loss_averse": lambda x: 1 - F.logsigmoid(x),
+    "risk_seeking": lambda x: 1 + F.logsigmoid(-x),
 }
-"""``1 - U(x)`` of `kto_loss`, for x and w = +1 or -1, by the name of the utility U:
+"""``1 - U(x)`` of `kto_loss` by the name of the utility U, the three of the paper:
 
-==================  ============================  ==================  ========================
-utility             U(x)                          authors' ``halo``   1 - U at x = 0
-==================  ============================  ==================  ========================
-sigmoid             ``sigmoid(x)``                                    1/2
-loss_averse         ``logsigmoid(x)``                                 1 + log 2
-risk_seeking        ``-logsigmoid(-x)``           risk_seeking_3      1 - log 2
-risk_seeking_gains  ``-w logsigmoid(-w x)``       risk_seeking_1      1 - w log 2
-exponential         ``w exp(w x / 100) - 1``      risk_seeking_2      1 (w = 1), 3 (w = -1)
-==================  ============================  ==================  ========================
+============  ====================  ==================  ============
+utility       U(x)                  authors' ``halo``   1 - U(0)
+============  ====================  ==================  ============
+sigmoid       ``sigmoid(x)``                            1/2
+loss_averse   ``logsigmoid(x)``                         1 + log 2
+risk_seeking  ``-logsigmoid(-x)``   risk_seeking_3      1 - log 2
+============  ====================  ==================  ============
 
-``risk_seeking_gains`` is risk_seeking for desirable and loss_averse for undesirable videos. All but
-the first are unbounded. ``exponential`` goes on as a straight line where the authors' exponent
-would exceed 10.
+All but the first are unbounded.
 """
 
 
@@ -694,9 +688,3 @@ def _x_over_expm1(x: Tensor) -> Tensor:
     far = torch.where(small, 1.0, x).clamp_max(50)  # 1e-20 there; exp overflows a little later
     series = 1 - near / 2 + near.square() / 12 - near.pow(4) / 720  # the next term is below 1e-16
     return torch.where(small, series, far / torch.expm1(far))
-
-
-def _bounded_exp(x: Tensor) -> Tensor:
-    """``exp(x)``, continued by its tangent above 10."""
-    bounded = x.clamp_max(10)
-    return bounded.exp() * (1 + x - bounded)

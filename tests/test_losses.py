@@ -53,7 +53,7 @@ PAIRWISE: dict[str, Loss] = {
     "simpo": partial(simpo_loss, beta=3.0, gamma=0.7),
     "mapo": partial(mapo_loss, beta=0.3, snr=0.5, scale=20.0),
 }
-UTILITIES = "sigmoid", "loss_averse", "risk_seeking", "risk_seeking_gains", "exponential"
+UTILITIES = "sigmoid", "loss_averse", "risk_seeking"
 POINTWISE: dict[str, Loss] = {
     **{utility: partial(kto_loss, beta=3.0, utility=utility) for utility in UTILITIES},
     "classes": partial(kto_loss, beta=3.0, baseline="classes"),
@@ -105,8 +105,6 @@ def scalar_disutility(utility: str, reward: float, desirable: bool) -> float:
             "sigmoid": sigmoid(label * reward),
             "loss_averse": log_sigmoid(label * reward),
             "risk_seeking": -log_sigmoid(-label * reward),
-            "risk_seeking_gains": -label * log_sigmoid(-reward),
-            "exponential": label * math.exp(reward / 100) - 1,
         }[utility]
     )
 
@@ -593,8 +591,6 @@ def test_kto_refuses_wrong_shapes_and_labels() -> None:
         ("sigmoid", 0.5, 0.5),
         ("loss_averse", 1 + math.log(2), 1 + math.log(2)),
         ("risk_seeking", 1 - math.log(2), 1 - math.log(2)),
-        ("risk_seeking_gains", 1 - math.log(2), 1 + math.log(2)),
-        ("exponential", 1.0, 3.0),
     ],
 )
 def test_a_utility_of_the_reference_itself_costs_a_constant(
@@ -654,16 +650,6 @@ def test_utilities_of_large_errors_stay_finite(utility: str, side: float) -> Non
     result = kto(policy, ref, labels, beta=5000.0, utility=utility)
     result.loss.sum().backward()
     assert result.loss.isfinite().all() and policy.grad.isfinite().all()
-
-
-def test_the_exponential_utility_goes_on_as_its_tangent() -> None:
-    policy = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    ref, zero = torch.tensor([1000.0, 1500.0]).double(), torch.zeros((), dtype=torch.float64)
-    labels = torch.tensor([True, True])
-    loss = kto(policy, ref, labels, beta=1.0, utility="exponential", baseline=zero).loss
-    assert loss.tolist() == pytest.approx([2 - math.exp(10), 2 - math.exp(10) * 6])
-    (grad,) = torch.autograd.grad(loss.sum(), policy)
-    assert grad.tolist() == pytest.approx([math.exp(10) / 100] * 2)
 
 
 # -------------------------------------------------------------------- reward-weighted regression
