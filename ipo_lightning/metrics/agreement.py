@@ -1,4 +1,4 @@
-"""How far two raters of the same pairs agree: a critic and people, or people among themselves.
+"""Agreement of raters on the same pairs: a critic and people, or people among themselves.
 
 Verdicts are columns (N,) of floats: 1 where the first video is better, -1 where the second is, 0
 for a tie, NaN for no verdict. Margins are the critic's: above 0 where it holds the first for the

@@ -73,8 +73,8 @@ def composed(*words: str) -> DictConfig:
 
 
 @pytest.fixture
-def judged(tmp_path: Path) -> Callable[..., Found]:
-    """An audit: ``judged("Biased", file, "n=10")``; a shipped critic by its lower-case name."""
+def audit_of(tmp_path: Path) -> Callable[..., Found]:
+    """An audit: ``audit_of("Biased", file, "n=10")``; a shipped critic by its lower-case name."""
 
     def run(critic: str, pairs: Path, *words: str) -> Found:
         chosen = (
@@ -93,8 +93,8 @@ def judged(tmp_path: Path) -> Callable[..., Found]:
 # ---------------------------------------------------------------- critics of known habits
 
 
-def test_a_critic_that_is_always_right(judged: Callable[..., Found], exact: Path) -> None:
-    found = judged("shapes", exact)
+def test_a_critic_that_is_always_right(audit_of: Callable[..., Found], exact: Path) -> None:
+    found = audit_of("shapes", exact)
     overall = found["dims"]["Overall"]
     exact_low = pytest.approx(0.025 ** (1 / 24))  # of 24 prompts that are all right
     assert overall["accuracy"] == {"value": 1, "low": exact_low, "high": 1, "n": 96}
@@ -106,19 +106,19 @@ def test_a_critic_that_is_always_right(judged: Callable[..., Found], exact: Path
 
 
 def test_a_critic_without_any_verdict_ends_in_a_page(
-    judged: Callable[..., Found], exact: Path, tmp_path: Path
+    audit_of: Callable[..., Found], exact: Path, tmp_path: Path
 ) -> None:
     """Nobody has answered yet: what was asked of it is not lost to an error."""
-    found = judged("human", exact, f"critic.answers={tmp_path / 'nobody'}")
+    found = audit_of("human", exact, f"critic.answers={tmp_path / 'nobody'}")
     assert found["grade"] == "unknown" and found["answered"]["faults"]
     assert found["calibration"]["own"] is found["calibration"]["fitted"] is None
     assert "does not determine them" in found["use"]
     assert (tmp_path / "audits" / "a" / "audit.html").is_file()
 
 
-def test_the_rules_and_people_who_see_by_them(judged: Callable[..., Found], crowd: Path) -> None:
+def test_the_rules_and_people_who_see_by_them(audit_of: Callable[..., Found], crowd: Path) -> None:
     """People have noise of their own, so the rules agree with them more than they do."""
-    found = judged("shapes", crowd, DIMS)
+    found = audit_of("shapes", crowd, DIMS)
     overall = found["dims"]["Overall"]
     assert 0.7 < overall["accuracy"]["low"] < overall["accuracy"]["high"] < 1
     assert overall["people"]["critic"]["value"] > overall["people"]["accuracy"]["value"] > 0.6
@@ -130,8 +130,8 @@ def test_the_rules_and_people_who_see_by_them(judged: Callable[..., Found], crow
     }  # fmt: skip
 
 
-def test_dimensions_without_a_match_are_told(judged: Callable[..., Found], crowd: Path) -> None:
-    assert sorted(judged("shapes", crowd)["unmatched"]) == ["MQ", "TA", "VQ"]
+def test_dimensions_without_a_match_are_told(audit_of: Callable[..., Found], crowd: Path) -> None:
+    assert sorted(audit_of("shapes", crowd)["unmatched"]) == ["MQ", "TA", "VQ"]
 
 
 @pytest.mark.parametrize(
@@ -143,18 +143,18 @@ def test_dimensions_without_a_match_are_told(judged: Callable[..., Found], crowd
     ],
 )
 def test_unknown_dimensions_are_refused(
-    judged: Callable[..., Found], crowd: Path, word: str, message: str
+    audit_of: Callable[..., Found], crowd: Path, word: str, message: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        judged("shapes", crowd, word, "n=8")
+        audit_of("shapes", crowd, word, "n=8")
     assert message in str(caught.value)
 
 
 def test_a_critic_without_dimensions_stands_for_none(
-    judged: Callable[..., Found], crowd: Path
+    audit_of: Callable[..., Found], crowd: Path
 ) -> None:
     with pytest.raises(InputError, match="dims.VQ=clear: the critic has no dimensions"):
-        judged("Guessing", crowd, "dims={VQ:clear}", "n=8")
+        audit_of("Guessing", crowd, "dims={VQ:clear}", "n=8")
 
 
 def test_names_that_no_file_can_have_are_missing(tmp_path: Path) -> None:
@@ -163,8 +163,8 @@ def test_names_that_no_file_can_have_are_missing(tmp_path: Path) -> None:
         gather([row("a", "x" * 300, "A")], find)
 
 
-def test_a_guess_is_not_trusted(judged: Callable[..., Found], crowd: Path) -> None:
-    found = judged("Guessing", crowd)
+def test_a_guess_is_not_trusted(audit_of: Callable[..., Found], crowd: Path) -> None:
+    found = audit_of("Guessing", crowd)
     accuracy = found["dims"]["Overall"]["accuracy"]
     assert accuracy["low"] < 0.5 < accuracy["high"]
     assert found["grade"] == "chance" and "do not use it" in " ".join(found["sentences"])
@@ -176,20 +176,20 @@ def test_a_guess_is_not_trusted(judged: Callable[..., Found], crowd: Path) -> No
     assert found["dims"]["Overall"]["kappa"]["low"] < 0
 
 
-def test_a_lean_to_the_first_place_is_found(judged: Callable[..., Found], crowd: Path) -> None:
-    found = judged("Biased", crowd)
+def test_a_lean_to_the_first_place_is_found(audit_of: Callable[..., Found], crowd: Path) -> None:
+    found = audit_of("Biased", crowd)
     assert found["place"]["first"]["low"] > 0.6
     assert found["place"]["flips"]["value"] == pytest.approx(0.5, abs=0.15)
     assert "position bias to the first video" in " ".join(found["sentences"])
-    fair = judged("Comparer", crowd, "n=24")["place"]
+    fair = audit_of("Comparer", crowd, "n=24")["place"]
     assert fair["first"]["value"] == 0.5 and fair["flips"]["value"] == 0
 
 
 def test_faults_are_neither_right_nor_wrong(
-    judged: Callable[..., Found], exact: Path, tmp_path: Path
+    audit_of: Callable[..., Found], exact: Path, tmp_path: Path
 ) -> None:
     """Of a critic that is right whenever it answers."""
-    found = judged("Faulty", exact)
+    found = audit_of("Faulty", exact)
     overall, faults = found["dims"]["Overall"], found["answered"]["faults"]
     missing = sum(faults.values())
     assert set(faults) == {"timeout", "unreadable"} and 20 < missing < 50  # 1 - 0.8 ** 2 of 96
@@ -203,24 +203,24 @@ def test_faults_are_neither_right_nor_wrong(
     assert all(bool(row["fault"]) == (row["margin"] is None) for row in rows)
 
 
-def test_a_rating_critic_without_all_scores(judged: Callable[..., Found], exact: Path) -> None:
-    found = judged("Blind", exact)
+def test_a_rating_critic_without_all_scores(audit_of: Callable[..., Found], exact: Path) -> None:
+    found = audit_of("Blind", exact)
     assert set(found["answered"]["faults"]) == {"no score"}
     assert found["dims"]["Overall"]["accuracy"]["value"] == 1
 
 
-def test_asking_again_tells_moods(judged: Callable[..., Found], crowd: Path) -> None:
-    steady = judged("Comparer", crowd, "n=12", "repeats=3", "repeat_pairs=10")["again"]
+def test_asking_again_tells_moods(audit_of: Callable[..., Found], crowd: Path) -> None:
+    steady = audit_of("Comparer", crowd, "n=12", "repeats=3", "repeat_pairs=10")["again"]
     assert steady["alike"]["value"] == 1 and (steady["times"], steady["pairs"]) == (3, 10)
-    moody = judged("Moody", crowd, "n=40", "repeats=3", "repeat_pairs=40")["again"]
+    moody = audit_of("Moody", crowd, "n=40", "repeats=3", "repeat_pairs=40")["again"]
     assert moody["alike"]["high"] < 0.8
 
 
 def test_own_probabilities_are_held_against_people(
-    judged: Callable[..., Found], exact: Path
+    audit_of: Callable[..., Found], exact: Path
 ) -> None:
     """It says 0.9 and is always right."""
-    found = judged("Comparer", exact, "n=48")
+    found = audit_of("Comparer", exact, "n=48")
     (only,) = found["calibration"]["own"]["bins"]
     assert only["confidence"] == pytest.approx(0.9) and only["accuracy"]["value"] == 1
     assert found["calibration"]["own"]["ece"] == pytest.approx(0.1)
@@ -229,39 +229,39 @@ def test_own_probabilities_are_held_against_people(
     assert found["calibration"]["fitted"]["ece"] < 0.1
 
 
-def test_recorded_verdicts_are_looked_up(judged: Callable[..., Found], exact: Path) -> None:
+def test_recorded_verdicts_are_looked_up(audit_of: Callable[..., Found], exact: Path) -> None:
     """Those of somebody who has seen every second pair."""
-    found = judged("Remembered", exact, f"+critic.file={exact}")
+    found = audit_of("Remembered", exact, f"+critic.file={exact}")
     assert found["answered"]["faults"] == {"not among its verdicts": 48}
     accuracy = found["dims"]["Overall"]["accuracy"]
     assert accuracy["value"] == 1 and accuracy["n"] == 48
     assert found["kind"] == "recorded" and found["cost"]["calls"] == 0
 
 
-def test_a_critic_that_is_gone_is_told(judged: Callable[..., Found], exact: Path) -> None:
+def test_a_critic_that_is_gone_is_told(audit_of: Callable[..., Found], exact: Path) -> None:
     with pytest.raises(InputError, match="the line is dead; what was answered is kept"):
-        judged("Gone", exact)
+        audit_of("Gone", exact)
 
 
 # ---------------------------------------------------------------- the store
 
 
 def test_a_second_audit_asks_nothing(
-    judged: Callable[..., Found], crowd: Path, capsys: pytest.CaptureFixture[str]
+    audit_of: Callable[..., Found], crowd: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = audited.Comparer.asked
-    first = judged("Comparer", crowd, "n=20")
+    first = audit_of("Comparer", crowd, "n=20")
     assert audited.Comparer.asked - before == 40, "both orders of every pair, once"
-    again = judged("Comparer", crowd, "n=20", "batch_size=3")
+    again = audit_of("Comparer", crowd, "n=20", "batch_size=3")
     assert audited.Comparer.asked - before == 40
     assert again == first, "and costs are still known"
     assert "0 of them to ask: nothing is asked" in capsys.readouterr().out
-    judged("Comparer", crowd, "n=21")
+    audit_of("Comparer", crowd, "n=21")
     assert audited.Comparer.asked - before == 42
 
 
 def test_an_interrupted_audit_goes_on(
-    judged: Callable[..., Found], crowd: Path, monkeypatch: pytest.MonkeyPatch
+    audit_of: Callable[..., Found], crowd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, before = audited.Comparer.one, audited.Comparer.asked
 
@@ -272,22 +272,22 @@ def test_an_interrupted_audit_goes_on(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(audited.Comparer, "one", dies)
-        judged("Comparer", crowd, "n=20")
-    judged("Comparer", crowd, "n=20")
+        audit_of("Comparer", crowd, "n=20")
+    audit_of("Comparer", crowd, "n=20")
     assert audited.Comparer.asked - before == 40 + 8, "but for the call that was cut off"
 
 
 def test_the_plan_knows_the_price(
-    judged: Callable[..., Found], crowd: Path, capsys: pytest.CaptureFixture[str]
+    audit_of: Callable[..., Found], crowd: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = audited.Comparer.asked
-    assert judged("Comparer", crowd, "dry_run=true") == {}
+    assert audit_of("Comparer", crowd, "dry_run=true") == {}
     assert "192 comparisons, 192 of them to ask; no answer was timed" in capsys.readouterr().out
     assert audited.Comparer.asked == before
-    cost = judged("Comparer", crowd, "n=10")["cost"]
+    cost = audit_of("Comparer", crowd, "n=10")["cost"]
     assert cost["calls"] == 20 and cost["calls_a_pair"] == 2 and cost["seconds_a_thousand"] > 0
     capsys.readouterr()
-    judged("Comparer", crowd, "dry_run=true")
+    audit_of("Comparer", crowd, "dry_run=true")
     assert "going by 20 answers" in capsys.readouterr().out
 
 
@@ -302,18 +302,18 @@ def test_costs_add_up(tmp_path: Path) -> None:
 
 
 def test_videos_stay_where_they_are(
-    judged: Callable[..., Found], crowd: Path, tmp_path: Path
+    audit_of: Callable[..., Found], crowd: Path, tmp_path: Path
 ) -> None:
-    judged("shapes", crowd, "n=10")
+    audit_of("shapes", crowd, "n=10")
     assert not (tmp_path / "store/videos").exists()
 
 
 # ---------------------------------------------------------------- what is written
 
 
-def test_files_and_scalars(judged: Callable[..., Found], crowd: Path, tmp_path: Path) -> None:
-    found = judged("shapes", crowd)
-    found = judged("shapes", crowd)
+def test_files_and_scalars(audit_of: Callable[..., Found], crowd: Path, tmp_path: Path) -> None:
+    found = audit_of("shapes", crowd)
+    found = audit_of("shapes", crowd)
     folder = tmp_path / "audits/a"
     assert json.loads((folder / "audit.json").read_text()) == found
     (events,) = (folder / "tensorboard").iterdir()
@@ -325,13 +325,13 @@ def test_files_and_scalars(judged: Callable[..., Found], crowd: Path, tmp_path: 
 
 
 def test_the_page_is_one_file_with_escaped_words(
-    judged: Callable[..., Found], crowd: Path, tmp_path: Path
+    audit_of: Callable[..., Found], crowd: Path, tmp_path: Path
 ) -> None:
     rows = read_annotations(crowd)
     flipped = {"A": "B", "B": "A", "same": "same", "invalid": "invalid"}
     wrong = [replace(r, labels={"Overall": flipped[r.labels["Overall"]]}) for r in rows]
     write_annotations(crowd.parent / "wrong.jsonl", wrong)
-    found = judged("Comparer", crowd.parent / "wrong.jsonl", "examples=2", "n=48")
+    found = audit_of("Comparer", crowd.parent / "wrong.jsonl", "examples=2", "n=48")
     assert found["grade"] == "worse than chance"
     page = (tmp_path / "audits/a/audit.html").read_text()
     assert not re.search(r'(?:src|href)="(?!data:)', page)
@@ -425,12 +425,12 @@ def test_rows_without_a_name_are_votes_each(tmp_path: Path) -> None:
 
 
 def test_videos_that_only_the_store_may_hold_are_told_by_their_row(
-    judged: Callable[..., Found], tmp_path: Path
+    audit_of: Callable[..., Found], tmp_path: Path
 ) -> None:
     one = Annotation("1", "x", "", "", {"Overall": "A"}, video_A="0" * 64, video_B="1" * 64)
     write_annotations(tmp_path / "answers.jsonl", [one])
     with pytest.raises(InputError) as caught:
-        judged("shapes", tmp_path / "answers.jsonl")
+        audit_of("shapes", tmp_path / "answers.jsonl")
     place = f"{tmp_path}/store/videos/00/{'0' * 64}.mp4 (of {tmp_path}/answers.jsonl:1)"
     assert place in str(caught.value) and "paths.store=DIR" in str(caught.value)
 
@@ -468,7 +468,9 @@ def test_splits_are_by_prompt_and_of_the_seed() -> None:
     assert int(calibration(pairs[:6], 0.99, 0).sum()) == 3, "and not all"
 
 
-def test_rated_videos_correlate(tmp_path: Path, judged: Callable[..., Found], crowd: Path) -> None:
+def test_rated_videos_correlate(
+    tmp_path: Path, audit_of: Callable[..., Found], crowd: Path
+) -> None:
     """VideoFeedback's columns: ratings become pairs, and ranks are compared as well."""
     names = ("visual quality", "temporal consistency", "dynamic degree", "text-to-video alignment",
              "factual consistency")  # fmt: skip
@@ -481,7 +483,7 @@ def test_rated_videos_correlate(tmp_path: Path, judged: Callable[..., Found], cr
                           **dict.fromkeys(names, 1 + round(3 * score))}  # fmt: skip
     file = crowd.parent / "feedback.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
-    found = judged("shapes", file)
+    found = audit_of("shapes", file)
     overall = found["dims"]["Overall"]
     assert overall["scores"]["spearman"] > 0.8 and overall["scores"]["kendall"] > 0.7
     assert overall["accuracy"]["value"] == 1
@@ -550,34 +552,34 @@ def test_the_ceiling_by_hand() -> None:
     ],
 )
 def test_a_wrong_setting_is_named(
-    words: list[str], named: str, judged: Callable[..., Found], exact: Path, tmp_path: Path
+    words: list[str], named: str, audit_of: Callable[..., Found], exact: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=re.escape(named)):
-        judged("shapes", exact, *words)
+        audit_of("shapes", exact, *words)
     assert not (tmp_path / "audits").exists()
 
 
-def test_a_file_that_is_wrong_is_named(judged: Callable[..., Found], tmp_path: Path) -> None:
+def test_a_file_that_is_wrong_is_named(audit_of: Callable[..., Found], tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"prompt": "p", "Overall": "A"\n')
     with pytest.raises(InputError, match="broken.jsonl"):
-        judged("shapes", broken)
+        audit_of("shapes", broken)
     write_annotations(broken, [row("a.mp4", "b.mp4", "A")])
     with pytest.raises(InputError, match=r"2 videos are missing: .*a.mp4.*b.mp4[\s\S]*videos=DIR"):
-        judged("shapes", broken)
+        audit_of("shapes", broken)
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes(f"no video, {name}".encode())
     with pytest.raises(InputError, match="all pairs are of one prompt"):
-        judged("shapes", broken)
+        audit_of("shapes", broken)
     other = replace(row("a.mp4", "b.mp4", "A"), prompt="a blue ring growing")
     write_annotations(broken, [row("a.mp4", "b.mp4", "A"), other])
     with pytest.raises(InputError, match=r"a.mp4: cannot be decoded"):
-        judged("shapes", broken)
+        audit_of("shapes", broken)
 
 
-def test_what_is_no_critic_is_refused(judged: Callable[..., Found], exact: Path) -> None:
+def test_what_is_no_critic_is_refused(audit_of: Callable[..., Found], exact: Path) -> None:
     with pytest.raises(InputError, match="Mute is not a critic: it has no method rate"):
-        judged("shapes", exact, "critic._target_=tests.helpers.audited.Mute")
+        audit_of("shapes", exact, "critic._target_=tests.helpers.audited.Mute")
 
 
 def test_every_checked_setting_is_one() -> None:

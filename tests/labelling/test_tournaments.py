@@ -19,13 +19,15 @@ from ipo_lightning.labelling.tournaments import (
 )
 from ipo_lightning.metrics.preferences import bradley_terry, sigmoid
 
-Judge = Callable[[int, int], float]
+Critic = Callable[[int, int], float]
 
 
-def tournament(schedule: Schedule, quality: list[int], judge: Judge) -> dict[Couple, float | None]:
+def tournament(
+    schedule: Schedule, quality: list[int], critic: Critic
+) -> dict[Couple, float | None]:
     def compare(couples: list[Couple]) -> dict[Couple, float]:
         assert all(a < b for a, b in couples) and len(set(couples)) == len(couples)
-        return {(a, b): judge(quality[a], quality[b]) for a, b in couples}
+        return {(a, b): critic(quality[a], quality[b]) for a, b in couples}
 
     return play(schedule, len(quality), compare)  # type: ignore[arg-type]
 
@@ -93,10 +95,10 @@ def test_noise_costs_more_without_the_tournament() -> None:
     for quality in cases:
         wrong = {two: draw.random() < 0.25 for two in itertools.combinations(range(8), 2)}
 
-        def judge(one: int, other: int, wrong: dict[Couple, bool] = wrong) -> float:
+        def critic(one: int, other: int, wrong: dict[Couple, bool] = wrong) -> float:
             return float((one > other) != wrong[min(one, other), max(one, other)])
 
-        best, worst = extremes(tournament(swiss, quality, judge), 8)
+        best, worst = extremes(tournament(swiss, quality, critic), 8)
         right += quality[best] > quality[worst]
     assert right / len(cases) > 0.9
 

@@ -120,7 +120,7 @@ def best_state(people: Tensor, margin: Tensor) -> float:
 
 
 def test_a_tie_count_that_over_reports_and_ours_that_does_not() -> None:
-    """A judge of three answers that guesses, on a file whose ties come first."""
+    """A critic of three answers that guesses, on a file whose ties come first."""
     generator = torch.Generator().manual_seed(0)
     people = torch.randint(-1, 2, (3000,), generator=generator).double()
     guesses = torch.randint(-1, 2, (3000,), generator=generator).double()

@@ -148,8 +148,8 @@ def _extra(row: Mapping[str, Any], dims: Collection[str]) -> dict[str, Any]:
     nested = row.get(EXTRA)
     own = nested if isinstance(nested, Mapping) else {}
     known = {*PLAIN, *dims, *([EXTRA] if isinstance(nested, Mapping) else [])}
-    beside = {name: row[name] for name in row if name not in known and given(row[name])}
-    return {**beside, **own}
+    columns = {name: row[name] for name in row if name not in known and given(row[name])}
+    return {**columns, **own}
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -72,9 +72,9 @@ FIRST, TIE, SECOND = "Video 1 is better", "Both videos are equally good", "Video
 
 
 def asked(prompt_template: Any, *told: str | Fault) -> Comparison:
-    """What a pair judge makes of the samples of one turn."""
-    judge = PairVLMCritic(Scripted(lambda turn: told), prompt_template)
-    return judge.compare([DARK], [LIGHT], ["a cat"])[0]
+    """What a pair critic makes of the samples of one turn."""
+    critic = PairVLMCritic(Scripted(lambda turn: told), prompt_template)
+    return critic.compare([DARK], [LIGHT], ["a cat"])[0]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_words_that_are_missing_are_missed_before_a_model_is_loaded(
     assert vlm.calls == ["load cpu"]
 
 
-def test_the_scripted_model_and_the_judges_keep_their_protocols() -> None:
+def test_the_scripted_model_and_the_critics_keep_their_protocols() -> None:
     vlm = Scripted(lambda turn: [FIRST])
     assert isinstance(vlm, VLMClient)
     for pair in (PairVLMCritic(vlm, UnifiedRank()), Letters(vlm)):
@@ -108,23 +108,23 @@ QUESTIONS = [
 ]
 
 
-def judges(vlm: Any) -> list[Any]:
+def all_critics(vlm: Any) -> list[Any]:
     """One of each kind."""
     return [PairVLMCritic(vlm, UnifiedRank()), PointVLMCritic(vlm, UnifiedPoints()), Letters(vlm),
             Checklist(vlm, QUESTIONS)]  # fmt: skip
 
 
-def test_judges_pass_on_what_is_the_models() -> None:
+def test_critics_pass_on_what_is_the_models() -> None:
     vlm = Scripted(lambda turn: [FIRST])
-    for judge in judges(vlm):
-        assert not judge.during_rollout
-        assert judge.identity.startswith(f"{vlm.identity}#")
-        judge.load("cpu")
-        judge.release()
+    for critic in all_critics(vlm):
+        assert not critic.during_rollout
+        assert critic.identity.startswith(f"{vlm.identity}#")
+        critic.load("cpu")
+        critic.release()
     assert vlm.calls == ["load cpu", "release"] * 4
     vlm.during_rollout = True  # type: ignore[attr-defined]
-    assert all(judge.during_rollout for judge in judges(vlm))
-    assert len({judge.identity for judge in judges(vlm)}) == 4
+    assert all(critic.during_rollout for critic in all_critics(vlm))
+    assert len({critic.identity for critic in all_critics(vlm)}) == 4
 
 
 def test_identities_tell_what_is_asked() -> None:
@@ -136,7 +136,7 @@ def test_identities_tell_what_is_asked() -> None:
             Checklist(vlm, QUESTIONS), Checklist(vlm, QUESTIONS[:2]), Checklist(vlm, heavier),
             Checklist(vlm, turned), PairVLMCritic(vlm, IpoPairs()),
             PairVLMCritic(vlm, IpoPairs({"motion": "?"}))]  # fmt: skip
-    assert len({judge.identity for judge in made}) == len(made)
+    assert len({critic.identity for critic in made}) == len(made)
     assert Letters(vlm).identity == Letters(vlm).identity
 
 
@@ -148,12 +148,12 @@ SHORT = {"A": ["A"], "T": ["T"], "B": ["B"]}
 
 def test_one_order_is_shown_as_asked() -> None:
     vlm = Scripted(lambda turn: [FIRST if shades(turn) == (200, 10) else SECOND])
-    judge = PairVLMCritic(vlm, UnifiedRank())
-    found = judge.compare([DARK, LIGHT], [LIGHT, DARK], ["a cat", "a dog"])
+    critic = PairVLMCritic(vlm, UnifiedRank())
+    found = critic.compare([DARK, LIGHT], [LIGHT, DARK], ["a cat", "a dog"])
     assert [one.preference for one in found] == [Preference(0, 0, 1), Preference(1, 0, 0)]
     assert [shades(turn) for turn in vlm.turns] == [(10, 200), (200, 10)]
     assert '"a cat"' in vlm.turns[0].text and '"a dog"' in vlm.turns[1].text
-    assert judge.compare([], [], []) == []
+    assert critic.compare([], [], []) == []
 
 
 def test_votes_are_shares() -> None:
@@ -225,7 +225,7 @@ def test_shared_points_are_a_preference() -> None:
 
 
 def points(*told: str | Fault) -> Rating:
-    """What a point judge makes of the samples of one turn."""
+    """What a point critic makes of the samples of one turn."""
     return PointVLMCritic(Scripted(lambda turn: told), UnifiedPoints()).rate([DARK], ["a cat"])[0]
 
 
@@ -269,12 +269,12 @@ def test_a_model_that_loses_answers_is_refused(kind: str) -> None:
     """Answers must not slip from one video to another."""
     vlm = Scripted(lambda turn: [FIRST])
     vlm.reply = vlm.choose = lambda *_: []  # type: ignore[method-assign, assignment]
-    for judge in judges(vlm):
+    for critic in all_critics(vlm):
         with pytest.raises(ValueError, match="0 answers"):
-            if isinstance(judge, PairVLMCritic | Letters):
-                judge.compare([DARK], [LIGHT], ["p"])
+            if isinstance(critic, PairVLMCritic | Letters):
+                critic.compare([DARK], [LIGHT], ["p"])
             else:
-                judge.rate([DARK], ["p"])
+                critic.rate([DARK], ["p"])
 
 
 # ---------------------------------------------------------------------------- letters
@@ -321,12 +321,12 @@ def test_letters_of_several_prompts_stay_apart() -> None:
         first = 0.9 if '"dog"' in turn.text else 0.3
         return {"A": first, "T": 0.0, "B": 1 - first}
 
-    judge = Letters(Scripted(tell), aspects={"motion": "Which moves more?"})
-    cat, dog = judge.compare([DARK, LIGHT], [LIGHT, DARK], ["cat", "dog"])
+    critic = Letters(Scripted(tell), aspects={"motion": "Which moves more?"})
+    cat, dog = critic.compare([DARK, LIGHT], [LIGHT, DARK], ["cat", "dog"])
     assert cat.preference is not None and cat.preference.first == 0.3
     assert dog.preference is not None and dog.preference.first == 0.9
     assert [one.dims["motion"] for one in (cat, dog)] == pytest.approx([0.3, 0.9])
-    assert judge.compare([], [], []) == []
+    assert critic.compare([], [], []) == []
 
 
 @pytest.mark.parametrize(
@@ -339,15 +339,15 @@ def test_letters_that_cannot_work_are_refused(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("lean", [0.0, 0.3, 0.45])
-def test_a_leaning_judge_is_set_right_by_both_orders(lean: float) -> None:
+def test_a_leaning_critic_is_set_right_by_both_orders(lean: float) -> None:
     """It prefers the lighter video by 0.1, and whatever stands first by far more."""
 
     def tell(turn: Turn) -> dict[str, float]:
         first = 0.5 + lean + (0.05 if shades(turn) == (200, 10) else -0.05)
         return {"A": first, "T": 0.0, "B": 1 - first}
 
-    judge = Letters(Scripted(tell))
-    ways = judge.compare([DARK, LIGHT], [LIGHT, DARK], ["p", "p"])
+    critic = Letters(Scripted(tell))
+    ways = critic.compare([DARK, LIGHT], [LIGHT, DARK], ["p", "p"])
     shown, swapped = (one.preference for one in ways)
     assert shown is not None and swapped is not None
     fair, _ = both_orders(shown, swapped)
@@ -475,15 +475,15 @@ SAMPLED = {"words": {"samples": 3, "temperature": 1.5}}
 
 
 @pytest.mark.parametrize("kind", PAIRS)
-def test_a_real_pair_judge_minds_neither_company_nor_order(
+def test_a_real_pair_critic_minds_neither_company_nor_order(
     kind: str, tiny: Callable[..., LocalVLM]
 ) -> None:
-    judge = PAIRS[kind](tiny(**SAMPLED.get(kind, {})))
+    critic = PAIRS[kind](tiny(**SAMPLED.get(kind, {})))
     others = CLIPS[1:] + CLIPS[:1]
-    whole = judge.compare(CLIPS, others, PROMPTS)
-    assert whole == judge.compare(CLIPS[::-1], others[::-1], PROMPTS[::-1])[::-1]
+    whole = critic.compare(CLIPS, others, PROMPTS)
+    assert whole == critic.compare(CLIPS[::-1], others[::-1], PROMPTS[::-1])[::-1]
     one_by_one = zip(CLIPS, others, PROMPTS, strict=True)
-    assert whole == [judge.compare([a], [b], [prompt])[0] for a, b, prompt in one_by_one]
+    assert whole == [critic.compare([a], [b], [prompt])[0] for a, b, prompt in one_by_one]
     assert all(one.preference is not None for one in whole)
     assert len({one.preference for one in whole}) == len(whole)
 
@@ -492,11 +492,11 @@ def test_a_real_pair_judge_minds_neither_company_nor_order(
 def test_swapping_the_videos_mirrors_a_real_verdict(
     kind: str, tiny: Callable[..., LocalVLM]
 ) -> None:
-    judge = PAIRS[kind](tiny(**SAMPLED.get(kind, {})))
+    critic = PAIRS[kind](tiny(**SAMPLED.get(kind, {})))
     ways = [(CLIPS[0], CLIPS[1]), (CLIPS[1], CLIPS[0])]
     fair = []
     for order in (ways, ways[::-1]):
-        asked = judge.compare(*zip(*order, strict=True), ["a cat", "a cat"])
+        asked = critic.compare(*zip(*order, strict=True), ["a cat", "a cat"])
         shown, swapped = (one.preference for one in asked)
         assert shown is not None and swapped is not None and shown != swapped.mirrored()
         fair.append(both_orders(shown, swapped))
@@ -504,14 +504,14 @@ def test_swapping_the_videos_mirrors_a_real_verdict(
 
 
 @pytest.mark.parametrize("kind", POINTS)
-def test_a_real_point_judge_minds_neither_company_nor_order(
+def test_a_real_point_critic_minds_neither_company_nor_order(
     kind: str, tiny: Callable[..., LocalVLM]
 ) -> None:
-    judge = POINTS[kind](tiny(**SAMPLED.get(kind, {})))
-    whole = judge.rate(CLIPS, PROMPTS)
-    assert whole == judge.rate(CLIPS[::-1], PROMPTS[::-1])[::-1]
+    critic = POINTS[kind](tiny(**SAMPLED.get(kind, {})))
+    whole = critic.rate(CLIPS, PROMPTS)
+    assert whole == critic.rate(CLIPS[::-1], PROMPTS[::-1])[::-1]
     assert whole == [
-        judge.rate([clip], [prompt])[0] for clip, prompt in zip(CLIPS, PROMPTS, strict=True)
+        critic.rate([clip], [prompt])[0] for clip, prompt in zip(CLIPS, PROMPTS, strict=True)
     ]
     scores = [one.score for one in whole]
     assert None not in scores and len(set(scores)) == len(scores)
@@ -523,30 +523,30 @@ def test_batches_of_a_real_model_change_rounding_alone(
 ) -> None:
     found = []
     for size in (1, 3):
-        judge = (PAIRS | POINTS)[kind](tiny(batch_size=size))
-        if isinstance(judge, PairCritic):
-            asked = judge.compare(CLIPS, CLIPS[::-1], PROMPTS)
+        critic = (PAIRS | POINTS)[kind](tiny(batch_size=size))
+        if isinstance(critic, PairCritic):
+            asked = critic.compare(CLIPS, CLIPS[::-1], PROMPTS)
             found.append([one.preference.first for one in asked if one.preference])
         else:
-            found.append([one.score for one in judge.rate(CLIPS, PROMPTS)])  # type: ignore[misc]
+            found.append([one.score for one in critic.rate(CLIPS, PROMPTS)])  # type: ignore[misc]
     assert len(found[0]) == len(CLIPS)
     assert found[0] == pytest.approx(found[1], abs=2e-5)
 
 
 def test_a_real_model_that_rambles_gives_no_verdict(tiny: Callable[..., LocalVLM]) -> None:
     """Its words are kept, or that it was cut short."""
-    judge = PairVLMCritic(tiny(samples=4, temperature=1.5), IpoPairs())
-    (found,) = judge.compare(CLIPS[:1], CLIPS[1:2], ["a cat"])
+    critic = PairVLMCritic(tiny(samples=4, temperature=1.5), IpoPairs())
+    (found,) = critic.compare(CLIPS[:1], CLIPS[1:2], ["a cat"])
     assert found.preference is None and found.fault in ("unreadable", "cut short")
     assert found.raw.count("---") == 3 and not found.transient
 
 
 def test_letters_of_a_real_model_are_its_next_token(tiny: Callable[..., LocalVLM]) -> None:
-    """From the raw logits of one forward, without the judge's or the chat's help."""
+    """From the raw logits of one forward, without the critic's or the client's help."""
     vlm = tiny()
-    judge = Letters(vlm)
-    (found,) = judge.compare(CLIPS[:1], CLIPS[1:2], ["a cat"])
-    turn = judge._words[0].turn("a cat", *CLIPS[:2])
+    critic = Letters(vlm)
+    (found,) = critic.compare(CLIPS[:1], CLIPS[1:2], ["a cat"])
+    turn = critic._words[0].turn("a cat", *CLIPS[:2])
     row = vlm._row(turn, 0, 1)
     with torch.inference_mode():
         logits = vlm._weights(**row.inputs).logits[0, -1]
