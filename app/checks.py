@@ -72,14 +72,14 @@ def check_critic(cfg: DictConfig) -> None:
         )
     if shards(cfg):
         raise InputError(
-            "trainer=fsdp: a critic's network is not sharded here, and under an adapter it needs "
-            "not be; choose trainer=ddp"
+            "trainer=fsdp: the network of a critic is never sharded (an adapter does not need it); "
+            "choose trainer=ddp"
         )
     if cfg.optim.ema is not None:
         raise InputError(
             setting="optim.ema",
             value=cfg.optim.ema,
-            expected="a critic keeps the weights of its best look at the held-out prompts, no "
+            expected="a critic keeps the weights that did best on the held-out prompts, never an "
             "average; give null",
         )
 
@@ -96,7 +96,7 @@ def _check_files(cfg: DictConfig) -> None:
 
 
 def check_name(name: str, *taken: str) -> None:
-    """Refuse what is no name of a folder, or one of those that are taken; see `check`."""
+    """Refuse a name that cannot be a folder's, and those that are taken; see `check`."""
     if not name or name in (".", "..", *taken) or os.sep in name:
         folder = f"give the name of a folder, without {os.sep!r}"
         raise InputError(setting="name", value=name, expected=folder)
@@ -106,9 +106,9 @@ def _check_merger(cfg: DictConfig) -> None:
     half = cfg.network.get("dtype") == "bfloat16" and cfg.trainer.precision != "bf16-mixed"
     if cfg.network.get("merger") and half:
         raise InputError(
-            f"network.merger=true trains in float32 beside network.dtype=bfloat16, which "
-            f"trainer.precision={cfg.trainer.precision} does not bring together; choose bf16-mixed "
-            "or network.dtype=float32"
+            "network.merger=true trains in float32, network.dtype=bfloat16 keeps the rest in "
+            f"bfloat16, and trainer.precision={cfg.trainer.precision} does not mix them; choose "
+            "bf16-mixed, or network.dtype=float32"
         )
 
 

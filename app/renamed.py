@@ -26,7 +26,7 @@ PARTS_OF_CRITICS = {
 }
 """The same of what stands anywhere within ``critic`` and ``eval_critic``."""
 OURS = ("ipo_lightning.", "data.")
-"""What others' classes call their settings is their affair."""
+"""Settings of other classes keep their names."""
 GROUPS = {"critic/chat": "critic/vlm"}
 TARGETS = {
     "data.imported": "data.published",

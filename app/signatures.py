@@ -21,7 +21,7 @@ from ipo_lightning.errors import InputError, within
 from ipo_lightning.settings import PART, Signature, allowing_default, check
 
 IMPORTED = ("typing", "collections.abc", "pathlib", "ipo_lightning.settings")
-"""Modules whose names stand for themselves in an annotation; they load at once."""
+"""Modules that are imported for what annotations mean by their names: they load at once."""
 HARMLESS = ("checked", "dataclass", "override", "runtime_checkable", "final")
 """Decorators that leave a signature as it is."""
 
@@ -90,10 +90,11 @@ class Unknown(KeyError):
     """What cannot be told from files alone."""
 
 
-class Module(Mapping[str, Any]):
-    """A module's file, as the names that annotations may use: read, never run."""
+class Module(dict[str, Any]):
+    """A module's file, as what annotations in it mean by its names: read, never run."""
 
     def __init__(self, path: Path, package: str) -> None:
+        super().__init__()
         self.package = package
         self.nodes: dict[str, ast.AST] = {}
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -109,8 +110,7 @@ class Module(Mapping[str, Any]):
             raise Unknown(name)
         return self, node
 
-    def __getitem__(self, name: str) -> Any:
-        """What an annotation means by a name; builtins are Python's own affair."""
+    def __missing__(self, name: str) -> Any:
         node = self.nodes.get(name)
         if isinstance(node, ast.ImportFrom):
             if node.module in IMPORTED:
@@ -145,12 +145,6 @@ class Module(Mapping[str, Any]):
             return eval(compile(ast.Expression(node), "annotation", "eval"), {}, self)
         except Exception:  # of a package that is not read, or no annotation at all
             return Any
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.nodes)
-
-    def __len__(self) -> int:
-        return len(self.nodes)
 
 
 def _origin(node: ast.ImportFrom, name: str) -> str:

@@ -83,7 +83,7 @@ Text = Annotated[str, Filled()]
 PART = "the settings of a part, as {setting}._target_=NAME"
 """What to give where an object is taken, in the words of a configuration."""
 PLAIN = (NoneType, Number, str, list, tuple)
-"""What is no such object."""
+"""Values that are never such an object."""
 
 # -------------------------------------------------------------------- a value and its annotation
 
@@ -176,9 +176,9 @@ def _is_class(kind: Any) -> bool:
 
 
 def _is_collection(kind: Any) -> bool:
-    """Whether it is a list, a mapping or the like; a class of somebody's is none."""
-    ours = _is_class(kind) and _class_of(kind).__module__ in ("builtins", "collections.abc")
-    return ours and issubclass(_class_of(kind), Collection)
+    """Whether it is one of Python's lists, mappings and the like."""
+    plain = _is_class(kind) and _class_of(kind).__module__ in ("builtins", "collections.abc")
+    return plain and issubclass(_class_of(kind), Collection)
 
 
 def _is_such(kind: Any, value: Any) -> bool:
