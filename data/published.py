@@ -150,7 +150,7 @@ class ImportedPreferences:
     def _files(
         self, videos: Sequence[Named], finder: Finder, workers: Workers, dropped: "Counter[str]"
     ) -> dict[Named, tuple[Path, str]]:
-        """The file and its sha256, by video; missing ones are counted."""
+        """The file and its `content_name`, by video; missing ones are counted."""
         places = {video: finder.place(video) for video in videos}
         there = workers.agree({v: place for v, place in places.items() if os.path.isfile(place)})
         missing = [video for video in videos if video not in there]

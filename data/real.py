@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ipo_lightning.decoding.differences import content_name
 from ipo_lightning.draws.encoding import DAMAGED, Footage, LeftOut, RealData, encode_once
 from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy
-from ipo_lightning.storage.store import Store, file_sha256, fingerprint
+from ipo_lightning.storage.store import Store, fingerprint
 from ipo_lightning.storage.tables import rows_of
 from ipo_lightning.video import read_frames, read_timeline
 
@@ -78,7 +79,7 @@ class RealVideos:
         return encode_once(footage, policy, store, workers, device, f"data.real.path={self.path}")
 
     def _contents(self, workers: Workers) -> list[str]:
-        """sha256 (hex) of each file."""
+        """`content_name` of each file."""
         if self._hashes is None:
             files = [clip.video for clip in self.clips]
             self._hashes = hashes_of(files, "real videos: hashes", workers)
@@ -86,16 +87,16 @@ class RealVideos:
 
 
 def hashes_of(files: Sequence[Path], label: str, workers: Workers) -> list[str]:
-    """sha256 (hex) of each file, with a progress bar on the leading rank."""
+    """`content_name` of each file, with a progress bar on the leading rank."""
     bar = tqdm(files, label, unit=" files", disable=not workers.leads)
-    return [_sha256(file) for file in bar]
+    return [_content(file) for file in bar]
 
 
 def footage_of(clip: Captioned, content: str, policy: Policy) -> Footage:
     """A video file as a policy trains on it: cut to its size and rate when it is read.
 
     Args:
-        content: sha256 of the file.
+        content: the file's `content_name`.
     """
     size, fps = policy.size, float(policy.fps)
     return Footage(
@@ -106,9 +107,9 @@ def footage_of(clip: Captioned, content: str, policy: Policy) -> Footage:
     )
 
 
-def _sha256(path: Path) -> str:
+def _content(path: Path) -> str:
     try:
-        return file_sha256(path)
+        return content_name(path)
     except OSError as error:
         raise InputError(f"real video {path} cannot be read: {error.strerror}") from error
 

@@ -23,6 +23,7 @@ LAYERS = {
     "reward.losses": MATHEMATICS,
     "storage": MATHEMATICS,
     "policy": PROTOCOLS,
+    "decoding": PROTOCOLS,
     "video": PROTOCOLS,
     "draws": PROTOCOLS,
     "parallel": PROTOCOLS,

@@ -513,7 +513,7 @@ def test_files_are_not_hashed_again_in_a_process(
 ) -> None:
     source = RealVideos(str(clips))
     first = prepare(source, policy, store)
-    monkeypatch.delattr(real, "_sha256")
+    monkeypatch.delattr(real, "_content")
     assert prepare(source, policy, store) == first
 
 
