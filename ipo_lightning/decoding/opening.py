@@ -3,10 +3,10 @@
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 from av.container import InputContainer
@@ -90,6 +90,8 @@ def _check_place(path: Path) -> None:
         raise InputError(f"video {path}: it is a folder; give a video file in it")
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"video {path}: it is a pipe or a device; give a file")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"video {path}: no permission to read it; chmod a+r gives it")
     if not status.st_size:
         raise InputError(f"video {path}: cannot be decoded (the file is empty); copy it again")
 
@@ -138,8 +140,8 @@ def _kind(path: Path) -> str:
 def _words(error: Exception) -> str:
     """What a decoder says, without the path; of FFmpeg's errors its last word in the log, too."""
     if isinstance(error, av.FFmpegError):
-        logged = error.log[2].strip() if error.log else ""
-        reason = ": ".join(part for part in (error.strerror, logged) if part)
+        logged: Sequence[Any] = error.log or ("",)  # (level, what logged it, what it said)
+        reason = ": ".join(part for part in (error.strerror, logged[-1]) if part)
     else:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     return " ".join(reason.split())[:200]

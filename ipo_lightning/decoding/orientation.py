@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from av import VideoFrame
@@ -46,9 +46,10 @@ def orientation_of(frame: VideoFrame, tags: Mapping[str, str], path: Path) -> Or
     Raises:
         InputError: it is to be turned by another angle than quarter turns.
     """
-    for data in frame.side_data or ():
-        if data.type == Type.DISPLAYMATRIX:
-            return _of_matrix(np.frombuffer(bytes(data), np.int32)[:9], path)
+    side_data: Any = frame.side_data
+    matrix = side_data.get(Type.DISPLAYMATRIX)
+    if matrix is not None:
+        return _of_matrix(np.frombuffer(bytes(matrix), np.int32), path)
     tag = next((value for name, value in tags.items() if name.lower() == "rotate"), "0")
     try:
         degrees = float(tag)

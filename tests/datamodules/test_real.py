@@ -1,6 +1,7 @@
 """Real clips: found in any list, cut to size, encoded once, counted where they are of no use."""
 
 import csv
+import hashlib
 import json
 import shutil
 import struct
@@ -25,7 +26,7 @@ from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.shapes import clips as shapes_clips
 from ipo_lightning.shapes.clips import ShapesClips
 from ipo_lightning.shapes.prompts import parse, prompts, split_of
-from ipo_lightning.storage.store import Store
+from ipo_lightning.storage.store import Store, fingerprint
 from ipo_lightning.video import (
     Clip,
     encode_video,
@@ -538,6 +539,22 @@ def test_a_changed_file_is_encoded_anew(clips: Path, policy: Counting, store: St
     assert policy.encoded == 4
     changed = [a.latents != b.latents for a, b in zip(before.rows, after.rows, strict=True)]
     assert changed == [False, True, False]
+
+
+def test_the_key_tells_what_an_earlier_reader_saw_otherwise(
+    clips: Path, policy: Counting, store: Store
+) -> None:
+    """Latents of common files stay; those of a rotated one, made lying down, are not taken."""
+    whole = (clips / "b.mp4").read_bytes()
+    (clips / "b.mp4").write_bytes(turned(whole, (-1, 0, 0, -1)))
+    prepare(RealVideos(str(clips)), policy, store)
+    known = []
+    for name in ("a.mp4", "b.mp4"):
+        content = hashlib.sha256((clips / name).read_bytes()).hexdigest()
+        clip = fingerprint({"recipe": 1, "file": content, "size": list(SIZE), "fps": 8.0})
+        key = fingerprint({"policy": policy.identity, "clip": clip})
+        known.append(store.get_record("real", key) is not None)
+    assert known == [True, False]
 
 
 def test_lost_latents_are_made_again(clips: Path, policy: Counting, store: Store) -> None:
