@@ -20,8 +20,9 @@ from data.prompts import place
 from ipo_lightning.critics.people.annotations import Annotation
 from ipo_lightning.critics.people.answers import latest
 from ipo_lightning.errors import InputError
-from ipo_lightning.exchange import Finder, Named, Preferences, read_any, videos_of
+from ipo_lightning.exchange import Finder, Preferences, read_any, videos_of
 from ipo_lightning.exchange.points import VideoPoint
+from ipo_lightning.exchange.videos import unpack
 from ipo_lightning.reward.module import RewardBatch
 from ipo_lightning.seeds import derive_seed, generator
 from ipo_lightning.storage.store import Store, fingerprint
@@ -144,7 +145,10 @@ class CriticDataModule(L.LightningDataModule):
         self.seed = seed
         if videos is not None and not Path(videos).is_dir():
             raise InputError(f"data.videos={videos}: there is no such folder")
-        found = read_any(path, format)
+        found = read_any(path, format).one_lined()
+        if store is not None:
+            rows: list[Annotation | VideoPoint] = [*found.pairs, *found.points]
+            unpack(found.path, (video for row in rows for video in videos_of(row)), store)
         finder = Finder(found.folder if videos is None else Path(videos), store)
         samples = read_samples(found, label_kind, self.dims, finder)
         self.train = [one for one in samples if place(one.prompt) >= validation]
@@ -252,11 +256,10 @@ def read_samples(
 
 
 def _sample(finder: Finder, row: Annotation | VideoPoint, dims: Sequence[str]) -> Sample:
-    videos = videos_of(row) if isinstance(row, Annotation) else (Named(row.path),)
     labels = _labels(row)
     return Sample(
         row.prompt,
-        tuple(finder.file(video, row.place) for video in videos),
+        tuple(finder.file(video, row.place) for video in videos_of(row)),
         tuple(labels.get(dim, math.nan) for dim in dims),
     )
 

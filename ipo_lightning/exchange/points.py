@@ -14,11 +14,13 @@ class VideoPoint:
 
     prompt: str
     path: str
-    """The video's file, relative to the file of ratings."""
+    """The video's file, relative to the file of ratings; empty where only its hash is known."""
     scores: Mapping[str, float]
     """By dimension, higher is better; `OVERALL` is among them."""
     desirable: bool | None = None
     """Where the file says good or bad; None: it has scores alone."""
+    sha256: str = ""
+    """Of the file; empty where it is not known."""
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     place: str = field(default="", compare=False)
@@ -41,6 +43,8 @@ def _pair(number: int, first: VideoPoint, second: VideoPoint) -> Annotation:
         prompt=first.prompt,
         path_A=first.path,
         path_B=second.path,
+        video_A=first.sha256,
+        video_B=second.sha256,
         labels={name: _better(first.scores[name], second.scores[name]) for name in shared},
         source=first.source,
         extra={"scores_A": dict(first.scores), "scores_B": dict(second.scores)},
