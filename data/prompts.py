@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.storage.tables import SUFFIXES, NotARow, rows_of
+from ipo_lightning.storage.tables import SUFFIXES, NotARow, columns_of, rows_of
 from ipo_lightning.storage.texts import one_line, read_text
 
 TEXT = ".txt"
@@ -86,9 +86,8 @@ def _of_table(path: Path, key: str) -> Iterator[str]:
     try:
         for place, row in rows_of(path):
             if key not in row:
-                columns = ", ".join(map(str, row))[:200]
                 raise InputError(
-                    f'{place}: expected {{"{key}": "..."}}, got the columns {columns}; '
+                    f'{place}: expected {{"{key}": "..."}}, got the columns {columns_of(row)}; '
                     "data.prompts.key=COLUMN names another"
                 )
             prompt = row[key]

@@ -26,7 +26,7 @@ from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy
 from ipo_lightning.storage.parquet import Embedded
 from ipo_lightning.storage.store import Store, fingerprint
-from ipo_lightning.storage.tables import SUFFIXES, rows_of
+from ipo_lightning.storage.tables import SUFFIXES, columns_of, rows_of
 from ipo_lightning.storage.texts import NotUtf8, one_line, read_text
 from ipo_lightning.video import read_frames, read_timeline
 
@@ -184,9 +184,8 @@ def _of_list(path: Path, video: str, caption: str) -> list[Listed]:
     for place, row in rows_of(path):
         for key, setting in ((video, "video"), (caption, "caption")):
             if key not in row:
-                columns = ", ".join(str(name) for name in row)
-                raise InputError(f"{place}: no column {key!r} among {columns}; name yours with "
-                                 f"data.real.{setting}=COLUMN")  # fmt: skip
+                raise InputError(f"{place}: no column {key!r} among {columns_of(row)}; name yours "
+                                 f"with data.real.{setting}=COLUMN")  # fmt: skip
         clips.append(
             Listed(
                 _listed(path.parent, row[video], video, place),

@@ -80,6 +80,8 @@ def video(row: Mapping[str, Any], name: str, place: str) -> Named:
     cell = row.get(name)
     if isinstance(cell, Embedded):
         return Named("", cell.sha256)
+    if isinstance(cell, Mapping):  # {"bytes": null, "path": ...}, as `datasets` writes JSON
+        row, name = cell, "path"
     return Named(video_path(text(row, name, place)))
 
 

@@ -11,7 +11,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.exchange import genai_bench, label_studio, trl, videoalign, videofeedback
 from ipo_lightning.exchange.points import VideoPoint, pairs_of
 from ipo_lightning.storage.parquet import Embedded
-from ipo_lightning.storage.tables import SUFFIXES, Placed, rows_of
+from ipo_lightning.storage.tables import SUFFIXES, Placed, columns_of, rows_of
 from ipo_lightning.storage.texts import one_line
 
 TABLES = ("metadata", "annotations")
@@ -155,7 +155,7 @@ def _recognised(path: Path, rows: Sequence[Placed]) -> str:
 
 def _told(rows: Sequence[Placed]) -> str:
     """The columns that there are, and what is odd about them."""
-    names = sorted(_columns(rows))
+    names = sorted(map(str, _columns(rows)))
     odd = next((name for name in names if name != name.strip()), None)
-    hint = "" if odd is None else f" (no blanks belong around a name, as in {odd!r})"
-    return f"its columns are {', '.join(names)}{hint}"
+    hint = "" if odd is None else f" (no blanks belong around a name, as in {odd[:60]!r})"
+    return f"its columns are {columns_of(dict.fromkeys(names))}{hint}"

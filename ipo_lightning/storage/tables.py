@@ -24,6 +24,8 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 """What stands between the columns in tables of some programs."""
 OWN = {".csv": ",", ".tsv": "\t"}
 """What stands between them by the file's ending."""
+SHOWN = 200
+"""Letters of columns' names in a message."""
 _LIMIT = Lock()
 """Of the longest cell of a CSV file, which Python keeps once for all its readers."""
 
@@ -61,6 +63,12 @@ def rows_of(path: Path) -> Iterator[Placed]:
         yield from _json(path, read_text(path))
 
 
+def columns_of(row: Mapping[str, Any]) -> str:
+    """The names of a row's columns, for a message."""
+    names = ", ".join(map(str, row))
+    return names if len(names) <= SHOWN else f"{names[:SHOWN]}..."
+
+
 def _csv(path: Path, text: str, separator: str) -> Iterator[Placed]:
     """The rows of a CSV file, without those that are blank; a cell may be as long as the file."""
     with _cells_of(len(text)):
@@ -89,7 +97,7 @@ def _check_names(path: Path, names: list[str], separator: str) -> None:
         )
     twice = [name for name, count in Counter(names).items() if count > 1 and name.strip()]
     if twice:
-        raise InputError(f"{path}:1: two columns are called {twice[0]!r}")
+        raise InputError(f"{path}:1: two columns are called {twice[0][:SHOWN]!r}")
 
 
 @contextmanager
