@@ -32,7 +32,7 @@ def from_file(
         select, final: shares of the prompts in those splits, in [0, 1); the rest trains.
         key: the column of a table that holds the prompts.
     """
-    return split_of(read_prompts(Path(path).expanduser(), key), split, path, select, final)
+    return split_of(read_prompts(Path(path), key), split, path, select, final)
 
 
 def split_of(
@@ -61,6 +61,7 @@ def read_prompts(path: Path, key: str = "prompt") -> list[str]:
     Raises:
         InputError: there is no such file, it is of another kind, or it has no prompts.
     """
+    path = path.expanduser()
     if not os.path.exists(path):  # of a name that is too long: false, where pathlib raises
         raise InputError(f"prompts: there is no file {path}")
     suffix = path.suffix.lower()

@@ -13,6 +13,8 @@ from ipo_lightning.errors import InputError
 
 MOST_DECODED = 2**37
 """Pixels that are decoded of a file: 18 minutes of 1920 x 1080 at 60 frames a second."""
+MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}
+"""Of RGB, SD, HD and UHD, by H.273: those that FFmpeg makes RGB of."""
 ANEW = "ffmpeg -i FILE NEW.mp4 gives it new ones"
 UNSTAMPED = ("avi",)
 """Formats without time stamps: FFmpeg guesses them, of B-frames in the wrong order."""
@@ -51,6 +53,11 @@ def _fault(frame: VideoFrame, size: tuple[int, int], decoded: int) -> str:
         )
     if frame.width * frame.height > LARGEST:
         return f"is {frame.width} x {frame.height}; scale the video down"
+    if frame.colorspace not in MATRICES:
+        return (
+            f"has colours that are not read (matrix {frame.colorspace} of H.273); convert it to "
+            "BT.709 with a program that knows them"
+        )
     if decoded > MOST_DECODED:
         return "is one of too many to decode; cut the video into clips"
     return ""

@@ -156,6 +156,21 @@ def test_a_list_keeps_its_order_and_takes_absolute_paths(clips: Path, tmp_path: 
     assert listed == [(clips / "b.mp4", 'a "b", clip'), (elsewhere / "link.MP4", "a")]
 
 
+@pytest.mark.parametrize(
+    ("written", "there"),
+    [("a  b.mp4", "a  b.mp4"), (" a.mp4 ", "a.mp4"), (r"sub\c.mp4", "sub/c.mp4"),
+     ("sub%2Fc.mp4", "sub/c.mp4"), ("a%20b.mp4", "a b.mp4"), ("e\u0301.mp4", "\u00e9.mp4"),
+     ("\u00e9.mp4", "e\u0301.mp4"), ("./sub/../a.mp4", "a.mp4")],
+)  # fmt: skip
+def test_a_list_may_be_written_on_another_system(written: str, there: str, tmp_path: Path) -> None:
+    clip_file(tmp_path / "clips" / there)
+    (tmp_path / "clips/sub").mkdir(exist_ok=True)
+    rows = [{"video": written, "caption": "e\u0301te\u0301 \u2028 a\u00a0dog"}]
+    (clip,) = RealVideos(str(jsonl_list(tmp_path / "clips", rows))).clips
+    assert clip.video.samefile(tmp_path / "clips" / there)
+    assert clip.caption == "\u00e9t\u00e9 a dog"
+
+
 def test_a_folder_is_searched_through_links_and_without_hidden_files(clips: Path) -> None:
     shutil.copy(clips / "a.mp4", clips / "._a.mp4")
     (clips / ".cache").mkdir()

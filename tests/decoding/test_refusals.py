@@ -118,6 +118,17 @@ def test_every_reader_refuses_with_one_sentence(name: str, tmp_path: Path) -> No
     assert left_out == LeftOut("damaged", said.removeprefix(f"video {path}: "))
 
 
+@pytest.mark.parametrize("space", [8, 10])  # YCgCo; BT.2020 of constant luminance
+def test_colours_that_are_not_known_are_not_made_up(space: int, tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", colorspace=space)
+    for read in (read_video, read_timeline):
+        with pytest.raises(
+            InputError, match=rf"frame 0 has colours .* \(matrix {space} of"
+        ) as caught:
+            read(path)
+        one_sentence(caught, path)
+
+
 def test_what_cannot_be_read_has_its_plain_name(tmp_path: Path) -> None:
     (path := tmp_path / "a.mp4").write_bytes(b"junk")
     assert content_name(path) == file_sha256(path)
