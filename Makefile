@@ -25,7 +25,10 @@ EXTRAS ?= gpu
 VISION_OF_TORCH = -c 'from importlib.metadata import version as v; \
 	print("0.%d.*" % (int(v("torch").split(".")[1]) + 15))'
 
-.PHONY: help demo test quick check format wheel extras clean
+# All pages anew each time: a page that is kept would keep its warnings to itself.
+STRICTLY = --fail-on-warning --keep-going --nitpicky --fresh-env --write-all
+
+.PHONY: help demo test quick check format docs wheel extras clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
@@ -48,6 +51,9 @@ check: $(VENV)/dev.stamp  ## formatter, linter, types, layers
 format: $(VENV)/dev.stamp  ## put the formatter's and the linter's corrections in place
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/docs.stamp  ## build the documentation site into build/docs; every warning fails
+	$(BIN)/python -m sphinx $(STRICTLY) --quiet docs build/docs
 
 wheel: $(VENV)/dev.stamp  ## build the library's wheel into dist/
 	$(BIN)/python -m build --wheel
@@ -75,4 +81,8 @@ $(VENV)/dev.stamp: setup.cfg pyproject.toml | $(VENV)/torch.stamp
 	$(PIP_INSTALL) --editable .[dev]
 	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip install --no-deps \
 		--upgrade --target $(VENV)/vision torchvision==$$($(BIN)/python $(VISION_OF_TORCH))
+	touch $@ $(VENV)/demo.stamp
+
+$(VENV)/docs.stamp: setup.cfg pyproject.toml | $(VENV)/torch.stamp
+	$(PIP_INSTALL) --editable .[docs]
 	touch $@ $(VENV)/demo.stamp

@@ -27,7 +27,7 @@ from app.entry import (
 from ipo_lightning.errors import InputError
 
 if TYPE_CHECKING:
-    from ipo_lightning.audit.asking import Answer, Asked, Shelf
+    from ipo_lightning.audit.asking import Answer, PairAsker, Shelf
     from ipo_lightning.audit.findings import Table
     from ipo_lightning.audit.votes import Compared, Gathered
     from ipo_lightning.critics.people.annotations import Annotation
@@ -47,7 +47,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     refuse_missing(cfg)
     check_audit(cfg)
     from app.assembly import device_of, settle
-    from ipo_lightning.audit.asking import Shelf, asking
+    from ipo_lightning.audit.asking import Shelf, asker_of
     from ipo_lightning.audit.findings import Rules, Table, check_people
     from ipo_lightning.audit.votes import drawn
 
@@ -58,7 +58,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     rules = Rules(cfg.calibration, cfg.seed, cfg.bins, dims_of(cfg))
     check_people(gathered.pairs, rules)
     device = str(device_of(cfg))
-    asked = asking(build(cfg.critic, "critic"), shelf, device, cfg.batch_size)
+    asked = asker_of(build(cfg.critic, "critic"), shelf, device, cfg.batch_size)
     show(plan(cfg, asked, pairs))
     if cfg.dry_run:
         return None
@@ -97,7 +97,7 @@ def read_pairs(cfg: DictConfig, shelf: "Shelf") -> "Gathered":
 # -------------------------------------------------------------------- before asking
 
 
-def plan(cfg: DictConfig, asked: "Asked", pairs: Sequence["Compared"]) -> str:
+def plan(cfg: DictConfig, asked: "PairAsker", pairs: Sequence["Compared"]) -> str:
     """How many questions there are, how many are open, and what they will take."""
     again = [pairs[: cfg.repeat_pairs]] * (cfg.repeats - 1)
     total = asked.calls(pairs) + sum(asked.calls(some) for some in again)
@@ -134,7 +134,7 @@ def folder_of(cfg: DictConfig, identity: str) -> Path:
 
 
 def ask(
-    cfg: DictConfig, asked: "Asked", pairs: Sequence["Compared"], device: str
+    cfg: DictConfig, asked: "PairAsker", pairs: Sequence["Compared"], device: str
 ) -> list[list["Answer"]]:
     """The critic's answers, and once more for every time that it is to be asked again."""
     from ipo_lightning.critics.protocols import CriticGone
@@ -152,7 +152,7 @@ def finish(
     cfg: DictConfig,
     table: "Table",
     answers: Sequence[Sequence["Answer"]],
-    asked: "Asked",
+    asked: "PairAsker",
     gathered: "Gathered",
 ) -> dict[str, Any]:
     """All that audit.json holds."""

@@ -151,7 +151,7 @@ def make(order: Order, rank: int, world: int) -> list[Made]:
     cfg = order.cfg
     settle(cfg)
     policy: Policy = build(order.backbone, "backbone")
-    policy.spare(tiling=cfg.tiling, slicing=cfg.slicing, offload=cfg.offload)
+    policy.save_memory(tiling=cfg.tiling, slicing=cfg.slicing, offload=cfg.offload)
     network = load_into(order.checkpoint, policy)
     settings = determined(cfg, order.checkpoint, policy, network, order.sampling)
     files = Files(Path(cfg.paths.outputs) / "samples", order.prompts, cfg.seed, settings)

@@ -43,14 +43,8 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     Raises:
         InputError: a setting is wrong, or the run's folder holds a run of other settings.
     """
-    refuse_missing(cfg)
-    check(cfg)
-    if cfg.push_to_hub:
-        from ipo_lightning.hub.upload import check_hub
-
-        check_hub(str(cfg.push_to_hub))
+    refuse(cfg)
     from app import assembly
-    from ipo_lightning.report import rounds_table, write_report
 
     assembly.settle(cfg)
     if cfg.dry_run:
@@ -60,8 +54,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         return None
     parts = assembly.assemble(cfg)
     # Trainer and critics refuse wrong settings too: before they are written down as the folder's.
-    done = finished(parts, cfg)
-    trainer = None if done else assembly.build_trainer(cfg, parts.iteration)
+    trainer = None if finished(parts, cfg) else assembly.build_trainer(cfg, parts.iteration)
     if trainer is not None:
         check_critics(parts, cfg)
     assembly.claim(parts.run, cfg)
@@ -69,12 +62,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         fit(parts, cfg, trainer)
     lines = parts.run.lines()
     if lines and parts.module.global_rank == 0:
-        report = write_report(parts.run.path, command=shlex.join(["python", *sys.argv]))
-        notes = "".join(f"{note}\n" for note in notes_of(parts))
-        ending = next_command(parts) if parts.run.line(cfg.round) else ""
-        show(f"\n{rounds_table(lines)}\n\n{notes}report: {report}\n{ending}".rstrip())
-        if cfg.push_to_hub:
-            show(upload(parts, cfg))
+        report(parts, cfg, lines)
     return lines[-1] if lines else None
 
 
@@ -104,6 +92,28 @@ def train_critic(cfg: DictConfig) -> dict[str, float] | None:
     return figures
 
 
+def refuse(cfg: DictConfig) -> None:
+    """Refuse settings that cannot work, before anything heavy is imported."""
+    refuse_missing(cfg)
+    check(cfg)
+    if cfg.push_to_hub:
+        from ipo_lightning.hub.upload import check_hub
+
+        check_hub(str(cfg.push_to_hub))
+
+
+def report(parts: "Parts", cfg: DictConfig, lines: list[dict[str, Any]]) -> None:
+    """Write the report, show what the rounds reached, and publish what was asked for."""
+    from ipo_lightning.report import rounds_table, write_report
+
+    file = write_report(parts.run.path, command=shlex.join(["python", *sys.argv]))
+    notes = "".join(f"{note}\n" for note in notes_of(parts))
+    ending = next_command(parts) if parts.run.line(cfg.round) else ""
+    show(f"\n{rounds_table(lines)}\n\n{notes}report: {file}\n{ending}".rstrip())
+    if cfg.push_to_hub:
+        show(upload(parts, cfg))
+
+
 def upload(parts: "Parts", cfg: DictConfig) -> str:
     """Publish the policy of the round that was asked for, as a sentence for the terminal."""
     from ipo_lightning.hub.upload import publish
@@ -130,7 +140,7 @@ def check_critics(parts: "Parts", cfg: DictConfig) -> None:
     labelled = parts.run.done(cfg.round, parts.module.label_kind)["critique"]
     if evaluates or not (labelled or cfg.until == "rollout"):
         with in_settings(cfg.critic, "critic"):
-            parts.iteration.critique.ready()
+            parts.critique.ready()
     if evaluates:
         with in_settings(cfg.eval_critic, "eval_critic"):
             parts.evaluation.eval_critic.ready()
@@ -138,10 +148,10 @@ def check_critics(parts: "Parts", cfg: DictConfig) -> None:
 
 def fit(parts: "Parts", cfg: DictConfig, trainer: "Trainer") -> None:
     """Run what is missing, from the newest checkpoint on."""
-    from callbacks.iteration import StageReached
     from ipo_lightning.critics.protocols import AnswersPending, CriticGone
+    from ipo_lightning.rounds import Checkpoints, StageReached
 
-    checkpoint = parts.run.newest_checkpoint(up_to=cfg.round)
+    checkpoint = Checkpoints(parts.run).newest(up_to=cfg.round)
     try:
         trainer.fit(
             parts.module, datamodule=parts.datamodule, ckpt_path=checkpoint, weights_only=True
@@ -158,7 +168,7 @@ def fit(parts: "Parts", cfg: DictConfig, trainer: "Trainer") -> None:
 
 def notes_of(parts: "Parts") -> list[str]:
     """What the critic itself has to say, such as how its annotators worked."""
-    critic = getattr(parts.iteration.critique, "critic", None)
+    critic = getattr(parts.critique, "critic", None)
     notes = getattr(critic, "notes", None)
     return list(notes()) if notes else []
 

@@ -15,17 +15,17 @@ from transformers.utils.logging import disable_progress_bar
 
 from app.entry import build, differences, one_line, settings, settings_but_batches
 from app.renamed import saved_settings
-from callbacks.iteration import IterationCallback, Rollout
+from callbacks.iteration import IterationCallback
 from data.datamodule import PreferenceDataModule
-from ipo_lightning.critics.stage.comparing import Asking, critique_of
-from ipo_lightning.critics.stage.rating import CritiqueStage
+from ipo_lightning.critics.stage.comparing import Couples
+from ipo_lightning.critics.stage.critique import Critique, critique_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.exchange.source import LabelSource
 from ipo_lightning.labelling import Labelling
 from ipo_lightning.module import PreferenceModule
-from ipo_lightning.parallel.strategies import CheckpointsOnCpu
 from ipo_lightning.policy import Policy, Sampling
+from ipo_lightning.rounds import CheckpointsOnCpu, RolloutPlan, RoundStage, round_stages
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import Store, write_atomically
@@ -41,8 +41,9 @@ class Parts:
     policy: Policy
     module: PreferenceModule
     datamodule: PreferenceDataModule
-    rollout: Rollout
-    sampler: Sampler
+    rollout: RolloutPlan
+    critique: Critique
+    imported: LabelSource | None
     evaluation: Evaluation
     iteration: IterationCallback
 
@@ -86,39 +87,59 @@ def assemble(cfg: DictConfig) -> Parts:
     policy: Policy = build(cfg.backbone, "backbone")
     module = make_module(cfg, policy)
     prompts: Prompts = build(cfg.data.prompts, "data.prompts")
-    rollout = Rollout(prompts("train"), cfg.rollout.n, cfg.rollout.prompts, cfg.seed)
+    rollout = RolloutPlan(prompts("train"), cfg.rollout.n, cfg.rollout.prompts, cfg.seed)
     sampler = Sampler(policy, store, make_sampling(cfg), cfg.rollout.lossless)
     labelling: Labelling = build(cfg.labelling, "labelling")
-    asking = Asking(labelling.schedule, labelling.both_orders, labelling.filters.refuse)
-    critique = critique_of(build(cfg.critic, "critic"), store, asking)
+    critique = _critique(cfg, labelling, store)
     evaluation = _evaluation(cfg, prompts, sampler, critique)
-    iteration: IterationCallback = build(
+    imported = _imported(cfg, prompts)
+    stages = round_stages(
+        sampler,
+        evaluation,
+        rollout=rollout,
+        critique=critique,
+        labelling=labelling,
+        imported=imported,
+        real=build(cfg.data.real, "data.real") if cfg.regularise.real else None,
+        calibration=build(cfg.calibration, "calibration"),
+    )
+    iteration = _iteration(cfg, run, stages)
+    datamodule = _datamodule(cfg, store)
+    return Parts(
+        run, policy, module, datamodule, rollout, critique, imported, evaluation, iteration
+    )
+
+
+def _critique(cfg: DictConfig, labelling: Labelling, store: Store) -> Critique:
+    """Asks the critic what the labelling wants to know."""
+    couples = Couples(labelling.schedule, labelling.both_orders, labelling.filters.refuse)
+    return critique_of(build(cfg.critic, "critic"), store, couples)
+
+
+def _iteration(cfg: DictConfig, run: RunDir, stages: Sequence[RoundStage]) -> IterationCallback:
+    """The callback that takes the trainer through the stages."""
+    # The kernels of attention and what is compiled hold for a whole process: threads cannot share.
+    alone = cfg.backbone.get("attention") or cfg.backbone.get("compile")
+    callback: IterationCallback = build(
         cfg.callbacks.iteration,
         "callbacks.iteration",
         run=run,
-        rollout=rollout,
-        sampler=sampler,
-        critique=critique,
-        labelling=labelling,
-        evaluation=evaluation,
-        real=build(cfg.data.real, "data.real") if cfg.regularise.real else None,
-        imported=_imported(cfg, prompts),
-        calibration=build(cfg.calibration, "calibration"),
-        last_round=cfg.round,
+        stages=stages,
         until=None if cfg.until == "evaluation" else cfg.until,
+        **({"parallel_prompts": 1} if alone else {}),
     )
-    if cfg.backbone.get("attention") or cfg.backbone.get("compile"):
-        iteration.parallel_prompts = (
-            1  # which kernels run, and what is compiled, is the process's own
-        )
-    datamodule = PreferenceDataModule(
+    return callback
+
+
+def _datamodule(cfg: DictConfig, store: Store) -> PreferenceDataModule:
+    """The loaders of the rounds' labels."""
+    return PreferenceDataModule(
         store,
         batch_size=cfg.data.batch_size,
         optimizer_steps=cfg.data.optimizer_steps,
         num_workers=cfg.data.num_workers,
         seed=cfg.seed,
     )
-    return Parts(run, policy, module, datamodule, rollout, sampler, evaluation, iteration)
 
 
 def _imported(cfg: DictConfig, prompts: Prompts) -> LabelSource | None:
@@ -148,7 +169,7 @@ def make_module(cfg: DictConfig, policy: Policy) -> PreferenceModule:
 
 
 def _evaluation(
-    cfg: DictConfig, prompts: Prompts, sampler: Sampler, critique: CritiqueStage
+    cfg: DictConfig, prompts: Prompts, sampler: Sampler, critique: Critique
 ) -> Evaluation:
     return Evaluation(
         prompts(cfg.evaluation.split)[: cfg.evaluation.prompts],
@@ -156,7 +177,9 @@ def _evaluation(
         seed=cfg.seed,
         sampler=sampler,
         critic=critique,
-        eval_critic=critique_of(build(cfg.eval_critic, "eval_critic"), sampler.store, judging=True),
+        eval_critic=critique_of(
+            build(cfg.eval_critic, "eval_critic"), sampler.store, held_out=True
+        ),
         gauges=build(cfg.evaluation.gauges, "evaluation.gauges"),
         real_clips=build(cfg.evaluation.real_clips, "evaluation.real_clips"),
     )

@@ -135,7 +135,7 @@ OF_CRITICS = {
         "annotators": Number(1, whole=True),
         "seed": Number(whole=True),
         "repeats": Number(0),
-        "enough": Number(0, above=True),
+        "min_answered": Number(0, above=True),
         "embed_mib": Number(0),
         "sharpness": Number(0, above=True),
         "noise": Number(0),

@@ -15,12 +15,11 @@ from omegaconf import DictConfig
 
 from app.assembly import accelerator_of, make_trainer
 from app.entry import build
-from callbacks.iteration import replaced_folder
 from data.critic_datamodule import CriticDataModule
 from ipo_lightning.errors import InputError
 from ipo_lightning.reward.module import RewardModule, measure_scale
 from ipo_lightning.storage.layout import RunDir
-from ipo_lightning.storage.store import Store, write_atomically
+from ipo_lightning.storage.store import Store, replaced_folder, write_atomically
 
 FIGURES = "figures.json"
 """In the critic's folder: what it reached on the held-out prompts; there, it is finished."""

@@ -27,6 +27,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from app.held_out import register_held_out
 from app.renamed import old_name
 from ipo_lightning.errors import InputError
 
@@ -57,10 +58,11 @@ TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")
 
 def register_resolvers() -> None:
     """``${repo:PATH}``: a path in the clone; ``${run_name:}``, ``${critic_name:}``: a name made of
-    the choices."""
+    the choices. Also every critic as a choice of ``eval_critic``."""
     OmegaConf.register_new_resolver("repo", lambda path: str(REPO / path), replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("critic_name", critic_name, replace=True)
+    register_held_out(CONF)
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
@@ -304,7 +306,8 @@ def _choices(override: Override) -> list[str]:
 
 def choices_of(group: str) -> list[str]:
     """The shipped choices of a config group."""
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    folders = [CONF / group, CONF / "critic"] if group == "eval_critic" else [CONF / group]
+    return sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
 
 
 def _compose(config: str, words: list[str]) -> DictConfig:
@@ -337,6 +340,8 @@ def _explain(config: str, words: list[str], error: Exception) -> str:
             f"{unmade[1]} has no default here: give {unmade[1]}=CHOICE, one of your own "
             f"(docs/extending.md; shipped are {options})"
         )
+    if taken := re.search(r"'(\S+)' is validated against ConfigStore", said):
+        return f"{taken[1]}.yaml: a choice of this name is shipped; give your file another name"
     for word in words:
         key, _, value = word.partition("=")
         if (group := _group_of(key)) and (value in ("null", "") or value.startswith("[")):

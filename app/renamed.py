@@ -18,7 +18,12 @@ SETTINGS = {
     "callbacks.iteration.together": "callbacks.iteration.parallel_prompts",
 }
 """Old setting -> new one, by their full keys."""
-PARTS_OF_CRITICS = {"chat": "vlm", "form": "prompt_template", "wording": "prompt_text"}
+PARTS_OF_CRITICS = {
+    "chat": "vlm",
+    "enough": "min_answered",
+    "form": "prompt_template",
+    "wording": "prompt_text",
+}
 """The same of what stands anywhere within ``critic`` and ``eval_critic``."""
 OURS = ("ipo_lightning.", "data.")
 """What others' classes call their settings is their affair."""

@@ -3,7 +3,7 @@
 python benchmarks/estimate.py                             small networks on one CPU thread: a minute
 python benchmarks/estimate.py --shape 2b --device cuda    CogVideoX-2B's shape, random weights
 
-Computed from configs alone, see `ipo_lightning.planning.estimate`; measured on the same network
+Computed from configs alone, see `ipo_lightning.planning.traces`; measured on the same network
 with random weights. Both are of what a step, a forward or a decoding holds beyond weights,
 gradients and the reference.
 """
@@ -28,8 +28,9 @@ from ipo_lightning.backbones.cogvideox import CogVideoX  # noqa: E402
 from ipo_lightning.backbones.wan import Wan  # noqa: E402
 from ipo_lightning.losses import dpo_loss  # noqa: E402
 from ipo_lightning.module import PreferenceModule  # noqa: E402
-from ipo_lightning.planning.estimate import Estimate, Job, total  # noqa: E402
+from ipo_lightning.planning.job import Job  # noqa: E402
 from ipo_lightning.planning.published import MODELS, Published, write_configs  # noqa: E402
+from ipo_lightning.planning.traces import Traces, total  # noqa: E402
 from ipo_lightning.policy import Policy, Sampling  # noqa: E402
 from ipo_lightning.references import CachedReference, FrozenReference, Reference  # noqa: E402
 
@@ -110,7 +111,7 @@ def job(
         policy, make, Sampling(steps=2), candidates=1, batch_size=1, accumulate=1,
         optimizer_steps=1, reference_batch=1, optimizer="torch.optim.AdamW", gpu=gpu,
         precision="bf16-mixed" if bf16 else "32-true",
-        settings={"checkpointing": policy.held.checkpointing, "path": policy.path},
+        settings={"checkpointing": policy.network_settings.checkpointing, "path": policy.path},
     )  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def step(one: Job, device: torch.device) -> int:
     module.reference.refresh(None)
     for parameter in module.network.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    batch = Estimate(one).batch(policy, module)
+    batch = Traces(one).batch(policy, module)
     batch = batch._replace(**{
         name: _filled(value).to(device) for name, value in batch._asdict().items()
         if isinstance(value, Tensor)
@@ -155,11 +156,11 @@ def rows(
         one = job(make(checkpointing=checkpointing), CachedReference(), two_pass, bf16, gpu)
         words = ["bf16-mixed" if bf16 else "float32", "two_pass" if two_pass else "plain"]
         name = ", ".join([*words, *(["checkpointing"] if checkpointing else [])])
-        yield Row(name, Estimate(one).step.peak[0], step(one, device))
-    live = job(make(checkpointing=True), FrozenReference(), False, precisions[-1], gpu)
-    yield Row("plain, checkpointing, live reference", Estimate(live).step.peak[0],
-              step(live, device))  # fmt: skip
-    yield Row("decoding", Estimate(live).decoding.held, decoding(live, device))
+        yield Row(name, Traces(one).step.peak[0], step(one, device))
+    online = job(make(checkpointing=True), FrozenReference(), False, precisions[-1], gpu)
+    yield Row("plain, checkpointing, online reference", Traces(online).step.peak[0],
+              step(online, device))  # fmt: skip
+    yield Row("decoding", Traces(online).decoding.held, decoding(online, device))
 
 
 def _filled(value: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from app.entry import CONF, register_resolvers  # noqa: E402
 from ipo_lightning.report import table  # noqa: E402
 from ipo_lightning.shapes.critic import ShapesCritic  # noqa: E402
 from ipo_lightning.storage.layout import RoundDir, RunDir  # noqa: E402
-from ipo_lightning.storage.records import Duel, Pair  # noqa: E402
+from ipo_lightning.storage.records import Pair, PairVerdict  # noqa: E402
 from ipo_lightning.storage.store import Store  # noqa: E402
 from ipo_lightning.video import read_video  # noqa: E402
 from train import train  # noqa: E402
@@ -75,7 +75,7 @@ def figures(outputs: Path, critic: str, policy: str, *overrides: str) -> dict[st
     pairs = one.pairs()
     right = sum(truth(pairs, store))
     prompts = len({row.prompt_index for row in one.candidates()})
-    duels = [row for row in one.verdicts() if isinstance(row, Duel)]
+    duels = [row for row in one.verdicts() if isinstance(row, PairVerdict)]
     return {
         "pairs": len(pairs),
         "right": right,

@@ -34,9 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.measure import hardware, interleaved, ratio, table  # noqa: E402
 from benchmarks.step import COMMON, SHAPES  # noqa: E402
 from ipo_lightning.backbones.cogvideox import CogVideoX  # noqa: E402
+from ipo_lightning.parallel.runtime import Runtime  # noqa: E402
 from ipo_lightning.parallel.workers import Workers  # noqa: E402
 from ipo_lightning.policy import Sampling  # noqa: E402
-from ipo_lightning.sampling import Sampler, Unit  # noqa: E402
+from ipo_lightning.sampling import PromptSeeds, Sampler  # noqa: E402
 from ipo_lightning.seeds import derive_seed, gaussian, generator  # noqa: E402
 from ipo_lightning.shapes.critic import ShapesCritic  # noqa: E402
 from ipo_lightning.shapes.prompts import prompts  # noqa: E402
@@ -95,7 +96,7 @@ class Bench:
         self.pipe.set_progress_bar_config(disable=True)
         words = prompts("train") if shipped else [" ".join(tiny.WORDS)] * options.prompts
         self.units = [
-            Unit(i, prompt, _seeds(i, options.n))
+            PromptSeeds(i, prompt, _seeds(i, options.n))
             for i, prompt in enumerate(words[: options.prompts])
         ]
         self.cores = os.cpu_count() or 1
@@ -178,8 +179,8 @@ class Bench:
         torch.set_num_threads(1 if threads > 1 else self.cores)
         store = Store(tempfile.mkdtemp(dir=self.scratch))
         sampler = Sampler(self.policy, store, Sampling(self.options.steps), lossless=True)
-        sampler.autocast = self.autocast
-        found = sampler.generate("policy", self.units, self.network, Quiet(threads=threads), name)
+        runtime = Runtime(self.device, autocast=self.autocast, workers=Quiet(threads=threads))
+        found = sampler.generate("policy", self.units, self.network, runtime, name)
         paths = [store.path("videos", one.video, ".mp4") for one in found]
         self.made[name] = lambda: torch.stack([read_video(path).frames for path in paths])
 
@@ -240,7 +241,9 @@ class Bench:
     def _texts(self) -> list[Tensor]:
         return [self.policy.embed([unit.prompt], self.device) for unit in self.units]
 
-    def _drawn(self, units: Sequence[Unit], texts: Sequence[Tensor], shared: float) -> list[Tensor]:
+    def _drawn(
+        self, units: Sequence[PromptSeeds], texts: Sequence[Tensor], shared: float
+    ) -> list[Tensor]:
         sampling = Sampling(self.options.steps, shared=shared)
         with self.autocast():
             return [
@@ -278,7 +281,7 @@ class Bench:
         found["best - worst"] = round(statistics.mean(max(s) - min(s) for s in scores), 3)
         return found
 
-    def _scores(self, unit: Unit, clips: Sequence[Clip]) -> list[float]:
+    def _scores(self, unit: PromptSeeds, clips: Sequence[Clip]) -> list[float]:
         ratings = ShapesCritic().rate(clips, [unit.prompt] * len(clips))
         return [rating.score for rating in ratings if rating.score is not None]
 

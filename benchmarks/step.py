@@ -272,8 +272,10 @@ class Bench:
 
     def _fit(self, store: Store, data: RoundData, steps: int) -> float:
         clock = Clock()
-        datamodule = PreferenceDataModule(store, batch_size=1, optimizer_steps=steps + 1)
-        datamodule.source = Source(data)
+        source = Source(data)
+        datamodule = PreferenceDataModule(
+            store, batch_size=1, optimizer_steps=steps + 1, source=source
+        )
         trainer = L.Trainer(
             accelerator="cpu" if self.device.type == "cpu" else "cuda", devices=1, max_epochs=1,
             precision="bf16-mixed" if self.bf16 else "32-true", gradient_clip_val=1.0,

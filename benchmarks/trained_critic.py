@@ -4,7 +4,7 @@ python benchmarks/trained_critic.py --seed 1
 
 Labels 500 pairs of the base model's videos by simulated annotators, trains a critic on them, and
 lets it label the embedded run; beside it the rule critic, of whose scores the labels are a noisy
-view, and a critic trained on the same labels dealt out anew, which has nothing to go by. Everything
+view, and a critic trained on the same labels, shuffled, which has nothing to learn. Everything
 but the critic is the same. Figures are the last round's on the final split, whose prompts no label
 and no choice of settings has seen: the judge's score and its win rate over the base on the same
 seeds, with its 95 % interval (bootstrap over prompts). What is finished is not done again.
@@ -44,12 +44,12 @@ def main() -> None:
     if not (labels / PAIRS_FILE).is_file():
         run("-m", "ipo_lightning.shapes.annotators", "--out", str(labels),
             "--pairs", str(options.pairs), "--seed", str(options.seed))  # fmt: skip
-    deal_anew(labels, options.seed)
+    shuffle(labels, options.seed)
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
     common = [f"seed={options.seed}", f"paths.outputs={out}", "logger=none"]
     run_words = [*common, f"round={options.round}", f"evaluation.split={options.split}",
                  *options.run_settings]  # fmt: skip
-    for kind, file in (("trained critic", PAIRS_FILE), ("labels dealt anew", "dealt_anew.jsonl")):
+    for kind, file in (("trained critic", PAIRS_FILE), ("shuffled labels", "shuffled.jsonl")):
         name = f"{kind.split()[0]}-{options.pairs}-s{options.seed}"
         words = [*common, f"data.path={labels / file}", *options.critic_settings]
         folder = critic(out, f"critic-{name}", words)
@@ -63,16 +63,16 @@ def run(*words: str) -> None:
     subprocess.run([sys.executable, *words], cwd=REPO, check=True, stdout=sys.stderr)
 
 
-def deal_anew(labels: Path, seed: int) -> None:
-    """The same verdicts on the same pairs, but whose is whose is left to chance."""
+def shuffle(labels: Path, seed: int) -> None:
+    """Write the same verdicts, assigned to the pairs at random."""
     rows = read_annotations(labels / PAIRS_FILE)
     verdicts = [one.labels for one in rows]
     random.Random(seed).shuffle(verdicts)
-    dealt = [
+    shuffled = [
         dataclasses.replace(one, labels=verdict)
         for one, verdict in zip(rows, verdicts, strict=True)
     ]
-    write_annotations(labels / "dealt_anew.jsonl", dealt)
+    write_annotations(labels / "shuffled.jsonl", shuffled)
 
 
 def critic(out: Path, name: str, words: Sequence[str]) -> Path:

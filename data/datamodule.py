@@ -81,14 +81,15 @@ class DrawLoader:
 
 
 class PreferenceDataModule(L.LightningDataModule):
-    """Streams each round's labels, pulling the round itself from whoever makes it.
+    """Streams each round's labels, pulling the round itself from what makes it.
 
     Args:
         store: where latents and embeddings lie.
         batch_size: pairs or points a step on each device.
-        updates: optimizer updates a round.
+        optimizer_steps: a round.
         num_workers: processes that load and draw noise; 0 does it in the training process.
         seed: the run's.
+        source: makes the rounds; None: the trainer's callback that does.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class PreferenceDataModule(L.LightningDataModule):
         optimizer_steps: int,
         num_workers: int = 0,
         seed: int = 0,
+        source: RoundSource | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -108,9 +110,7 @@ class PreferenceDataModule(L.LightningDataModule):
             if value < least:
                 raise InputError(f"data.{name}={value}: give {least} or more")
         self.store, self.batch_size, self.optimizer_steps = store, batch_size, optimizer_steps
-        self.num_workers, self.seed = num_workers, seed
-        self.source: RoundSource | None = None
-        """Set by the iteration callback before the first round."""
+        self.num_workers, self.seed, self.source = num_workers, seed, source
 
     def train_dataloader(self) -> DrawLoader:
         """The loader of the round that is about to train, or goes on.
@@ -118,7 +118,8 @@ class PreferenceDataModule(L.LightningDataModule):
         Lightning asks here, at the start of each epoch, once everything is restored under every
         strategy: the one place where a round can be made, fresh and on resume alike.
         """
-        if self.source is None or self.trainer is None:
+        source = self._source()
+        if source is None or self.trainer is None:
             raise RuntimeError("PreferenceDataModule needs an IterationCallback in the trainer")
         # `processed`, not `current_epoch`: the latter lags behind where a checkpoint was written
         # at the end of an epoch.
@@ -126,7 +127,7 @@ class PreferenceDataModule(L.LightningDataModule):
         number = progress.processed + 1
         batches = self.optimizer_steps * self.trainer.accumulate_grad_batches
         count = batches * self.trainer.world_size * self.batch_size
-        data = self.source.ensure_round(number, count)
+        data = source.ensure_round(number, count)
         return DrawLoader(
             Draws(data, self.store, self.seed, count),
             batch_size=self.batch_size,
@@ -135,3 +136,8 @@ class PreferenceDataModule(L.LightningDataModule):
             world=self.trainer.world_size,
             num_workers=self.num_workers,
         )
+
+    def _source(self) -> RoundSource | None:
+        callbacks = self.trainer.callbacks if self.trainer else []  # type: ignore[attr-defined]
+        found = (one for one in callbacks if isinstance(one, RoundSource))
+        return self.source or next(found, None)

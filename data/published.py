@@ -19,7 +19,7 @@ from torch import Tensor
 from data.prompts import Split, split_of
 from data.real import Captioned, footage_of, hashes_of
 from ipo_lightning.critics.people.annotations import Annotation
-from ipo_lightning.draws.encoding import Making, Outcome, settle
+from ipo_lightning.draws.encoding import ClipKind, Outcome, encode_clips
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.labels import Videos, carried, labels_for, verdicts_of
 from ipo_lightning.exchange.points import VideoPoint
@@ -139,10 +139,10 @@ class ImportedPreferences:
         finder = Finder(self.folder, store)
         distinct = list(dict.fromkeys(video for _, video in shown))
         files = self._files(distinct, finder, workers, dropped)
-        making = Making("imported", "imported videos", _keeping(policy, store, self.lossless))
+        kind = ClipKind("imported", "imported videos", _keeping(policy, store, self.lossless))
         contents = {content: file for file, content in files.values()}
         footage = [footage_of(Captioned(f, ""), c, policy) for c, f in contents.items()]
-        outcomes = settle(footage, policy, store, workers, device, making)
+        outcomes = encode_clips(footage, policy, store, workers, device, kind)
         by_content = dict(zip(contents, outcomes, strict=True))
         _tell(by_content, contents, workers, dropped)
         return _candidates(shown, {video: content for video, (_, content) in files.items()},

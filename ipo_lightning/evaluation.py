@@ -1,7 +1,7 @@
 """What a round did to the policy, measured on prompts it was not trained on.
 
-Every policy, the base among them, makes its videos from the same seeds, so that policies are
-compared pair by pair; the training critic and a held-out judge of another make both see them.
+Every policy, the base model too, makes its videos from the same seeds, so that policies are
+compared video by video. The training critic and the held-out judge score all of them.
 """
 
 import math
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ipo_lightning.critics.stage.rating import CritiqueStage
-from ipo_lightning.metrics.metrics import clustered_mean, win_rate
+from ipo_lightning.critics.stage.critique import Critique
+from ipo_lightning.metrics.win_rate import clustered_mean, win_rate
 from ipo_lightning.objectives import Objective, squared_error
-from ipo_lightning.parallel.workers import Workers
+from ipo_lightning.parallel.runtime import Runtime
 from ipo_lightning.policy import Policy
-from ipo_lightning.sampling import Sampler, Unit
+from ipo_lightning.sampling import PromptSeeds, Sampler
 from ipo_lightning.seeds import derive_seed, gaussian
 from ipo_lightning.storage.records import Candidate, Row, Verdict
 from ipo_lightning.video import read_video
@@ -28,7 +28,7 @@ RealClips = Callable[[Sequence[str], int], Tensor]
 
 @dataclass(frozen=True)
 class EvaluatedVideo(Row):
-    """One evaluation video with what both critics said."""
+    """An evaluation video with the scores of the training critic and the held-out judge."""
 
     prompt_index: int
     prompt: str
@@ -49,8 +49,9 @@ class Evaluation:
         prompts: of the evaluation split.
         n: videos a prompt.
         seed: the run's; seeds depend on it, the prompt and the video, never on the round.
-        critic: the training critic. eval_critic: the held-out judge; wins are counted by it. One
-            that compares scores a video by its chance to beat the base model's of the same seed.
+        critic: the training critic. eval_critic: the held-out judge, by whose scores wins are
+            counted. A critic that compares scores a video by its chance to beat the base model's
+            video of the same seed.
         gauges: further measurements of pixels, uint8 (N, T, H, W, C) -> (N,), by name; those of
             `ipo_lightning.metrics.gauges` are always there.
         real_clips: (prompts, seed) -> uint8 (N, T, H, W, C) real videos of those prompts; the
@@ -61,11 +62,11 @@ class Evaluation:
         self,
         prompts: Sequence[str],
         *,
-        n: int,
-        seed: int,
+        n: int = 4,
+        seed: int = 0,
         sampler: Sampler,
-        critic: CritiqueStage,
-        eval_critic: CritiqueStage,
+        critic: Critique,
+        eval_critic: Critique,
         gauges: Mapping[str, Gauge] | None = None,
         real_clips: RealClips | None = None,
     ) -> None:
@@ -75,39 +76,36 @@ class Evaluation:
         self._real: Tensor | None = None
         """Latents of the real clips, once they have been asked for."""
         self.units = [
-            Unit(i, prompt, tuple(derive_seed(seed, "evaluation", i, k) for k in range(n)))
+            PromptSeeds(i, prompt, tuple(derive_seed(seed, "evaluation", i, k) for k in range(n)))
             for i, prompt in enumerate(prompts)
         ]
 
-    def judge(
+    def evaluate(
         self,
         fingerprint: str,
         network: nn.Module,
-        workers: Workers,
+        runtime: Runtime,
         label: str,
         base: Sequence[EvaluatedVideo] | None = None,
     ) -> list[EvaluatedVideo]:
-        """The policy's evaluation videos, judged.
+        """The policy's evaluation videos with the scores of both critics.
 
         Args:
-            base: the base model's rows, whose videos a critic that compares sees beside these;
+            base: the base model's rows, with whose videos a critic that compares compares these;
                 None where these are the base's own.
         """
         device = str(next(network.parameters()).device)
         candidates = self.sampler.independent().generate(
-            fingerprint, self.units, network, workers, f"{label}: evaluation videos"
+            fingerprint, self.units, network, runtime, f"{label}: evaluation videos"
         )
         videos = {(row.prompt_index, row.candidate): row.video for row in base or ()} or None
-        scores, judged = (
-            critic.score(candidates, videos, workers, device, f"{label}: {name}")
+        scores, eval_scores = (
+            critic.score(candidates, videos, runtime.workers, device, f"{label}: {name}")
             for critic, name in ((self.critic, "critic"), (self.eval_critic, "held-out judge"))
         )
-        return [
-            self._row(candidate, score, held_out)
-            for candidate, score, held_out in zip(candidates, scores, judged, strict=True)
-        ]
+        return [self._row(*scored) for scored in zip(candidates, scores, eval_scores, strict=True)]
 
-    def _row(self, candidate: Candidate, score: Verdict, held_out: Verdict) -> EvaluatedVideo:
+    def _row(self, candidate: Candidate, score: Verdict, eval_score: Verdict) -> EvaluatedVideo:
         return EvaluatedVideo(
             prompt_index=candidate.prompt_index,
             prompt=candidate.prompt,
@@ -116,8 +114,8 @@ class Evaluation:
             video=candidate.video,
             score=score.score,
             dims=score.dims,
-            eval_score=held_out.score,
-            eval_dims=held_out.dims,
+            eval_score=eval_score.score,
+            eval_dims=eval_score.dims,
             gauges={**candidate.gauges, **self._further_gauges(candidate)},
         )
 

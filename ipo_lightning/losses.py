@@ -8,11 +8,14 @@ minus the loser's.
 ``beta`` multiplies mean errors as they stand. Diffusion-DPO's script halves it first, so its
 ``beta_dpo=5000`` is ``beta=2500`` here; it also works on epsilon errors, which weigh timesteps
 differently from the v errors of CogVideoX (epsilon error = alpha_bar times v error): betas do not
-transfer between the two. docs/losses.md compares all losses, docs/beta.md converts betas.
+transfer between the two. Published betas of DPO, converted to this convention, are 1000 to 2500 on
+epsilon errors (Diffusion-DPO), and 1 (VideoGPA), 50 (Flow-GRPO's DPO) and 2500 (RealDPO) on v
+errors: the usual range is wide, so each loss names its own, and ``beta=auto`` takes it from the
+data. docs/losses.md compares all losses, docs/beta.md converts betas.
 
 A loss of one's own is a function of the same arguments and a YAML that names it. What a loss needs
-is read off its parameters: ``policy_win`` makes it pairwise, ``desirable`` pointwise; what a
-pointwise one may ask for besides is listed at `wants`.
+is read off its parameters: ``policy_win`` makes it pairwise, ``desirable`` pointwise; other inputs
+of a pointwise loss are listed at `extra_inputs`.
 """
 
 import inspect
@@ -37,7 +40,7 @@ class PreferenceLoss(NamedTuple):
     loss: Tensor
     """(B,) float, differentiable."""
     margin: Tensor
-    """(B,) detached, in units of error; above 0 where the policy agrees with the label. Always
+    """(B,) detached, in units of error; above 0 where the policy agrees with the label. It is
     measured against the reference, also by losses that do not learn from it."""
 
 
@@ -55,7 +58,8 @@ def dpo_loss(
     Wallace et al. 2023, arXiv 2311.12908, equation 14.
 
     Args:
-        beta: strength of the preference against the pull to the reference, > 0; see the module.
+        beta: > 0; larger keeps the policy closer to the reference. Usually 50 to 2500 on v errors
+            and 1000 to 2500 on epsilon errors; 1000 on the embedded model.
         label_smoothing: chance that a label is the wrong way round, in [0, 0.5); above 0 this is
             cDPO. The loss at policy = reference is log 2 for any value.
     """
@@ -83,7 +87,9 @@ def identity_loss(
     value at policy = reference is 1/4.
 
     Args:
-        beta: > 0; the margin aimed at is ``1 / (2 beta)``, in units of mean squared error.
+        beta: > 0; the margin aimed at is ``1 / (2 beta)``, in units of mean squared error. Usually
+            a tenth of `dpo_loss`'s beta, 5 to 250, so that DPO's logit is 5 at that margin; 100 on
+            the embedded model. Published values are for text and do not transfer.
     """
     margin = _margin(policy_win, policy_lose, ref_win, ref_lose)
     _check("beta", beta, beta > 0, "> 0")
@@ -107,7 +113,7 @@ def robust_dpo_loss(
     pulling with weight ``eps / (1 - 2 eps)``. log 2 at policy = reference.
 
     Args:
-        beta: as in `dpo_loss`, > 0.
+        beta: > 0, usually as in `dpo_loss`, 50 to 2500.
         flip_rate: eps, in [0, 0.5); 0 is DPO. TRL calls it ``label_smoothing``.
     """
     margin = _margin(policy_win, policy_lose, ref_win, ref_lose)
@@ -128,7 +134,8 @@ def hinge_loss(
     policy = reference.
 
     Args:
-        beta: > 0; the margin aimed at is ``1 / beta``, in units of mean squared error.
+        beta: > 0; the margin aimed at is ``1 / beta``, in units of mean squared error. Usually as
+            in `dpo_loss`, 50 to 2500.
     """
     margin = _margin(policy_win, policy_lose, ref_win, ref_lose)
     _check("beta", beta, beta > 0, "> 0")
@@ -144,16 +151,17 @@ def dpop_loss(
     beta: float,
     winner_penalty: float = 5.0,
 ) -> PreferenceLoss:
-    """DPO-Positive, "Smaug" (Pal et al. 2024, arXiv 2402.13228): the winner must not be given up.
+    """DPO-Positive, "Smaug" (Pal et al. 2024, arXiv 2402.13228): the winner must not get worse.
 
-    ``-logsigmoid(beta * (margin - penalty * relu(policy_win - ref_win)))``: DPO, but a margin won
-    by spoiling the winner less than the loser counts for nothing. log 2 at policy = reference.
+    ``-logsigmoid(beta * (margin - winner_penalty * relu(policy_win - ref_win)))``: DPO, but a
+    margin that comes from a winner that got less worse than the loser is penalised. log 2 at
+    policy = reference.
 
     Args:
-        beta: as in `dpo_loss`, > 0; it multiplies the penalty too.
-        winner_penalty: lambda, >= 0; 0 is DPO. A number without unit. The paper's 50 was chosen on
-            log-probabilities of text; on errors that change from draw to draw it leaves little but
-            the penalty, hence 5 here.
+        beta: > 0, usually as in `dpo_loss`, 50 to 2500; it multiplies the penalty too.
+        winner_penalty: lambda, >= 0, without unit; 0 is DPO. The paper's 50 was chosen on
+            log-probabilities of text; on errors, which change from draw to draw, the penalty would
+            outweigh all else, hence 5 here.
     """
     margin = _margin(policy_win, policy_lose, ref_win, ref_lose)
     _check("beta", beta, beta > 0, "> 0")
@@ -182,7 +190,9 @@ def linear_dpo_loss(
     of the policy (reference=ema); the loss takes any.
 
     Args:
-        beta: > 0; the coefficient leaves its line at margins of about ``2.5 / beta``.
+        beta: > 0; the coefficient leaves its line at margins of about ``2.5 / beta``. Usually 100
+            to 1000: the authors' 100 (SD1.5) and 500 (SDXL) on epsilon errors, 1000 on the embedded
+            model.
         floor: eta, the least and, from above, the most of the coefficient, in [0, 0.5).
     """
     margin = _margin(policy_win, policy_lose, ref_win, ref_lose)
@@ -209,6 +219,8 @@ def simpo_loss(
 
     Args:
         beta: > 0; multiplies the difference of two videos' errors, which is larger than a margin.
+            So usually half of `dpo_loss`'s beta, 25 to 1250; 500 on the embedded model. Published
+            values are for text and do not transfer.
         gamma: >= 0, in units of the logit: the gap aimed at is ``gamma / beta``. The paper's
             ``gamma / beta`` of 0.5 is in units of log-probability and does not transfer.
     """
@@ -240,6 +252,7 @@ def mapo_loss(
 
     Args:
         beta: weight of the margin against the winner's own error, > 0; it multiplies no error.
+            Usually 0.1, the authors' value.
         snr: factor of the errors, > 0; the authors' ``snr_value``.
         scale: factor of the margin, > 0; the authors' number of timesteps. For small errors the
             logit is ``scale * snr / 2 * (policy_lose - policy_win)``.
@@ -273,63 +286,58 @@ def kto_loss(
     utility: str = "sigmoid",
     baseline: Tensor | str = "mean",
 ) -> PreferenceLoss:
-    """Diffusion-KTO (Li et al. 2024, arXiv 2404.04465, eq. 8).
+    """Diffusion-KTO (Li et al. 2024, arXiv 2404.04465, eq. 8): ``weight * (1 - U(x))``.
 
-    ``weight * (1 - U(x))`` with ``x = w * beta * (implicit reward - baseline)``, w = +1 for a
-    desirable video and -1 for an undesirable one. At policy = reference the default utility costs
-    half the weight. The utilities, with the names of the authors' code where they differ:
-
-    ==================  ============================  ==================  ========================
-    utility             U(x)                          authors' ``halo``   1 - U at x = 0
-    ==================  ============================  ==================  ========================
-    sigmoid             ``sigmoid(x)``                                    1/2
-    loss_averse         ``logsigmoid(x)``                                 1 + log 2
-    risk_seeking        ``-logsigmoid(-x)``           risk_seeking_3      1 - log 2
-    risk_seeking_gains  ``-w logsigmoid(-w x)``       risk_seeking_1      1 - w log 2
-    exponential         ``w exp(w x / 100) - 1``      risk_seeking_2      1 (w = 1), 3 (w = -1)
-    ==================  ============================  ==================  ========================
-
-    ``risk_seeking_gains`` is risk_seeking for desirable and loss_averse for undesirable videos. All
-    but the first are unbounded. ``exponential`` goes on as a straight line where the authors'
-    exponent would exceed 10.
+    ``x = w * beta * (implicit reward - baseline)``, w = +1 for a desirable video and -1 for an
+    undesirable one. At policy = reference the default utility costs half the weight.
 
     Args:
-        policy, ref: errors, (B,).
-        desirable: (B,) bool.
-        beta: > 0; multiplies mean errors as they stand, as the authors' code does.
-        desirable_weight, undesirable_weight: lambda_D and lambda_U, >= 0; balance them where one
-            kind of label is rarer.
-        utility: how a gain or loss is felt, see above.
-        baseline: what an average video gains: a kind of `kto_baseline`, or the scalar itself. The
-            training module passes the scalar, taken over all ranks.
+        policy, ref: errors, (B,). desirable: (B,) bool.
+        beta: > 0, usually 1000 to 5000: the paper has 2000 to 5000 and its code 1000, on epsilon
+            errors and without a half. 2000 on the embedded model.
+        desirable_weight, undesirable_weight: lambda_D and lambda_U, >= 0; raise the one of the
+            rarer kind of label.
+        utility: U, how a gain or loss is felt: a key of `UTILITIES`.
+        baseline: the implicit reward that counts as no gain: a kind of `kto_baseline`, or the
+            scalar itself, which the training module takes over all ranks.
     """
     side = _side(policy, ref, desirable)
     _check("beta", beta, beta > 0, "> 0")
     _check("desirable_weight", desirable_weight, desirable_weight >= 0, ">= 0")
     _check("undesirable_weight", undesirable_weight, undesirable_weight >= 0, ">= 0")
-    _check("utility", utility, utility in _SHORTFALL, f"one of {', '.join(_SHORTFALL)}")
+    _check("utility", utility, utility in UTILITIES, f"one of {', '.join(UTILITIES)}")
     reward = ref - policy
     if not isinstance(baseline, Tensor):
-        if baseline == "mismatched":
-            raise InputError(
-                "baseline=mismatched: the caller must ask policy and reference about other prompts "
-                "and pass the scalar that kto_baseline makes of their errors"
-            )
-        baseline = kto_baseline(reward, desirable, baseline)
+        baseline = _baseline_of_batch(reward, desirable, baseline)
     weight = torch.where(desirable, desirable_weight, undesirable_weight).to(reward)
-    logit = beta * (side * (reward - baseline))
-    return PreferenceLoss(weight * _SHORTFALL[utility](logit, side), (side * reward).detach())
+    shortfall = UTILITIES[utility](beta * (side * (reward - baseline)), side)
+    return PreferenceLoss(weight * shortfall, (side * reward).detach())
 
 
-_SHORTFALL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+UTILITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # 1 - sigmoid(x) is written sigmoid(-x): equal, and exact where sigmoid(x) rounds to one.
-    "sigmoid": lambda logit, side: torch.sigmoid(-logit),
-    "loss_averse": lambda logit, side: 1 - F.logsigmoid(logit),
-    "risk_seeking": lambda logit, side: 1 + F.logsigmoid(-logit),
-    "risk_seeking_gains": lambda logit, side: 1 + side * F.logsigmoid(-side * logit),
-    "exponential": lambda logit, side: 2 - side * _bounded_exp(side * logit / 100),
+    "sigmoid": lambda x, w: torch.sigmoid(-x),
+    "loss_averse": lambda x, w: 1 - F.logsigmoid(x),
+    "risk_seeking": lambda x, w: 1 + F.logsigmoid(-x),
+    "risk_seeking_gains": lambda x, w: 1 + w * F.logsigmoid(-w * x),
+    "exponential": lambda x, w: 2 - w * _bounded_exp(w * x / 100),
 }
-"""1 - U of a logit and w: what `kto_loss` calls a utility."""
+"""``1 - U(x)`` of `kto_loss`, for x and w = +1 or -1, by the name of the utility U:
+
+==================  ============================  ==================  ========================
+utility             U(x)                          authors' ``halo``   1 - U at x = 0
+==================  ============================  ==================  ========================
+sigmoid             ``sigmoid(x)``                                    1/2
+loss_averse         ``logsigmoid(x)``                                 1 + log 2
+risk_seeking        ``-logsigmoid(-x)``           risk_seeking_3      1 - log 2
+risk_seeking_gains  ``-w logsigmoid(-w x)``       risk_seeking_1      1 - w log 2
+exponential         ``w exp(w x / 100) - 1``      risk_seeking_2      1 (w = 1), 3 (w = -1)
+==================  ============================  ==================  ========================
+
+``risk_seeking_gains`` is risk_seeking for desirable and loss_averse for undesirable videos. All but
+the first are unbounded. ``exponential`` goes on as a straight line where the authors' exponent
+would exceed 10.
+"""
 
 
 def kto_baseline(
@@ -338,13 +346,13 @@ def kto_baseline(
     """KTO's reference point of implicit rewards, a scalar without gradient.
 
     ==========  ========================================  ========  ==========================
-    kind        of                                        at least  authors' ``bce_offset``
+    kind        mean of the implicit rewards              at least  authors' ``bce_offset``
     ==========  ========================================  ========  ==========================
-    mean        all videos: their mean                    0         none
-    classes     all videos: the mean of the desirable     -         sigmoid
-                class's mean and the undesirable class's
-    mismatched  videos with other prompts, which the      0         original (without the 0)
-                caller has asked about: their mean
+    mean        of all videos                             0         none
+    classes     of all videos: midway between the mean    -         sigmoid
+                of desirable and of undesirable ones
+    mismatched  of videos with other prompts, which the   0         original (without the 0)
+                caller has computed
     ==========  ========================================  ========  ==========================
 
     ``classes`` does not depend on how many videos of each class a batch happens to hold. It is not
@@ -368,6 +376,15 @@ def kto_baseline(
     classes = desirable.to(reward), (~desirable).to(reward)
     good, bad = ((reward * members).sum() / members.sum().clamp_min(1) for members in classes)
     return (good + bad) / 2
+
+
+def _baseline_of_batch(reward: Tensor, desirable: Tensor, kind: str) -> Tensor:
+    if kind == "mismatched":
+        raise InputError(
+            "baseline=mismatched: the caller must compute the errors of policy and reference with "
+            "other prompts, and pass the scalar that kto_baseline makes of them"
+        )
+    return kto_baseline(reward, desirable, kind)
 
 
 def rwr_loss(
@@ -436,7 +453,7 @@ def nft_loss(
             weighted like the errors.
         reward: (B,) in [0, 1], how good each video is; 1/2 is as good as its siblings.
         beta: > 0; multiplies no error but the policy's step away from the reference: larger stays
-            closer.
+            closer. Usually 0.5 to 5, which are the authors' 0.1 and 1.
     """
     side = _side(policy, ref, desirable)
     check_errors(policy, drift, reward)
@@ -450,7 +467,7 @@ def nft_loss(
 
 
 def safeguard_scale(residual_win: Tensor, residual_lose: Tensor, *, mu: float) -> Tensor:
-    """Diffusion-SDPO (arXiv 2511.03317): how much of the loser's gradient the winner can bear.
+    """Diffusion-SDPO (arXiv 2511.03317): a scale of the loser's gradient that spares the winner.
 
     ``clip((1 - mu) |g_w|^2 / <g_w, g_l>, 0, 1)`` where ``<g_w, g_l> > 0``, else 1, with g the
     gradients of the errors on the predictions, which are the residuals up to a common factor. With
@@ -495,7 +512,11 @@ def check_errors(*errors: Tensor) -> None:
 
 
 def label_kind(loss: Callable[..., PreferenceLoss]) -> Literal["pairwise", "pointwise"]:
-    """Whether a loss judges pairs or points, read off the names of its parameters."""
+    """Whether a loss takes pairs or single videos, by the names of its parameters.
+
+    Raises:
+        InputError: it takes neither.
+    """
     try:
         names = list(inspect.signature(loss).parameters)
     except ValueError as error:  # a builtin
@@ -528,8 +549,8 @@ def baseline_kind(loss: Callable[..., PreferenceLoss]) -> str | None:
     return str(kind)
 
 
-def wants(loss: Callable[..., PreferenceLoss]) -> frozenset[str]:
-    """Which tensors a loss takes from the training module beside errors and labels.
+def extra_inputs(loss: Callable[..., PreferenceLoss]) -> frozenset[str]:
+    """Names of the tensors that a loss takes from the training module besides errors and labels.
 
     - ``baseline``: scalar, see `kto_baseline`.
     - ``drift``: (B,) mean squared difference of policy's and reference's predictions.
@@ -545,12 +566,12 @@ def wants(loss: Callable[..., PreferenceLoss]) -> frozenset[str]:
 
 
 def beyond_errors(loss: Callable[..., PreferenceLoss]) -> str | None:
-    """Why the reference's errors on the videos do not tell a loss enough; None where they do."""
+    """What a loss needs beyond the reference's errors, as a sentence; None: the errors suffice."""
     plain: Callable[..., Any] = loss
     while isinstance(plain, partial):
         plain = plain.func
     name = getattr(plain, "__name__", "this loss")
-    if "drift" in wants(loss):
+    if "drift" in extra_inputs(loss):
         return f"{name} compares predictions (drift)"
     if baseline_kind(loss) == "mismatched":
         return f"{name} with baseline=mismatched asks the reference about other prompts"
@@ -558,9 +579,9 @@ def beyond_errors(loss: Callable[..., PreferenceLoss]) -> str | None:
 
 
 def reference_free(loss: Callable[..., PreferenceLoss]) -> bool:
-    """Whether a loss learns nothing from a reference: without one it is finite, with its gradient.
+    """Whether a loss learns nothing from a reference, which then only enters its margin.
 
-    Found out by calling it with reference errors of NaN, which then enter the margin alone.
+    Such a loss and its gradient are finite where the reference's errors are NaN; this calls it so.
     """
     policy, other = torch.tensor([0.2, 0.5]), torch.tensor([0.4, 0.3])
     nowhere = torch.full_like(policy, math.nan)
@@ -568,30 +589,30 @@ def reference_free(loss: Callable[..., PreferenceLoss]) -> bool:
         own, rest = [policy, other], [nowhere, nowhere]
     else:
         own, rest = [policy], [nowhere, torch.tensor([True, False])]
-    value, pull = _value_and_pull(loss, own, rest, _stand_ins(loss, policy))
-    return bool((value + pull).isfinite().all())
+    value, slope = _value_and_slope(loss, own, rest, _neutral_inputs(loss, policy))
+    return bool((value + slope).isfinite().all())
 
 
 def saturation(loss: Callable[..., PreferenceLoss], *inputs: Tensor, **extra: Tensor) -> Tensor:
-    """(B,) float32: 1 where a pair or a point has all but stopped pulling, else 0.
+    """(B,) float32: 1 where the gradient of a pair or a point has nearly vanished, else 0.
 
-    The pull is the sum of the loss's absolute slopes in the policy's errors; it has all but stopped
-    where it is below a tenth of what it was when the policy still was the reference (with no drift
-    and a baseline of 0). NaN where the reference's error is.
+    That is: the sum of the loss's absolute slopes in the policy's errors is below a tenth of what
+    it was while the policy still was the reference (with no drift and a baseline of 0). NaN where
+    the reference's error is.
 
     Args:
-        inputs: what the loss takes, in its order; nothing of their graphs is touched.
-        extra: what it `wants`.
+        inputs: the loss's positional arguments; they are detached.
+        extra: its `extra_inputs`, by name.
     """
     count = 2 if label_kind(loss) == "pairwise" else 1
     fixed = [part.detach() for part in inputs]
     own, reference, rest = fixed[:count], fixed[count : 2 * count], fixed[count:]
     now = {name: part.detach() for name, part in extra.items()}
     start = {n: part if n == "reward" else torch.zeros_like(part) for n, part in now.items()}
-    _, pull = _value_and_pull(loss, own, rest, now)
-    _, first = _value_and_pull(loss, reference, rest, start)
+    _, slope = _value_and_slope(loss, own, rest, now)
+    _, first = _value_and_slope(loss, reference, rest, start)
     known = ~torch.stack(reference).isnan().any(0)
-    return torch.where(known, (pull < first / 10).float(), math.nan)
+    return torch.where(known, (slope < first / 10).float(), math.nan)
 
 
 def try_loss(loss: Callable[..., PreferenceLoss]) -> None:
@@ -603,28 +624,28 @@ def try_loss(loss: Callable[..., PreferenceLoss]) -> None:
     zeros = torch.zeros(2)
     inputs = [zeros] * 4 if label_kind(loss) == "pairwise" else [zeros, zeros, zeros > 0]
     try:
-        result = loss(*inputs, **_stand_ins(loss, zeros))
+        result = loss(*inputs, **_neutral_inputs(loss, zeros))
         check_errors(zeros, result.loss, result.margin)
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"loss: {error}") from error
 
 
 def _settings(loss: Callable[..., PreferenceLoss]) -> dict[str, Any]:
-    """A loss's parameters and what they are set to; ``Parameter.empty`` where to nothing."""
+    """A loss's parameters and their defaults; ``Parameter.empty`` where there is none."""
     return {name: one.default for name, one in inspect.signature(loss).parameters.items()}
 
 
-def _stand_ins(loss: Callable[..., PreferenceLoss], like: Tensor) -> dict[str, Tensor]:
-    """What a loss `wants`, while the policy is the reference, for errors of one shape."""
+def _neutral_inputs(loss: Callable[..., PreferenceLoss], like: Tensor) -> dict[str, Tensor]:
+    """A loss's `extra_inputs` while the policy is the reference, shaped like an error (B,)."""
     values = {
         "baseline": like.new_zeros(()),
         "drift": torch.zeros_like(like),
         "reward": torch.full_like(like, 0.5),
     }
-    return {name: values[name] for name in wants(loss)}
+    return {name: values[name] for name in extra_inputs(loss)}
 
 
-def _value_and_pull(
+def _value_and_slope(
     loss: Callable[..., PreferenceLoss],
     own: Sequence[Tensor],
     rest: Sequence[Tensor],

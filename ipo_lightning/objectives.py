@@ -1,4 +1,15 @@
-"""Noising, targets and errors of the networks we train: v-prediction and flow matching.
+"""Noise schedules, targets and errors of the networks we train: v-prediction and flow matching.
+
+Both objectives mix clean latents x0 and noise eps to ``x_t = alpha x0 + sigma eps`` and train the
+network on a combination of the two:
+
+- `VPrediction` (CogVideoX): ``alpha = sqrt(alpha_bar)``, ``sigma = sqrt(1 - alpha_bar)``,
+  ``v = alpha eps - sigma x0``
+- `FlowMatching` (Wan): ``alpha = 1 - sigma``, ``v = eps - x0``
+
+x0 and eps follow from v and x_t: the x0 error of a prediction is sigma times its v error and the
+eps error is alpha times it, so that one function, `error_weight`, gives both weightings for both
+objectives.
 
 All arithmetic is float32: a scheduler casts its alphas to the sample's dtype, which in bfloat16
 costs more than the differences that a preference loss lives on.
@@ -20,20 +31,20 @@ MIN_SNR_GAMMA = 5.0
 """Hang et al. 2023, arXiv 2303.09556, section 3.4: their recommended gamma."""
 
 MODE_SCALE = 1.29
-"""The s of `_share`'s mode; one of those tried by Esser et al., and diffusers' default."""
+"""The s of the density ``mode``; one of those tried by Esser et al., and diffusers' default."""
 
 
 class Noised(NamedTuple):
-    """A batch at one timestep each."""
+    """A batch of noised latents, each at a timestep of its own."""
 
     sample: Tensor
-    """What the network sees, float32, the latents' shape."""
+    """x_t, the network's input, float32, the latents' shape."""
     target: Tensor
-    """What it should answer, float32, the same shape."""
+    """v, what the network should output, float32, the same shape."""
     timestep: Tensor
     """(B,) int64 or float, as the network takes it."""
     weight: Tensor
-    """(B,) float32: the factor of the network's own squared error."""
+    """(B,) float32: the factor of the v error, see `error_weight`."""
 
 
 class Objective(Protocol):
@@ -41,20 +52,26 @@ class Objective(Protocol):
 
     @property
     def identity(self) -> Any:
-        """Plain JSON: all that a network's error depends on beside its inputs and weights."""
+        """Plain JSON: all that a network's error depends on, but its inputs and weights."""
         ...
 
     def noise(self, latents: Tensor, noise: Tensor, u: Tensor) -> Noised:
-        """Noise latents to the timestep that ``u`` in [0, 1), (B,) float64, stands for."""
+        """Noise latents (B, ...) with noise of their shape.
+
+        Args:
+            u: (B,) float64 in [0, 1): a uniform draw for each sample, of which the timestep is the
+                quantile. Small u are clean, u near 1 is noisy.
+        """
         ...
 
 
-class _Levels:
-    """Which noise levels are visited, and what their errors are measured on.
+class _TimestepDistribution:
+    """Which timesteps a network is trained at, how often, and how their errors are weighted.
 
-    Both objectives mix ``sample = signal x0 + spread noise`` and ask for a combination of the two,
-    from which x0 and noise follow; their errors are the network's own, times ``spread`` and times
-    ``signal``. So one table of weightings serves both, see `_weight`.
+    Args:
+        weighting: the error that is measured: of v, of eps, of x0, or min-SNR.
+        window: lowest and highest time that is trained at, in [0, 1].
+        density: of the times within the window, see `quantile`.
     """
 
     def __init__(self, weighting: Weighting, window: tuple[float, float], density: Density) -> None:
@@ -66,7 +83,7 @@ class _Levels:
         self.weighting, self.window, self.density = weighting, (low, high), density
 
     @property
-    def _chosen(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         """This class's part of `Objective.identity`."""
         return {
             "weighting": self.weighting,
@@ -74,32 +91,27 @@ class _Levels:
             "density": self.density,
         }
 
-    def _place(self, u: Tensor) -> Tensor:
-        """Share of the noise levels, float64 on the CPU, for ``u`` in [0, 1)."""
+    def time(self, u: Tensor) -> Tensor:
+        """Times in [0, 1], (B,) float64 on the CPU, for uniform draws ``u`` in [0, 1)."""
         low, high = self.window
-        return low + (high - low) * _share(u.double().cpu(), self.density)
-
-    def _weigh(self, signal_power: Tensor, noise_power: Tensor, device: torch.device) -> Tensor:
-        """(B,) float32 on ``device``: see `Noised.weight`."""
-        return _weight(signal_power, noise_power, self.weighting).float().to(device)
+        return low + (high - low) * quantile(u.double().cpu(), self.density)
 
 
-class VPrediction(_Levels):
+class VPrediction(_TimestepDistribution):
     """v-prediction on a discrete variance-preserving schedule (CogVideoX).
 
-    ``sample = sqrt(a) x0 + sqrt(1-a) noise``, ``target = sqrt(a) noise - sqrt(1-a) x0`` with a the
-    cumulative alpha. The official CogVideoX loss, the x0 error over ``1 - a``, equals the plain v
-    error exactly; this is the latter.
+    The official CogVideoX loss, the x0 error over ``1 - alpha_bar``, equals the plain v error
+    exactly; this is the latter.
 
     Args:
-        alphas_cumprod: (T,) float, as the checkpoint's own scheduler has them (its
-            ``snr_shift_scale`` and zero-SNR rescale applied).
-        weighting: what the error is measured on. ``v`` leaves the network's own error, ``eps``
-            multiplies it by a (nothing at pure noise), ``x0`` by 1 - a, ``min_snr`` by
-            min(snr, 5) / (snr + 1) with snr = a / (1 - a).
-        window: lowest and highest share of the noise levels that is trained on, in [0, 1];
-            (0, 1) trains on all.
-        density: how often each level of the window is visited, see `_share`. Like the weighting,
+        alphas_cumprod: (T,) float, alpha_bar of each timestep, as the checkpoint's own scheduler
+            has them (its ``snr_shift_scale`` and zero-SNR rescale applied).
+        weighting: the error that is measured. ``v`` leaves the network's own error, ``eps``
+            multiplies it by alpha_bar (nothing at pure noise), ``x0`` by 1 - alpha_bar, ``min_snr``
+            by min(snr, 5) / (snr + 1) with snr = alpha_bar / (1 - alpha_bar).
+        window: lowest and highest share of the timesteps that is trained at, in [0, 1]; (0, 1)
+            trains at all.
+        density: how often each timestep of the window is drawn, see `quantile`. Like the weighting,
             it moves weight between noise levels, but by draws, not by the size of a draw's loss.
     """
 
@@ -115,51 +127,52 @@ class VPrediction(_Levels):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """See `Objective.identity`."""
+        """Plain JSON: the schedule and the settings that errors depend on."""
         alphas = fingerprint_tensors({"alphas_cumprod": self.alphas_cumprod})
-        return {"prediction": "v", "alphas_cumprod": alphas, **self._chosen}
+        return {"prediction": "v", "alphas_cumprod": alphas, **self._settings}
 
     def timestep(self, u: Tensor) -> Tensor:
-        """(B,) int64 timesteps in [0, T) for ``u`` in [0, 1): noisier as u grows."""
+        """(B,) int64 timesteps in [0, T) for uniform draws ``u`` in [0, 1): noisier as u grows."""
         count = len(self.alphas_cumprod)
         last = math.ceil(self.window[1] * count) - 1  # a share just below it may round up to it
-        return (self._place(u) * count).long().clamp(0, last)
+        return (self.time(u) * count).long().clamp(0, last)
 
     def noise(self, latents: Tensor, noise: Tensor, u: Tensor) -> Noised:
-        """See `Objective.noise`; latents and noise have one shape, (B, ...)."""
+        """``x_t = alpha x0 + sigma eps``, ``v = alpha eps - sigma x0``, see `Objective.noise`."""
         timestep = self.timestep(u)
-        alpha = self.alphas_cumprod[timestep]
-        signal, spread = (_beside(part.sqrt(), latents) for part in (alpha, 1 - alpha))
-        clean, noise = latents.float(), noise.float()
+        alpha_bar = self.alphas_cumprod[timestep]
+        weight = error_weight(alpha_bar, 1 - alpha_bar, self.weighting)
+        x0, eps = latents.float(), noise.float()
+        alpha, sigma = append_dims(alpha_bar.sqrt(), x0), append_dims((1 - alpha_bar).sqrt(), x0)
         return Noised(
-            sample=signal * clean + spread * noise,
-            target=signal * noise - spread * clean,
-            timestep=timestep.to(latents.device),
-            weight=self._weigh(alpha, 1 - alpha, latents.device),
+            sample=alpha * x0 + sigma * eps,
+            target=alpha * eps - sigma * x0,
+            timestep=timestep.to(x0.device),
+            weight=weight.float().to(x0.device),
         )
 
 
-class FlowMatching(_Levels):
+class FlowMatching(_TimestepDistribution):
     """Velocity of a straight path from clean to noise, in shifted time (Wan).
 
-    ``sample = (1 - s) x0 + s noise``, ``target = noise - x0`` for a noise level s in [0, 1]. The
-    levels of a sampler with n steps are ``s = shift t / (1 + (shift - 1) t)`` at equally spaced t:
-    a shift above 1 spends more steps on much noise (Esser et al. 2024, arXiv 2403.03206, section
-    5.3.2). ``u`` stands for t, so that training draws the levels as the sampler does.
+    The noise levels of a sampler with n steps are ``sigma = shift t / (1 + (shift - 1) t)`` at
+    equally spaced times t: a shift above 1 spends more steps on much noise (Esser et al. 2024,
+    arXiv 2403.03206, section 5.3.2). Training draws t, and so the noise levels as the sampler does.
 
     Args:
         shift: of the sampler; 1 is none. Wan's is in its scheduler's config.
-        weighting: what the error is measured on. ``v`` leaves the network's own error; as
-            x0 = sample - s v and noise = sample + (1 - s) v, ``x0`` multiplies it by s^2 (nothing
-            at no noise) and ``eps`` by (1 - s)^2; ``min_snr`` is the x0 error times min(snr, 5)
-            with snr = ((1 - s) / s)^2, so it multiplies by min((1 - s)^2, 5 s^2).
-        window: lowest and highest t that is trained on, in [0, 1]: a share of the sampler's steps.
-        density: how often each t of the window is visited, see `_share`.
-        whole: give the network the timestep without its fraction, as some samplers do.
+        weighting: the error that is measured. ``v`` leaves the network's own error; as
+            x0 = x_t - sigma v and eps = x_t + (1 - sigma) v, ``x0`` multiplies it by sigma^2
+            (nothing at no noise) and ``eps`` by (1 - sigma)^2; ``min_snr`` is the x0 error times
+            min(snr, 5) with snr = ((1 - sigma) / sigma)^2, so it multiplies by
+            min((1 - sigma)^2, 5 sigma^2).
+        window: lowest and highest t that is trained at, in [0, 1]: a share of the sampler's steps.
+        density: how often each t of the window is drawn, see `quantile`.
+        integer_timesteps: cut the fraction of the timestep off, as some samplers do.
     """
 
-    TIMESTEPS = 1000
-    """What the network takes for pure noise."""
+    NUM_TRAIN_TIMESTEPS = 1000
+    """The timestep of pure noise, as the network takes it."""
 
     def __init__(
         self,
@@ -167,58 +180,61 @@ class FlowMatching(_Levels):
         weighting: Weighting = "v",
         window: tuple[float, float] = (0.0, 1.0),
         density: Density = "uniform",
-        whole: bool = False,
+        integer_timesteps: bool = False,
     ) -> None:
         super().__init__(weighting, window, density)
         if not 0 < shift < math.inf:
             raise InputError(f"backbone.shift={shift}: give more than 0; 1 is none")
-        self.shift, self.whole = float(shift), whole
+        self.shift, self.integer_timesteps = float(shift), integer_timesteps
 
     @property
     def identity(self) -> dict[str, Any]:
-        """See `Objective.identity`."""
+        """Plain JSON: the settings that errors depend on."""
         return {
             "prediction": "velocity",
             "shift": self.shift,
-            "whole": self.whole,
-            **self._chosen,
+            "whole": self.integer_timesteps,
+            **self._settings,
         }
 
-    def level(self, u: Tensor) -> Tensor:
-        """(B,) float64 noise levels in [0, 1] for ``u`` in [0, 1): noisier as u grows."""
-        time = self._place(u)
-        return self.shift * time / (1 + (self.shift - 1) * time)
+    def sigma(self, u: Tensor) -> Tensor:
+        """(B,) float64 noise levels in [0, 1] for uniform draws ``u``: noisier as u grows."""
+        t = self.time(u)
+        return self.shift * t / (1 + (self.shift - 1) * t)
 
     def noise(self, latents: Tensor, noise: Tensor, u: Tensor) -> Noised:
-        """See `Objective.noise`; latents and noise have one shape, (B, ...)."""
-        level = self.level(u)
-        signal, spread = (_beside(part, latents) for part in (1 - level, level))
-        clean, noise = latents.float(), noise.float()
-        timestep = self.TIMESTEPS * level
+        """``x_t = (1 - sigma) x0 + sigma eps``, ``v = eps - x0``, see `Objective.noise`."""
+        level = self.sigma(u)
+        timestep = self.NUM_TRAIN_TIMESTEPS * level
+        timestep = timestep.long() if self.integer_timesteps else timestep.float()
+        weight = error_weight((1 - level).square(), level.square(), self.weighting)
+        x0, eps = latents.float(), noise.float()
+        alpha, sigma = append_dims(1 - level, x0), append_dims(level, x0)
         return Noised(
-            sample=signal * clean + spread * noise,
-            target=noise - clean,
-            timestep=(timestep.long() if self.whole else timestep.float()).to(latents.device),
-            weight=self._weigh((1 - level).square(), level.square(), latents.device),
+            sample=alpha * x0 + sigma * eps,
+            target=eps - x0,
+            timestep=timestep.to(x0.device),
+            weight=weight.float().to(x0.device),
         )
 
 
-def _beside(values: Tensor, latents: Tensor) -> Tensor:
-    """(B,) values as float32 that multiply latents (B, ...), on their device."""
+def append_dims(values: Tensor, latents: Tensor) -> Tensor:
+    """(B,) values as float32 (B, 1, ..., 1), to multiply latents (B, ...), on their device."""
     return values.float().to(latents.device).view(-1, *[1] * (latents.ndim - 1))
 
 
-def _share(u: Tensor, density: Density) -> Tensor:
-    """Place in the window, 0 its cleanest and 1 its noisiest end, that uniform ``u`` stands for.
+def quantile(u: Tensor, density: Density) -> Tensor:
+    """The time in [0, 1] below which a share ``u`` of the timesteps lies: 0 clean, 1 noisy.
 
-    The three beside ``uniform`` are those of Stable Diffusion 3 (Esser et al. 2024, arXiv
-    2403.03206, section 3.1), on rectified flow's time: that of `FlowMatching`, before the shift.
-    On the discrete timesteps of `VPrediction` the shapes are theirs, the noise levels under them
-    are not. All favour the middle, the same on both sides.
+    So a uniform u gives times of that density (inverse transform sampling). The three beside
+    ``uniform`` are those of Stable Diffusion 3 (Esser et al. 2024, arXiv 2403.03206, section 3.1),
+    on rectified flow's time: that of `FlowMatching`, before the shift. On the discrete timesteps of
+    `VPrediction` the shapes are theirs, the noise levels under them are not. All favour the middle,
+    the same on both sides.
 
     - ``logit_normal``: ``sigmoid(N(0, 1))``; the ends are all but left out.
     - ``mode``: their heavy-tailed one with s = 1.29. It runs from noisy to clean there, so u is
-      turned round here.
+      reversed here.
     - ``cosmap``: the density 2 / (pi (1 - 2 x + 2 x^2)), which copies a cosine schedule.
     """
     if density == "logit_normal":
@@ -231,24 +247,24 @@ def _share(u: Tensor, density: Density) -> Tensor:
     return u
 
 
+def error_weight(alpha_squared: Tensor, sigma_squared: Tensor, weighting: Weighting) -> Tensor:
+    """Factor of the squared v error, (B,) float64, that makes it the error of ``weighting``.
+
+    Here ``x_t = alpha x0 + sigma eps``. min-SNR, min(snr, gamma) times the x0 error, is written
+    without snr = alpha^2 / sigma^2, which is infinite where there is no noise.
+    """
+    if weighting == "eps":
+        return alpha_squared
+    if weighting == "x0":
+        return sigma_squared
+    if weighting == "min_snr":
+        return torch.minimum(alpha_squared, MIN_SNR_GAMMA * sigma_squared)
+    return torch.ones_like(alpha_squared)
+
+
 def _check_name(key: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
         raise InputError(f"backbone.{key}={name}: choose one of {', '.join(known)}")
-
-
-def _weight(signal_power: Tensor, noise_power: Tensor, weighting: Weighting) -> Tensor:
-    """Factor of the network's own squared error, (B,) float64.
-
-    Powers are the squares of what multiplies x0 and noise in the sample; min(snr, gamma) times the
-    x0 error is written without the snr, which is infinite where there is no noise.
-    """
-    if weighting == "eps":
-        return signal_power
-    if weighting == "x0":
-        return noise_power
-    if weighting == "min_snr":
-        return torch.minimum(signal_power, MIN_SNR_GAMMA * noise_power)
-    return torch.ones_like(signal_power)
 
 
 def squared_error(prediction: Tensor, noised: Noised) -> Tensor:

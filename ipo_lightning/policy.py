@@ -24,7 +24,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How videos are drawn from a policy. All of it is part of a rollout's fingerprint.
+    """How videos are sampled from a policy. All of it is part of a rollout's fingerprint.
 
     docs/rollouts.md says what each choice costs and changes.
     """
@@ -32,17 +32,17 @@ class Sampling:
     steps: int
     """Denoising steps; cost is proportional to it."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance; 1 switches it off and halves the cost."""
+    """Scale of classifier-free guidance; 1 switches it off and halves the cost."""
     negative_prompt: str = ""
-    """What guidance leads away from; unused at guidance_scale 1."""
+    """The prompt that guidance leads away from; unused at guidance_scale 1."""
     scheduler: str | None = None
-    """A family's name of a sampler, see `Policy.check_sampling`; None: the checkpoint's own."""
+    """The family's name of a sampler, such as ``ddim``; None: the checkpoint's own scheduler."""
     dynamic_guidance: bool = False
-    """A guidance that changes from step to step as the family's authors do; see the family."""
+    """A guidance scale that changes from step to step, as CogVideoX's authors have it."""
     shared: float = 0.0
     """Share of the steps, in [0, 1), that the videos of one prompt have in common."""
     batch_size: int | str | None = None
-    """Videos denoised at once; None: all that are asked for; ``auto``: as many as fit a GPU."""
+    """Videos denoised at once; None: all of a call; ``auto``: as many as fit into GPU memory."""
     cache: Any = None
     """A cache config of diffusers, a dataclass, for this sampling alone; None: none."""
 
@@ -71,7 +71,7 @@ class Sampling:
         return min(round(self.shared * self.steps), self.steps - 1)
 
     def evaluations(self, videos: int) -> int:
-        """How many videos are put to the network to make so many of one prompt."""
+        """Network evaluations (one video through the network once) for videos of one prompt."""
         own = videos * (self.steps - self.shared_steps)
         return (self.shared_steps + own) * (2 if self.guided else 1)
 
@@ -91,7 +91,7 @@ class Sampling:
         return named
 
     def independent(self) -> "Sampling":
-        """This sampling as a policy is measured with: nothing in common, nothing cached."""
+        """This sampling as evaluations use it: no shared steps, no cache."""
         return replace(self, shared=0.0, cache=None)
 
 
@@ -158,7 +158,7 @@ class Policy(Protocol):
 
     @property
     def blocks(self) -> int:
-        """Transformer blocks of its network, all alike in what they cost."""
+        """Number of transformer blocks of its network, which all cost the same."""
         ...
 
     @property
@@ -169,16 +169,16 @@ class Policy(Protocol):
     def outline(
         self, blocks: int | None = None, size: tuple[int, int, int] | None = None
     ) -> "Policy":
-        """This policy with random weights, made of configs alone, for plans on fake tensors.
+        """This policy with random weights, built from configs alone, to plan on fake tensors.
 
         Args:
-            blocks: of its network; None: all.
-            size: of its videos, decoded whole; None: as they are.
+            blocks: transformer blocks of its network; None: all.
+            size: frames, height and width of its videos, decoded without tiles; None: unchanged.
         """
         ...
 
     def objective(self) -> Objective:
-        """How the family is trained."""
+        """The noise schedule and the prediction target that the family is trained on."""
         ...
 
     def embed(self, prompts: Sequence[str], device: torch.device) -> Tensor:
@@ -186,7 +186,11 @@ class Policy(Protocol):
         ...
 
     def predict(self, network: nn.Module, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """The network's answer to noised latents (B, ...), (B,), (B, L, D); the latents' shape."""
+        """The model output: v or a velocity, of the latents' shape.
+
+        Args:
+            sample: noised latents (B, ...). timestep: (B,). text: prompt embeddings (B, L, D).
+        """
         ...
 
     def check_sampling(self, sampling: Sampling) -> None:
@@ -201,10 +205,13 @@ class Policy(Protocol):
         negative: Tensor | None,
         sampling: Sampling,
     ) -> Tensor:
-        """Latents (B, ...), float32, of one video a seed; ``text`` is (B, L, D) or (1, L, D).
+        """Clean latents (B, ...), float32, of one video a seed.
 
-        Where steps are shared, the seeds are of one prompt, and the first of them gives the noise
-        that all videos start from: it must be the same however many there are.
+        Args:
+            seeds: of the videos' noise. With shared steps they are of one prompt, and the first of
+                them gives the noise of these steps: it must be the same however many there are.
+            text: prompt embeddings, (B, L, D), or (1, L, D) for all videos.
+            negative: (1, L, D) embedding of the negative prompt; needed with guidance.
         """
         ...
 
@@ -216,7 +223,9 @@ class Policy(Protocol):
         """Latents (B, ...), float32, of videos uint8 (B, T, H, W, C): the posterior's mean."""
         ...
 
-    def spare(self, *, tiling: bool = False, slicing: bool = False, offload: bool = False) -> None:
+    def save_memory(
+        self, *, tiling: bool = False, slicing: bool = False, offload: bool = False
+    ) -> None:
         """Save memory in `decode`, at the price of time.
 
         Args:
@@ -231,7 +240,7 @@ class Policy(Protocol):
         ...
 
     def export(self, network: nn.Module, folder: Path) -> None:
-        """Write what was trained in the diffusers format: a transformer folder or a LoRA file."""
+        """Write the trained weights as diffusers does: a transformer folder or a LoRA file."""
         ...
 
     def load_export(self, folder: Path) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """The reference that a preference loss compares the policy with.
 
-A reference lives outside the module registry: strict loading holds everywhere, and no checkpoint
-holds a frozen one. It answers with the same numerics as the policy, so that a policy that has not
-moved costs exactly what a loss costs at zero margin.
+A reference lives outside the module registry: strict loading works everywhere, and no checkpoint
+contains a frozen one. It predicts with the same numerics as the policy, so that the loss of a
+policy that has not moved is exactly the loss at zero margin.
 """
 
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ Of = Literal["base", "round_start"]
 
 
 class Reference:
-    """What every reference is asked; one of your own overrides what it needs.
+    """What the training module calls; a reference of your own overrides what it needs.
 
     Args:
         of: which policy it is: the base model, or the policy at the start of the round.
     """
 
     answers: Literal["online", "precomputed", "none"] = "online"
-    """Whether it predicts at each step, its errors at a round's draws are computed before the
-    round trains, or there is none."""
+    """``online``: it predicts at each step. ``precomputed``: its errors at a round's draws are
+    computed before the round trains. ``none``: there is no reference."""
 
     def __init__(self, of: Of = "round_start") -> None:
         if of not in ("base", "round_start"):
@@ -38,37 +38,40 @@ class Reference:
         self.of: Of = of
 
     def attach(self, policy: Policy, network: nn.Module) -> None:
-        """Learn whose reference this is; called once the network is on its device."""
+        """Take the policy, and its network that is trained, once that is on its device."""
 
     def refresh(self, weights: Mapping[str, Tensor] | None) -> None:
-        """Take the trained weights to answer with; None: the base model's."""
+        """Take the trained weights to predict with, at a round's start; None: the base model's."""
 
     def predict(self, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """The reference's answer, without gradients; call it before the policy's forward."""
+        """The reference's model output (N, ...), without gradients.
+
+        Call it before the policy's forward: an adapter is off meanwhile.
+        """
         raise RuntimeError(f"{type(self).__name__} makes no predictions")
 
     def follow(self, network: nn.Module) -> None:
-        """The optimizer has stepped; only a reference that moves within a round cares."""
+        """Follow the policy after an optimizer step; most references do nothing."""
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold for a round to go on: nothing where nothing moves."""
+        """Tensors that a checkpoint needs to continue the round; empty for a frozen reference."""
         return {}
 
     def resume(self, state: Mapping[str, Tensor]) -> None:
-        """Take what `state` gave, after the `refresh` of a round that goes on."""
+        """Restore what `state` gave, after the `refresh` of a round that is continued."""
 
 
 class CachedReference(Reference):
     """The reference's errors at the round's draws, computed once before the round trains.
 
-    Exact: which draws a round makes is known before it starts, and a preference loss needs one
-    number of the reference for each. Training then holds one network and makes one forward a video.
-    The errors lie in the store under what they depend on, so that every run of a sweep over losses,
+    Exact: a round's draws are known before it starts, and a preference loss needs one number of the
+    reference for each. Training then has one network in memory and makes one forward a video. The
+    errors are kept in the store by what they depend on, so that every run of a sweep over losses,
     betas or learning rates finds them.
 
     Args:
         of: see `Reference`.
-        batch_size: draws a forward; no gradients are held, so it may be larger than a step's.
+        batch_size: draws in one forward; without gradients, so it may be larger than a step's.
     """
 
     answers = "precomputed"
@@ -81,19 +84,19 @@ class CachedReference(Reference):
 
 
 class NoReference(Reference):
-    """None at all, for losses that learn without one; margins and accuracies are not known then."""
+    """No reference, for losses that learn without one; margins and accuracies are then unknown."""
 
     answers = "none"
 
 
 class FrozenReference(Reference):
-    """A second copy of the network: any loss, at the price of its memory and its forwards.
+    """A second copy of the network: serves any loss, costs its memory and its forwards.
 
     Args:
-        of: ``round_start`` lets the policy move further each round, ``base`` holds it to the base
-            model for the whole run.
-        offload: its blocks lie in CPU memory (pinned) and come to the GPU one at a time: the
-            memory of a block for the time of a copy at each step.
+        of: ``round_start`` lets the policy move further each round, ``base`` keeps it close to the
+            base model for the whole run.
+        offload: CPU offload: its blocks stay in (pinned) CPU memory and are copied to the GPU one
+            at a time. GPU memory of one block, and the time of the copies at each step.
     """
 
     def __init__(self, of: Of = "round_start", offload: bool = False) -> None:
@@ -103,7 +106,7 @@ class FrozenReference(Reference):
         self._network: nn.Module | None = None
 
     def attach(self, policy: Policy, network: nn.Module) -> None:
-        """See `Reference.attach`."""
+        """Build the copy, on the policy's device and sharded as the policy is."""
         device, mesh = next(network.parameters()).device, mesh_of(network)
         # Weights keep requires_grad: it is what names them; no graph is ever built through them.
         self._policy, self._network = policy, policy.build().eval()
@@ -117,7 +120,7 @@ class FrozenReference(Reference):
         self._is_base = True
 
     def refresh(self, weights: Mapping[str, Tensor] | None) -> None:
-        """See `Reference.refresh`."""
+        """Copy the weights into the network; None: the base model's."""
         policy, network = self._attached
         if weights is not None:
             put_weights(network, weights)
@@ -127,7 +130,7 @@ class FrozenReference(Reference):
 
     @torch.no_grad()
     def predict(self, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """See `Reference.predict`."""
+        """The copy's model output (N, ...), without gradients."""
         policy, network = self._attached
         try:
             return policy.predict(network, sample, timestep, text)
@@ -142,11 +145,11 @@ class FrozenReference(Reference):
 
 
 class MovingReference(FrozenReference):
-    """An exponential moving average of the policy, as Linear-DPO's authors train against.
+    """An exponential moving average (EMA) of the policy, as Linear-DPO's authors train against.
 
-    ``reference = decay * reference + (1 - decay) * policy`` after each update, from the policy at
-    the start of the round (or the base model) on. It travels in the checkpoint: a round that is
-    resumed goes on with the same one.
+    ``reference = decay * reference + (1 - decay) * policy`` after each optimizer step, from the
+    policy at the start of the round (or the base model) on. It is part of the checkpoint: a round
+    that is resumed continues with the same one.
 
     Args:
         of: where it starts in each round.
@@ -162,26 +165,26 @@ class MovingReference(FrozenReference):
         self.decay = decay
 
     def refresh(self, weights: Mapping[str, Tensor] | None) -> None:
-        """See `Reference.refresh`."""
+        """Start the average at the weights; None: at the base model's."""
         super().refresh(weights)
         self._average = MovingAverage(trained_weights(self._attached[1]), self.decay)
 
     def follow(self, network: nn.Module) -> None:
-        """See `Reference.follow`."""
+        """Take the policy's weights into the average."""
         self._average.follow(trained_weights(network))
-        self._answer_with_average()
+        self._predict_with_average()
 
     def state(self) -> dict[str, Tensor]:
-        """See `Reference.state`."""
+        """The average, by the names of the weights."""
         return self._average.state()
 
     def resume(self, state: Mapping[str, Tensor]) -> None:
-        """See `Reference.resume`."""
+        """Restore the average that `state` gave."""
         self._average.resume(state)
-        self._answer_with_average()
+        self._predict_with_average()
 
     @torch.no_grad()
-    def _answer_with_average(self) -> None:
+    def _predict_with_average(self) -> None:
         self._is_base = False
         for name, weight in trained_weights(self._attached[1]).items():
             if weight.dtype != torch.float32:  # others are the average itself
@@ -203,7 +206,7 @@ class AdapterReference(Reference):
         self._weights: dict[str, Tensor] | None = None
 
     def attach(self, policy: Policy, network: nn.Module) -> None:
-        """See `Reference.attach`."""
+        """Take the policy's own network; refuse one without an adapter with `InputError`."""
         if not policy.adapter:
             raise InputError(
                 "reference=adapter needs a policy with an adapter: all weights are trained here. "
@@ -212,7 +215,7 @@ class AdapterReference(Reference):
         self._policy, self._network = policy, network
 
     def refresh(self, weights: Mapping[str, Tensor] | None) -> None:
-        """See `Reference.refresh`."""
+        """Keep copies of the adapter's weights; None: predict without the adapter."""
         device = next(self._attached[1].parameters()).device
         self._weights = None
         if weights is not None:  # copies: the caller may hand over the network's own
@@ -220,7 +223,7 @@ class AdapterReference(Reference):
 
     @torch.no_grad()
     def predict(self, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """See `Reference.predict`."""
+        """Model output (N, ...) with the adapter off or swapped, without gradients."""
         policy, network = self._attached
         if self._weights is None:
             network.disable_adapters()  # type: ignore[operator]
@@ -250,5 +253,5 @@ def _refuse_shards(mesh: DeviceMesh | None) -> None:
     if mesh is not None:
         raise InputError(
             "reference.offload=true: the network is in shards (trainer=fsdp), which have no whole "
-            "blocks to move; give false, or reference=cached, which holds no second network"
+            "blocks to move; give false, or reference=cached, which needs no second network"
         )

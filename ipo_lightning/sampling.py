@@ -5,7 +5,6 @@ sampled, so its videos are the same bits on any number of ranks; its noise is ea
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ipo_lightning.metrics.gauges import measure
-from ipo_lightning.parallel.workers import Workers
+from ipo_lightning.parallel.runtime import Autocast, Runtime
 from ipo_lightning.policy import Policy, Sampling
 from ipo_lightning.storage.records import Candidate
 from ipo_lightning.storage.store import Store, fingerprint
@@ -23,8 +22,8 @@ RECIPE = 1
 """Part of every rollout's fingerprint: raise it when the same inputs give other videos."""
 
 
-class Unit(NamedTuple):
-    """A prompt and the seeds of its videos."""
+class PromptSeeds(NamedTuple):
+    """A prompt and the seeds of its videos: one unit of work."""
 
     prompt_index: int
     prompt: str
@@ -32,10 +31,10 @@ class Unit(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A unit's videos, made and yet to be kept."""
+    """A prompt's videos, made and yet to be kept."""
 
     key: str
-    unit: Unit
+    item: PromptSeeds
     latents: Tensor
     """(N, ...), float32, on the CPU."""
     clips: list[Clip]
@@ -58,10 +57,6 @@ class Sampler:
         policy.check_sampling(sampling)
         self.policy, self.store = policy, store
         self.sampling, self.lossless = sampling, lossless
-        self.precision = "32-true"
-        """Of the arithmetic, in Lightning's words; part of the fingerprint."""
-        self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
-        """Entered around each unit: the policy must sample with the numerics it trains with."""
 
     def independent(self) -> "Sampler":
         """This sampler as a policy is measured with, see `Sampling.independent`."""
@@ -69,27 +64,27 @@ class Sampler:
         other.sampling = self.sampling.independent()
         return other
 
-    def key(self, policy_fingerprint: str, unit: Unit) -> str:
-        """Fingerprint of a unit's videos: all that they depend on."""
+    def key(self, policy_fingerprint: str, item: PromptSeeds, precision: str) -> str:
+        """Fingerprint of a prompt's videos: all that they depend on."""
         guided = [self.sampling.guidance_scale, self.sampling.negative_prompt]
         return fingerprint(
             {
                 "recipe": RECIPE,
                 "policy": policy_fingerprint,
                 "base": self.policy.identity,
-                "prompt": unit.prompt,
-                "seeds": list(unit.seeds),
+                "prompt": item.prompt,
+                "seeds": list(item.seeds),
                 "steps": self.sampling.steps,
                 "guidance": guided if self.sampling.guided else None,
                 "fps": self.policy.fps,
                 "lossless": self.lossless,
-                "precision": self.precision,
+                "precision": precision,
                 **self.sampling.departures,
             }
         )
 
-    def find(self, key: str, unit: Unit) -> list[Candidate] | None:
-        """The unit's candidates, if the store has all of them whole."""
+    def find(self, key: str, item: PromptSeeds) -> list[Candidate] | None:
+        """The prompt's candidates, if the store has all of them whole."""
         rows = self.store.get_record("rollouts", key)
         if rows is None:
             return None
@@ -97,31 +92,36 @@ class Sampler:
             whole = self.store.has_blob("latents", row["latents"], ".safetensors")
             if not (whole and self.store.has_blob("videos", row["video"], ".mp4")):
                 return None
-        return _candidates(unit, rows)
+        return _candidates(item, rows)
 
-    def missing(self, policy_fingerprint: str, units: Iterable[Unit]) -> list[Unit]:
-        """The units whose videos are yet to be made."""
-        return [u for u in units if self.find(self.key(policy_fingerprint, u), u) is None]
+    def missing(
+        self, policy_fingerprint: str, items: Iterable[PromptSeeds], precision: str
+    ) -> list[PromptSeeds]:
+        """The prompts whose videos are yet to be made."""
+        keys = ((item, self.key(policy_fingerprint, item, precision)) for item in items)
+        return [item for item, key in keys if self.find(key, item) is None]
 
     def generate(
         self,
         policy_fingerprint: str,
-        units: Sequence[Unit],
+        items: Sequence[PromptSeeds],
         network: nn.Module,
-        workers: Workers,
+        runtime: Runtime,
         label: str,
         on_candidates: Callable[[Sequence[Candidate]], object] | None = None,
     ) -> list[Candidate]:
-        """All candidates of the units; what the store lacks is sampled with ``network``.
+        """All candidates of the prompts; what the store lacks is sampled with ``network``.
 
-        ``tell`` is called with the candidates of each unit made, as soon as the store has them.
+        ``on_candidates`` is called with the candidates of each prompt made, once the store has
+        them.
         """
-        todo = workers.agree(self.missing(policy_fingerprint, units))
-        device = next(network.parameters()).device
-        self.embed([unit.prompt for unit in units], device, workers)
+        workers, precision = runtime.workers, runtime.precision
+        todo = workers.agree(self.missing(policy_fingerprint, items, precision))
+        self.embed([item.prompt for item in items], runtime)
 
-        def make(unit: Unit) -> Made:
-            return self._make(self.key(policy_fingerprint, unit), unit, network)
+        def make(item: PromptSeeds) -> Made:
+            key = self.key(policy_fingerprint, item, precision)
+            return self._make(key, item, network, runtime.autocast)
 
         def keep(made: Made) -> None:
             candidates = self._keep(made)
@@ -130,32 +130,42 @@ class Sampler:
 
         workers.run_finishing(todo, make, keep, label, "prompts")
         self.policy.release()
-        candidates = []
-        for unit in units:
-            found = self.find(self.key(policy_fingerprint, unit), unit)
-            if found is None:
-                raise OSError(
-                    f"{self.store.root}: the videos just made of {unit.prompt!r} are gone; do all "
-                    "ranks see this folder, and has the disk room?"
-                )
-            candidates.extend(found)
-        return candidates
+        return [
+            one for item in items for one in self._just_made(policy_fingerprint, item, precision)
+        ]
+
+    def _just_made(
+        self, policy_fingerprint: str, item: PromptSeeds, precision: str
+    ) -> list[Candidate]:
+        """The candidates of a prompt that has just been sampled.
+
+        Raises:
+            OSError: the store lost them meanwhile.
+        """
+        found = self.find(self.key(policy_fingerprint, item, precision), item)
+        if found is None:
+            raise OSError(
+                f"{self.store.root}: the videos just made of {item.prompt!r} are gone; do all "
+                "ranks see this folder, and has the disk room?"
+            )
+        return found
 
     # ---------------------------------------------------------------- text
 
-    def embed(self, prompts: Iterable[str], device: torch.device, workers: Workers) -> None:
+    def embed(self, prompts: Iterable[str], runtime: Runtime) -> None:
         """Put the prompts' embeddings in the store, once each, and the negative prompt's."""
         wanted = list(dict.fromkeys(prompts))
         if wanted and self.sampling.guided:
             wanted.append(self.sampling.negative_prompt)
-        todo = workers.agree([prompt for prompt in wanted if self._find_text(prompt) is None])
+        lacking = [prompt for prompt in wanted if self._find_text(prompt) is None]
+        todo = runtime.workers.agree(lacking)
 
         def embed(prompt: str) -> None:
-            text = self.policy.embed([prompt], device)[0]
+            text = self.policy.embed([prompt], runtime.device)[0]
             blob = self.store.put_tensors("text", {"text": text})
             self.store.put_record("texts", self._text_key(prompt), {"blob": blob})
 
-        workers.run(todo, embed, "text embeddings", "prompts")
+        runtime.workers.run(todo, embed, "text embeddings", "prompts")
         if todo:
             self.policy.release()  # the text encoder may be larger than the network
 
@@ -179,16 +189,16 @@ class Sampler:
     def _text_key(self, prompt: str) -> str:
         return fingerprint({"base": self.policy.identity, "prompt": prompt})
 
-    # ---------------------------------------------------------------- one unit
+    # ---------------------------------------------------------------- one prompt
 
-    def _make(self, key: str, unit: Unit, network: nn.Module) -> Made:
+    def _make(self, key: str, item: PromptSeeds, network: nn.Module, autocast: Autocast) -> Made:
         """What the device does: it decodes as well, since two at a time would only share it."""
         guided = self.sampling.guided
         negative = self.text(self.sampling.negative_prompt) if guided else None
-        text = self.text(unit.prompt)
-        with self.autocast():
-            latents = self.policy.sample(network, unit.seeds, text, negative, self.sampling)
-        return Made(key, unit, latents.cpu(), self.policy.decode(latents))
+        text = self.text(item.prompt)
+        with autocast():
+            latents = self.policy.sample(network, item.seeds, text, negative, self.sampling)
+        return Made(key, item, latents.cpu(), self.policy.decode(latents))
 
     def _keep(self, made: Made) -> list[Candidate]:
         """What the CPU and the disk do; the record comes last, when all it names is there."""
@@ -198,7 +208,7 @@ class Sampler:
             for i, (one, clip) in enumerate(zip(made.latents, made.clips, strict=True))
         ]
         self.store.put_record("rollouts", made.key, rows)
-        return _candidates(made.unit, rows)
+        return _candidates(made.item, rows)
 
     def _row(self, latents: Tensor, clip: Clip, gauges: dict[str, float]) -> dict[str, Any]:
         return {
@@ -208,8 +218,8 @@ class Sampler:
         }
 
 
-def _candidates(unit: Unit, rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+def _candidates(item: PromptSeeds, rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
     return [
-        Candidate(unit.prompt_index, unit.prompt, number, unit.seeds[number], **row)
+        Candidate(item.prompt_index, item.prompt, number, item.seeds[number], **row)
         for number, row in enumerate(rows)
     ]

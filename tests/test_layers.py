@@ -38,6 +38,7 @@ LAYERS = {
     "references": ORCHESTRATION,
     "sampling": ORCHESTRATION,
     "module": ORCHESTRATION,
+    "training": ORCHESTRATION,
     "evaluation": ORCHESTRATION,
     "audit": ORCHESTRATION,
     "exchange": ORCHESTRATION,
@@ -45,6 +46,7 @@ LAYERS = {
     "parallel.strategies": ORCHESTRATION,  # a plugin of Lightning's
     "planning": ORCHESTRATION,
     "report": ORCHESTRATION,
+    "rounds": ORCHESTRATION,
     "reward": ORCHESTRATION,
 }
 MAY_IMPORT = {
@@ -62,7 +64,17 @@ MAY_NOT_USE = {
 """Packages of others that a layer does without; mathematics has `MATHEMATICS_USES` alone."""
 MATHEMATICS_USES = {"torch", "safetensors", "torchmetrics"}
 
-APPLICATION = {"app", "callbacks", "data", "train", "sample", "audit", "tests", "benchmarks"}
+APPLICATION = {
+    "app",
+    "callbacks",
+    "data",
+    "train",
+    "sample",
+    "audit",
+    "tests",
+    "benchmarks",
+    "examples",
+}
 SETTINGS = {"hydra", "omegaconf", "app"}
 
 

@@ -19,6 +19,7 @@ from ipo_lightning.losses import (
     beyond_errors,
     dpo_loss,
     dpop_loss,
+    extra_inputs,
     hinge_loss,
     identity_loss,
     kto_baseline,
@@ -36,7 +37,6 @@ from ipo_lightning.losses import (
     sft_loss,
     simpo_loss,
     try_loss,
-    wants,
 )
 
 Loss = Callable[..., PreferenceLoss]
@@ -125,10 +125,10 @@ def scalar_kto(
 
 
 def given(loss: Loss, count: int = 7, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """Something for each tensor that a pointwise loss wants."""
+    """Something for each extra input of a pointwise loss."""
     drift, reward, _, _ = errors(99, count, dtype)
     values = {"baseline": torch.tensor(0.05, dtype=dtype), "drift": drift, "reward": reward}
-    return {name: values[name] for name in wants(loss)}
+    return {name: values[name] for name in extra_inputs(loss)}
 
 
 def errors(seed: int = 0, count: int = 7, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -548,7 +548,7 @@ def test_kto_takes_its_baseline_by_name_or_as_a_number() -> None:
 
 def test_kto_baselines_are_refused_where_they_cannot_be() -> None:
     policy, ref, _, _ = errors(25)
-    with pytest.raises(InputError, match="baseline=mismatched: the caller must ask"):
+    with pytest.raises(InputError, match="baseline=mismatched: the caller must compute"):
         kto(policy, ref, some_labels(), baseline="mismatched")
     with pytest.raises(InputError, match="baseline=median: it must be one of mean, classes"):
         kto(policy, ref, some_labels(), baseline="median")
@@ -829,10 +829,10 @@ def test_pointwise_gradcheck(name: str) -> None:
     ref = ref.requires_grad_(name not in REFERENCE_FREE)
 
     def value(policy: Tensor, ref: Tensor, drift: Tensor) -> Tensor:
-        more = {"drift": drift} if "drift" in wants(loss) else {}
+        more = {"drift": drift} if "drift" in extra_inputs(loss) else {}
         return loss(policy, ref, labels, **extra, **more).loss
 
-    drift.requires_grad_("drift" in wants(loss))
+    drift.requires_grad_("drift" in extra_inputs(loss))
     assert torch.autograd.gradcheck(value, [policy.requires_grad_(), ref, drift])
 
 
@@ -851,7 +851,7 @@ def test_pointwise_losses_refuse_a_stray_axis(name: str) -> None:
     loss = POINTWISE[name]
     with pytest.raises(ValueError, match="must all be"):
         loss(stray, stray, stray > 0, **given(loss))
-    for odd in wants(loss) - {"baseline"}:
+    for odd in extra_inputs(loss) - {"baseline"}:
         with pytest.raises(ValueError, match="must all be"):
             extra = {**given(loss, 2, torch.float32), odd: stray}
             loss(stray[:, 0], stray[:, 0], stray[:, 0] > 0, **extra)
@@ -1033,7 +1033,7 @@ def test_no_point_is_saturated_at_the_start(name: str) -> None:
 
 
 def zeroed(name: str) -> dict[str, Tensor]:
-    """What a pointwise loss wants, where the policy is the reference."""
+    """What a pointwise loss extra_inputs, where the policy is the reference."""
     extra = given(POINTWISE[name])
     return {key: one if key == "reward" else 0 * one for key, one in extra.items()}
 
@@ -1149,11 +1149,17 @@ def test_a_loss_says_by_its_parameters_what_it_wants() -> None:
         return PreferenceLoss(policy - ref, ref)
 
     kto = partial(kto_loss, beta=1.0)
-    assert wants(kto) == wants(mine) == {"baseline"}
-    assert wants(partial(kto, baseline=torch.tensor(0.1))) == wants(rwr_loss) == frozenset()
-    assert wants(partial(rwr_loss, graded=True)) == {"reward"}
-    assert wants(nft_loss) == wants(partial(nft_loss, beta=2.0)) == {"drift", "reward"}
-    assert {wants(loss) for loss in PAIRWISE.values()} == {frozenset()}
+    assert extra_inputs(kto) == extra_inputs(mine) == {"baseline"}
+    assert (
+        extra_inputs(partial(kto, baseline=torch.tensor(0.1)))
+        == extra_inputs(rwr_loss)
+        == frozenset()
+    )
+    assert extra_inputs(partial(rwr_loss, graded=True)) == {"reward"}
+    assert (
+        extra_inputs(nft_loss) == extra_inputs(partial(nft_loss, beta=2.0)) == {"drift", "reward"}
+    )
+    assert {extra_inputs(loss) for loss in PAIRWISE.values()} == {frozenset()}
 
     assert baseline_kind(kto) == baseline_kind(mine) == "mean"
     assert baseline_kind(partial(kto, baseline="classes")) == "classes"

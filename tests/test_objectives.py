@@ -247,7 +247,7 @@ def flow_draws() -> tuple[Tensor, Tensor, Tensor]:
     return normal(0, *shape), normal(1, *shape), torch.tensor(LEVELS, dtype=torch.float64)
 
 
-def beside(values: Tensor) -> Tensor:
+def append_dims(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1, 1)
 
 
@@ -280,10 +280,10 @@ def test_flow_runs_from_clean_to_noise() -> None:
 @pytest.mark.parametrize("shift", [0.5, 1.0, 5.0])
 def test_flow_levels_rise_with_u(shift: float, density: Any) -> None:
     u = torch.cat([torch.arange(4000, dtype=torch.float64) / 4000, torch.tensor([1 - 2**-53])])
-    level = FlowMatching(shift, density=density).level(u)
+    level = FlowMatching(shift, density=density).sigma(u)
     assert level[0] == 0 and level[-1] == 1
     assert (level.diff() >= 0).all()
-    shifted = FlowMatching(shift, window=(0.25, 0.5), density=density).level(u)
+    shifted = FlowMatching(shift, window=(0.25, 0.5), density=density).sigma(u)
     bounds = [shift * t / (1 + (shift - 1) * t) for t in (0.25, 0.5)]
     assert shifted.min().item() == pytest.approx(bounds[0])
     assert shifted.max().item() == pytest.approx(bounds[1])
@@ -293,10 +293,10 @@ def test_flow_weightings_measure_the_error_they_name() -> None:
     """The eps and x0 errors that follow from an answer v, computed the long way."""
     latents, noise, u = flow_draws()
     answer = normal(3, *latents.shape).double()
-    level = FlowMatching(3.0).level(u)
-    sample = beside(1 - level) * latents + beside(level) * noise
-    x0 = (sample - beside(level) * answer - latents).square().flatten(1).mean(1)
-    eps = (sample + beside(1 - level) * answer - noise).square().flatten(1).mean(1)
+    level = FlowMatching(3.0).sigma(u)
+    sample = append_dims(1 - level) * latents + append_dims(level) * noise
+    x0 = (sample - append_dims(level) * answer - latents).square().flatten(1).mean(1)
+    eps = (sample + append_dims(1 - level) * answer - noise).square().flatten(1).mean(1)
     snr = ((1 - level) / level).square()
     wanted = {
         "v": (answer - (noise - latents)).square().flatten(1).mean(1),
@@ -312,7 +312,8 @@ def test_flow_weightings_measure_the_error_they_name() -> None:
 
 def test_whole_timesteps_lose_their_fraction_and_nothing_else() -> None:
     latents, noise, u = flow_draws()
-    exact, whole = (FlowMatching(3.0, whole=w).noise(latents, noise, u) for w in (False, True))
+    exact = FlowMatching(3.0).noise(latents, noise, u)
+    whole = FlowMatching(3.0, integer_timesteps=True).noise(latents, noise, u)
     assert whole.timestep.dtype == torch.int64
     assert torch.equal(whole.timestep, exact.timestep.long())
     assert (exact.timestep != whole.timestep).any()
@@ -334,7 +335,7 @@ def test_a_flow_is_known_by_all_that_its_errors_depend_on() -> None:
         FlowMatching(3.0, "x0"),
         FlowMatching(3.0, window=(0.0, 0.5)),
         FlowMatching(3.0, density="mode"),
-        FlowMatching(3.0, whole=True),
+        FlowMatching(3.0, integer_timesteps=True),
         objective(),
     ]
     assert len({canonical(each.identity) for each in [one, *others]}) == 7

@@ -9,6 +9,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 
 import ipo_lightning
 from app.entry import REPO
@@ -52,6 +53,20 @@ def test_what_is_imported_is_required(path: Path) -> None:
 
 def test_the_version_is_in_the_changelog() -> None:
     assert f"## [{ipo_lightning.__version__}]" in (REPO / "CHANGELOG.md").read_text()
+
+
+def test_the_version_is_the_one_that_is_cited() -> None:
+    citation = yaml.safe_load((REPO / "CITATION.cff").read_text())
+    assert citation["version"] == ipo_lightning.__version__
+    assert citation["license"] == SETUP["metadata"]["license_expression"]
+
+
+def test_the_hooks_are_the_checks() -> None:
+    """A commit is refused for what ``make check`` would refuse, and for nothing else."""
+    (recipe,) = re.findall(r"^check:.*\n((?:\t.*\n)+)", (REPO / "Makefile").read_text(), re.M)
+    checks = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe.splitlines()]
+    (repo,) = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [hook["entry"] for hook in repo["hooks"]] == checks
 
 
 @pytest.mark.slow

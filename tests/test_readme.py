@@ -1,10 +1,13 @@
-"""What the README and docs/ show is true: its examples run, its commands compose."""
+"""What the README and docs/ show is true: examples run, commands compose, plans are printed so."""
 
 import importlib
+import importlib.util
 import re
 import shlex
 import sys
 from collections.abc import Iterator
+from configparser import ConfigParser
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -22,17 +25,26 @@ from app.entry import (
     task_of,
 )
 from ipo_lightning.critics.protocols import PointCritic
+from ipo_lightning.exchange.__main__ import COMMANDS as EXCHANGE
+from ipo_lightning.exchange.__main__ import settings_of
 from ipo_lightning.video import Clip
 from tests.conftest import ComposeTrain
 from train import train
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 README = PAGES[0].read_text()
+FROM_ZERO = (REPO / "docs/from-zero.md").read_text()
 PLACEHOLDERS = {
-    "loss/mine.yaml": "{_target_: my_losses.bounded_loss, _partial_: true, beta: 1.0}",
-    **{f"critic/{name}.yaml": "{_target_: my_critics.Bright}" for name in ("NAME", "one", "two")},
+    "conf/loss/mine.yaml": "{_target_: my_losses.bounded_loss, _partial_: true, beta: 1.0}",
+    **{
+        f"conf/critic/{name}.yaml": "{_target_: my_critics.Bright}"
+        for name in ("NAME", "one", "two")
+    },
 }
 """Choices that the pages leave to the reader."""
+
+
+# -------------------------------------------------------------------- what the pages hold
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
@@ -40,35 +52,55 @@ def blocks(text: str) -> Iterator[tuple[str, str]]:
     yield from re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+def named_blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """File name and content of the Python and YAML blocks that start with the name of a file.
+
+    On the README all of them do.
+    """
+    for language, content in blocks(page.read_text()):
+        name = re.match(r"# (\S+\.(?:py|yaml))\n", content)
+        if language in ("python", "yaml"):
+            assert name or page != PAGES[0], "an example starts with the name of its file"
+            if name:
+                yield name[1], content
+
+
+NAMED = [(page.name, name, content) for page in PAGES for name, content in named_blocks(page)]
+OWN = {name: content for _, name, content in NAMED if not (REPO / name).exists()}
+"""Files that a reader writes; those that name a file of the repository are excerpts of it."""
+MODULES = [name.removesuffix(".py") for name in OWN if name.endswith(".py")]
+CHOICES = [tuple(Path(name).with_suffix("").parts[1:]) for name in OWN if name.endswith(".yaml")]
+
+PROGRAMS = (
+    r"python (?:train|sample|audit)\.py\b|python -m (?:ipo_lightning|examples)\.|python benchmarks/"
+    r"|torchrun\b|srun\b|make\b"
+)
+
+
 def commands(page: Path) -> list[str]:
-    """The commands of the entry points on a page, in blocks and prose."""
+    """The commands of the project on a page, in blocks and prose."""
     text = page.read_text().replace("\\\n", " ")
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    inline = re.findall(r"`(python (?:train|sample|audit)\.py[^`]*)`", prose)
+    inline = [" ".join(found.split()) for found in re.findall(rf"`((?:{PROGRAMS})[^`]*)`", prose)]
     fenced = [line.strip() for _, block in blocks(text) for line in block.splitlines()]
-    shown = (line for line in fenced if re.match(r"python (train|sample|audit)\.py", line))
-    return [*inline, *shown]
+    return [*inline, *(line for line in fenced if re.match(PROGRAMS, line))]
 
 
 COMMANDS = [(page.name, command) for page in PAGES for command in commands(page)]
 
 
+# -------------------------------------------------------------------- commands
+
+
 @pytest.fixture
 def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the README's files, which Python imports from; its ``conf`` is returned."""
-    for language, content in blocks(README):
-        name = re.match(r"# (\S+\.(?:py|yaml))\n", content)
-        if language in ("python", "yaml"):
-            assert name, "an example starts with the name of its file"
-            assert not (REPO / name[1]).exists(), f"{name[1]} would be hidden by the shipped one"
-            (tmp_path / name[1]).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name[1]).write_text(content)
-    for place, content in PLACEHOLDERS.items():
-        (tmp_path / "conf" / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "conf" / place).write_text(content)
+    """A folder with the pages' files, which Python imports from; its ``conf`` is returned."""
+    for name, content in {**OWN, **PLACEHOLDERS}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path / "conf"
-    for module in ("my_losses", "my_critics"):
+    for module in MODULES:
         sys.modules.pop(module, None)
 
 
@@ -78,7 +110,18 @@ def searched(folder: Path) -> str:
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_every_command_composes(page: str, command: str, examples: Path) -> None:
-    program, *words = shlex.split(command, comments=True)[1:]
+    words = shlex.split(command, comments=True)
+    if words[0] == "make":
+        refuse_other_targets(words[1:])
+    elif words[1] == "-m" or "/" in words[1]:
+        refuse_other_flags(words[1:])
+    else:
+        program = next(place for place, word in enumerate(words) if word.endswith(".py"))
+        refuse_other_settings(words[program], words[program + 1 :], examples)
+
+
+def refuse_other_settings(program: str, words: list[str], examples: Path) -> None:
+    """Compose a command of an entry point, as it does before anything is loaded."""
     words = [word for word in words if not word.startswith("hydra.searchpath")]
     if program == "sample.py":
         words = quote_free_text(words, ("prompt", "prompts", "ckpt"))
@@ -86,6 +129,7 @@ def test_every_command_composes(page: str, command: str, examples: Path) -> None
     elif program == "audit.py":
         refuse_misspelt("audit", [*words, searched(examples)])
     else:
+        words = list(takewhile(lambda word: word != "--cfg", words))
         config, words = TASKS[task_of(words)], [*words, searched(examples)]
         refuse_misspelt(config, words)
         if "-m" not in words:
@@ -93,11 +137,46 @@ def test_every_command_composes(page: str, command: str, examples: Path) -> None
                 refuse_missing(compose(config, words))
 
 
+def refuse_other_flags(words: list[str]) -> None:
+    """Look a module or script up, and its settings or flags in its source."""
+    if words[:2] == ["-m", "ipo_lightning.exchange"]:
+        if len(words) > 2:
+            settings_of(words[3:], EXCHANGE[words[2]][1])
+        return
+    found = importlib.util.find_spec(words[1]) if words[0] == "-m" else None
+    source = Path(found.origin) if found and found.origin else REPO / words[0]
+    flags = [word for word in words if word.startswith("--")]
+    assert all(f'"{flag}"' in source.read_text() for flag in flags)
+
+
+def refuse_other_targets(words: list[str]) -> None:
+    """Look targets up in the Makefile, extras in setup.cfg."""
+    setup = ConfigParser()
+    setup.read(REPO / "setup.cfg")
+    targets = re.findall(r"^([a-z]+):", (REPO / "Makefile").read_text(), re.MULTILINE)
+    for word in words:
+        name, _, value = word.partition("=")
+        assert name in (*targets, "EXTRAS")
+        assert set(value.split(",")) - {""} <= set(setup["options.extras_require"])
+
+
+def test_downloads_are_those_of_the_configs() -> None:
+    configs = "".join(file.read_text() for file in CONF.rglob("*.yaml"))
+    downloads = [words for page in PAGES for _, block in blocks(page.read_text())
+                 for words in re.findall(r"^hf download (.+)$", block, re.MULTILINE)]  # fmt: skip
+    assert downloads
+    for words in downloads:
+        assert all(word in configs for word in words.split() if word != "--revision")
+
+
 def test_the_pages_show_commands() -> None:
     assert len(COMMANDS) >= 12
     assert {"make demo", "make test"} <= {
-        c.split("  ")[0] for _, b in blocks(README) for c in b.splitlines()
+        c.split("  ")[0] for page, c in COMMANDS if page == "README.md"
     }
+
+
+# -------------------------------------------------------------------- examples
 
 
 def test_the_loss_is_trained_with(
@@ -127,30 +206,74 @@ def test_the_critic_is_asked(
     assert "critic calls" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_python_examples_are_modules(module: str, examples: Path) -> None:
+    own = vars(importlib.import_module(module)).values()
+    assert all(one.__doc__ for one in own if getattr(one, "__module__", None) == module)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_yaml_examples_are_choices(
+    choice: tuple[str, str], examples: Path, compose_train: ComposeTrain
+) -> None:
+    group, name = choice
+    assert build(compose_train(f"{group}={name}", searched(examples))[group], group)
+
+
+@pytest.mark.parametrize(("page", "name", "content"), NAMED)
+def test_examples_agree(page: str, name: str, content: str) -> None:
+    """Of a file of the repository a page shows a part; of a reader's, all pages show the same."""
+    if name in OWN:
+        assert content == OWN[name]
+    else:
+        assert content.partition("\n")[2].strip("\n") in (REPO / name).read_text()
+
+
+# -------------------------------------------------------------------- plans
+
+
 def test_the_command_for_real_models_makes_the_plan_that_is_shown(
     examples: Path,
     compose_train: ComposeTrain,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With the reader's own prompts."""
-    (command,) = [c for page, c in COMMANDS if page == "README.md" and "experiment=ipo_" in c]
+    """With the reader's own prompts, 400 of them."""
+    (command,) = {
+        " ".join(command.split())
+        for page, command in COMMANDS
+        if page in ("README.md", "from-zero.md") and "experiment=ipo_" in command
+        if "dry_run" in command
+    }
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("".join(f"a video of {number} apples\n" for number in range(200)))
+    prompts.write_text("".join(f"a video of {number} apples\n" for number in range(400)))
     words = command.replace("path=prompts.txt", f"path={prompts}").split()[2:]
     assert train(compose_train(*words, searched(examples))) is None
-    shown = re.search(r"^stage +weights.*?it fits$", README, re.MULTILINE | re.DOTALL)
-    assert shown
-    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert {line for line in shown[0].splitlines() if line != "..."} <= set(printed)
+    printed = capsys.readouterr().out.replace(str(tmp_path), "outputs").splitlines()
+    shown = [block for page in (README, FROM_ZERO) for _, block in blocks(page)
+             if "it fits" in block]  # fmt: skip
+    assert len(shown) == 2
+    for block in shown:
+        assert set(block.splitlines()) - {"..."} <= {line.rstrip() for line in printed}
+
+
+# -------------------------------------------------------------------- the pages themselves
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 1200
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as hosts of repositories make them."""
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", page.read_text()):
-        assert (page.parent / link).exists(), f"{page.name}: {link}"
-
-
-def test_python_examples_are_modules(examples: Path) -> None:
-    assert importlib.import_module("my_losses").bounded_loss.__doc__
-    assert importlib.import_module("my_critics").Bright.__doc__
+    for link, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", page.read_text()):
+        target = page.parent / link if link else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in headings(target), f"{page.name}: {link}#{anchor}"

@@ -26,12 +26,13 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ipo_lightning.critics.protocols import Rating
-from ipo_lightning.critics.stage.rating import Critique
+from ipo_lightning.critics.stage.critique import PointCritique
 from ipo_lightning.errors import InputError
 from ipo_lightning.evaluation import Evaluation
+from ipo_lightning.parallel.runtime import Runtime
 from ipo_lightning.parallel.workers import WAITING, Workers
 from ipo_lightning.policy import Sampling
-from ipo_lightning.sampling import Sampler, Unit
+from ipo_lightning.sampling import PromptSeeds, Sampler
 from ipo_lightning.seeds import derive_seed, gaussian, generator
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import Store
@@ -148,10 +149,10 @@ def test_wan_takes_either_sampler(
     [
         ("cogvideox", {"scheduler": "unipc"}, "ddim, dpm"),
         ("wan", {"scheduler": "dpm"}, "unipc, euler"),
-        ("wan", {"dynamic_guidance": True}, "CogVideoX's"),
-        ("wan", {"cache": FasterCacheConfig()}, "asks twice"),
+        ("wan", {"dynamic_guidance": True}, "only CogVideoX"),
+        ("wan", {"cache": FasterCacheConfig()}, "takes two"),
         ("cogvideox", {"cache": FasterCacheConfig()}, "BFCHW"),
-        ("cogvideox", {"cache": Unit(0, "", ())}, "cache config"),
+        ("cogvideox", {"cache": PromptSeeds(0, "", ())}, "cache config"),
     ],
 )
 def test_a_choice_that_the_family_lacks_is_refused_early(
@@ -185,10 +186,11 @@ def test_choices_count_only_where_they_are_made(
     policies: Callable[[str], Any], tmp_path: Path
 ) -> None:
     """Defaults leave a video's key as it was before there were choices."""
-    policy, unit = policies("cogvideox"), Unit(0, "a red ring", (1, 2))
+    policy, item = policies("cogvideox"), PromptSeeds(0, "a red ring", (1, 2))
 
-    def key(**choice: Any) -> str:
-        return Sampler(policy, Store(tmp_path), Sampling(4, 2.0, **choice)).key("abc", unit)
+    def key(precision: str = "32-true", **choice: Any) -> str:
+        sampler = Sampler(policy, Store(tmp_path), Sampling(4, 2.0, **choice))
+        return sampler.key("abc", item, precision)
 
     assert Sampling(4, 2.0).departures == {}
     assert key(scheduler=None, shared=0.0, cache=None, batch_size=None) == key()
@@ -200,8 +202,8 @@ def test_choices_count_only_where_they_are_made(
     ]  # fmt: skip
     assert len({key(), *(key(**choice) for choice in choices)}) == len(choices) + 1
     branched = Sampler(policy, Store(tmp_path), Sampling(4, 2.0, shared=0.5))
-    branched.precision = "bf16-mixed"
-    assert branched.independent().precision == "bf16-mixed"
+    independent = branched.independent().key("abc", item, "bf16-mixed")
+    assert independent == key("bf16-mixed") != key()
     assert branched.independent().sampling == Sampling(4, 2.0)
 
 
@@ -320,24 +322,25 @@ def count_calls(network: nn.Module) -> list[int]:
 def test_a_cache_serves_one_unit_at_a_time(policies: Callable[[str], Any], tmp_path: Path) -> None:
     """Threads that work side by side wait for each other, and get what one alone gets."""
     policy, cached = policies("cogvideox"), Sampling(6, cache=FirstBlockCacheConfig(2.0))
-    alone = draw(policy, tmp_path / "alone", cached, Workers())
-    assert draw(policy, tmp_path / "together", cached, Workers(threads=3)) == alone
+    alone = draw(policy, tmp_path / "alone", cached)
+    assert draw(policy, tmp_path / "together", cached, threads=3) == alone
 
 
 # -------------------------------------------------------------------- units
 
 
-def units(count: int = 4) -> list[Unit]:
+def units(count: int = 4) -> list[PromptSeeds]:
     return [
-        Unit(i, PROMPTS[i % 2], tuple(derive_seed("unit", i, k) for k in range(2)))
+        PromptSeeds(i, PROMPTS[i % 2], tuple(derive_seed("unit", i, k) for k in range(2)))
         for i in range(count)
     ]
 
 
-def draw(policy: Any, root: Path, sampling: Sampling, workers: Workers, **more: Any) -> list[Any]:
+def draw(policy: Any, root: Path, sampling: Sampling, threads: int = 1) -> list[Any]:
     """Latents' and videos' names, in order."""
     sampler = Sampler(policy, Store(root), sampling, lossless=True)
-    candidates = sampler.generate("abc", units(), policy.build(), workers, "test", **more)
+    runtime = Runtime(workers=Workers(threads=threads))
+    candidates = sampler.generate("abc", units(), policy.build(), runtime, "test")
     return [(one.latents, one.video, one.gauges) for one in candidates]
 
 
@@ -346,13 +349,13 @@ def test_units_are_the_same_however_they_are_worked_off(
     policies: Callable[[str], Any], tmp_path: Path, shared: float
 ) -> None:
     policy, sampling = policies("cogvideox"), Sampling(4, shared=shared)
-    one = draw(policy, tmp_path / "one", sampling, Workers())
-    assert draw(policy, tmp_path / "many", sampling, Workers(threads=3)) == one
+    one = draw(policy, tmp_path / "one", sampling)
+    assert draw(policy, tmp_path / "many", sampling, threads=3) == one
     for rank in (1, 0):  # the other rank's half is found, its own is made
         sampler = Sampler(policy, Store(tmp_path / "ranks"), sampling, lossless=True)
         mine, network = units()[rank::2], policy.build()
-        sampler.generate("abc", mine, network, Workers(), "rank")
-    assert draw(policy, tmp_path / "ranks", sampling, Workers()) == one
+        sampler.generate("abc", mine, network, Runtime(), "rank")
+    assert draw(policy, tmp_path / "ranks", sampling) == one
 
 
 def test_a_unit_is_finished_while_the_next_is_made() -> None:
@@ -433,8 +436,8 @@ class Brightness:
 
     identity = "brightness@1"
 
-    def __init__(self, beside: bool = True, failing: int = 0) -> None:
-        self.beside, self.failing = beside, failing
+    def __init__(self, during_rollout: bool = True, failing: int = 0) -> None:
+        self.during_rollout, self.failing = during_rollout, failing
         self.asked: list[int] = []
         self.loaded: list[str] = []
 
@@ -459,46 +462,57 @@ def sampler(policies: Callable[[str], Any], tmp_path: Path) -> Iterator[Sampler]
 
 def test_evaluation_shares_nothing(sampler: Sampler) -> None:
     """Paired seeds need videos that hang on their own seed alone."""
-    critique = Critique(Brightness(), sampler.store)
+    critique = PointCritique(Brightness(), sampler.store)
     evaluation = Evaluation(
         PROMPTS, n=2, seed=0, sampler=sampler, critic=critique, eval_critic=critique
     )
-    rows = evaluation.judge("abc", sampler.policy.build(), Workers(), "test")
+    rows = evaluation.evaluate("abc", sampler.policy.build(), Runtime(), "test")
     plain = Sampler(sampler.policy, sampler.store, Sampling(4), lossless=True)
-    assert not plain.missing("abc", evaluation.units)
-    assert len(sampler.missing("abc", evaluation.units)) == len(PROMPTS)
+    assert not plain.missing("abc", evaluation.units, "32-true")
+    assert len(sampler.missing("abc", evaluation.units, "32-true")) == len(PROMPTS)
     assert sampler.sampling.shared == 0.5 and len(rows) == 4
 
 
 def test_a_critic_beside_the_rollout_leaves_nothing_to_the_stage(sampler: Sampler) -> None:
     critic = Brightness()
-    critique = Critique(critic, sampler.store)
-    with critique.beside("cpu") as tell:
-        assert tell is not None
-        drawn = sampler.generate("abc", units(), sampler.policy.build(), Workers(), "test", tell)
-        tell([]).result()  # the last of the queue
+    critique = PointCritique(critic, sampler.store)
+    with critique.during_rollout("cpu") as on_candidates:
+        assert on_candidates is not None
+        drawn = sampler.generate(
+            "abc", units(), sampler.policy.build(), Runtime(), "test", on_candidates
+        )
+        on_candidates([]).result()  # the last of the queue
     assert sum(critic.asked) == len(drawn) and critic.loaded == ["cpu", "released"]
     assert critique.missing(drawn) == 0
-    verdicts = critique.judge(drawn, Workers(), "cpu", "test")
+    verdicts = critique.ask(drawn, Workers(), "cpu", "test")
     assert sum(critic.asked) == len(drawn)
-    alone = Critique(Brightness(beside=False), Store(sampler.store.root.parent / "other"))
+    alone = PointCritique(
+        Brightness(during_rollout=False), Store(sampler.store.root.parent / "other")
+    )
     alone.store.root.mkdir()
     (alone.store.root / "videos").symlink_to(sampler.store.root / "videos")
-    assert alone.judge(drawn, Workers(), "cpu", "test") == verdicts
+    assert alone.ask(drawn, Workers(), "cpu", "test") == verdicts
 
 
 def test_other_critics_wait_for_their_stage(sampler: Sampler) -> None:
-    with Critique(Brightness(beside=False), sampler.store).beside("cpu") as tell:
-        assert tell is None
+    with PointCritique(Brightness(during_rollout=False), sampler.store).during_rollout(
+        "cpu"
+    ) as on_candidates:
+        assert on_candidates is None
 
 
 def test_a_critic_that_fails_beside_is_asked_again(sampler: Sampler) -> None:
     critic = Brightness(failing=1)
-    critique = Critique(critic, sampler.store)
-    with pytest.warns(UserWarning, match="asked again"), critique.beside("cpu") as tell:
-        drawn = sampler.generate("abc", units(), sampler.policy.build(), Workers(), "test", tell)
+    critique = PointCritique(critic, sampler.store)
+    with (
+        pytest.warns(UserWarning, match="asked again"),
+        critique.during_rollout("cpu") as on_candidates,
+    ):
+        drawn = sampler.generate(
+            "abc", units(), sampler.policy.build(), Runtime(), "test", on_candidates
+        )
     assert critique.missing(drawn) == len(drawn)
-    assert len(critique.judge(drawn, Workers(), "cpu", "test")) == len(drawn)
+    assert len(critique.ask(drawn, Workers(), "cpu", "test")) == len(drawn)
 
 
 @pytest.mark.slow

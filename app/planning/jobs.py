@@ -19,7 +19,7 @@ from app.assembly import accelerator_of, make_module, make_sampling
 from app.entry import build
 from app.planning.memory import shards
 from ipo_lightning.errors import InputError
-from ipo_lightning.planning.estimate import Job
+from ipo_lightning.planning.job import Job
 from ipo_lightning.planning.published import MODELS, write_configs
 from ipo_lightning.policy import Policy
 
@@ -120,7 +120,7 @@ def is_sharded(cfg: DictConfig) -> bool:
 
 
 def _parallel_prompts(cfg: DictConfig) -> int:
-    """Prompts that a process samples at the same time; see `callbacks.iteration`."""
+    """Prompts that a process samples at the same time; see `cores_of_a_rank`."""
     if cfg.callbacks.iteration.parallel_prompts is not None:
         return int(cfg.callbacks.iteration.parallel_prompts)
     if on_gpu(cfg) or is_sharded(cfg):

@@ -13,8 +13,7 @@ from omegaconf import DictConfig
 from app.assembly import Parts, assemble, device_of
 from app.planning.fitting import Fit, smallest_change, smallest_changes
 from app.planning.jobs import job_of, on_gpu, readable
-from ipo_lightning.critics.stage.comparing import Tournaments
-from ipo_lightning.critics.stage.rating import CritiqueStage
+from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.planning.estimate import GIB, Estimate
 from ipo_lightning.report import table
 from ipo_lightning.storage.layout import STAGES
@@ -70,7 +69,7 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
             f"rounds 1 to {imported}: the labels of {cfg.data.imported.path}, whose videos are "
             "encoded once; nothing is rolled out, no critic labels"
         )
-    calls = _judging(parts)
+    calls = _critic_calls(parts)
     asked = "and critic calls" if calls == videos else f"and about {calls} critic calls"
     yield (
         f"a round: {_prompts(parts)} prompts x {parts.rollout.n} candidates = {videos} videos "
@@ -81,7 +80,7 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
         f"{cfg.step} step; reference {REFERENCES[parts.module.reference.answers]}"
     )
     evaluated = len(parts.evaluation.prompts) * cfg.evaluation.n
-    critic, judge = (evaluated * one.score_calls for one in _judges(parts))
+    critic, judge = (evaluated * one.score_calls for one in _critiques(parts))
     asked = (
         f"{critic} calls of each of two critics"
         if critic == judge
@@ -95,7 +94,7 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
 
 def _rolled_out(parts: Parts, cfg: DictConfig) -> int:
     """How many rounds make videos of their own: those whose labels are not imported."""
-    source = parts.iteration.imported
+    source = parts.imported
     if source is None:
         return int(cfg.round)
     return 0 if source.rounds is None else max(0, cfg.round - source.rounds)
@@ -103,15 +102,15 @@ def _rolled_out(parts: Parts, cfg: DictConfig) -> int:
 
 def _prompts(parts: Parts) -> int:
     """Of a round."""
-    return len(parts.rollout.units(1))
+    return len(parts.rollout.of_round(1))
 
 
-def _judging(parts: Parts) -> int:
+def _critic_calls(parts: Parts) -> int:
     """Calls of the critic that label a round."""
     return _prompts(parts) * parts.evaluation.critic.calls(parts.rollout.n)
 
 
-def _judges(parts: Parts) -> tuple[CritiqueStage, CritiqueStage]:
+def _critiques(parts: Parts) -> tuple[Critique, Critique]:
     return parts.evaluation.critic, parts.evaluation.eval_critic
 
 
@@ -120,7 +119,7 @@ def _labels(parts: Parts) -> str:
 
 
 def _network(estimate: Estimate, published: str) -> Iterator[str]:
-    step = estimate.step
+    step = estimate.traces.step
     yield f"network: {_count(step.parameters)} parameters, {_count(step.trained)} trained"
     if published:
         yield f"its configs cannot be read here: those of {published} are taken"
@@ -249,17 +248,16 @@ def _disk(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
     sizes = {
         "latents": 4.0 * videos * _product(parts.policy.latent_shape),
         "videos, roughly": videos * frames * height * width * MP4_BYTES[cfg.rollout.lossless],
-        "text embeddings": 4.0 * known * _product(estimate.text_shape),
+        "text embeddings": 4.0 * known * _product(estimate.traces.text_shape),
         "checkpoints": rounds * estimate.checkpoint_bytes(),
         "exports": rounds * estimate.export_bytes(),
     }
     listed = ", ".join(f"{name} {_gib(size)}" for name, size in sizes.items())
     yield f"disk of all rounds, GiB: {listed}; {_gib(sum(sizes.values()))} in all"
     evaluated = len(parts.evaluation.prompts) * cfg.evaluation.n
-    calls = rolled_out * _judging(parts)
-    for one in _judges(parts):  # the base's own videos are compared with nothing
-        times = rounds if isinstance(one, Tournaments) else rounds + 1
-        calls += times * evaluated * one.score_calls
+    calls = rolled_out * _critic_calls(parts)
+    for one in _critiques(parts):
+        calls += evaluated * (rounds * one.score_calls + one.base_calls)
     yield f"critic calls of all rounds: {calls}"
 
 

@@ -1,4 +1,4 @@
-"""The same pairs put to a critic, through the store: what it has been asked is not asked again."""
+"""A critic's answers about the pairs that people compared, kept in the store as those of a run."""
 
 import math
 import time
@@ -18,14 +18,14 @@ from ipo_lightning.critics.protocols import (
     RecordedCritic,
     kind_of,
 )
-from ipo_lightning.critics.stage.comparing import Asking, PairCritique
-from ipo_lightning.critics.stage.rating import Critique
+from ipo_lightning.critics.stage.comparing import Couples
+from ipo_lightning.critics.stage.critique import PairCritique, PointCritique
 from ipo_lightning.decoding.differences import READER, content_name, sha256_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.labelling.tournaments import opposite
 from ipo_lightning.metrics.preferences import Preference
 from ipo_lightning.parallel.workers import Workers
-from ipo_lightning.storage.records import Candidate, Duel, Verdict
+from ipo_lightning.storage.records import Candidate, PairVerdict, Verdict
 from ipo_lightning.storage.store import Store, fingerprint
 from ipo_lightning.video import Clip
 
@@ -50,7 +50,7 @@ class Answer(NamedTuple):
 
 
 class Shelf(Store):
-    """A store whose videos lie wherever their files are: a benchmark's are not copied."""
+    """A store that reads videos where their files are, without a copy."""
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
@@ -91,7 +91,7 @@ class Shelf(Store):
 
 
 class Ledger:
-    """What a critic's answers took on a device, over all audits that share the store."""
+    """The time and tokens that a critic's answers took, over all audits that share the store."""
 
     def __init__(self, store: Store, identity: str, device: str) -> None:
         self.store, self.device = store, device
@@ -103,7 +103,7 @@ class Ledger:
         return known if isinstance(known, dict) else {"calls": 0, "seconds": 0.0, "spent": {}}
 
     def add(self, calls: int, seconds: float, spent: Mapping[str, float]) -> None:
-        """Write down some more."""
+        """Add the cost of further calls."""
         known = self.read()
         total = {name: known["spent"].get(name, 0) + value for name, value in spent.items()}
         self.store.put_record("costs", self.key, {
@@ -113,18 +113,18 @@ class Ledger:
 
 
 def spent_by(critic: Any) -> dict[str, float]:
-    """Requests, tokens and the like that a critic, or the chat model that it asks, has counted."""
+    """Requests, tokens and the like that a critic, or the VLM that it asks, has counted."""
     counted = getattr(critic, "spent", None) or getattr(getattr(critic, "vlm", None), "spent", None)
     numbers = vars(counted).items() if counted is not None else ()
     return {k: v for k, v in numbers if isinstance(v, int | float) and k != "seconds"}
 
 
 class Metered:
-    """A critic as it is, but that what its answers take is written down.
+    """A critic whose answers are timed.
 
     Args:
-        turn: how often the same has been asked before: another turn is another name, so that the
-            store does not answer for the critic.
+        turn: how often the same questions were asked before. It is part of the identity, so that
+            the store does not answer for the critic.
     """
 
     def __init__(self, critic: Any, ledger: Ledger, turn: int = 0) -> None:
@@ -132,15 +132,13 @@ class Metered:
 
     @property
     def identity(self) -> str:
-        """The critic's, and which time it is asked."""
+        """The critic's, with the turn."""
         return f"{self.critic.identity}#again-{self.turn}" if self.turn else self.critic.identity
 
     def load(self, device: str) -> None:
-        """The critic's."""
         self.critic.load(device)
 
     def release(self) -> None:
-        """The critic's."""
         self.critic.release()
 
     def _timed(self, ask: Callable[[], list[Any]]) -> list[Any]:
@@ -152,41 +150,39 @@ class Metered:
 
 
 class MeteredPoint(Metered):
-    """`Metered`, of a critic that rates."""
+    """A timed critic that rates."""
 
     def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
-        """The critic's."""
         return self._timed(lambda: self.critic.rate(clips, prompts))
 
 
 class MeteredPair(Metered):
-    """`Metered`, of a critic that compares."""
+    """A timed critic that compares."""
 
     def compare(
         self, first: Sequence[Clip], second: Sequence[Clip], prompts: Sequence[str]
     ) -> list[Comparison]:
-        """The critic's."""
         return self._timed(lambda: self.critic.compare(first, second, prompts))
 
 
 # --- Scores --------------------------------------------------------------------------------------
 
 
-class Asked(Protocol):
-    """Pairs put to a critic of some kind."""
+class PairAsker(Protocol):
+    """Asks a critic of some kind about pairs."""
 
     kind: str
     unit: str
-    """What it is asked for, in the plural."""
+    """What one question is about, in the plural."""
     identity: str
     ledger: Ledger
 
     def calls(self, pairs: Sequence[Compared]) -> int:
-        """Questions, were nothing known."""
+        """How many questions the pairs are, whether or not they were asked before."""
         ...
 
     def missing(self, pairs: Sequence[Compared], turn: int = 0) -> int:
-        """Questions that are yet to be asked; ``turn``: how often the same were asked before."""
+        """How many questions must yet be asked; ``turn``: how often the same were asked before."""
         ...
 
     def ask(self, pairs: Sequence[Compared], device: str, turn: int = 0) -> list[Answer]:
@@ -194,24 +190,25 @@ class Asked(Protocol):
         ...
 
 
-def asking(critic: Any, shelf: Shelf, device: str, together: int) -> Asked:
-    """How pairs are put to a critic: one that can rate is asked to, as in training.
+def asker_of(critic: Any, shelf: Shelf, device: str, together: int) -> PairAsker:
+    """Asks a critic about pairs in the way of its kind: one that can rate is asked to, as in
+    training.
 
     Args:
-        together: pairs that are put to a critic that compares in one call.
+        together: pairs in one call of a critic that compares.
 
     Raises:
-        InputError: it is no critic.
+        InputError: it is not a critic.
     """
     if not hasattr(critic, "identity"):
-        raise InputError(f"critic: {type(critic).__name__} is no critic: it has no identity")
+        raise InputError(f"critic: {type(critic).__name__} is not a critic: it has no identity")
     ledger = Ledger(shelf, critic.identity, device)
     kind = kind_of(critic)
     if kind == "compares":
-        return Shown(critic, shelf, ledger, together)
+        return ComparingAsker(critic, shelf, ledger, together)
     if kind == "recorded":
-        return Recalled(critic, shelf, ledger)
-    return Scored(critic, shelf, ledger)
+        return RecordedAsker(critic, shelf, ledger)
+    return RatingAsker(critic, shelf, ledger)
 
 
 def label_of(turn: int) -> str:
@@ -219,8 +216,8 @@ def label_of(turn: int) -> str:
     return f"asking again ({turn})" if turn else "asking the critic"
 
 
-def cost(asked: Asked, pairs: Sequence[Compared]) -> dict[str, Any]:
-    """What a thousand comparisons like these take, by all answers that were ever timed."""
+def cost(asked: PairAsker, pairs: Sequence[Compared]) -> dict[str, Any]:
+    """The cost of a thousand comparisons like these, from all answers that were timed."""
     known = asked.ledger.read()
     a_pair = asked.calls(pairs) / len(pairs)
     factor = 1000 * a_pair / known["calls"] if known["calls"] else 0.0
@@ -234,8 +231,8 @@ def cost(asked: Asked, pairs: Sequence[Compared]) -> dict[str, Any]:
     }
 
 
-class Scored:
-    """Pairs put to a critic that rates one video at a time."""
+class RatingAsker:
+    """Asks a critic that rates one video at a time."""
 
     kind = "pointwise"
     unit = "videos to rate"
@@ -245,7 +242,7 @@ class Scored:
         self.identity = critic.identity
 
     def calls(self, pairs: Sequence[Compared]) -> int:
-        """Videos to rate, were nothing known."""
+        """How many videos the pairs have."""
         return len(self._candidates(pairs))
 
     def missing(self, pairs: Sequence[Compared], turn: int = 0) -> int:
@@ -256,15 +253,15 @@ class Scored:
         """One answer a pair: the difference of two scores."""
         candidates = self._candidates(pairs)
         todo = list(candidates.values())
-        found = self._critique(turn).judge(todo, Workers(), device, label_of(turn))
+        found = self._critique(turn).ask(todo, Workers(), device, label_of(turn))
         verdicts = dict(zip(candidates, found, strict=True))
         return [
             _difference(verdicts[pair.prompt, pair.first], verdicts[pair.prompt, pair.second])
             for pair in pairs
         ]
 
-    def _critique(self, turn: int) -> Critique:
-        return Critique(MeteredPoint(self.critic, self.ledger, turn), self.shelf)
+    def _critique(self, turn: int) -> PointCritique:
+        return PointCritique(MeteredPoint(self.critic, self.ledger, turn), self.shelf)
 
     def _candidates(self, pairs: Sequence[Compared]) -> dict[tuple[str, Path], Candidate]:
         """Every video with its prompt, once; it has no seed and no latents here."""
@@ -277,7 +274,7 @@ class Scored:
 
 
 def _difference(first: Verdict, second: Verdict) -> Answer:
-    """Two ratings as an answer about the pair; without one of them there is none."""
+    """The difference of two ratings as an answer about the pair; NaN where one has no score."""
     dims = {
         name: first.dims[name] - second.dims[name] for name in first.dims if name in second.dims
     }
@@ -289,7 +286,7 @@ def _difference(first: Verdict, second: Verdict) -> Answer:
 
 
 def _told(verdict: Verdict) -> str:
-    """What stands for the words of a critic that has none."""
+    """The score in words, for a critic that gives no text."""
     if verdict.score is None:
         return f"no score: {verdict.fault}"
     dims = "".join(f", {name} {value:.3g}" for name, value in verdict.dims.items())
@@ -299,11 +296,11 @@ def _told(verdict: Verdict) -> str:
 # --- Comparisons ---------------------------------------------------------------------------------
 
 
-class Shown:
-    """Pairs put to a critic that sees two videos at a time: in both orders.
+class ComparingAsker:
+    """Asks a critic that compares, in both orders.
 
     Args:
-        together: pairs that are put to the critic in one call.
+        together: pairs in one call of the critic.
     """
 
     kind = "pairwise"
@@ -314,24 +311,24 @@ class Shown:
         self.identity = critic.identity
 
     def calls(self, pairs: Sequence[Compared]) -> int:
-        """See `Asked`: both orders of every pair."""
+        """Both orders of every pair."""
         return 2 * len(pairs)
 
     def missing(self, pairs: Sequence[Compared], turn: int = 0) -> int:
-        """See `Asked`; those of one call are counted all, where one of them is open."""
+        """How many videos must yet be compared; where a call lacks an answer, all of the call."""
         return self._critique(turn).missing(self._candidates(pairs))
 
     def ask(self, pairs: Sequence[Compared], device: str, turn: int = 0) -> list[Answer]:
-        """See `Asked`."""
-        duels = self._critique(turn).judge(
+        """One answer a pair: what both orders say together."""
+        verdicts = self._critique(turn).ask(
             self._candidates(pairs), Workers(), device, label_of(turn)
         )
-        found = {(one.prompt_index, one.first): one for one in duels}
-        return [_of_duel(found[divmod(place, self.together)]) for place in range(len(pairs))]
+        found = {(one.prompt_index, one.first): one for one in verdicts}
+        return [_compared(found[divmod(place, self.together)]) for place in range(len(pairs))]
 
     def _critique(self, turn: int) -> PairCritique:
         critic = MeteredPair(self.critic, self.ledger, turn)
-        return PairCritique(critic, self.shelf, Asking(opposite))
+        return PairCritique(critic, self.shelf, Couples(opposite))
 
     def _candidates(self, pairs: Sequence[Compared]) -> list[Candidate]:
         """The first videos of ``together`` pairs, then their second ones: `opposite` meet."""
@@ -352,25 +349,25 @@ class Shown:
 SIDE = {"first": 1.0, "tie": 0.0, "second": -1.0}
 
 
-def _of_duel(duel: Duel) -> Answer:
-    """A duel as an answer about the pair."""
+def _compared(verdict: PairVerdict) -> Answer:
+    """The verdict on the two videos as an answer about the pair."""
     shown, swapped = (
-        math.nan if said is None else SIDE[Preference(*said).outcome] for said in duel.shown
+        math.nan if said is None else SIDE[Preference(*said).outcome] for said in verdict.shown
     )
-    chance = math.nan if duel.outcome is None else duel.outcome
+    chance = math.nan if verdict.outcome is None else verdict.outcome
     return Answer(
         margin=2 * chance - 1,
         chance=chance,
-        dims={name: 2 * value - 1 for name, value in duel.dims.items()},
+        dims={name: 2 * value - 1 for name, value in verdict.dims.items()},
         shown=shown,
         swapped=swapped,
-        raw=duel.raw,
-        fault=duel.fault,
+        raw=verdict.raw,
+        fault=verdict.fault,
     )
 
 
-class Recalled:
-    """Pairs looked up among verdicts from elsewhere, such as other people's: nothing is asked."""
+class RecordedAsker:
+    """Looks pairs up among recorded verdicts, such as other people's; nobody is asked."""
 
     kind = "recorded"
     unit = "verdicts to look up"
@@ -380,15 +377,15 @@ class Recalled:
         self.identity = critic.identity
 
     def calls(self, pairs: Sequence[Compared]) -> int:
-        """See `Asked`."""
+        """A verdict each."""
         return len(pairs)
 
     def missing(self, pairs: Sequence[Compared], turn: int = 0) -> int:
-        """See `Asked`; a pair that it does not know has no verdict, and nobody is asked for one."""
+        """None: a pair that is not among the verdicts has none."""
         return 0
 
     def ask(self, pairs: Sequence[Compared], device: str, turn: int = 0) -> list[Answer]:
-        """See `Asked`."""
+        """One answer a pair, from the recorded verdicts."""
         names = self.shelf.place(file for pair in pairs for file in (pair.first, pair.second))
         hashes = {file: sha256_of(name) for file, name in names.items()}
         return [

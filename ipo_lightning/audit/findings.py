@@ -51,7 +51,7 @@ from ipo_lightning.metrics.agreement import (
     three_way,
     tie_threshold,
 )
-from ipo_lightning.metrics.metrics import agreement
+from ipo_lightning.metrics.win_rate import agreement
 
 Plain = dict[str, Any]
 SURE = 0.999

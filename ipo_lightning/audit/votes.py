@@ -68,11 +68,33 @@ def gather(rows: Sequence[Annotation], find: Find, *, skip_missing: bool = False
     Raises:
         InputError: a video is missing, or nothing is left.
     """
-    pairs: dict[tuple[str, frozenset[Path]], Compared] = {}
-    places: dict[Path, str] = {}
     counted = latest(rows)
     left_out: Counter[str] = Counter({"answered anew later": len(rows) - len(counted)})
-    for row in counted:
+    places: dict[Path, str] = {}
+    pairs = _pairs(counted, find, places, left_out)
+    voted = [pair for pair in pairs if pair.votes.get(OVERALL)]
+    left_out["without a verdict"] += len(pairs) - len(voted)
+    missing = {p for pair in voted for p in (pair.first, pair.second) if not os.path.isfile(p)}
+    if missing and not skip_missing:
+        raise InputError(_not_there({path: places[path] for path in sorted(missing)}))
+    kept = [pair for pair in voted if not {pair.first, pair.second} & missing]
+    left_out["a video is missing"] += len(voted) - len(kept)
+    if not kept:
+        raise InputError("pairs: no pair has a verdict by a person and both videos")
+    return Gathered(kept, {reason: count for reason, count in left_out.items() if count})
+
+
+def _pairs(
+    rows: Sequence[Annotation], find: Find, places: dict[Path, str], left_out: "Counter[str]"
+) -> list[Compared]:
+    """One entry for all rows on the same two videos.
+
+    Args:
+        places: video -> the row that names it first, which is added to.
+        left_out: reasons, which are counted.
+    """
+    pairs: dict[tuple[str, frozenset[Path]], Compared] = {}
+    for row in rows:
         first, second = find(row)
         if first == second:
             left_out["a video against itself"] += 1
@@ -84,21 +106,17 @@ def gather(rows: Sequence[Annotation], find: Find, *, skip_missing: bool = False
         swapped = pair.first != first
         _add(row, pair, -1.0 if swapped else 1.0, left_out)
         _add_scores(row, pair, swapped)
-    there = [pair for pair in pairs.values() if pair.votes.get(OVERALL)]
-    left_out["without a verdict"] += len(pairs) - len(there)
-    missing = {p for pair in there for p in (pair.first, pair.second) if not os.path.isfile(p)}
-    if missing and not skip_missing:
-        names = ", ".join(f"{path} (of {places[path]})" for path in sorted(missing)[:NAMED])
-        raise InputError(
-            f"pairs: {len(missing)} videos are not there: {names}{', ...' * (len(missing) > NAMED)}"
-            "\nvideos=DIR says where they are, paths.store=DIR where those are that are named by "
-            "their sha256; skip_missing=true leaves their pairs out"
-        )
-    kept = [pair for pair in there if not {pair.first, pair.second} & missing]
-    left_out["a video is missing"] += len(there) - len(kept)
-    if not kept:
-        raise InputError("pairs: no pair has a verdict by a person and both videos")
-    return Gathered(kept, {reason: count for reason, count in left_out.items() if count})
+    return list(pairs.values())
+
+
+def _not_there(missing: Mapping[Path, str]) -> str:
+    """What to do about missing videos, each with the row that names it."""
+    names = ", ".join(f"{path} (of {row})" for path, row in list(missing.items())[:NAMED])
+    return (
+        f"pairs: {len(missing)} videos are not there: {names}{', ...' * (len(missing) > NAMED)}"
+        "\nvideos=DIR says where they are, and paths.store=DIR where videos are that rows name by "
+        "their sha256; skip_missing=true leaves their pairs out"
+    )
 
 
 def _add(row: Annotation, pair: Compared, side: float, left_out: Counter[str]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from diffusers import (
@@ -26,19 +26,27 @@ from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_regi
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from ipo_lightning.backbones.denoising import Ask, Denoising, Job, Walk, context
-from ipo_lightning.backbones.diffusers_folder import DiffusersFolder, Lora
-from ipo_lightning.backbones.held import Attention, Held, Precision
+from ipo_lightning.backbones.caching import cache_context
+from ipo_lightning.backbones.denoising import Model, classifier_free_guidance
+from ipo_lightning.backbones.diffusers_folder import DiffusersFolder
+from ipo_lightning.backbones.lora import Lora
+from ipo_lightning.backbones.network_settings import Attention, NetworkSettings, Precision
 from ipo_lightning.backbones.quantised import Kind
+from ipo_lightning.backbones.schedulers import (
+    BatchScheduler,
+    StochasticDPMScheduler,
+    VPredictionScheduler,
+)
+from ipo_lightning.backbones.vae import VAESettings
+from ipo_lightning.backbones.video_sampler import Batch, VideoSampler
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Density, VPrediction, Weighting
 from ipo_lightning.policy import Sampling
-from ipo_lightning.seeds import derive_seed, generator
 
-__all__ = ["CogVideoX", "Lora"]  # configs name an adapter beside its family
+__all__ = ["CogVideoX", "Lora"]  # configs name the adapter by the family's module
 
 
-class CogVideoX(Denoising, DiffusersFolder):
+class CogVideoX(VideoSampler, DiffusersFolder):
     """The CogVideoX family as a `Policy`.
 
     The transformer of 1.5 takes latent frames two by two. Where their number is odd, as of 81
@@ -51,13 +59,13 @@ class CogVideoX(Denoising, DiffusersFolder):
         revision: of the hub id; None for a folder.
         num_frames, height, width: of the videos, in frames (4k + 1) and pixels; None takes the
             checkpoint's own.
-        fps: frames per second of the mp4 files, and what critics are told.
+        fps: frames per second of the mp4 files, and of critics.
         lora: train an adapter of these settings; None trains all weights.
         weighting, window, density: of the error, see `VPrediction`.
-        checkpointing: recompute activations in the backward pass: about a third more time for a
-            small part of the memory; needed at real sizes.
+        checkpointing: gradient checkpointing, which recomputes activations in the backward: about
+            a third more time for a small part of the memory; needed at real sizes.
         decode_batch: videos that the VAE decodes together: memory against speed.
-        weights, quantize, compile, attention: how the network is held, see `Held`.
+        weights, quantize, compile, attention: see `NetworkSettings`.
         text_dtype: precision in which the text encoder is loaded.
         tiling: decode a video in overlapping tiles: other pixels at their seams, a part of the
             memory.
@@ -95,20 +103,14 @@ class CogVideoX(Denoising, DiffusersFolder):
         text_dtype: Precision = "float32",
         tiling: bool = False,
     ) -> None:
-        self._error = (weighting, (window[0], window[1]), density)
-        VPrediction(torch.ones(1), *self._error)  # refuses wrong settings before a file is read
+        self._objective = (weighting, (window[0], window[1]), density)
+        VPrediction(torch.ones(1), *self._objective)  # refuses wrong settings, reads no file
+        network = NetworkSettings(weights, quantize, compile, attention, checkpointing)
+        vae = VAESettings(decode_batch, tiling)
         super().__init__(
-            path,
-            name=name,
-            revision=revision,
-            num_frames=num_frames,
-            fps=fps,
-            lora=lora,
-            held=Held(weights, quantize, compile, attention, checkpointing),
-            text_dtype=text_dtype,
-            decode_batch=decode_batch,
-            tiling=tiling,
+            path, revision, name, fps, lora=lora, network=network, vae=vae, text_dtype=text_dtype
         )
+        self._check_frames(num_frames)
         self._size = (num_frames, height, width)
 
     # ---------------------------------------------------------------- what it is
@@ -183,23 +185,23 @@ class CogVideoX(Denoising, DiffusersFolder):
 
     def objective(self) -> VPrediction:
         """v-prediction on the checkpoint's own schedule."""
-        return VPrediction(self.scheduler.alphas_cumprod, *self._error)
+        return VPrediction(self.scheduler.alphas_cumprod, *self._objective)
 
     def predict(self, network: nn.Module, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """See `Policy.predict`."""
-        with self.held.computing(sample.device):
-            answer: Tensor = network(
+        """v for noised latents (B, F, C, H, W), timesteps (B,) and prompt embeddings (B, L, D)."""
+        with self.network_settings.autocast(sample.device):
+            v: Tensor = network(
                 hidden_states=sample,
                 encoder_hidden_states=text,
                 timestep=timestep,
                 image_rotary_emb=self._rotary(sample),
                 return_dict=False,
             )[0]
-        return answer
+        return v
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], device: torch.device) -> Tensor:
-        """See `Policy.embed`; as diffusers does it: padded to full length, no attention mask."""
+        """(P, L, D) on the CPU, as diffusers does it: padded to full length, no attention mask."""
         tokens = self._tokenizer(
             list(prompts),
             padding="max_length",
@@ -213,7 +215,7 @@ class CogVideoX(Denoising, DiffusersFolder):
     # ---------------------------------------------------------------- sampling
 
     def check_sampling(self, sampling: Sampling) -> None:
-        """See `Policy.check_sampling`."""
+        """Refuse with `InputError` a scheduler or a cache that the family does not have."""
         super().check_sampling(sampling)
         if isinstance(sampling.cache, FasterCacheConfig):
             whole = not (sampling.guided or sampling.cache.is_guidance_distilled)
@@ -223,35 +225,36 @@ class CogVideoX(Denoising, DiffusersFolder):
                     "guidance_scale above 1, and tensor_format=BFCHW for this family"
                 )
 
-    def _scheduler_of(self, sampling: Sampling) -> Any:
-        if sampling.scheduler is None:
-            return self.scheduler
-        kind = self.samplers[sampling.scheduler]
-        return kind.from_config(self.scheduler.config, timestep_spacing="trailing")
-
-    def _walk(
-        self, scheduler: Any, steps: int, seeds: Sequence[int], first: int, device: torch.device
-    ) -> Walk:
+    def batch_scheduler(
+        self, sampling: Sampling, seeds: Sequence[int], first: int, device: torch.device
+    ) -> BatchScheduler:
+        """DDIM, or the stochastic DPM with each video's own noise."""
+        scheduler = self.scheduler
+        if sampling.scheduler is not None:
+            kind = self.samplers[sampling.scheduler]
+            scheduler = kind.from_config(scheduler.config, timestep_spacing="trailing")
         if isinstance(scheduler, CogVideoXDDIMScheduler):
-            return _VWalk(scheduler, steps, device)
-        return _DPMWalk(scheduler, steps, seeds, device)
+            return VPredictionScheduler(scheduler, sampling.steps, device)
+        return StochasticDPMScheduler(scheduler, sampling.steps, seeds, device)
 
-    def _ask(self, job: Job) -> Ask:
-        """Guidance asks once, for both prompts."""
-        sampling, prompts = job.sampling, job.text
-        if job.negative is not None:
-            prompts = torch.cat([job.negative.expand_as(prompts), prompts])
+    def guided_model(self, batch: Batch) -> Model:
+        """The network on a batch's prompts; guidance takes one forward of both prompts."""
+        guided, text = batch.negative is not None, batch.text
+        if batch.negative is not None:
+            text = torch.cat([batch.negative.expand_as(text), text])
 
-        def ask(latents: Tensor, timestep: Tensor) -> Tensor:
-            inputs = latents if job.negative is None else torch.cat([latents] * 2)
-            with context(job, "cond_uncond"):
-                answer = self.predict(job.network, inputs, timestep.expand(len(inputs)), prompts)
-            if job.negative is None:
-                return answer.float()
-            without, with_prompt = answer.float().chunk(2)
-            return without + guidance_at(sampling, timestep) * (with_prompt - without)
+        def model(latents: Tensor, timestep: Tensor) -> Tensor:
+            sample = torch.cat([latents, latents]) if guided else latents
+            timesteps = timestep.expand(len(sample))
+            with cache_context(batch.network, batch.sampling.cache, "cond_uncond"):
+                v = self.predict(batch.network, sample, timesteps, text).float()
+            if not guided:
+                return v
+            uncond, cond = v.chunk(2)
+            scale = guidance_scale_at(batch.sampling, timestep)
+            return classifier_free_guidance(uncond, cond, scale)
 
-        return ask
+        return model
 
     def _rotary(self, sample: Tensor) -> tuple[Tensor, Tensor] | None:
         """Rotary positions for latents (B, F, C, H, W); None for the 2B family."""
@@ -269,7 +272,7 @@ class CogVideoX(Denoising, DiffusersFolder):
         )
 
 
-def guidance_at(sampling: Sampling, timestep: Tensor) -> float:
+def guidance_scale_at(sampling: Sampling, timestep: Tensor) -> float:
     """The guidance scale at a timestep ().
 
     The dynamic one is diffusers' ``use_dynamic_cfg`` to the letter, which the IPO authors sample
@@ -280,44 +283,6 @@ def guidance_at(sampling: Sampling, timestep: Tensor) -> float:
         return sampling.guidance_scale
     share = (sampling.steps - timestep.item()) / sampling.steps
     return 1 + sampling.guidance_scale * ((1 - math.cos(math.pi * share**5.0)) / 2)
-
-
-class _VWalk(Walk):
-    """A walk of v-prediction on a variance-preserving schedule."""
-
-    def level(self, number: int) -> tuple[Tensor, Tensor]:
-        alpha = self.scheduler.alphas_cumprod[self.timesteps[number].item()]
-        return alpha.sqrt(), (1 - alpha).sqrt()
-
-    def clean(self, answer: Tensor, number: int, latents: Tensor) -> Tensor:
-        signal, spread = self.level(number)
-        return signal * latents - spread * answer
-
-
-class _DPMWalk(_VWalk):
-    """The multistep stochastic DPM; the noise that it draws is each video's own as well."""
-
-    def __init__(
-        self, scheduler: Any, steps: int, seeds: Sequence[int], device: torch.device
-    ) -> None:
-        super().__init__(scheduler, steps, device)
-        self._generators = [generator(derive_seed(seed, "sampler")) for seed in seeds]
-        self._clean: Tensor | None = None
-        self._before: Tensor | None = None
-
-    def step(self, answer: Tensor, number: int, latents: Tensor) -> Tensor:
-        timestep = self.timesteps[number]
-        latents, self._clean = self.scheduler.step(
-            answer,
-            self._clean,
-            timestep,
-            self._before,
-            latents,
-            generator=self._generators,
-            return_dict=False,
-        )
-        self._before = timestep
-        return latents
 
 
 @lru_cache(maxsize=8)

@@ -1,118 +1,96 @@
-"""What families of models share whose checkpoints are diffusers folders.
+"""What all families share whose checkpoints are diffusers folders: a `Policy`, but for sampling.
 
-A folder is read from disk, a hub id from the network or the local cache. A family says what its
-latents are and how it is asked; loading, adapters, pixels and exports are the same for all.
+A folder is read from disk, a hub id from the network or the local cache. A family adds the layout
+of its latents, its forward and its sampler.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import Any, ClassVar, Self, cast
 
 import torch
-from huggingface_hub import hf_hub_download
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from ipo_lightning.backbones.held import DTYPES, Held, Precision, check_precision
-from ipo_lightning.backbones.lora_files import plain_lora
+from ipo_lightning.backbones.lora import (
+    Lora,
+    add_adapter,
+    load_adapter,
+    save_adapter,
+    saved_adapter,
+)
+from ipo_lightning.backbones.network_settings import (
+    DTYPES,
+    NetworkSettings,
+    Precision,
+    check_precision,
+)
 from ipo_lightning.backbones.outline import FullLength, OfConfig
+from ipo_lightning.backbones.parts import PipelineParts
+from ipo_lightning.backbones.vae import VAESettings, VideoVAE
 from ipo_lightning.errors import InputError
-from ipo_lightning.policy import LORA_FILE
-from ipo_lightning.seeds import derive_seed
-from ipo_lightning.storage.store import fingerprint, folder_fingerprint
+from ipo_lightning.storage.store import fingerprint
 from ipo_lightning.video import Clip
-
-ADAPTER = "default"
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A low-rank adapter in place of full fine-tuning."""
-
-    rank: int
-    """Rank of the update, >= 1: trainable parameters grow with it."""
-    alpha: float
-    """The update is scaled by alpha / rank; exports carry it in their metadata."""
-    targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Names of the linear layers that get an adapter; these are all of a family's attention."""
-    seed: int = 0
-    """Seed of the adapter's first factor (the second starts at zero)."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not self.targets:
-            raise InputError(
-                f"backbone.lora: rank={self.rank}, alpha={self.alpha}, targets="
-                f"{list(self.targets)}: give rank >= 1, alpha > 0 and at least one layer name"
-            )
 
 
 class DiffusersFolder(ABC):
-    """A `Policy` but for what a family must say of itself.
+    """Loading, adapters, pixels and exports of a `Policy`.
 
-    Args: see a family's own class.
+    Args:
+        path, revision, name, fps, lora: see a family's own class.
+        network: precision, quantisation, compilation and kernels of the network.
+        vae: how videos are decoded.
+        text_dtype: precision in which the text encoder is loaded.
     """
 
     family: ClassVar[str]
-    """What messages call it."""
+    """The family's name in messages."""
     pipeline_class: ClassVar[Any]
     transformer_class: ClassVar[Any]
     vae_class: ClassVar[Any]
     text_encoder_class: ClassVar[Any]
     scheduler_classes: ClassVar[tuple[Any, ...]]
     guidance_videos = 1
-    """See `Policy.guidance_videos`."""
+    """Videos in one forward for each that is sampled with guidance, see `Policy`."""
+    stateful_vae: ClassVar[bool] = False
+    """Whether the VAE keeps what it has seen of a video in itself."""
 
     def __init__(
         self,
         path: str,
-        *,
-        name: str,
         revision: str | None,
-        num_frames: int | None,
+        name: str,
         fps: float,
+        *,
         lora: Lora | None,
-        held: Held,
+        network: NetworkSettings,
+        vae: VAESettings,
         text_dtype: Precision,
-        decode_batch: int,
-        tiling: bool,
     ) -> None:
-        self.path, self.name, self.revision, self.fps, self.lora = path, name, revision, fps, lora
-        self.held, self.text_dtype, self.decode_batch = held, text_dtype, decode_batch
-        self.tiling, self._tiling = tiling, tiling
-        self._slicing = self._offload = False
-        self._loading = Lock()
-        self._vae_turn: AbstractContextManager[Any] = nullcontext()
-        """Entered while the VAE is at work: a family whose VAE keeps state gives a lock."""
+        self.path, self.revision, self.name, self.fps, self.lora = path, revision, name, fps, lora
+        self.network_settings, self.text_dtype, self.vae_settings = network, text_dtype, vae
         if lora is not None and not isinstance(lora, Lora):
             raise InputError(f"backbone.lora={lora}: give it _target_={type(self).__module__}.Lora")
         check_precision("text_dtype", text_dtype)
-        check_path(path)
-        if num_frames is not None and num_frames % 4 != 1:
-            raise InputError(f"backbone.num_frames={num_frames}: {self.family} makes 4k + 1 frames")
+        self.parts = PipelineParts(path, revision, self.pipeline_class, self._check_index)
+        self.vae = self._new_vae(vae)
 
     # ---------------------------------------------------------------- what a family says
 
     @property
     @abstractmethod
     def size(self) -> tuple[int, int, int]:
-        """See `Policy.size`."""
+        """Frames, height and width of the videos, in pixels."""
 
     @property
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
-        """See `Policy.latent_shape`."""
+        """Shape of one video's latents, without the batch."""
 
     @property
     @abstractmethod
@@ -133,79 +111,70 @@ class DiffusersFolder(ABC):
         """The VAE's (B, C, F, H, W) of latents (B, ...)."""
 
     def _check_index(self, index: dict[str, Any]) -> None:
-        """Refuse checkpoints of another pipeline by name; ``index`` is model_index.json."""
+        """Refuse the model_index.json of another pipeline by name."""
         found, wanted = index["_class_name"], self.pipeline_class.__name__
         if found != wanted:
             raise InputError(f"backbone.path={self.path} is a {found}; {self.family} is a {wanted}")
 
-    def _settle_scheduler(self, scheduler: Any) -> Any:
+    def _configured_scheduler(self, scheduler: Any) -> Any:
         """The checkpoint's scheduler with the policy's own settings."""
         return scheduler
 
     def _own_settings(self) -> list[Any]:
-        """Plain JSON: settings beside the size that samples depend on."""
+        """Plain JSON: settings, other than the size, that samples depend on."""
         return []
 
     # ---------------------------------------------------------------- what it is
 
     @property
     def adapter(self) -> dict[str, Any] | None:
-        """See `Policy.adapter`."""
+        """Settings of the adapter that is trained over a frozen base; None: all weights are."""
         return None if self.lora is None else {**asdict(self.lora), "targets": [*self.lora.targets]}
 
     @property
     def diffusers_classes(self) -> tuple[str, str]:
-        """See `Policy.diffusers_classes`."""
+        """Names of the pipeline and of the transformer in diffusers."""
         return self.pipeline_class.__name__, self.transformer_class.__name__
 
     @cached_property
     def identity(self) -> str:
-        """See `Policy.identity`; a folder counts by its contents, a hub id by its commit."""
-        if Path(self.path).is_dir():
-            files = [folder_fingerprint(self.path)]
-        else:
-            with named(self.path):
-                index = hf_hub_download(self.path, "model_index.json", revision=self.revision)
-            files = [self.path, Path(index).parent.name]
-        parts = [*files, list(self.latent_shape), *self._own_settings()]
-        own = self.held.settings
+        """Fingerprint of the base model: its folder's contents, or the commit of a hub id."""
+        parts = [*self.parts.content, list(self.latent_shape), *self._own_settings()]
+        own = self.network_settings.identity
         if self.text_dtype != "float32":
             own["text_dtype"] = self.text_dtype
-        if self.tiling:
+        if self.vae_settings.tiling:
             own["tiling"] = True
         return fingerprint([*parts, own] if own else parts)
 
     @cached_property
-    def index(self) -> dict[str, Any]:
-        """The folder's model_index.json."""
-        with named(self.path):
-            index = dict(self.pipeline_class.load_config(self.path, revision=self.revision))
-        self._check_index(index)
-        return index
-
-    @cached_property
     def scheduler(self) -> Any:
         """The checkpoint's own scheduler, as this policy uses it."""
-        kind = self.index["scheduler"][1]
+        kind = self.parts.index["scheduler"][1]
         known = {one.__name__: one for one in self.scheduler_classes}
         if kind not in known:
             raise InputError(f"{self.path}: scheduler {kind} is not one of {self.family}'s")
-        with named(self.path):
-            own = known[kind].from_pretrained(**self._part("scheduler"))
-        return self._settle_scheduler(own)
+        return self._configured_scheduler(self.parts.load(known[kind], "scheduler"))
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The transformer's config."""
-        with named(self.path):
-            config = dict(self.transformer_class.load_config(**self._part("transformer")))
+        config = self.parts.config(self.transformer_class, "transformer")
         if config["in_channels"] != self._latent_channels:
             raise InputError(
                 f"backbone.path={self.path}: its transformer takes {config['in_channels']} "
-                f"channels, its VAE makes {self._latent_channels}: it wants an image or a video "
-                f"beside the text; {self.family} makes videos of text alone"
+                f"channels, its VAE makes {self._latent_channels}: it needs an image or a video "
+                f"besides the text; {self.family} makes videos of text alone"
             )
         return config
+
+    @cached_property
+    def _vae_config(self) -> dict[str, Any]:
+        return self.parts.config(self.vae_class, "vae")
+
+    def _check_frames(self, num_frames: int | None) -> None:
+        if num_frames is not None and num_frames % 4 != 1:
+            raise InputError(f"backbone.num_frames={num_frames}: {self.family} makes 4k + 1 frames")
 
     def _check_grid(self, height: int, width: int, patch: int) -> None:
         """Refuse sizes in pixels that are not whole patches."""
@@ -217,211 +186,102 @@ class DiffusersFolder(ABC):
 
     @property
     def blocks(self) -> int:
-        """See `Policy.blocks`."""
+        """Number of transformer blocks."""
         return int(self.config["num_layers"])
+
+    def build(self) -> Any:
+        """A new network with the base weights, in float32 but for what its settings say."""
+        _ = self.config  # refuses what is not the family's before it is loaded
+        dtype = self.network_settings.dtype
+        network = self.parts.load(self.transformer_class, "transformer", torch_dtype=dtype)
+        self.network_settings.quantise(network)
+        if self.lora is not None:
+            add_adapter(network, self.lora)
+        self.network_settings.configure(network)
+        return network
+
+    def outline(self, blocks: int | None = None, size: tuple[int, int, int] | None = None) -> Self:
+        """This policy with random weights, made of configs alone; see `Policy.outline`."""
+        other: Any = copy(self)
+        changes = {} if blocks is None else {"num_layers": blocks}
+        other.transformer_class = OfConfig(self.transformer_class, **changes)
+        other.vae_class = OfConfig(self.vae_class)
+        other.text_encoder_class = OfConfig(self.text_encoder_class)
+        other.__dict__["_tokenizer"] = FullLength()
+        if size is not None:
+            other._size, other.vae_settings = size, self.vae_settings._replace(tiling=False)
+        other.vae = other._new_vae(other.vae_settings)
+        for name in ("config", "size", "_text_encoder"):
+            other.__dict__.pop(name, None)
+        return cast(Self, other)
+
+    # ---------------------------------------------------------------- pixels and text
 
     @property
     def tile(self) -> tuple[int, int] | None:
-        """See `Policy.tile`."""
-        if not self.tiling:
+        """Height and width in pixels that the VAE decodes at once; None: a whole video's."""
+        if not self.vae_settings.tiling:
             return None
         with torch.device("meta"):
             vae = self.vae_class.from_config(self._vae_config)
         return int(vae.tile_sample_min_height), int(vae.tile_sample_min_width)
 
-    def outline(self, blocks: int | None = None, size: tuple[int, int, int] | None = None) -> Self:
-        """See `Policy.outline`."""
-        other: Any = copy(self)
-        if size is not None:
-            other._size, other.tiling, other._tiling = size, False, False
-        changes = {} if blocks is None else {"num_layers": blocks}
-        for name in ("config", "size", "_vae", "_text_encoder"):
-            other.__dict__.pop(name, None)
-        other.transformer_class = OfConfig(self.transformer_class, **changes)
-        other.vae_class = OfConfig(self.vae_class)
-        other.text_encoder_class = OfConfig(self.text_encoder_class)
-        other.__dict__["_tokenizer"] = FullLength()
-        return cast(Self, other)
-
-    def build(self) -> Any:
-        """See `Policy.build`; in float32 but for what `Held` says otherwise."""
-        _ = self.config  # refuses what is not the family's before it is loaded
-        with named(self.path):
-            network = self.transformer_class.from_pretrained(
-                **self._part("transformer"), torch_dtype=self.held.dtype
-            )
-        self.held.quantise(network)
-        if self.lora is not None:
-            self._add_adapter(network, self.lora)
-        self.held.settle(network)
-        return network
-
-    def _add_adapter(self, network: Any, lora: Lora) -> None:
-        network.requires_grad_(False)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(lora.seed, "lora"))
-            network.add_adapter(
-                LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets)),
-                adapter_name=ADAPTER,
-            )
-        for parameter in network.parameters():
-            if parameter.requires_grad:  # peft takes the base's precision; an adapter is small
-                parameter.data = parameter.data.float()
-
-    # ---------------------------------------------------------------- pixels
-
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Clip]:
-        """See `Policy.decode`."""
-        vae = self._vae_on(latents.device)
-        clips = []
-        for some in self._to_vae(latents.float()).split(self.decode_batch):
-            with self._vae_turn:
-                pixels = vae.decode(some).sample.float()  # (B, C, T, H, W) in [-1, 1]
-            if pixels.shape[-2:] != self.size[1:]:
-                height, width = self.size[1:]
-                raise InputError(
-                    f"tiling=true: diffusers' tiles of this VAE do not fit {height} x {width} "
-                    "pixels; give false"
-                )
-            frames = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-            clips += [Clip(video, self.fps) for video in frames.permute(0, 2, 3, 4, 1).cpu()]
-        if self._offload:
-            self._vae_on(torch.device("cpu"))
-        return clips
+        """The videos of latents (B, ...)."""
+        videos = self.vae.decode(self._to_vae(latents.float()), self.size[1:])
+        return [Clip(frames, self.fps) for frames in videos]
 
-    @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """See `Policy.encode`."""
-        vae = self._vae_on(frames.device)
-        pixels = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        with self._vae_turn:
-            mean = vae.encode(pixels).latent_dist.mean
-        return self._from_vae(mean)
+        """Latents (B, ...), float32, of videos uint8 (B, T, H, W, C): the posterior's mean."""
+        return self._from_vae(self.vae.encode(frames))
 
-    def spare(self, *, tiling: bool = False, slicing: bool = False, offload: bool = False) -> None:
-        """See `Policy.spare`."""
-        self._tiling = tiling or self.tiling
-        self._slicing, self._offload = slicing, offload
+    def save_memory(
+        self, *, tiling: bool = False, slicing: bool = False, offload: bool = False
+    ) -> None:
+        """Save memory in `decode`, at the price of time; see `Policy.save_memory`."""
+        self.vae.save_memory(tiling=tiling, slicing=slicing, offload=offload)
         self.release()
 
     def release(self) -> None:
-        """See `Policy.release`."""
-        for name in ("_text_encoder", "_vae"):
-            self.__dict__.pop(name, None)
+        """Give back the memory of the text encoder and the VAE."""
+        self.__dict__.pop("_text_encoder", None)
+        self.vae.release()
 
-    # ---------------------------------------------------------------- export
+    def _new_vae(self, settings: VAESettings) -> VideoVAE:
+        def load() -> Any:
+            return self.parts.load(self.vae_class, "vae", torch_dtype=torch.float32)
 
-    def export(self, network: nn.Module, folder: Path) -> None:
-        """See `Policy.export`; in the weights' own precision: an export is the policy, no copy."""
-        if self.lora is None:
-            # Else its config.json would name the folder of this machine that the base lay in.
-            cast(Any, network).register_to_config(_name_or_path=self.name)
-            cast(Any, network).save_pretrained(folder)
-            return
-        self.pipeline_class.save_lora_weights(
-            folder,
-            transformer_lora_layers=get_peft_model_state_dict(network, adapter_name=ADAPTER),
-            transformer_lora_adapter_metadata=cast(Any, network).peft_config[ADAPTER].to_dict(),
-        )
-
-    def load_export(self, folder: Path) -> dict[str, Tensor]:
-        """See `Policy.load_export`."""
-        if self.lora is None:
-            network = self.transformer_class.from_pretrained(folder, torch_dtype=self.held.dtype)
-            return {name: parameter.detach() for name, parameter in network.named_parameters()}
-        return {
-            name.removeprefix("transformer.").replace(".weight", f".{ADAPTER}.weight"): tensor
-            for name, tensor in load_file(folder / LORA_FILE).items()
-        }
-
-    def load_lora(self, network: nn.Module, file: Path) -> None:
-        """See `Policy.load_lora`; of diffusers, peft and others, see `plain_lora`."""
-        try:
-            weights, metadata = self.pipeline_class.lora_state_dict(
-                str(file.parent),
-                weight_name=file.name,
-                use_safetensors=True,
-                local_files_only=True,
-                return_lora_metadata=True,
-            )
-            layers = [name for name, _ in network.named_modules()]
-            weights, metadata = plain_lora(weights, metadata, file, layers)
-            if not weights:
-                raise ValueError("it holds no layers of a transformer")
-            cast(Any, network).load_lora_adapter(weights, prefix=None, metadata=metadata)
-            _refuse_left_over(network, weights)
-        except (ValueError, RuntimeError, KeyError, OSError, TypeError, SafetensorError) as error:
-            raise InputError(f"{file} is no LoRA of this model: {error}") from error
-
-    # ---------------------------------------------------------------- parts
-
-    def _part(self, subfolder: str) -> dict[str, Any]:
-        _ = self.index  # refuses other pipelines before any of their parts is read
-        return {
-            "pretrained_model_name_or_path": self.path,
-            "subfolder": subfolder,
-            "revision": self.revision,
-        }
-
-    @cached_property
-    def _vae_config(self) -> dict[str, Any]:
-        with named(self.path):
-            return dict(self.vae_class.load_config(**self._part("vae")))
-
-    @cached_property
-    def _vae(self) -> Any:
-        vae = self.vae_class.from_pretrained(**self._part("vae"), torch_dtype=torch.float32)
-        if self._tiling:
-            vae.enable_tiling()
-        if self._slicing:
-            vae.enable_slicing()
-        return vae.eval().requires_grad_(False)
-
-    def _vae_on(self, device: torch.device) -> Any:
-        with self._loading:  # threads that sample side by side must not load it twice
-            return self._vae.to(device)
+        return VideoVAE(load, settings, stateful=self.stateful_vae)
 
     @cached_property
     def _text_encoder(self) -> Any:
-        part = self._part("text_encoder")
-        encoder = self.text_encoder_class.from_pretrained(**part, dtype=DTYPES[self.text_dtype])
+        dtype = DTYPES[self.text_dtype]
+        encoder = self.parts.load(self.text_encoder_class, "text_encoder", dtype=dtype)
         return encoder.eval().requires_grad_(False)
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(**self._part("tokenizer"))
+        return self.parts.load(AutoTokenizer, "tokenizer")
 
+    # ---------------------------------------------------------------- export
 
-def _refuse_left_over(network: Any, weights: Mapping[str, Tensor]) -> None:
-    """Refuse a LoRA some of whose weights found no place; diffusers would go on without them."""
-    name = list(network.peft_config)[-1]
-    left = sorted(weights.keys() - get_peft_model_state_dict(network, adapter_name=name).keys())
-    if left:
-        raise ValueError(f"{len(left)} of its {len(weights)} weights have no place, as {left[0]}")
+    def export(self, network: nn.Module, folder: Path) -> None:
+        """Write a transformer folder, or a LoRA file, in the weights' own precision: no copy."""
+        if self.lora is not None:
+            save_adapter(network, self.pipeline_class, folder)
+            return
+        # Else its config.json would name the folder of this machine that the base lay in.
+        cast(Any, network).register_to_config(_name_or_path=self.name)
+        cast(Any, network).save_pretrained(folder)
 
+    def load_export(self, folder: Path) -> dict[str, Tensor]:
+        """The weights of an `export`, by the names of the network's parameters."""
+        if self.lora is not None:
+            return saved_adapter(folder)
+        dtype = self.network_settings.dtype
+        network = self.transformer_class.from_pretrained(folder, torch_dtype=dtype)
+        return {name: parameter.detach() for name, parameter in network.named_parameters()}
 
-@contextmanager
-def named(path: str) -> Iterator[None]:
-    """Say whose files they were when they cannot be had: a wrong hub id, or no network."""
-    try:
-        yield
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"backbone.path={path} cannot be read: {reason} (a folder is read from disk; a hub id "
-            "needs the network, or a copy in the local cache)"
-        ) from error
-
-
-def check_path(path: str) -> None:
-    """Refuse what is neither a diffusers folder nor looks like ``owner/name`` on a hub."""
-    folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise InputError(
-                f"backbone.path={path}: no model_index.json there; give the folder of a diffusers "
-                "pipeline or a hub id"
-            )
-    elif path.count("/") != 1 or path.startswith((".", "~", "/")) or folder.parent.is_dir():
-        raise InputError(f"backbone.path={path}: there is no such folder, nor is it a hub id")
+    def load_lora(self, network: nn.Module, file: Path) -> None:
+        """Put a LoRA, with its own rank and alpha, on a base network; see `load_adapter`."""
+        load_adapter(network, self.pipeline_class, file)

@@ -1,8 +1,8 @@
-"""LoRA files of others: by which names they go, and where their alpha is.
+"""LoRA files of other trainers: how they name the layers, and where they keep alpha.
 
 A LoRA's update is scaled by alpha over rank. diffusers writes alpha into the file's metadata, peft
-into adapter_config.json beside it, others as a tensor beside each layer's; diffusers reads the
-first alone and leaves the others out without a word. Where alpha is nowhere, it is the rank.
+into adapter_config.json beside it, others as a tensor beside each layer's weights; diffusers reads
+only the first and ignores the others without a warning. Where alpha is nowhere, it is the rank.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 PREFIXES = ("transformer.", "base_model.model.", "diffusion_model.")
-"""What stands before the layers' names: of diffusers, peft and the original code."""
+"""Prefixes of the layers' names: of diffusers, peft and the original code."""
 FLAT = ("lora_transformer_", "lora_unet_")
 """Kohya's trainers write the layers' names with ``_`` for every dot."""
 
@@ -28,7 +28,7 @@ def plain_lora(
     """Weights named ``LAYER.lora_A.weight`` and ``LAYER.lora_B.weight``, and a config for peft.
 
     Args:
-        weights, metadata: as they stand in ``file``.
+        weights, metadata: the content of ``file``.
         layers: names of the network's modules.
 
     Returns:
@@ -69,15 +69,17 @@ def _dotted(name: str, dotted: Mapping[str, str]) -> str:
 
 
 def _config(metadata: Mapping[str, Any] | None, file: Path) -> dict[str, Any] | None:
-    """The adapter's settings, of the file's metadata or of peft's file beside it."""
+    """The adapter's settings, from the file's metadata or from peft's adapter_config.json."""
     if metadata is not None:
         return {
             name.removeprefix("transformer."): value
             for name, value in metadata.items()
             if name.startswith("transformer.") or "." not in name
         }
-    beside = file.with_name("adapter_config.json")
-    if not beside.is_file():
+    peft_file = file.with_name("adapter_config.json")
+    if not peft_file.is_file():
         return None
     known = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")
-    return {name: value for name, value in json.loads(beside.read_text()).items() if name in known}
+    return {
+        name: value for name, value in json.loads(peft_file.read_text()).items() if name in known
+    }

@@ -1,4 +1,4 @@
-"""Parts of a diffusers folder made of its configs alone, for plans on fake tensors."""
+"""Parts of a diffusers pipeline built from its configs without weights, to plan on fake tensors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,24 +9,24 @@ from transformers import BatchEncoding, PreTrainedModel
 
 
 class OfConfig:
-    """Stands where a model class of diffusers or transformers does, and reads no weights.
+    """Takes the place of a model class of diffusers or transformers, and reads no weights.
 
     Args:
-        kind: the class. changes: to the config that it finds.
+        kind: the class. changes: keys of the config that are set anew.
     """
 
     def __init__(self, kind: Any, **changes: Any) -> None:
         self.kind, self.changes = kind, changes
 
     def load_config(self, *args: Any, **where: Any) -> dict[str, Any]:
-        """See diffusers' ``ConfigMixin.load_config``."""
+        """The config as ``kind.load_config`` finds it, with the changes."""
         return {**self.kind.load_config(*args, **where), **self.changes}
 
     def from_pretrained(self, pretrained_model_name_or_path: str, **settings: Any) -> Any:
-        """A model with random weights of the type asked for; other settings are passed over."""
+        """A model with random weights of the dtype asked for; other settings are ignored."""
         where = {key: settings.get(key) for key in ("subfolder", "revision")}
         dtype = settings.get("torch_dtype") or settings.get("dtype") or torch.float32
-        with _default(dtype):
+        with _default_dtype(dtype):
             return self._build(pretrained_model_name_or_path, where)
 
     def _build(self, path: str, where: dict[str, Any]) -> Any:
@@ -36,7 +36,7 @@ class OfConfig:
 
 
 @contextmanager
-def _default(dtype: torch.dtype) -> Iterator[None]:
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -46,9 +46,9 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
 
 
 class FullLength:
-    """Stands where a tokenizer does: every prompt fills its length."""
+    """Takes the place of a tokenizer: every prompt fills the whole length."""
 
     def __call__(self, prompts: list[str], *, max_length: int, **_: Any) -> BatchEncoding:
-        """Tokens and mask, (P, max_length) each."""
+        """Token ids and attention mask, (P, max_length) each."""
         tokens = torch.zeros(len(prompts), max_length, dtype=torch.long)
         return BatchEncoding({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})

@@ -1,9 +1,9 @@
 """Frozen linear layers kept in 4 or 8 bits, for the base under an adapter.
 
-Only the weight at rest is small: each use makes it whole again in the precision of its input, in
-the forward and once more in the backward, so that no graph holds it. bitsandbytes' own layers are
-not used: they settle their precision by what they are asked first, answer outside of autocast's,
-and repack their weights in evaluation mode on some CPUs.
+Only the stored weight is small: each use dequantises it to the precision of its input, in the
+forward and once more in the backward, so that no graph holds it. bitsandbytes' own layers are not
+used: they fix their precision by their first input, ignore autocast's, and repack their weights in
+evaluation mode on some CPUs.
 """
 
 from importlib.util import find_spec
@@ -33,14 +33,14 @@ def check_quantisation(kind: str | None) -> None:
 
 
 class QuantisedLinear(nn.Linear):
-    """A linear layer whose weight was rounded once and does not train.
+    """A linear layer whose weight was quantised once and does not train.
 
     nf4: 4 bits a weight and a float32 scale for each 64, by bitsandbytes: 0.5625 bytes a weight.
-    int8: 8 bits a weight and a float32 scale for each output. Inputs are not rounded in either: the
-    gradient that reaches an adapter is the exact one of the rounded network.
+    int8: 8 bits a weight and a float32 scale for each output. Inputs are not quantised in either:
+    the gradient that reaches an adapter is the exact one of the quantised network.
 
     Args:
-        linear: the layer to round, where it lies.
+        linear: the layer to quantise, on the device that it is on.
     """
 
     def __init__(self, linear: nn.Linear, kind: Kind) -> None:
@@ -53,43 +53,43 @@ class QuantisedLinear(nn.Linear):
         self.scale = nn.Parameter(scale, requires_grad=False)
         self.bias = linear.bias
 
-    def whole(self, dtype: torch.dtype) -> Tensor:
-        """(out, in) the rounded weight."""
+    def dequantised(self, dtype: torch.dtype) -> Tensor:
+        """The rounded weight, (out, in), in a dtype."""
         if self.kind == "nf4":
             size = self.out_features * self.in_features
             return _from_nf4(self.weight, self.scale, size, dtype).view(self.out_features, -1)
         return (self.weight * self.scale[:, None]).to(dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        """See `nn.Linear`; under autocast in its precision."""
+        """``input @ weight.T + bias``, (..., out) of (..., in); under autocast in its precision."""
         device = input.device.type
         if torch.is_autocast_enabled(device):
             input = input.to(torch.get_autocast_dtype(device))
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        answer: Tensor = _FrozenLinear.apply(input, bias, self)
-        return answer
+        output: Tensor = _FrozenLinear.apply(input, bias, self)
+        return output
 
     def extra_repr(self) -> str:
-        """See `nn.Linear`."""
+        """What ``print(network)`` shows of the layer."""
         return f"{super().extra_repr()}, kind={self.kind}"
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """``x @ weight.T + bias``; autograd's own would keep the whole weight until the backward."""
+    """``x @ weight.T + bias``; torch's own would keep the dequantised weight until the backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: QuantisedLinear) -> Tensor:
         ctx.layer = layer
-        return F.linear(x, layer.whole(x.dtype), bias)
+        return F.linear(x, layer.dequantised(x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
-        return gradient @ ctx.layer.whole(gradient.dtype), None, None
+        return gradient @ ctx.layer.dequantised(gradient.dtype), None, None
 
 
 def quantise(module: nn.Module, kind: Kind) -> None:
-    """Put a `QuantisedLinear` in the place of every linear layer within a module."""
+    """Replace every linear layer within a module by a `QuantisedLinear`."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             setattr(module, name, QuantisedLinear(child, kind))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from threading import Lock
 from typing import Any, ClassVar
 
 import torch
@@ -24,15 +23,20 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
-from ipo_lightning.backbones.denoising import Ask, Denoising, Job, Walk, context
-from ipo_lightning.backbones.diffusers_folder import DiffusersFolder, Lora
-from ipo_lightning.backbones.held import Attention, Held, Precision
+from ipo_lightning.backbones.caching import cache_context
+from ipo_lightning.backbones.denoising import Model, classifier_free_guidance
+from ipo_lightning.backbones.diffusers_folder import DiffusersFolder
+from ipo_lightning.backbones.lora import Lora
+from ipo_lightning.backbones.network_settings import Attention, NetworkSettings, Precision
 from ipo_lightning.backbones.quantised import Kind
+from ipo_lightning.backbones.schedulers import FlowScheduler
+from ipo_lightning.backbones.vae import VAESettings
+from ipo_lightning.backbones.video_sampler import Batch, VideoSampler
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Density, FlowMatching, Weighting
 from ipo_lightning.policy import Sampling
 
-__all__ = ["Lora", "Wan"]  # configs name an adapter beside its family
+__all__ = ["Lora", "Wan"]  # configs name the adapter by the family's module
 
 SHIFT = {"UniPCMultistepScheduler": "flow_shift", "FlowMatchEulerDiscreteScheduler": "shift"}
 """What a scheduler calls its shift."""
@@ -49,10 +53,10 @@ FLOW: dict[str, dict[str, Any]] = {
         "invert_sigmas": False,
     },
 }
-"""The settings with which a scheduler walks the path that `FlowMatching` trains on."""
+"""The settings with which a scheduler follows the path that `FlowMatching` trains on."""
 
 
-class Wan(Denoising, DiffusersFolder):
+class Wan(VideoSampler, DiffusersFolder):
     """The Wan 2.1 text-to-video family as a `Policy`.
 
     Args:
@@ -60,16 +64,16 @@ class Wan(Denoising, DiffusersFolder):
         name: what people call it; part of run names and model cards, of no fingerprint.
         revision: of the hub id; None for a folder.
         num_frames, height, width: of the videos, in frames (4k + 1) and pixels.
-        fps: frames per second of the mp4 files, and what critics are told.
+        fps: frames per second of the mp4 files, and of critics.
         lora: train an adapter of these settings; None trains all weights.
         weighting, window, density: of the error, see `FlowMatching`.
         shift: of the noise levels, in sampling and in training alike; None takes the checkpoint's
             own. More of it spends more steps on much noise, which larger videos need.
         text_length: tokens that a prompt is padded or cut to.
-        checkpointing: recompute activations in the backward pass: about a third more time for a
-            small part of the memory; needed at real sizes.
+        checkpointing: gradient checkpointing, which recomputes activations in the backward: about
+            a third more time for a small part of the memory; needed at real sizes.
         decode_batch: videos that the VAE decodes together: memory against speed.
-        weights, quantize, compile, attention: how the network is held, see `Held`.
+        weights, quantize, compile, attention: see `NetworkSettings`.
         text_dtype: precision in which the text encoder is loaded.
         tiling: decode a video in overlapping tiles: other pixels at their seams, a part of the
             memory.
@@ -85,6 +89,7 @@ class Wan(Denoising, DiffusersFolder):
         "euler": FlowMatchEulerDiscreteScheduler,
     }
     scheduler_classes = tuple(samplers.values())
+    stateful_vae = True
 
     def __init__(
         self,
@@ -111,28 +116,21 @@ class Wan(Denoising, DiffusersFolder):
         text_dtype: Precision = "float32",
         tiling: bool = False,
     ) -> None:
-        self._error = (weighting, (window[0], window[1]), density)
-        FlowMatching(1.0 if shift is None else shift, *self._error)  # refuses wrong settings early
+        self._objective = (weighting, (window[0], window[1]), density)
+        FlowMatching(1.0 if shift is None else shift, *self._objective)  # refuses wrong settings
+        network = NetworkSettings(weights, quantize, compile, attention, checkpointing)
+        vae = VAESettings(decode_batch, tiling)
         super().__init__(
-            path,
-            name=name,
-            revision=revision,
-            num_frames=num_frames,
-            fps=fps,
-            lora=lora,
-            held=Held(weights, quantize, compile, attention, checkpointing),
-            text_dtype=text_dtype,
-            decode_batch=decode_batch,
-            tiling=tiling,
+            path, revision, name, fps, lora=lora, network=network, vae=vae, text_dtype=text_dtype
         )
+        self._check_frames(num_frames)
         self._size, self._shift, self.text_length = (num_frames, height, width), shift, text_length
-        self._vae_turn = Lock()  # this VAE keeps what it has seen of a video in itself
 
     # ---------------------------------------------------------------- what it is
 
     @property
     def shift(self) -> float:
-        """Of the noise levels, see `FlowMatching`."""
+        """The shift of the noise levels, see `FlowMatching`."""
         return float(self.scheduler.config[SHIFT[type(self.scheduler).__name__]])
 
     @cached_property
@@ -175,7 +173,7 @@ class Wan(Denoising, DiffusersFolder):
                 f"{self.family} takes one a video"
             )
 
-    def _settle_scheduler(self, scheduler: Any) -> Any:
+    def _configured_scheduler(self, scheduler: Any) -> Any:
         kind, config = type(scheduler).__name__, scheduler.config
         odd = [f"{k}={config.get(k)}" for k, v in FLOW[kind].items() if config.get(k) != v]
         if odd:
@@ -196,12 +194,12 @@ class Wan(Denoising, DiffusersFolder):
         return mean, std
 
     def _from_vae(self, mean: Tensor) -> Tensor:
-        center, spread = self._moments(mean)
-        return (mean - center) / spread
+        channel_mean, channel_std = self._moments(mean)
+        return (mean - channel_mean) / channel_std
 
     def _to_vae(self, latents: Tensor) -> Tensor:
-        center, spread = self._moments(latents)
-        return latents * spread + center
+        channel_mean, channel_std = self._moments(latents)
+        return latents * channel_std + channel_mean
 
     # ---------------------------------------------------------------- the network
 
@@ -209,25 +207,25 @@ class Wan(Denoising, DiffusersFolder):
         """Flow matching at the noise levels of the checkpoint's own sampler.
 
         The UniPC sampler of Wan's authors and of diffusers gives the network whole timesteps; the
-        Euler sampler gives exact ones. The network is trained on what it will be asked.
+        Euler sampler gives exact ones. The network is trained on those that it is sampled with.
         """
         whole = isinstance(self.scheduler, UniPCMultistepScheduler)
-        return FlowMatching(self.shift, *self._error, whole=whole)
+        return FlowMatching(self.shift, *self._objective, integer_timesteps=whole)
 
     def predict(self, network: nn.Module, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """See `Policy.predict`."""
-        with self.held.computing(sample.device):
-            answer: Tensor = network(
+        """The velocity for noised latents (B, C, F, H, W), timesteps (B,), embeddings (B, L, D)."""
+        with self.network_settings.autocast(sample.device):
+            velocity: Tensor = network(
                 hidden_states=sample,
                 timestep=timestep,
                 encoder_hidden_states=text,
                 return_dict=False,
             )[0]
-        return answer
+        return velocity
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], device: torch.device) -> Tensor:
-        """See `Policy.embed`; as diffusers does it: cleaned, and zero beyond the prompt's tokens.
+        """(P, L, D) on the CPU, as diffusers does it: cleaned, zero beyond the prompt's tokens.
 
         The network sees no attention mask: the zeros are part of what it was trained on. Cleaning
         repairs broken Unicode where ftfy is installed, and only undoes HTML and spaces elsewhere.
@@ -247,17 +245,24 @@ class Wan(Denoising, DiffusersFolder):
     # ---------------------------------------------------------------- sampling
 
     def check_sampling(self, sampling: Sampling) -> None:
-        """See `Policy.check_sampling`."""
+        """Refuse with `InputError` a scheduler, guidance or cache that the family does not have."""
         super().check_sampling(sampling)
         if sampling.dynamic_guidance:
-            raise InputError("dynamic_guidance=true: that is CogVideoX's; give false")
+            raise InputError("dynamic_guidance=true: only CogVideoX has it; give false")
         if isinstance(sampling.cache, FasterCacheConfig):
             raise InputError(
                 "cache=FasterCacheConfig: it needs both predictions of guidance in one forward, "
-                f"and {self.family} asks twice; choose FirstBlockCacheConfig"
+                f"and {self.family} takes two; choose FirstBlockCacheConfig"
             )
 
+    def batch_scheduler(
+        self, sampling: Sampling, seeds: Sequence[int], first: int, device: torch.device
+    ) -> FlowScheduler:
+        """UniPC or Euler, at the checkpoint's shift; neither draws noise for the seeds."""
+        return FlowScheduler(self._scheduler_of(sampling), sampling.steps, first, device)
+
     def _scheduler_of(self, sampling: Sampling) -> Any:
+        """The scheduler that a sampling names, with the settings of the checkpoint's own."""
         if sampling.scheduler is None:
             return self.scheduler
         kind = self.samplers[sampling.scheduler]
@@ -266,38 +271,20 @@ class Wan(Denoising, DiffusersFolder):
         chosen = {**FLOW[kind.__name__], SHIFT[kind.__name__]: self.shift}
         return kind.from_config(self.scheduler.config, **chosen)
 
-    def _walk(
-        self, scheduler: Any, steps: int, seeds: Sequence[int], first: int, device: torch.device
-    ) -> Walk:
-        return _FlowWalk(scheduler, steps, first, device)
+    def guided_model(self, batch: Batch) -> Model:
+        """The network on a batch's prompts; guidance takes a forward of each prompt."""
+        network, sampling = batch.network, batch.sampling
 
-    def _ask(self, job: Job) -> Ask:
-        """Guidance asks twice, first with the prompt."""
+        def predict(name: str, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+            with cache_context(network, sampling.cache, name):
+                return self.predict(network, latents, timestep.expand(len(latents)), text).float()
 
-        def ask(latents: Tensor, timestep: Tensor) -> Tensor:
-            times = timestep.expand(len(latents))
-            with context(job, "cond"):
-                answer = self.predict(job.network, latents, times, job.text).float()
-            if job.negative is None:
-                return answer
-            other = job.negative.expand_as(job.text)
-            with context(job, "uncond"):
-                without = self.predict(job.network, latents, times, other).float()
-            return without + job.sampling.guidance_scale * (answer - without)
+        def model(latents: Tensor, timestep: Tensor) -> Tensor:
+            cond = predict("cond", latents, timestep, batch.text)
+            if batch.negative is None:
+                return cond
+            negative = batch.negative.expand_as(batch.text)
+            uncond = predict("uncond", latents, timestep, negative)
+            return classifier_free_guidance(uncond, cond, sampling.guidance_scale)
 
-        return ask
-
-
-class _FlowWalk(Walk):
-    """A walk along a straight path; neither sampler draws noise of its own."""
-
-    def __init__(self, scheduler: Any, steps: int, first: int, device: torch.device) -> None:
-        super().__init__(scheduler, steps, device)
-        self.scheduler.set_begin_index(first)
-
-    def level(self, number: int) -> tuple[Tensor, Tensor]:
-        level = self.scheduler.sigmas[number]
-        return 1 - level, level
-
-    def clean(self, answer: Tensor, number: int, latents: Tensor) -> Tensor:
-        return latents - self.scheduler.sigmas[number] * answer
+        return model

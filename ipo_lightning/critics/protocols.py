@@ -1,6 +1,6 @@
-"""What a critic is.
+"""What a critic is: the protocols that a critic's class follows.
 
-A critic sees pixels and prompts, never latents, seeds or file names. Adding one takes a class with
+A critic sees pixels and prompts, never latents, seeds or file names. To add one, write a class with
 these methods and a YAML that names it in ``_target_``; nothing is inherited or registered.
 """
 
@@ -17,30 +17,30 @@ class Rating(NamedTuple):
     """What a pointwise critic said of one video."""
 
     score: float | None
-    """Higher is better; comparable within one critic only. None: no verdict could be read out.
+    """Higher is better; comparable within one critic only. None: the critic's answer has no score.
     A missing score is counted and reported, never replaced by a default."""
     dims: Mapping[str, float] = {}
-    """Named parts of the judgement (``{"motion": 0.9}``), higher is better."""
+    """Scores by dimension (``{"motion": 0.9}``), higher is better."""
     certainty: float = 1.0
     """How sure the critic is of its score, in [0, 1]."""
     raw: str = ""
     """The critic's own words or logits, kept for whoever audits a verdict."""
     fault: str = ""
-    """Why there is no score, in a few words that failures can be counted by ("unreadable")."""
+    """Why there is no score, in a few words ("unreadable"): failures are counted by it."""
     transient: bool = False
-    """Whether asking again may help, as after a time-out, be it of all or of a part: the answer
-    counts for now, and the next stage that wants it asks again."""
+    """Whether asking again may help, as after a time-out, even if only a part of the answer is
+    missing. The answer counts in this stage; the next stage that needs it asks again."""
 
 
 class Comparison(NamedTuple):
-    """What a pairwise critic said of two videos in the order in which it saw them."""
+    """What a pairwise critic said of two videos, in the order in which it saw them."""
 
     preference: Preference | None
-    """None: no verdict could be read out."""
+    """None: the critic's answer has no verdict."""
     dims: Mapping[str, float] = {}
-    """By dimension: chance that the first is better, a tie counting half, in [0, 1]."""
+    """By dimension: chance that the first is better, in [0, 1]; a tie counts half."""
     certainty: float = 1.0
-    """How sure the critic is, in [0, 1]; the share of its votes, where it has several."""
+    """How sure the critic is, in [0, 1]; of several votes, the share of the majority."""
     raw: str = ""
     """The critic's own words or logits."""
     fault: str = ""
@@ -50,39 +50,41 @@ class Comparison(NamedTuple):
 
 
 class Identified(Protocol):
-    """Whatever has an identity: critics, and the models that they ask."""
+    """Anything with an identity: critics, and the models that they ask."""
 
     @property
     def identity(self) -> str:
-        """See `Critic`."""
+        """All that determines the answers, see `Critic`."""
         ...
 
 
 class Critic(Protocol):
     """What pointwise and pairwise critics have in common.
 
-    A critic that asks others for its answers, or that leaves the device alone, may say so with an
-    attribute ``beside = True``: it is then asked while the next videos are made, in a thread of its
-    own, and the critique stage finds its verdicts in the store. One that works on many questions
-    at the same time may say with ``at_once = N`` that the stage is to put N prompts to it in a
-    call; its answers must not depend on it. One that may lack something (a file, a key, a network)
-    may have a method ``ready()``, which is called before videos are made for it and raises
-    `InputError` where it does.
+    Optional members of a critic:
+
+    - ``during_rollout = True``: it is asked during the rollout, in a thread of its own, while the
+      next videos are made. For critics that do not use the device, such as a remote server.
+    - ``prompts_per_call = N``: the stage asks it about the videos of N prompts in one call. Its
+      answers must not depend on N.
+    - ``ready()``: called before videos are made for it; raises `InputError` where it lacks
+      something (a file, a key, a network).
     """
 
     @property
     def identity(self) -> str:
-        """``model@revision#prompt-version#sampling``: all that determines a verdict but the video
-        and its prompt. It is part of the verdict's key, so a change here asks the critic again."""
+        """``model@revision#prompt-version#sampling``: all that determines a verdict, except the
+        video and its prompt. It is part of a verdict's key: under another identity the critic is
+        asked again."""
         ...
 
     def load(self, device: str) -> None:
-        """Take the memory that rating needs; called before the critique stage."""
+        """Load the critic's model; called before the critique stage."""
         ...
 
     def release(self) -> None:
-        """Give that memory back; called after the stage, before training, and also where `load`
-        or the stage failed."""
+        """Free the memory; called after the stage, before training, and also after a failure of
+        `load` or of the stage."""
         ...
 
 
@@ -96,8 +98,11 @@ class PointCritic(Critic, Protocol):
 
 
 class CombinedCritic(PointCritic, Protocol):
-    """Rates by what its members say: the critique stage asks each in its own name, over all videos,
-    so that one member's weights are in memory at a time and its verdicts serve other combinations.
+    """Combines the ratings of several critics, its members.
+
+    The critique stage asks one member after the other about all videos, so that the weights of one
+    are in memory at a time. Each member's ratings are kept under its own identity: another
+    combination of the same members asks nothing again.
     """
 
     @property
@@ -106,15 +111,15 @@ class CombinedCritic(PointCritic, Protocol):
         ...
 
     def combine(self, ratings: Mapping[str, Rating]) -> Rating:
-        """What the members' ratings of one video say together. Must be quick and ask nobody."""
+        """The members' ratings of one video, by name, as one rating. It asks no model."""
         ...
 
 
 @runtime_checkable
 class PairCritic(Critic, Protocol):
-    """Compares two videos of one prompt as they are shown; batch and rank must not matter.
+    """Compares two videos of one prompt; batch and rank must not change a comparison.
 
-    It need not be fair to both places: whoever asks shows both orders, see
+    It may have a position bias: the critique stage shows both orders, see
     `ipo_lightning.metrics.preferences.both_orders`.
     """
 
@@ -135,44 +140,49 @@ class Question(NamedTuple):
 
 @runtime_checkable
 class RecordedCritic(Protocol):
-    """Has its verdicts from elsewhere, from people above all: looked up, never computed.
+    """Looks its verdicts up: they were recorded elsewhere, mostly by people.
 
-    It takes care of the order itself (people see random sides), so each question is asked once.
-    What it has to say besides, such as how its annotators worked, may be the lines of a method
-    ``notes()``; they are shown at the end of a run.
+    It shows the two videos on random sides itself, so that each question is asked once. An optional
+    method ``notes()`` returns lines that are shown at the end of a run, such as how annotators
+    worked.
     """
 
     @property
     def identity(self) -> str:
-        """As a `Critic`'s."""
+        """As of a `Critic`."""
         ...
 
     def recall(self, question: Question) -> Comparison | None:
-        """What is known of (first, second), or of (second, first) turned round; None: nothing."""
+        """The recorded comparison of (first, second), in whichever order it was made; None: there
+        is none."""
         ...
 
     def request(self, unanswered: Sequence[Question], find: Callable[[str], Path]) -> NoReturn:
-        """Ask for what is missing, all at once. ``find`` gives the file of a video.
+        """Request the missing answers, all at once.
+
+        Args:
+            find: name of a video -> its file.
 
         Raises:
-            AnswersPending: always; it tells what to do and how to go on.
+            AnswersPending: always; its message says what to do and how to go on.
         """
         ...
 
 
 class AnswersPending(Exception):
-    """The run stops politely until somebody has answered."""
+    """The run stops, without an error, until people have answered."""
 
 
 class CriticGone(Exception):
-    """A critic cannot be reached at all: the stage stops, what was answered is kept."""
+    """A critic cannot be reached: the stage stops, and keeps the answers that it has."""
 
 
 def check_ready(critic: Identified) -> None:
-    """Let a critic refuse for want of something, which also its identity may tell; see `Critic`.
+    """Check that a critic can be asked: call its ``ready()``, and read its identity, which may
+    need a file.
 
     Raises:
-        InputError: it lacks something.
+        InputError: says what the critic lacks.
     """
     ready = getattr(critic, "ready", None)
     if ready is not None:
@@ -184,18 +194,18 @@ Kind = Literal["rates", "compares", "recorded"]
 
 
 def kind_of(critic: object) -> Kind:
-    """What a critic is asked for, by its methods; one that can rate is asked to.
+    """The kind of a critic, by its methods. A critic that has several is of the first of them.
 
-    Not by ``isinstance``: Python 3.11 would ask for the identity, which may want the network.
+    ``isinstance`` is not used: Python 3.11 would read the identity, which may need the network.
 
     Raises:
-        InputError: it is no critic.
+        InputError: the object is not a critic.
     """
     methods: dict[str, Kind] = {"rate": "rates", "compare": "compares", "recall": "recorded"}
     for method, kind in methods.items():
         if hasattr(critic, method):
             return kind
     raise InputError(
-        f"critic: {type(critic).__name__} is no critic: it has neither rate, compare nor recall "
-        "(docs/extending.md)"
+        f"critic: {type(critic).__name__} is not a critic: it has no method rate, compare or "
+        "recall (docs/extending.md)"
     )

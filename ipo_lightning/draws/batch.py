@@ -1,7 +1,8 @@
 """The tensor records that cross from the data to the module.
 
-A *draw* is a pair or a point with a timestep, which ``u`` stands for, and with ``noise``;
-winner and loser share both. A batch holds B draws.
+A *draw* is a pair or a point with noise and with ``u``, a uniform random number in [0, 1) of which
+the timestep is the quantile (see `ipo_lightning.objectives.quantile`). Winner and loser share both.
+A batch has B draws.
 """
 
 from typing import NamedTuple
@@ -20,7 +21,7 @@ class Videos(NamedTuple):
     noise: Tensor
     """(N, ...) float32."""
     u: Tensor
-    """(N,) float64 in [0, 1), the place of the timestep in its distribution."""
+    """(N,) float64 in [0, 1), uniform draws of the timesteps."""
 
 
 class PairBatch(NamedTuple):
@@ -35,17 +36,17 @@ class PairBatch(NamedTuple):
     noise: Tensor
     """(B, ...) float32, shared by winner and loser."""
     u: Tensor
-    """(B,) float64 in [0, 1), the place of the timestep in its distribution."""
+    """(B,) float64 in [0, 1), uniform draws of the timesteps."""
     weight: Tensor
     """(B,) float32 weight of the pair in the loss."""
     row: Tensor
     """(B,) int64 row of the pair in the round's pairs.jsonl."""
     ref_win: Tensor
-    """(B,) float32 errors of the reference, NaN where they were not computed in advance."""
+    """(B,) float32 errors of the reference, NaN where they are not precomputed."""
     ref_lose: Tensor
     """(B,) as ``ref_win``."""
     real: Videos | None = None
-    """Real clips beside the pairs, where lambda_2 is above 0."""
+    """Real clips that come with the pairs, where lambda_2 is above 0."""
 
     def videos(self) -> Videos:
         """2B videos: the winners, then the losers, each with its pair's noise and timestep."""
@@ -57,7 +58,7 @@ class PairBatch(NamedTuple):
         )
 
     def reference(self) -> Tensor:
-        """(2B,) the errors of `videos` that were computed in advance."""
+        """(2B,) the precomputed errors of the reference on `videos`."""
         return torch.cat([self.ref_win, self.ref_lose])
 
 
@@ -71,24 +72,24 @@ class PointBatch(NamedTuple):
     noise: Tensor
     """(B, ...) float32."""
     u: Tensor
-    """(B,) float64 in [0, 1)."""
+    """(B,) float64 in [0, 1), uniform draws of the timesteps."""
     weight: Tensor
     """(B,) float32."""
     desirable: Tensor
     """(B,) bool."""
     reward: Tensor
-    """(B,) float32 in [0, 1], how good the critic finds it beside its siblings."""
+    """(B,) float32 in [0, 1], how good the critic finds it among the prompt's candidates."""
     row: Tensor
     """(B,) int64 row of the point in the round's points.jsonl."""
     ref: Tensor
-    """(B,) float32 error of the reference, NaN where it was not computed in advance."""
+    """(B,) float32 error of the reference, NaN where it is not precomputed."""
     real: Videos | None = None
-    """Real clips beside the points, where lambda_2 is above 0."""
+    """Real clips that come with the points, where lambda_2 is above 0."""
 
     def videos(self) -> Videos:
         """The B videos."""
         return Videos(self.latents, self.text, self.noise, self.u)
 
     def reference(self) -> Tensor:
-        """(B,) the errors of `videos` that were computed in advance."""
+        """(B,) the precomputed errors of the reference on `videos`."""
         return self.ref

@@ -1,9 +1,9 @@
 """Beta that means the same on any model: ``loss.beta=auto``.
 
 A logit is beta times a difference of errors, and how large errors are depends on the model, its
-latents and what the error is measured on. At the start of a round there is no margin yet to go by;
-what can be measured is how far apart the errors of two videos lie under the reference at one
-timestep and noise. Beta is set so that a pair whose margin is that large has a stated logit.
+latents and the weighting. At the start of a round all margins are zero; but the reference's errors
+on two videos, at the same timestep and noise, already differ. Beta is set so that a pair whose
+margin is as large as their typical difference has a given logit.
 """
 
 from collections.abc import Callable
@@ -14,22 +14,22 @@ import torch
 from torch import Tensor
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.losses import PreferenceLoss, label_kind, wants
+from ipo_lightning.losses import PreferenceLoss, extra_inputs, label_kind
 
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How ``loss.beta=auto`` is settled."""
+    """How ``loss.beta=auto`` becomes a number."""
 
     logit: float = 7.0
     """Beta times the typical difference between two videos' errors, > 0. On the embedded world 7
     gives the beta of 1000 that was found by search."""
     draws: int = 256
-    """Draws that the typical difference is taken over, >= 2; it is known to a tenth then."""
+    """Draws that the typical difference is measured on, >= 2; at 256 it is exact to a tenth."""
     batch_size: int = 32
-    """Draws a forward, without gradients."""
+    """Draws in one forward, without gradients."""
 
     def __post_init__(self) -> None:
         if not self.logit > 0 or self.draws < 2 or self.batch_size < 1:
@@ -39,7 +39,7 @@ class Calibration:
             )
 
 
-def wants_beta(loss: Callable[..., PreferenceLoss]) -> bool:
+def has_auto_beta(loss: Callable[..., PreferenceLoss]) -> bool:
     """Whether the loss was given ``beta="auto"``.
 
     Raises:
@@ -53,8 +53,8 @@ def wants_beta(loss: Callable[..., PreferenceLoss]) -> bool:
     return True
 
 
-def settle_beta(loss: Callable[..., PreferenceLoss], beta: float) -> Callable[..., PreferenceLoss]:
-    """The loss with a number for its beta."""
+def with_beta(loss: Callable[..., PreferenceLoss], beta: float) -> Callable[..., PreferenceLoss]:
+    """The loss with its beta set to a number."""
     return partial(loss, beta=beta)
 
 
@@ -67,7 +67,7 @@ def typical_gap(errors: Tensor, u: Tensor) -> float:
     Args:
         errors: (V, 2) errors of winners and losers, which share timestep and noise, or (V, 1) of
             single videos: these are compared with their neighbours in ``u``.
-        u: (V,) places of the draws' timesteps.
+        u: (V,) uniform draws of the timesteps.
     """
     pairs = errors.shape[1] == 2
     gaps = errors[:, 0] - errors[:, 1] if pairs else errors[u.argsort(), 0].diff()
@@ -75,7 +75,7 @@ def typical_gap(errors: Tensor, u: Tensor) -> float:
 
 
 def auto_beta(errors: Tensor, u: Tensor, logit: float) -> float:
-    """Beta that gives a pair whose margin is the typical gap the logit asked for.
+    """The beta with which a pair whose margin is the typical gap has this logit.
 
     Raises:
         InputError: fewer than two videos, or all errors are equal.
@@ -94,10 +94,10 @@ def _scales_errors(loss: partial) -> bool:
     one, other = torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.1])
     errors = [one, other, other, other] if label_kind(loss) == "pairwise" else [one, other]
     rest = [] if label_kind(loss) == "pairwise" else [torch.tensor([True, False])]
-    wanted = wants(loss)
-    if wanted - {"baseline"}:
+    names = extra_inputs(loss)
+    if names - {"baseline"}:
         return False
-    extra = dict.fromkeys(wanted, torch.zeros(()))
+    extra = dict.fromkeys(names, torch.zeros(()))
     plain = loss(*errors, *rest, beta=2.0, **extra).loss
     halved = loss(*(error / 2 for error in errors), *rest, beta=4.0, **extra).loss
     return bool(torch.allclose(plain, halved))

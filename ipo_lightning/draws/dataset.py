@@ -1,7 +1,7 @@
-"""The draws of a round: which label is seen when, at which timestep, under which noise.
+"""The draws of a round: which label is seen when, at which timestep, with which noise.
 
-All of it is a pure function of (run seed, round, place in the round's order): it can be drawn in
-advance, anywhere, which is what lets the reference's errors be computed before the training.
+A draw is a pure function of (run seed, round, index in the round): so the reference's errors can be
+computed before the training, on any rank.
 """
 
 from collections.abc import Sequence
@@ -24,15 +24,16 @@ class Draw(NamedTuple):
     """One draw of a row."""
 
     times: int
-    """How often the row was visited before in this round."""
+    """How often the row was drawn before in this round."""
     row: int
-    """Its place among the round's labels (or real clips)."""
+    """Row of the round's labels (or real clips)."""
 
 
 def plan(seed: int, number: int, rows: int, count: int, purpose: str = "order") -> list[Draw]:
-    """``count`` draws to ``rows`` rows, permutation after permutation.
+    """``count`` draws of ``rows`` rows, one random permutation after another.
 
-    A longer plan begins with a shorter one, so that more updates keep what is known of the first.
+    A longer plan begins with a shorter one: with more optimizer steps the first draws stay, and so
+    do their reference errors.
     """
     draws: list[Draw] = []
     for times in range(-(-count // rows)):
@@ -47,9 +48,9 @@ class Draws(Dataset[PairBatch | PointBatch]):
 
     Args:
         data: the round's labels.
-        store: where latents and embeddings lie.
+        store: holds latents and embeddings.
         seed: the run's.
-        count: how many draws the round makes, on all ranks together.
+        count: draws of the round, on all ranks together.
     """
 
     def __init__(self, data: RoundData, store: Store, seed: int, count: int) -> None:
@@ -62,21 +63,21 @@ class Draws(Dataset[PairBatch | PointBatch]):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, place: int) -> PairBatch | PointBatch:
+    def __getitem__(self, index: int) -> PairBatch | PointBatch:
         """One draw, without a batch dimension."""
-        draw = self.plan[place]
+        draw = self.plan[index]
         row = self.data.rows[draw.row]
-        seed = self.draw_seed(place)
+        seed = self.draw_seed(index)
         common: dict[str, Any] = {
             "text": self._text(row.prompt),
-            "u": self.u(place),
+            "u": self.u(index),
             "weight": torch.tensor(row.weight),
             "row": torch.tensor(draw.row),
-            "real": self._real(place),
+            "real": self._real(index),
         }
         if isinstance(row, Pair):
             win, lose = self._latents(row.winner_latents), self._latents(row.loser_latents)
-            ref_win, ref_lose = self._errors(place, 2)
+            ref_win, ref_lose = self._errors(index, 2)
             noise = _noise(seed, win)
             return PairBatch(
                 win=win, lose=lose, noise=noise, ref_win=ref_win, ref_lose=ref_lose, **common
@@ -87,29 +88,29 @@ class Draws(Dataset[PairBatch | PointBatch]):
             noise=_noise(seed, latents),
             desirable=torch.tensor(row.desirable),
             reward=torch.tensor(row.reward),
-            ref=self._errors(place, 1)[0],
+            ref=self._errors(index, 1)[0],
             **common,
         )
 
-    def draw_seed(self, place: int) -> int:
+    def draw_seed(self, index: int) -> int:
         """The seed of a draw's noise and timestep."""
-        times, row = self.plan[place]
+        times, row = self.plan[index]
         return derive_seed(self.seed, "visit", self.data.number, times, row)
 
-    def u(self, place: int) -> Tensor:
-        """() float64 in [0, 1), the place of a draw's timestep in its distribution."""
-        return _place_of_timestep(self.draw_seed(place))
+    def u(self, index: int) -> Tensor:
+        """() float64, the uniform draw in [0, 1) of a draw's timestep."""
+        return _uniform(self.draw_seed(index))
 
-    def key(self, place: int) -> list[str | int]:
+    def key(self, index: int) -> list[str | int]:
         """All that a frozen network's errors at a draw depend on, but the network."""
-        row = self.data.rows[self.plan[place].row]
+        row = self.data.rows[self.plan[index].row]
         names = [row.winner_latents, row.loser_latents] if isinstance(row, Pair) else [row.latents]
-        return [*names, self.data.texts[row.prompt], self.draw_seed(place)]
+        return [*names, self.data.texts[row.prompt], self.draw_seed(index)]
 
-    def _real(self, place: int) -> Videos | None:
+    def _real(self, index: int) -> Videos | None:
         if not self.real_plan:
             return None
-        draw = self.real_plan[place]
+        draw = self.real_plan[index]
         clip = self.data.real[draw.row]
         seed = derive_seed(self.seed, "real visit", self.data.number, draw.times, draw.row)
         latents = self._latents(clip.latents)
@@ -117,13 +118,13 @@ class Draws(Dataset[PairBatch | PointBatch]):
             latents=latents,
             text=self._text(clip.caption),
             noise=_noise(seed, latents),
-            u=_place_of_timestep(seed),
+            u=_uniform(seed),
         )
 
-    def _errors(self, place: int, videos: int) -> Tensor:
+    def _errors(self, index: int, videos: int) -> Tensor:
         if self.data.errors is None:
             return torch.full((videos,), torch.nan)
-        return self.data.errors[place]
+        return self.data.errors[index]
 
     def _latents(self, blob: str) -> Tensor:
         return self.store.get_tensors("latents", blob)["latents"].float()
@@ -145,7 +146,7 @@ def _stack(samples: Sequence[T]) -> T:
     return type(samples[0])(*(None if c[0] is None else torch.stack(c) for c in columns))
 
 
-def _place_of_timestep(seed: int) -> Tensor:
+def _uniform(seed: int) -> Tensor:
     return torch.rand((), generator=generator(seed), dtype=torch.float64)
 
 

@@ -1,6 +1,6 @@
-"""Real videos with captions, for the paper's lambda_2: who offers them, and how they are encoded.
+"""Real videos with captions, for the paper's lambda_2: their sources, and how they are encoded.
 
-A source lists its `Footage`, which costs nothing; `encode_once` makes latents of what the store
+A source lists its `Footage` without reading it; `encode_once` encodes to latents what the store
 lacks. A clip that cannot be used is counted under a reason and left out, never replaced.
 """
 
@@ -19,11 +19,11 @@ from ipo_lightning.storage.records import RealClip
 from ipo_lightning.storage.store import Store, fingerprint
 
 DAMAGED = "damaged"
-"""The one reason that is looked at again in every run: the fault may have been the reader's."""
+"""The one reason that is checked again in every run: the fault may have been the reader's."""
 
 
 class RealData(NamedTuple):
-    """What was made of a source."""
+    """The clips of a source that can be used, and how many cannot."""
 
     rows: list[RealClip]
     """The clips, in a fixed order."""
@@ -42,16 +42,16 @@ class RealSource(Protocol):
 
 
 class LeftOut(NamedTuple):
-    """Why a clip is of no use."""
+    """Why a clip cannot be used."""
 
     reason: str
-    """What it is counted under; a few words."""
+    """A few words that such clips are counted under."""
     detail: str = ""
-    """What is wrong with this very clip; a warning then says it and names the clip."""
+    """What is wrong with this clip, for a warning that names it; empty: no warning."""
 
 
 class Footage(NamedTuple):
-    """A clip that is read when its latents are not in the store yet."""
+    """A clip that is read only if its latents are not in the store yet."""
 
     content: str
     """Fingerprint of all that its frames depend on."""
@@ -62,21 +62,21 @@ class Footage(NamedTuple):
     """Its frames, uint8 (T, H, W, C) of `Policy.size`."""
 
 
-class Making(NamedTuple):
-    """What is made of clips, and where the store keeps what became of them."""
+class ClipKind(NamedTuple):
+    """What clips are encoded for, and what the store keeps of each."""
 
-    kind: str
-    """Of the store's records."""
+    record: str
+    """Kind of the store's records."""
     label: str
-    """For the progress bar."""
+    """Title of the progress bar."""
     keep: Callable[[Tensor], dict[str, Any]] = lambda frames: {}
-    """What else is kept of a clip's frames, as plain JSON; ``video`` there names a blob."""
+    """What else to keep of a clip's frames, as plain JSON; ``video`` in it names a blob."""
 
 
-REAL = Making("real", "real videos")
+REAL = ClipKind("real", "real videos")
 
 Outcome = dict[str, Any]
-"""``latents`` and what was kept beside, or ``error`` and ``detail``."""
+"""``latents`` and what `ClipKind.keep` gave, or ``error`` and ``detail``."""
 
 
 def encode_once(
@@ -87,47 +87,47 @@ def encode_once(
     device: torch.device,
     source: str,
 ) -> RealData:
-    """Latents of the clips; the ranks share those that the store lacks, a clip at a time.
+    """Latents of the clips; the ranks share the encoding of those that the store lacks.
 
     Args:
         footage: the same on all ranks, in the same order.
         source: the setting or file that the clips come from, for messages.
 
     Raises:
-        InputError: no clip is of use.
+        InputError: no clip can be used.
     """
-    data = _collect(footage, settle(footage, policy, store, workers, device), workers)
+    data = _collect(footage, encode_clips(footage, policy, store, workers, device), workers)
     if not data.rows:
         counts = ", ".join(f"{reason}: {count}" for reason, count in data.dropped.items())
         raise InputError(
-            f"{source}: none of {len(footage)} real videos is of use ({counts}); give others "
+            f"{source}: none of {len(footage)} real videos can be used ({counts}); give others "
             "(docs/real-videos.md), or regularise.real=0"
         )
     return data
 
 
-def settle(
+def encode_clips(
     footage: Sequence[Footage],
     policy: Policy,
     store: Store,
     workers: Workers,
     device: torch.device,
-    making: Making = REAL,
+    kind: ClipKind = REAL,
 ) -> list[Outcome]:
-    """What became of each clip, in order; what the store lacks is made, see `encode_once`."""
+    """The outcome of each clip, in order; clips that the store lacks are encoded."""
     keys = [fingerprint({"policy": policy.identity, "clip": one.content}) for one in footage]
     by_key = dict(zip(keys, footage, strict=True))
-    todo = workers.agree([key for key in by_key if not _settled(_find(store, making.kind, key))])
+    todo = workers.agree([key for key in by_key if not _is_final(_find(store, kind.record, key))])
 
     def encode(key: str) -> None:
-        store.put_record(making.kind, key, _encode(by_key[key], policy, store, device, making))
+        store.put_record(kind.record, key, _encode(by_key[key], policy, store, device, kind))
 
-    workers.run(todo, encode, making.label, "clips")
+    workers.run(todo, encode, kind.label, "clips")
     if todo:
         policy.release()
     outcomes = []
     for key, one in zip(keys, footage, strict=True):
-        outcome = _find(store, making.kind, key)
+        outcome = _find(store, kind.record, key)
         if outcome is None:
             raise OSError(
                 f"{store.root}: what was just made of {one.file} is gone; do all ranks see this "
@@ -138,7 +138,7 @@ def settle(
 
 
 def _collect(footage: Sequence[Footage], outcomes: Sequence[Outcome], workers: Workers) -> RealData:
-    """The clips that are of use; the leading rank names those that are damaged."""
+    """The clips that can be used; the leading rank warns of those that are damaged."""
     rows: list[RealClip] = []
     dropped: Counter[str] = Counter()
     for one, outcome in zip(footage, outcomes, strict=True):
@@ -153,9 +153,9 @@ def _collect(footage: Sequence[Footage], outcomes: Sequence[Outcome], workers: W
 
 @torch.no_grad()
 def _encode(
-    one: Footage, policy: Policy, store: Store, device: torch.device, making: Making
+    one: Footage, policy: Policy, store: Store, device: torch.device, kind: ClipKind
 ) -> Outcome:
-    """What becomes of a clip: the name of its latents, or why it has none."""
+    """The outcome of a clip: the name of its latents, or why it has none."""
     frames = one.frames()
     if isinstance(frames, LeftOut):
         return {"error": frames.reason, "detail": frames.detail}
@@ -166,13 +166,13 @@ def _encode(
         )
     latents = policy.encode(frames[None].to(device))[0]
     return {
-        "latents": store.put_tensors("latents", {"latents": latents}), **making.keep(frames)
+        "latents": store.put_tensors("latents", {"latents": latents}), **kind.keep(frames)
     }  # fmt: skip
 
 
-def _find(store: Store, kind: str, key: str) -> Outcome | None:
-    """What became of a clip, unless its latents or its video are gone."""
-    outcome: Outcome | None = store.get_record(kind, key)
+def _find(store: Store, record: str, key: str) -> Outcome | None:
+    """The outcome of a clip, unless its latents or its video are gone."""
+    outcome: Outcome | None = store.get_record(record, key)
     if outcome is None or "error" in outcome:
         return outcome
     whole = store.has_blob("latents", outcome["latents"], ".safetensors")
@@ -180,5 +180,5 @@ def _find(store: Store, kind: str, key: str) -> Outcome | None:
     return outcome if whole else None
 
 
-def _settled(outcome: Outcome | None) -> bool:
+def _is_final(outcome: Outcome | None) -> bool:
     return outcome is not None and outcome.get("error") != DAMAGED

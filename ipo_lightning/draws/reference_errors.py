@@ -1,26 +1,24 @@
 """The reference's errors at the draws of a round, computed once and kept in the store.
 
-A preference loss needs one number of the reference a video and draw, and the draws of a round are
-known before it trains: at its start, where the policy still is the reference, the numbers are
-computed without gradients and in large batches. They are keyed by all that they depend on (network,
-objective, precision, latents, text, noise), and by nothing else: runs that differ in the loss, its
-beta or the learning rate share them.
+A preference loss needs one number of the reference for each video of a draw, and the draws of a
+round are known before it trains. So the numbers are computed at the round's start, without
+gradients and in large batches. They are keyed by all that they depend on (network, objective,
+precision, latents, text, noise), and by nothing else: runs that differ in the loss, its beta or the
+learning rate share them.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ipo_lightning.draws.dataset import Draws, collate
 from ipo_lightning.objectives import Objective, squared_error
+from ipo_lightning.parallel.runtime import Autocast
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy
 from ipo_lightning.storage.store import Store, fingerprint
-
-Autocast = Callable[[], AbstractContextManager[None]]
 
 
 class ReferenceErrors:
@@ -28,9 +26,9 @@ class ReferenceErrors:
 
     Args:
         policy: the model family. objective: how it is trained.
-        store: where the errors lie.
+        store: where the errors are kept.
         network: fingerprint of the network whose errors they are.
-        precision: the trainer's. batch_size: draws a forward; it enters the key, since rounding
+        precision: the trainer's. batch_size: draws in one forward; part of the key, since rounding
             depends on it.
     """
 
@@ -60,7 +58,7 @@ class ReferenceErrors:
         autocast: Autocast,
         label: str,
     ) -> None:
-        """Put the errors that the store lacks there; every rank does its part."""
+        """Compute the errors that the store lacks, and keep them; the ranks share the work."""
         todo = workers.agree(self.missing(draws))
         device = next(network.parameters()).device
 
@@ -92,7 +90,7 @@ class ReferenceErrors:
         return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
     def _key(self, draws: Draws, chunk: Sequence[int]) -> str:
-        return fingerprint([*self._depends_on, [draws.key(place) for place in chunk]])
+        return fingerprint([*self._depends_on, [draws.key(index) for index in chunk]])
 
     def _find(self, draws: Draws, chunk: Sequence[int]) -> list[list[float]] | None:
         found: list[list[float]] | None = self.store.get_record(
@@ -109,16 +107,16 @@ class ReferenceErrors:
         autocast: Autocast,
         device: torch.device,
     ) -> list[list[float]]:
-        batch = collate([draws[place] for place in chunk])
+        batch = collate([draws[index] for index in chunk])
         videos = type(batch.videos())(*(part.to(device) for part in batch.videos()))
         noised = self.objective.noise(videos.latents, videos.noise, videos.u)
         with autocast():
-            answer = self.policy.predict(network, noised.sample, noised.timestep, videos.text)
-        errors = squared_error(answer, noised).view(-1, len(chunk)).T.tolist()
-        for place, row in zip(chunk, errors, strict=True):
+            output = self.policy.predict(network, noised.sample, noised.timestep, videos.text)
+        errors = squared_error(output, noised).view(-1, len(chunk)).T.tolist()
+        for index, row in zip(chunk, errors, strict=True):
             if not all(map(math.isfinite, row)):
                 raise FloatingPointError(
-                    f"the reference's error at label {draws.plan[place].row} is {row}: its "
+                    f"the reference's error at label {draws.plan[index].row} is {row}: its "
                     "weights or its latents are broken, or trainer.precision is too low"
                 )
         return errors

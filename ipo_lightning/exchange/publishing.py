@@ -60,24 +60,25 @@ def publish_round(
     Raises:
         InputError: there is no such round, it has no labels of the kind, or ``out`` is in use.
     """
+    _refuse(format, Path(out))
     run, folder = RunDir(run_dir), Path(out)
-    if format not in FORMATS:
-        raise InputError(f"format={format}: choose one of {', '.join(FORMATS)}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"out={out}: give a folder that is new or empty")
     one = run.round(number)
-    pairs, points = _labels(one)
-    if format != "trl" and not pairs:
-        raise InputError(f"{one.path}: a round of points; only format=trl has points")
-    names = {p.winner_video for p in pairs} | {p.loser_video for p in pairs}
-    names |= {p.video for p in points}
+    pairs, points = _labels(one, format)
+    videos = _videos_of(pairs, points)
     text = card(run, one, len(pairs), len(points), format)
     with _filled(folder) as new:
         _write_table(new, format, pairs, points, number, run.path.name, files_at)
-        _write_videos(new, sorted(names), find_videos(run.path),
-                      playable or format == "label_studio")  # fmt: skip
+        _write_videos(new, videos, find_videos(run.path), playable or format == "label_studio")
         write_atomically(new / "README.md", text.encode())
-    return Published(folder, len(pairs) + len(points), len(names))
+    return Published(folder, len(pairs) + len(points), len(videos))
+
+
+def _refuse(format: str, folder: Path) -> None:
+    """Refuse an unknown format, and a folder that is in use."""
+    if format not in FORMATS:
+        raise InputError(f"format={format}: choose one of {', '.join(FORMATS)}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"out={folder}: give a folder that is new or empty")
 
 
 @contextmanager
@@ -159,14 +160,22 @@ USE = {
 }
 
 
-def _labels(one: RoundDir) -> tuple[list[Pair], list[Point]]:
-    """Pairs, or points where the round has no pairs."""
+def _videos_of(pairs: Sequence[Pair], points: Sequence[Point]) -> list[str]:
+    """The videos of all labels by name, each once."""
+    names = {name for pair in pairs for name in (pair.winner_video, pair.loser_video)}
+    return sorted(names | {point.video for point in points})
+
+
+def _labels(one: RoundDir, format: str) -> tuple[list[Pair], list[Point]]:
+    """Pairs, or points where the round has no pairs and the format takes points."""
     if not one.path.is_dir():
         raise InputError(f"{one.path}: there is no such round")
     pairs = one.pairs() if one.pairs_file.exists() else []
     points = one.points() if not pairs and one.points_file.exists() else []
     if not pairs and not points:
         raise InputError(f"{one.path}: no labels yet; run train.py until=labelling first")
+    if format != "trl" and not pairs:
+        raise InputError(f"{one.path}: a round of points; only format=trl has points")
     return pairs, points
 
 

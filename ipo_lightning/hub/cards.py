@@ -105,15 +105,10 @@ def model_card(
         command: the words that the run was started with, if they are known.
     """
     last, chosen = lines[-1], yaml.safe_load(settings) or {}
-    what = "A LoRA over" if adapter else "All weights of"
-    imported = (chosen.get("data") or {}).get("imported")
-    origin = base.hub_id or base.name
-    revision = f" at revision {code(base.revision)}" if base.revision else ""
     parts = [
         front_matter(base, adapter),
         f"# {plain(name)}, round {last['round']}",
-        f"{what} {code(origin)}{revision}, trained by iterative preference optimisation on "
-        f"{learnt_from(imported)}. Fingerprint: {code(last['policy'])}.",
+        summary(base, adapter, chosen, last),
         "## Use",
         usage(base, adapter, chosen),
         "## How it was made",
@@ -123,14 +118,29 @@ def model_card(
         scores(lines, held_out),
         "## Limits",
         limits(base),
+        *(["## Settings", settings_shown(chosen)] if chosen else []),
     ]
-    if chosen:
-        shown = yaml.safe_dump(public(chosen), sort_keys=False, allow_unicode=True)
-        parts += ["## Settings", fenced(shown, "yaml")]
     return "\n\n".join(parts) + "\n"
 
 
 # -------------------------------------------------------------------- parts
+
+
+def summary(base: Base, adapter: bool, chosen: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """What the policy is, in a sentence, and its fingerprint."""
+    what = "A LoRA over" if adapter else "All weights of"
+    imported = (chosen.get("data") or {}).get("imported")
+    origin = base.hub_id or base.name
+    revision = f" at revision {code(base.revision)}" if base.revision else ""
+    return (
+        f"{what} {code(origin)}{revision}, trained by iterative preference optimisation on "
+        f"{learnt_from(imported)}. Fingerprint: {code(last['policy'])}."
+    )
+
+
+def settings_shown(chosen: Mapping[str, Any]) -> str:
+    """The settings that are of the policy, as YAML."""
+    return fenced(yaml.safe_dump(public(chosen), sort_keys=False, allow_unicode=True), "yaml")
 
 
 def learnt_from(imported: Mapping[str, Any] | None) -> str:

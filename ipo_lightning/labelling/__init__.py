@@ -14,7 +14,7 @@ from ipo_lightning.labelling.rules import (
     top_against_bottom,
     widest,
 )
-from ipo_lightning.labelling.standings import Group, Scored, fought, rated
+from ipo_lightning.labelling.standings import Standing, compared, rated
 from ipo_lightning.labelling.weights import (
     PairWeight,
     by_certainty,
@@ -27,20 +27,19 @@ from ipo_lightning.labelling.weights import (
 __all__ = [
     "Acceptance",
     "Couple",
-    "Group",
     "Filters",
     "Labelling",
     "Labels",
     "PairRule",
     "PairWeight",
-    "Scored",
+    "Standing",
     "all_pairs",
     "best_versus_worst",
     "by_certainty",
     "by_edge",
     "by_margin",
     "by_rarity",
-    "fought",
+    "compared",
     "rated",
     "top_against_bottom",
     "uniform",

@@ -10,13 +10,20 @@ from typing import Literal, NamedTuple
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.labelling.filters import Filters
-from ipo_lightning.labelling.rules import Acceptance, Couple, PairRule
-from ipo_lightning.labelling.standings import Group, Scored, fought, rated
+from ipo_lightning.labelling.rules import Acceptance, Couple, PairRule, best_versus_worst
+from ipo_lightning.labelling.standings import Standing, compared, rated
 from ipo_lightning.labelling.statistics import statistics
 from ipo_lightning.labelling.tournaments import Schedule, swiss
 from ipo_lightning.labelling.weights import PairWeight, by_certainty
 from ipo_lightning.metrics.preferences import RIDGE
-from ipo_lightning.storage.records import Answer, Candidate, Duel, Pair, Point, Verdict
+from ipo_lightning.storage.records import (
+    AnyVerdict,
+    Candidate,
+    Pair,
+    PairVerdict,
+    Point,
+    Verdict,
+)
 
 
 class Labels(NamedTuple):
@@ -35,7 +42,7 @@ class Labelling:
 
     Args:
         pair_rule: couples the candidates of one prompt (`best_versus_worst`, partially applied).
-        guards: bounds that candidates must keep; a critic that compares is not asked about others.
+        filters: bounds that candidates must keep; a critic that compares is not asked about others.
         upper, lower: for points: bounds of the score. Above ``upper`` a video is desirable, below
             ``lower`` undesirable.
         bounds: for points: whether the two are quantiles of the score, in [0, 1], or scores
@@ -49,7 +56,7 @@ class Labelling:
         weight: for pairs: how much each counts (`by_certainty`, `by_edge`, `by_margin`,
             `by_rarity`, `uniform`). A point counts as much as the critic is sure.
         min_certainty: for pairs: least certainty of a couple, in [0, 1]; of a critic that compares
-            the chance that the winner is better (`Judgement.certainty`).
+            the chance that the winner is better (`Standing.certainty`).
         veto: for pairs: a dimension in which the loser is ahead by more than this refuses the
             couple: in the critic's units, or, of one that compares, in chances from 0 to 1. None:
             no dimension has a veto.
@@ -60,8 +67,8 @@ class Labelling:
         max_missing: share of verdicts that may be missing; a round with more is not trained on.
     """
 
-    pair_rule: PairRule
-    filters: Filters
+    pair_rule: PairRule = best_versus_worst
+    filters: Filters = Filters()
     upper: float = 0.5
     lower: float = 0.5
     bounds: Literal["quantile", "score"] = "quantile"
@@ -102,34 +109,32 @@ class Labelling:
                 "give 0 <= lower <= upper <= 1 (quantiles of the score)"
             )
 
-    def pairs(self, candidates: Iterable[Candidate], answers: Sequence[Answer]) -> Labels:
+    def pairs(self, candidates: Iterable[Candidate], verdicts: Sequence[AnyVerdict]) -> Labels:
         """Pairs of a round."""
         dropped: Counter[str] = Counter()
-        groups = self._groups(candidates, answers, dropped)
+        groups = self._groups(candidates, verdicts, dropped)
         couples = [couple for group in groups for couple in self._couples(group, dropped)]
-        weights = self.weight(couples, [one.score for group in groups for one in group.scored])
+        weights = self.weight(couples, [one.score for group in groups for one in group])
         rows = [
             _pair(number, couple, weight)
             for number, (couple, weight) in enumerate(zip(couples, weights, strict=True))
         ]
-        return Labels(rows, dict(sorted(dropped.items())), statistics(groups, answers, rows))
+        return Labels(rows, dict(sorted(dropped.items())), statistics(groups, verdicts, rows))
 
-    def _couples(self, group: Group, dropped: "Counter[str]") -> list[Couple]:
-        if len(group.scored) < 2:
+    def _couples(self, group: Sequence[Standing], dropped: "Counter[str]") -> list[Couple]:
+        if len(group) < 2:
             dropped["fewer than two candidates left"] += 1
-        accept = Acceptance(self.filters, group.judgement, dropped, self.min_certainty, self.veto)
-        return self.pair_rule(group.scored, accept)
+        accept = Acceptance(self.filters, dropped, self.min_certainty, self.veto)
+        return self.pair_rule(group, accept)
 
-    def points(self, candidates: Iterable[Candidate], answers: Sequence[Answer]) -> Labels:
+    def points(self, candidates: Iterable[Candidate], verdicts: Sequence[AnyVerdict]) -> Labels:
         """Desirable and undesirable videos of a round."""
         dropped: Counter[str] = Counter()
-        groups = self._groups(candidates, answers, dropped)
-        compared = [group.scored for group in groups]
-        rewards = _rewards(compared)
-        if self.within == "round":
-            compared = [[one for group in compared for one in group]]
+        groups = self._groups(candidates, verdicts, dropped)
+        rewards = _rewards(groups)
+        within = groups if self.within == "prompt" else [[one for some in groups for one in some]]
         rows: list[Point] = []
-        for group in compared:
+        for group in within:
             low, high = self._band([one.score for one in group])
             for one in group:
                 if self.middle == "drop" and low <= one.score <= high:
@@ -137,7 +142,7 @@ class Labelling:
                     continue
                 good = one.score >= (low + high) / 2
                 rows.append(_point(len(rows), one, rewards[_key(one)], desirable=good))
-        return Labels(rows, dict(sorted(dropped.items())), statistics(groups, answers, rows))
+        return Labels(rows, dict(sorted(dropped.items())), statistics(groups, verdicts, rows))
 
     def _band(self, scores: Sequence[float]) -> tuple[float, float]:
         """The scores between which a video is neither desirable nor undesirable."""
@@ -145,14 +150,14 @@ class Labelling:
             return self.lower, self.upper
         return _quantile(scores, self.lower), _quantile(scores, self.upper)
 
-    def check_missing(self, answers: Sequence[Answer]) -> None:
+    def check_missing(self, verdicts: Sequence[AnyVerdict]) -> None:
         """Refuse a round of which too much is missing.
 
         Raises:
             InputError: names the commonest fault; what was answered is in the store.
         """
-        faults = Counter(one.fault for one in answers if _is_missing(one))
-        missing, asked = sum(faults.values()), len(answers)
+        faults = Counter(one.fault for one in verdicts if _is_missing(one))
+        missing, asked = sum(faults.values()), len(verdicts)
         if missing > self.max_missing * asked:
             reason, count = faults.most_common(1)[0]
             raise InputError(
@@ -163,43 +168,48 @@ class Labelling:
             )
 
     def _groups(
-        self, candidates: Iterable[Candidate], answers: Iterable[Answer], dropped: "Counter[str]"
-    ) -> list[Group]:
+        self,
+        candidates: Iterable[Candidate],
+        verdicts: Iterable[AnyVerdict],
+        dropped: "Counter[str]",
+    ) -> list[list[Standing]]:
         """The candidates that count, by prompt."""
-        verdicts: dict[int, list[Verdict]] = {}
-        duels: dict[int, list[Duel]] = {}
-        for one in answers:
-            if isinstance(one, Duel):
-                duels.setdefault(one.prompt_index, []).append(one)
+        ratings: dict[int, list[Verdict]] = {}
+        comparisons: dict[int, list[PairVerdict]] = {}
+        for one in verdicts:
+            if isinstance(one, PairVerdict):
+                comparisons.setdefault(one.prompt_index, []).append(one)
             else:
-                verdicts.setdefault(one.prompt_index, []).append(one)
+                ratings.setdefault(one.prompt_index, []).append(one)
         ordered = sorted(candidates, key=lambda c: (c.prompt_index, c.candidate))
         groups = []
         for prompt, siblings in groupby(ordered, key=lambda c: c.prompt_index):
-            counting = self._guarded(siblings, dropped)
-            if duels:
-                groups.append(fought(counting, duels.get(prompt, []), dropped, self.ridge))
+            kept = self._filtered(siblings, dropped)
+            if comparisons:
+                groups.append(compared(kept, comparisons.get(prompt, []), dropped, self.ridge))
             else:
-                groups.append(rated(counting, verdicts.get(prompt, []), dropped))
+                groups.append(rated(kept, ratings.get(prompt, []), dropped))
         return groups
 
-    def _guarded(self, candidates: Iterable[Candidate], dropped: "Counter[str]") -> list[Candidate]:
-        """The candidates that keep the bounds."""
-        counting = []
+    def _filtered(
+        self, candidates: Iterable[Candidate], dropped: "Counter[str]"
+    ) -> list[Candidate]:
+        """The candidates that pass the filters."""
+        kept = []
         for one in candidates:
             reason = self.filters.refuse(one.gauges)
             if reason:
                 dropped[reason] += 1
             else:
-                counting.append(one)
-        return counting
+                kept.append(one)
+        return kept
 
 
-def _is_missing(one: Answer) -> bool:
-    return (one.p_first if isinstance(one, Duel) else one.score) is None
+def _is_missing(one: AnyVerdict) -> bool:
+    return (one.p_first if isinstance(one, PairVerdict) else one.score) is None
 
 
-def _rewards(groups: Sequence[Sequence[Scored]]) -> dict[tuple[int, int], float]:
+def _rewards(groups: Sequence[Sequence[Standing]]) -> dict[tuple[int, int], float]:
     """How good each candidate is beside its siblings, see `Point.reward`."""
     ahead: dict[tuple[int, int], float] = {}
     for group in groups:
@@ -213,7 +223,7 @@ def _rewards(groups: Sequence[Sequence[Scored]]) -> dict[tuple[int, int], float]
     }
 
 
-def _key(one: Scored) -> tuple[int, int]:
+def _key(one: Standing) -> tuple[int, int]:
     return one.candidate.prompt_index, one.candidate.candidate
 
 
@@ -229,7 +239,8 @@ def _quantile(scores: Sequence[float], q: float) -> float:
 
 
 def _pair(number: int, couple: Couple, weight: float) -> Pair:
-    first, second = couple.winner.candidate, couple.loser.candidate
+    winner, loser = couple
+    first, second = winner.candidate, loser.candidate
     return Pair(
         pair=number,
         prompt_index=first.prompt_index,
@@ -240,13 +251,13 @@ def _pair(number: int, couple: Couple, weight: float) -> Pair:
         loser_latents=second.latents,
         winner_video=first.video,
         loser_video=second.video,
-        margin=couple.winner.score - couple.loser.score,
+        margin=winner.score - loser.score,
         weight=weight,
-        certainty=couple.certainty,
+        certainty=winner.certainty_over(loser),
     )
 
 
-def _point(number: int, one: Scored, reward: float, *, desirable: bool) -> Point:
+def _point(number: int, one: Standing, reward: float, *, desirable: bool) -> Point:
     candidate = one.candidate
     return Point(
         point=number,

@@ -4,67 +4,63 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import NamedTuple
 
 from ipo_lightning.labelling.filters import Filters
-from ipo_lightning.labelling.standings import Judgement, Scored
+from ipo_lightning.labelling.standings import Standing
 
-
-class Couple(NamedTuple):
-    """A winner and a loser that may be a label."""
-
-    winner: Scored
-    loser: Scored
-    certainty: float
-    """How sure the critic is of it, in [0, 1]: of one that compares, the winner's chance."""
+Couple = tuple[Standing, Standing]
+"""A winner and a loser of one prompt, which may become a pair."""
 
 
 @dataclass(frozen=True)
 class Acceptance:
-    """What a couple must pass to be a label; what it fails by is counted."""
+    """The conditions that a couple must meet to become a pair; each refusal is counted.
+
+    Args:
+        filters: bounds on the winner's motion.
+        dropped: reason -> how often, which is added to.
+        min_certainty, veto: as of `Labelling`.
+    """
 
     filters: Filters
-    judgement: Judgement
     dropped: "Counter[str]"
     min_certainty: float = 0.0
     veto: float | None = None
 
-    def __call__(self, winner: Scored, loser: Scored) -> Couple | None:
-        """The couple, or None where something speaks against it."""
-        sure = self.judgement.certainty(winner, loser)
-        reason = self._refusal(winner, loser, sure)
+    def __call__(self, winner: Standing, loser: Standing) -> bool:
+        """Whether the two may become a pair."""
+        reason = self._refusal(winner, loser)
         if reason:
             self.count(reason)
-            return None
-        return Couple(winner, loser, sure)
+        return not reason
 
     def count(self, reason: str) -> None:
         """Count something that gives no label."""
         self.dropped[reason] += 1
 
-    def _refusal(self, winner: Scored, loser: Scored, sure: float) -> str:
+    def _refusal(self, winner: Standing, loser: Standing) -> str:
         if self.filters.still_winner(winner.candidate, loser.candidate):
             return "winner moves too little"
-        doubt = self.judgement.doubt(winner, loser)
+        doubt = winner.doubt_over(loser)
         if doubt:
             return doubt
-        if sure < self.min_certainty:
+        if winner.certainty_over(loser) < self.min_certainty:
             return "certainty below min_certainty"
         if self.veto is not None:
-            for name, ahead in self.judgement.against(winner, loser).items():
+            for name, ahead in winner.behind(loser).items():
                 if ahead > self.veto:
                     return f"veto: {name}"
         return ""
 
 
-PairRule = Callable[[Sequence[Scored], Acceptance], list[Couple]]
-"""(candidates of one prompt in any order, what a couple must pass) -> its couples."""
+PairRule = Callable[[Sequence[Standing], Acceptance], list[Couple]]
+"""(candidates of one prompt in any order, the conditions of a pair) -> its couples."""
 
 TOO_CLOSE = "score margin too small"
 
 
 def best_versus_worst(
-    group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 1
+    group: Sequence[Standing], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 1
 ) -> list[Couple]:
     """(winner, loser) couples of one prompt: the best against the worst, and so on inwards.
 
@@ -83,14 +79,13 @@ def best_versus_worst(
         if winner.score - loser.score <= margin:
             accept.count(TOO_CLOSE)
             break  # couples further inwards differ even less
-        couple = accept(winner, loser)
-        if couple is not None:
-            couples.append(couple)
+        if accept(winner, loser):
+            couples.append((winner, loser))
     return couples
 
 
 def widest(
-    group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 1
+    group: Sequence[Standing], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 1
 ) -> list[Couple]:
     """The couples that lie furthest apart among those that pass: a refused best against worst gives
     way to the next widest, whichever that is. No candidate is used twice.
@@ -109,15 +104,14 @@ def widest(
             break
         if {winner.candidate.candidate, loser.candidate.candidate} & used:
             continue
-        couple = accept(winner, loser)
-        if couple is not None:
-            couples.append(couple)
+        if accept(winner, loser):
+            couples.append((winner, loser))
             used |= {winner.candidate.candidate, loser.candidate.candidate}
     return couples
 
 
 def all_pairs(
-    group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0, depth: int | None = None
+    group: Sequence[Standing], accept: Acceptance, *, margin: float = 0.0, depth: int | None = None
 ) -> list[Couple]:
     """Every couple that passes, the widest apart first: up to N (N - 1) / 2 a prompt.
 
@@ -129,7 +123,7 @@ def all_pairs(
 
 
 def top_against_bottom(
-    group: Sequence[Scored], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 2
+    group: Sequence[Standing], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 2
 ) -> list[Couple]:
     """Each of the k best against each of the k worst: up to k^2 couples a prompt.
 
@@ -145,25 +139,22 @@ def top_against_bottom(
     return _passing([(winner, loser) for winner in best for loser in worst], accept, margin)
 
 
-def _passing(
-    couples: Sequence[tuple[Scored, Scored]], accept: Acceptance, margin: float
-) -> list[Couple]:
+def _passing(couples: Sequence[Couple], accept: Acceptance, margin: float) -> list[Couple]:
     passed = []
     for winner, loser in couples:
         if winner.score - loser.score <= margin:
             accept.count(TOO_CLOSE)
             continue
-        couple = accept(winner, loser)
-        if couple is not None:
-            passed.append(couple)
+        if accept(winner, loser):
+            passed.append((winner, loser))
     return passed
 
 
-def _ranked(group: Sequence[Scored]) -> list[Scored]:
+def _ranked(group: Sequence[Standing]) -> list[Standing]:
     return sorted(group, key=lambda one: (-one.score, one.candidate.candidate))
 
 
-def _by_gap(group: Sequence[Scored]) -> list[tuple[Scored, Scored]]:
+def _by_gap(group: Sequence[Standing]) -> list[Couple]:
     """All couples, the better first, by how far apart their scores lie."""
     couples = list(combinations(_ranked(group), 2))
     return sorted(couples, key=lambda two: two[1].score - two[0].score)  # stable: rank decides

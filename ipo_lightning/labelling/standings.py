@@ -1,121 +1,114 @@
-"""What a critic said of the candidates of one prompt: ratings, or duels and their strengths."""
+"""What a critic's verdicts say of the candidates of one prompt: a standing each."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from ipo_lightning.metrics.preferences import RIDGE, Strengths, bradley_terry, sigmoid
-from ipo_lightning.storage.records import Candidate, Duel, Verdict
+from ipo_lightning.storage.records import Candidate, PairVerdict, Verdict
 
 
-class Scored(NamedTuple):
-    """A candidate that passed the guards, with what the critic makes of it."""
+class Standing(NamedTuple):
+    """What the verdicts say of a candidate that passed the filters."""
 
     candidate: Candidate
     score: float
-    """The critic's own, or the strength of its duels in logits (Bradley-Terry)."""
+    """The critic's own; of a critic that compares, its Bradley-Terry strength in logits."""
     certainty: float
+    """How sure the critic is of it, in [0, 1]."""
     dims: Mapping[str, float] = {}
-    """Its parts by dimension, in the same units."""
+    """Scores by dimension, in the same units."""
+    compared: "PromptComparisons | None" = None
+    """The comparisons of its prompt; None of a critic that rates one video at a time."""
 
+    def certainty_over(self, loser: "Standing") -> float:
+        """How sure it is that this candidate is better than the loser, in [0, 1].
 
-class Judgement(Protocol):
-    """What else is known of two candidates of a prompt."""
+        Of two ratings it is the smaller certainty; of comparisons see `PromptComparisons`.
+        """
+        if self.compared is None:
+            return min(self.certainty, loser.certainty)
+        return self.compared.certainty(self.candidate.candidate, loser.candidate.candidate)
 
-    def certainty(self, winner: Scored, loser: Scored) -> float:
-        """How sure it is that the winner is better, in [0, 1]."""
-        ...
+    def doubt_over(self, loser: "Standing") -> str:
+        """Why the two make no pair whatever their scores; "" where nothing speaks against it."""
+        if self.compared is None:
+            return ""
+        return self.compared.doubt(self.candidate.candidate, loser.candidate.candidate)
 
-    def doubt(self, winner: Scored, loser: Scored) -> str:
-        """Why the two are no couple whatever their scores; "" where nothing speaks against it."""
-        ...
+    def behind(self, loser: "Standing") -> dict[str, float]:
+        """By dimension, how far the loser is ahead; negative where it is behind.
 
-    def against(self, winner: Scored, loser: Scored) -> dict[str, float]:
-        """By dimension: how far the loser is ahead; negative where it is behind."""
-        ...
-
-
-class Group(NamedTuple):
-    """The candidates of one prompt that count."""
-
-    scored: list[Scored]
-    judgement: Judgement
-
-
-class Ratings:
-    """Of a critic that rates one video at a time: nothing beyond the ratings."""
-
-    def certainty(self, winner: Scored, loser: Scored) -> float:
-        """That of the less certain rating."""
-        return min(winner.certainty, loser.certainty)
-
-    def doubt(self, winner: Scored, loser: Scored) -> str:
-        """Never: a rating knows of no other video."""
-        return ""
-
-    def against(self, winner: Scored, loser: Scored) -> dict[str, float]:
-        """Differences in the critic's units."""
-        return {
-            name: loser.dims[name] - winner.dims[name]
-            for name in sorted(winner.dims.keys() & loser.dims.keys())
-        }
+        In the critic's units; of comparisons the loser's chance minus the winner's, in [-1, 1].
+        """
+        shared = sorted(self.dims.keys() & loser.dims.keys())
+        if self.compared is None:
+            return {name: loser.dims[name] - self.dims[name] for name in shared}
+        direct = self.compared.behind(self.candidate.candidate, loser.candidate.candidate)
+        if direct is not None:
+            return direct
+        return {name: 1 - 2 * sigmoid(self.dims[name] - loser.dims[name]) for name in shared}
 
 
 @dataclass(frozen=True)
-class Fought:
-    """Of a critic that compares: the direct duel where there was one, else the strengths."""
+class PromptComparisons:
+    """The comparisons of a prompt's candidates, which are named by their numbers.
 
-    duels: Mapping[tuple[int, int], Duel]
-    """By the numbers of two candidates, the smaller first; answered ones alone."""
+    Of two candidates that were compared their own verdict counts, of others the strengths.
+    """
+
+    verdicts: Mapping[tuple[int, int], PairVerdict]
+    """By the two numbers, the smaller first; without those that have no outcome."""
     strengths: Strengths
     places: Mapping[int, int]
     """Number of a candidate -> its place among the strengths."""
 
-    def certainty(self, winner: Scored, loser: Scored) -> float:
-        """The chance that the winner is better: the direct duel's, but no more than the critic is
-        sure of; without one the strengths', by their difference and its standard error."""
-        direct = self._direct(winner, loser)
-        if direct is None:
-            place = self.places[winner.candidate.candidate], self.places[loser.candidate.candidate]
-            return self.strengths.certainty(*place)
-        found, won = direct
-        return min(won, found.certainty)
+    def certainty(self, winner: int, loser: int) -> float:
+        """The chance that the winner is better, in [0, 1].
 
-    def doubt(self, winner: Scored, loser: Scored) -> str:
-        """Where the two met, the duel must have been the winner's; where not, the winner must have
-        beaten somebody who beat somebody who ... the loser. Without such a chain, as where duels
-        between them got no answer, two strengths say nothing of each other."""
+        It is the one in their own verdict, but no more than the critic is sure of that. Without a
+        verdict it follows from the difference of the strengths and its standard error.
+        """
         direct = self._direct(winner, loser)
         if direct is None:
-            chained = loser.candidate.candidate in self._beaten(winner.candidate.candidate)
-            return "" if chained else "no chain of duels between the two"
-        found, won = direct
+            return self.strengths.certainty(self.places[winner], self.places[loser])
+        found, chance = direct
+        return min(chance, found.certainty)
+
+    def doubt(self, winner: int, loser: int) -> str:
+        """Why the two make no pair; "" where nothing speaks against it.
+
+        Two that were compared must have been the winner's. Of two others the winner must have
+        beaten a candidate that beat a candidate ... that beat the loser: without such a chain, as
+        where comparisons between them got no answer, their strengths say nothing of each other.
+        """
+        direct = self._direct(winner, loser)
+        if direct is None:
+            return "" if loser in self._beaten(winner) else "no chain of duels between the two"
+        found, chance = direct
         if not found.consistent:
             return "the two orders disagree"
         if found.tied:
             return "a tie of the two"
-        return "" if won > 0.5 else "the loser won the two's own duel"
+        return "" if chance > 0.5 else "the loser won the two's own duel"
 
-    def against(self, winner: Scored, loser: Scored) -> dict[str, float]:
-        """The loser's chance minus the winner's, in [-1, 1]."""
+    def behind(self, winner: int, loser: int) -> dict[str, float] | None:
+        """By dimension, the loser's chance minus the winner's in their own verdict, in [-1, 1]."""
         direct = self._direct(winner, loser)
-        if direct is not None:
-            found, _ = direct
-            turned = 1 if found.first == winner.candidate.candidate else -1
-            return {name: turned * (1 - 2 * chance) for name, chance in found.dims.items()}
-        return {
-            name: 1 - 2 * sigmoid(winner.dims[name] - loser.dims[name])
-            for name in sorted(winner.dims.keys() & loser.dims.keys())
-        }
+        if direct is None:
+            return None
+        found, _ = direct
+        turned = 1 if found.first == winner else -1
+        return {name: turned * (1 - 2 * chance) for name, chance in found.dims.items()}
 
     def _beaten(self, winner: int) -> set[int]:
-        """Numbers of the candidates that one won against, itself or through those that it beat."""
-        duels = ((couple, duel.outcome) for couple, duel in self.duels.items())
+        """The candidates that one beat, itself or through those that it beat, and itself."""
+        outcomes = ((two, verdict.outcome) for two, verdict in self.verdicts.items())
         wins = [
             (i, j) if outcome > 0.5 else (j, i)
-            for (i, j), outcome in duels
+            for (i, j), outcome in outcomes
             if outcome is not None and outcome != 0.5
         ]
         reached = {winner}
@@ -123,76 +116,75 @@ class Fought:
             reached |= more
         return reached
 
-    def _direct(self, winner: Scored, loser: Scored) -> tuple[Duel, float] | None:
-        """The two's own duel and the winner's chance in it, a tie counting half."""
-        one, other = winner.candidate.candidate, loser.candidate.candidate
-        found = self.duels.get((min(one, other), max(one, other)))
+    def _direct(self, winner: int, loser: int) -> tuple[PairVerdict, float] | None:
+        """The two's own verdict and the winner's chance in it, a tie counting half."""
+        found = self.verdicts.get((min(winner, loser), max(winner, loser)))
         if found is None or found.outcome is None:
             return None
-        return found, found.outcome if found.first == one else 1 - found.outcome
+        return found, found.outcome if found.first == winner else 1 - found.outcome
 
 
 def rated(
     candidates: Sequence[Candidate], verdicts: Sequence[Verdict], dropped: "Counter[str]"
-) -> Group:
+) -> list[Standing]:
     """The candidates of one prompt that have a score; those without are counted."""
     by_number = {verdict.candidate: verdict for verdict in verdicts}
-    scored = []
+    standings = []
     for one in candidates:
         found = by_number.get(one.candidate)
         if found is None or found.score is None:
             dropped[no_verdict(found.fault if found else "")] += 1
         else:
-            scored.append(Scored(one, found.score, found.certainty, found.dims))
-    return Group(scored, Ratings())
+            standings.append(Standing(one, found.score, found.certainty, found.dims))
+    return standings
 
 
-def fought(
+def compared(
     candidates: Sequence[Candidate],
-    duels: Sequence[Duel],
+    verdicts: Sequence[PairVerdict],
     dropped: "Counter[str]",
     ridge: float = RIDGE,
-) -> Group:
-    """The candidates of one prompt that duels tell something of, by their strengths.
+) -> list[Standing]:
+    """The candidates of one prompt that were compared, by their strengths.
 
-    Duels without a verdict are counted one by one, and so are candidates that are left without any.
+    Comparisons without an outcome are counted, and so are candidates that are left without any.
     """
     numbers = {one.candidate for one in candidates}
-    known = [duel for duel in duels if {duel.first, duel.second} <= numbers]
-    for duel in known:
-        if duel.outcome is None:
-            dropped[no_verdict(duel.fault)] += 1
-    answered = {(duel.first, duel.second): duel for duel in known if duel.outcome is not None}
-    met = {number for couple in answered for number in couple}
+    known = [verdict for verdict in verdicts if {verdict.first, verdict.second} <= numbers]
+    for verdict in known:
+        if verdict.outcome is None:
+            dropped[no_verdict(verdict.fault)] += 1
+    answered = {(one.first, one.second): one for one in known if one.outcome is not None}
+    met = {number for two in answered for number in two}
     for one in candidates:
         if one.candidate not in met:
             dropped[no_verdict("")] += 1
-    counting = [one for one in candidates if one.candidate in met]
-    return _by_strength(counting, answered, ridge)
+    return _by_strength([one for one in candidates if one.candidate in met], answered, ridge)
 
 
 def _by_strength(
-    candidates: Sequence[Candidate], duels: Mapping[tuple[int, int], Duel], ridge: float
-) -> Group:
+    candidates: Sequence[Candidate], verdicts: Mapping[tuple[int, int], PairVerdict], ridge: float
+) -> list[Standing]:
     places = {one.candidate: place for place, one in enumerate(candidates)}
 
     def strengths(chances: Mapping[tuple[int, int], float]) -> Strengths:
         outcomes = {(places[i], places[j]): chance for (i, j), chance in chances.items()}
         return bradley_terry(len(places), outcomes, ridge)
 
-    overall = strengths({key: one.outcome for key, one in duels.items() if one.outcome is not None})
-    names = sorted({name for duel in duels.values() for name in duel.dims})
+    overall = strengths({two: v.outcome for two, v in verdicts.items() if v.outcome is not None})
+    names = sorted({name for verdict in verdicts.values() for name in verdict.dims})
     dims = {
-        name: strengths({key: one.dims[name] for key, one in duels.items() if name in one.dims})
+        name: strengths({two: v.dims[name] for two, v in verdicts.items() if name in v.dims})
         for name in names
     }
-    scored = []
+    comparisons = PromptComparisons(verdicts, overall, places)
+    standings = []
     for one in candidates:
         place = places[one.candidate]
-        sure = fmean(duel.certainty for key, duel in duels.items() if one.candidate in key)
+        sure = fmean(v.certainty for two, v in verdicts.items() if one.candidate in two)
         parts = {name: dims[name].values[place] for name in names}
-        scored.append(Scored(one, overall.values[place], sure, parts))
-    return Group(scored, Fought(duels, overall, places))
+        standings.append(Standing(one, overall.values[place], sure, parts, comparisons))
+    return standings
 
 
 def no_verdict(fault: str) -> str:

@@ -14,13 +14,13 @@ PairWeight = Callable[[Sequence[Couple], Sequence[float]], list[float]]
 
 def by_certainty(couples: Sequence[Couple], scores: Sequence[float]) -> list[float]:
     """A pair counts as much as the critic is sure of it."""
-    return [couple.certainty for couple in couples]
+    return [winner.certainty_over(loser) for winner, loser in couples]
 
 
 def by_edge(couples: Sequence[Couple], scores: Sequence[float]) -> list[float]:
     """A pair counts ``2 p - 1``, p the critic's certainty read as a chance: what it knows beyond a
     coin. For critics that compare."""
-    return [max(2 * couple.certainty - 1, 0.0) for couple in couples]
+    return [max(2 * sure - 1, 0.0) for sure in by_certainty(couples, scores)]
 
 
 def uniform(couples: Sequence[Couple], scores: Sequence[float]) -> list[float]:
@@ -40,7 +40,7 @@ def by_margin(
         power: >= 0; 0 is `by_certainty`, below 1 flattens, above 1 sharpens.
     """
     _check("power", power, power >= 0, "at least 0")
-    margins = [max(one.winner.score - one.loser.score, 0.0) ** power for one in couples]
+    margins = [max(winner.score - loser.score, 0.0) ** power for winner, loser in couples]
     average = fmean(margins) if any(margins) else 1.0
     sure = by_certainty(couples, scores)
     return [one / average * certainty for one, certainty in zip(margins, sure, strict=True)]
@@ -71,10 +71,9 @@ def by_rarity(
     counts = Counter(_place(score, bin) for score in scores)
     fullest = max(counts.values(), default=0)
     weights = []
-    for couple in couples:
-        both = (couple.winner, couple.loser)
-        rarity = math.prod(fullest / counts[_place(one.score, bin)] for one in both)
-        weights.append(math.sqrt(rarity) ** alpha * couple.certainty)
+    for couple, certainty in zip(couples, by_certainty(couples, scores), strict=True):
+        rarity = math.prod(fullest / counts[_place(one.score, bin)] for one in couple)
+        weights.append(math.sqrt(rarity) ** alpha * certainty)
     return weights
 
 

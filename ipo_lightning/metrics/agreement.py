@@ -1,10 +1,10 @@
-"""How far two judges of the same pairs agree: a critic and people, or people among themselves.
+"""How far two raters of the same pairs agree: a critic and people, or people among themselves.
 
 Verdicts are columns (N,) of floats: 1 where the first video is better, -1 where the second is, 0
 for a tie, NaN for no verdict. Margins are the critic's: above 0 where it holds the first for the
 better, and the larger the surer. Whoever exchanges the two videos of any pair changes nothing here.
 
-Intervals are percentile bootstraps over prompts, see `ipo_lightning.metrics.metrics`.
+Intervals are percentile bootstraps over prompts, see `ipo_lightning.metrics.win_rate`.
 """
 
 import math
@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ipo_lightning.metrics.metrics import agreement, bootstrap_interval, check_columns, cluster_sums
+from ipo_lightning.metrics.win_rate import (
+    agreement,
+    bootstrap_interval,
+    check_columns,
+    cluster_sums,
+)
 
 RESAMPLES = 2000
 LEVEL = 0.95

@@ -1,4 +1,4 @@
-"""Networks whose weights lie in shards on several ranks (FSDP2), and how to see them whole.
+"""Networks whose weights are sharded over several ranks (FSDP2), and how to gather them.
 
 FSDP2 swaps the class of a network and turns its parameters into DTensors; names, configs and
 adapters stay. The functions here also take a network that is not sharded, and leave it alone.
@@ -37,17 +37,17 @@ def mesh_of(network: nn.Module) -> DeviceMesh | None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor with the shards of all ranks; every rank must ask."""
+    """The full tensor of its shards on all ranks; every rank must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """See `whole`."""
+    """The full tensors of shards, by name; every rank must call it."""
     return {name: whole(tensor) for name, tensor in tensors.items()}
 
 
 def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor, the same on all ranks, cut as ``other`` is; nothing is sent."""
+    """A full tensor, the same on all ranks, sharded as ``other`` is; nothing is sent."""
     if isinstance(tensor, DTensor) or not isinstance(other, DTensor):
         return tensor
     near = tensor.to(other.to_local().device)
@@ -56,10 +56,10 @@ def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
 
 @contextmanager
 def gathered(network: nn.Module) -> Iterator[None]:
-    """Keep all weights on every rank meanwhile.
+    """Keep all weights gathered on every rank within the context.
 
-    A forward of a sharded network is a collective: ranks with unequal numbers of them would wait
-    for each other for ever. For work without gradients alone.
+    A forward of a sharded network is a collective: ranks that make unequal numbers of forwards
+    would wait for each other for ever. Only for work without gradients.
     """
     groups = [module for module in network.modules() if isinstance(module, FSDPModule)]
     for group in groups:

@@ -1,9 +1,7 @@
-"""Lightning strategies of this project, and how they read their checkpoints."""
+"""Lightning strategies of this project."""
 
 from datetime import timedelta
-from typing import Any
 
-from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 from typing_extensions import override
 
@@ -12,8 +10,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all devices of all nodes; Lightning's own default shards over none on one node.
 
     Args:
-        sharded_checkpoints: every rank writes its part, into a folder: no rank needs memory for the
-            whole, as very large policies want. False writes one file.
+        sharded_checkpoints: every rank writes its part, into a folder: no rank needs memory for all
+            weights, which very large policies would not fit. False writes one file.
         hours: how long ranks wait for each other; a stage's end may take hours at real sizes.
     """
 
@@ -25,21 +23,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     @override
     def setup_environment(self) -> None:
-        """See `ModelParallelStrategy`; by now the number of processes is known."""
+        """Shard over all processes, whose number is known by now."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
-
-
-class CheckpointsOnCpu(TorchCheckpointIO):
-    """Checkpoints of one file, read into CPU memory.
-
-    So Lightning reads them too, but it says where with a function, which torch refuses for tensors
-    of a class of their own, such as torchao's moments in 8 bits.
-    """
-
-    @override
-    def load_checkpoint(
-        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        return super().load_checkpoint(path, map_location, weights_only)

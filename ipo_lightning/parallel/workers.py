@@ -15,6 +15,15 @@ WAITING = 2
 """Units that may wait to be finished: each holds its videos in memory."""
 
 
+def no_barrier() -> None:
+    """One process waits for no other."""
+
+
+def own_value(value: Any) -> Any:
+    """What one process hears of itself."""
+    return value
+
+
 @dataclass(frozen=True)
 class Workers:
     """The processes that share a stage's units of work, and the threads of each.
@@ -26,8 +35,8 @@ class Workers:
 
     rank: int = 0
     world: int = 1
-    barrier: Callable[[], None] = lambda: None
-    broadcast: Callable[[Any], Any] = lambda value: value
+    barrier: Callable[[], None] = no_barrier
+    broadcast: Callable[[Any], Any] = own_value
     """Gives every rank the leading rank's value."""
     threads: int = 1
     """Units that this process works on at the same time, where a stage allows it."""

@@ -1,7 +1,7 @@
 """The configs of published models, for plans on a machine that cannot reach their hub.
 
-What is written here are architectures, as their authors published them: enough to count parameters,
-bytes and operations, not to sample. Whoever can read the hub's own configs does so.
+These are architectures as their authors published them: enough to count parameters, bytes and
+operations, not to sample. Where the hub's own configs can be read, they are used instead.
 """
 
 import json

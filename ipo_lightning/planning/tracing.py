@@ -1,9 +1,8 @@
-"""What a piece of work costs, found without doing it: bytes at its peak and operations.
+"""Peak memory and operations of a piece of work, found on fake tensors.
 
-The work runs on torch's fake tensors, which have shapes and no contents: a step of a 14-billion
-network takes seconds and no memory, and goes through the very code that trains it. Not seen are
-what kernels allocate within themselves (workspaces of convolutions and of attention's backward) and
-what an allocator loses between blocks.
+Fake tensors have shapes and no contents: a step of a network of 14 billion parameters takes seconds
+and no memory, and runs the very code that trains it. Not counted are the kernels' own workspaces
+(of convolutions and of attention's backward) and the allocator's fragmentation.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ aten: Any = torch.ops.aten
 
 
 class Peak(NamedTuple):
-    """The fullest moment of a piece of work."""
+    """Peak memory of a piece of work."""
 
     held: int
-    """Bytes held beyond those held at its start."""
+    """Bytes allocated beyond those at its start."""
     casts: int
     """Of these: copies of weights in a lower precision, which autocast makes and keeps."""
 
 
 class Tracer(TorchDispatchMode):
-    """Watches which tensors live, and counts operations.
+    """Counts the bytes of all tensors that are allocated, and floating-point operations.
 
-    Enter it within `weightless`, and build there what is to be watched: what was made before is not
-    known to it.
+    Enter it within `weightless`, and build there what is to be counted: it does not know tensors
+    that were made before.
     """
 
     def __init__(self) -> None:
@@ -53,7 +52,7 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run one operation and note what it made."""
+        """Run one operation, and count its outputs and its floating-point operations."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -66,39 +65,39 @@ class Tracer(TorchDispatchMode):
         return result
 
     def restart(self) -> None:
-        """Measure the next peak from here on, beyond what is held now."""
+        """Measure the next peak from here on, beyond what is allocated now."""
         self._start = self.held
         self._peak = Peak(0, 0)
 
     def next_phase(self) -> Peak:
-        """The peak since `restart` or the last phase; the next one's is measured from now on."""
+        """The peak since `restart` or the last phase; the next phase starts here."""
         peak, self._peak = self._peak, Peak(self.held - self._start, self._held_casts)
         return peak
 
     def _note(self, tensor: Tensor, cast: bool) -> None:
         storage = tensor.untyped_storage()
-        place = storage._cdata
-        if place in self._sizes:
+        key = storage._cdata
+        if key in self._sizes:
             return
-        self._sizes[place] = storage.nbytes()
+        self._sizes[key] = storage.nbytes()
         self.held += storage.nbytes()
         if cast:
-            self._casts.add(place)
+            self._casts.add(key)
             self._held_casts += storage.nbytes()
         self._peak = max(self._peak, Peak(self.held - self._start, self._held_casts))
-        weakref.finalize(storage, self._forget, place)
+        weakref.finalize(storage, self._forget, key)
 
-    def _forget(self, place: int) -> None:
-        size = self._sizes.pop(place)
+    def _forget(self, key: int) -> None:
+        size = self._sizes.pop(key)
         self.held -= size
-        if place in self._casts:
-            self._casts.remove(place)
+        if key in self._casts:
+            self._casts.remove(key)
             self._held_casts -= size
 
 
 @contextmanager
 def weightless() -> Iterator[Tracer]:
-    """Make every tensor a fake one, watched by a tracer; real ones that meet them are let be."""
+    """Make every new tensor a fake one, counted by a tracer; real tensors may be used with them."""
     swapping = nn.Module._apply
     nn.Module._apply = _apply  # type: ignore[method-assign]
     try:
@@ -110,7 +109,7 @@ def weightless() -> Iterator[Tracer]:
 
 @torch.no_grad()
 def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-    """What moves and converts a module: torch's own swaps tensors, and refuses fake ones."""
+    """``nn.Module._apply``, which moves and converts modules: torch's refuses fake tensors."""
     for part in module.modules() if recurse else [module]:
         for parameter in part.parameters(recurse=False):
             parameter.data = function(parameter.data)
@@ -120,7 +119,7 @@ def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: boo
 
 
 class GpuRules(TorchFunctionMode):
-    """Lets autocast on the CPU do what it does on a GPU: norms, sums and the like in float32.
+    """Makes autocast on the CPU do what it does on a GPU: norms, sums and the like in float32.
 
     The CPU's own rules leave these in bfloat16, at half the activations. Enter it around the
     forward and the backward, which recomputes what is checkpointed.
@@ -129,7 +128,7 @@ class GpuRules(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """See torch."""
+        """Call a torch function, in float32 where a GPU's autocast would."""
         kwargs = kwargs or {}
         if not torch.is_autocast_enabled("cpu") or func.__name__ not in _FLOAT32:
             return func(*args, **kwargs)

@@ -5,15 +5,21 @@ all. What the rows refer to lies in the store and checks itself.
 """
 
 import json
-import warnings
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from torch import Tensor
 
-from ipo_lightning.storage.records import Answer, Candidate, Pair, Point, RealClip, Row, answer
+from ipo_lightning.storage.records import (
+    AnyVerdict,
+    Candidate,
+    Pair,
+    Point,
+    RealClip,
+    Row,
+    read_verdict,
+)
 from ipo_lightning.storage.store import read_jsonl, write_atomically, write_jsonl
 
 Stage = Literal["rollout", "critique", "labelling", "training", "evaluation"]
@@ -34,6 +40,8 @@ class RoundDir:
         self.labelling_file = path / "labelling.json"
         self.evaluation_file = path / "evaluation.jsonl"
         self.seconds_file = path / "seconds.json"
+        self.beta_file = path / "beta.json"
+        self.training_file = path / "training.json"
         self.policy = path / "policy"
         self.policy_file = path / "policy.json"
         self.checkpoints = path / "checkpoints"
@@ -42,9 +50,9 @@ class RoundDir:
         """The round's videos."""
         return [Candidate(**row) for row in read_jsonl(self.candidates_file)]
 
-    def verdicts(self) -> list[Answer]:
+    def verdicts(self) -> list[AnyVerdict]:
         """What the critic said of them."""
-        return [answer(row) for row in read_jsonl(self.verdicts_file)]
+        return [read_verdict(row) for row in read_jsonl(self.verdicts_file)]
 
     def pairs(self) -> list[Pair]:
         """The labelled pairs."""
@@ -112,19 +120,6 @@ class RunDir:
         kept = [old for old in self.lines() if old["round"] != line["round"]]
         write_jsonl(self.rounds_file, sorted([*kept, line], key=lambda one: one["round"]))
 
-    def newest_checkpoint(self, up_to: int) -> Path | None:
-        """The checkpoint that got furthest in rounds 1 .. ``up_to``."""
-        for number in range(up_to, 0, -1):
-            for found in sorted(self.round(number).checkpoints.glob("update-*.ckpt"), reverse=True):
-                if _whole(found):
-                    return found
-                warnings.warn(
-                    f"{found} is damaged; it is removed and the run goes on from the checkpoint "
-                    "before it", stacklevel=2,
-                )  # fmt: skip
-                found.unlink(missing_ok=True)
-        return None
-
     def done(self, number: int, label_kind: str) -> dict[Stage, bool]:
         """Which stages of a round are finished."""
         one = self.round(number)
@@ -135,17 +130,6 @@ class RunDir:
             "training": one.fingerprint() is not None,
             "evaluation": self.line(number) is not None,
         }
-
-
-def _whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint can be read to its end; sharded ones are folders and left to torch."""
-    if checkpoint.is_dir():
-        return True
-    try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            return archive.testzip() is None
-    except zipfile.BadZipFile:
-        return False
 
 
 class RoundData(NamedTuple):
@@ -162,8 +146,9 @@ class RoundData(NamedTuple):
     """Real clips to train on beside the labels, for lambda_2."""
 
 
+@runtime_checkable
 class RoundSource(Protocol):
-    """Whoever makes a round's data: the iteration callback, seen from the datamodule."""
+    """What makes a round's data: the iteration callback, as the datamodule sees it."""
 
     def ensure_round(self, number: int, draws: int) -> RoundData:
         """Make the data of a round, or find it on disk; called before the round trains.

@@ -52,8 +52,8 @@ class Verdict(Row):
 
 
 @dataclass(frozen=True)
-class Duel(Row):
-    """What a critic said of two candidates of a prompt, freed of the order in which it saw them."""
+class PairVerdict(Row):
+    """What a critic said of two candidates of a prompt, both orders taken together."""
 
     prompt_index: int
     first: int
@@ -72,7 +72,7 @@ class Duel(Row):
     """By dimension: chance that the first is better, a tie counting half."""
     certainty: float = 1.0
     consistent: bool = True
-    """Whether both orders had the same outcome; where not, the duel is a tie, whatever the mean."""
+    """Whether both orders had the same outcome. Where not, the two tie, whatever the mean."""
     shown: tuple[Sequence[float] | None, ...] = ()
     """What was answered in each order, (first, second), then (second, first): chances that the one
     in the first place is better, neither, the one in the second place. None: no answer, or not
@@ -91,21 +91,21 @@ class Duel(Row):
 
     @property
     def tied(self) -> bool:
-        """Whether it came to nothing: the orders disagree, or neither video is likeliest to be
-        better. Its outcome may still lean to a side, of which strengths make use."""
+        """Whether neither video won: the orders disagree, or a tie is the likeliest answer. The
+        outcome may still differ from 1/2; strengths are computed from it."""
         if self.p_first is None or self.p_tie is None or self.p_second is None:
             return False
         likeliest = Preference(self.p_first, self.p_tie, self.p_second).outcome
         return not self.consistent or likeliest == "tie"
 
 
-Answer = Verdict | Duel
-"""A row of verdicts.jsonl: a pointwise critic leaves verdicts, a pairwise one duels."""
+AnyVerdict = Verdict | PairVerdict
+"""A row of verdicts.jsonl, by the kind of critic: one that rates, one that compares."""
 
 
-def answer(row: Mapping[str, Any]) -> Answer:
+def read_verdict(row: Mapping[str, Any]) -> AnyVerdict:
     """A row of verdicts.jsonl, read back."""
-    return Duel(**row) if "p_first" in row else Verdict(**row)
+    return PairVerdict(**row) if "p_first" in row else Verdict(**row)
 
 
 @dataclass(frozen=True)

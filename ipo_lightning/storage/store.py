@@ -14,8 +14,10 @@ and two processes that write the same one do no harm.
 import hashlib
 import json
 import os
+import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -105,6 +107,28 @@ def sync(path: Path) -> None:
     for file in [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]:
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``folder`` once it is filled and on disk."""
+    temporary = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        sync(temporary)
+        remove(folder)
+        os.replace(temporary, folder)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that it holds, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 import train
 from app import assembly
 from app.checks import check
-from app.entry import CONF, register_resolvers, settings_but_batches
+from app.entry import CONF, choices_of, refuse_misspelt, register_resolvers, settings_but_batches
 from data.critic_datamodule import CriticDataModule
+from ipo_lightning.errors import InputError
 from ipo_lightning.reward.losses import RewardScale
 from ipo_lightning.shapes.reward_encoder import ShapesReward
 from tests.conftest import ComposeTrain
@@ -25,7 +26,8 @@ from tests.helpers import tiny_wan
 
 OF_CRITICS = ("network", "reward_loss")
 """Groups of conf/train_critic.yaml alone."""
-EVERY = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
+GROUPS = sorted({path.parent.name for path in CONF.glob("*/*.yaml")})
+EVERY = [f"{group}={name}" for group in GROUPS for name in choices_of(group)]
 CHOICES = [choice for choice in EVERY if not choice.startswith(OF_CRITICS)]
 FILES = sorted(CONF.rglob("*.yaml"))
 BESIDE = {"reference=adapter": ["experiment=shapes_lora"], "reference=none": ["loss=simpo"]}
@@ -135,6 +137,46 @@ def test_every_choice_is_planned(
 def test_every_trainer_is_built(choice: str, compose_train: ComposeTrain) -> None:
     cfg = compose_train(choice, "trainer.accelerator=cpu", "trainer.devices=1")
     assert assembly.build_trainer(cfg, L.Callback()).max_epochs == cfg.round
+
+
+@pytest.mark.parametrize("name", choices_of("critic"))
+def test_every_critic_is_a_choice_of_the_held_out_judge(
+    name: str, compose_train: ComposeTrain, tmp_path: Path
+) -> None:
+    """With the same settings, and no file of its own in conf/eval_critic."""
+    words = beside(f"critic={name}", tmp_path)
+    critic = OmegaConf.to_container(compose_train(*words).critic, resolve=True)
+    judge = compose_train(*(f"eval_{word}" for word in words)).eval_critic
+    assert OmegaConf.to_container(judge, resolve=True) == critic
+    assert [path.name for path in CONF.glob("eval_critic/*")] == ["shapes_judge.yaml"]
+
+
+def test_judges_of_ones_own(compose_train: ComposeTrain, tmp_path: Path) -> None:
+    """A folder of ``hydra.searchpath`` adds choices, and experiments may choose them."""
+    files = {
+        "eval_critic/mine.yaml": "defaults: [/critic@_here_: shapes_pairwise]\nsharpness: 5.0\n",
+        "eval_critic/clip.yaml": "_target_: mypackage.Clip\n",
+        "experiment/own.yaml": "# @package _global_\ndefaults: [override /eval_critic: compared]\n",
+    }
+    for name, text in files.items():
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    own = f"hydra.searchpath=[file://{tmp_path}]"
+    mine = compose_train(own, "eval_critic=mine").eval_critic
+    assert (mine.sharpness, mine._target_) == (5.0, "ipo_lightning.shapes.biased.ShapesPairs")
+    cfg = compose_train(own, "experiment=own", "critic@eval_critic.critic=shapes")
+    assert cfg.eval_critic.critic._target_.endswith("ShapesCritic")
+    with pytest.raises(InputError, match="did you mean 'mine'"):
+        refuse_misspelt("train", [own, "eval_critic=mime"])
+    with pytest.raises(InputError, match="eval_critic/clip.yaml: a choice of this name is shipped"):
+        refuse_misspelt("train", [own, "eval_critic=clip"])
+
+
+def test_sweeps_over_judges_are_checked() -> None:
+    refuse_misspelt("train", ["eval_critic=shapes_judge,clip,hpsv3", "-m"])
+    with pytest.raises(InputError, match="eval_critic=hpsv4: no such choice; did you mean 'hpsv3'"):
+        refuse_misspelt("train", ["eval_critic=shapes_judge,hpsv4", "-m"])
 
 
 ASKING_VLMS = sorted(

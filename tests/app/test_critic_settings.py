@@ -142,7 +142,7 @@ def test_several_samples_of_a_probability_are_refused(
 ) -> None:
     words = [f"critic={choice}", f"critic/vlm={vlm}", "critic.vlm.model=me/mine",
              "critic.vlm.samples=3", "critic.vlm.temperature=0.7"]  # fmt: skip
-    with pytest.raises(InputError, match=r"^critic\.vlm\.samples=3: probabilities are read off"):
+    with pytest.raises(InputError, match=r"^critic\.vlm\.samples=3: probabilities are read from"):
         build(compose_train(*words).critic, "critic")
     words[0] = "critic=ipo_form"
     assert build(compose_train(*words).critic, "critic").vlm.samples == 3
@@ -174,7 +174,7 @@ critic=vlm_pointwise critic.questions=[{ask: "x?", dim: a, weight: b}] \
 critic=vlm_pointwise critic.questions=[{ask: "x?", dim: 3}] | critic.questions: 'x?' has dim=3
 critic=vlm_pointwise critic.questions=[{ask: 3, dim: a}]    | critic.questions: ask=3
 critic=vlm_pointwise critic/vlm=openai critic.vlm.model=m critic.vlm.top_logprobs=null \
-    | critic.vlm.top_logprobs=None: probabilities are read
+    | critic.vlm.top_logprobs=None: this critic reads
 critic=ipo_form critic.prompt_template.prompt_text=3 \
     | critic.prompt_template.prompt_text=3: give a text; one that
 critic=ipo_form critic.prompt_template.prompt_text=nowhere.txt \
@@ -193,7 +193,7 @@ critic=ipo_form critic.vlm.samples=3            | critic.vlm.samples=3, temperat
 critic=ipo_form critic/vlm=openai critic.vlm.model=m critic.vlm.server.base_url=localhost \
     | critic.vlm.server.base_url=localhost: give http
 critic=clip critic.path=null                     | critic.path=None: give a text
-critic=clip critic.path=./nowhere                | critic.path=./nowhere: there is no such folder
+critic=clip critic.path=./nowhere                | critic.path=./nowhere: this is neither a folder
 critic=clip critic.revision=12                   | critic.revision="12"
 critic=clip critic.frames=nan                    | critic.frames=nan: give a whole number
 critic=clip critic.weights={}                    | critic.weights={}: give a weight

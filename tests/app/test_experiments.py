@@ -1,11 +1,12 @@
-"""The experiments for real models: planned from their configs, and found to fit their cards."""
+"""The experiments for real models: planned from their configs, found to fit their cards, and shown
+in the README and docs/from-zero.md as the plan has them."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from app.entry import CONF
+from app.entry import CONF, REPO
 from app.planning.fitting import smallest_change, smallest_changes
 from app.planning.jobs import job_of, readable
 from ipo_lightning.errors import InputError
@@ -15,6 +16,9 @@ from train import train
 
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/ipo_*.yaml"))
 CRITICS = ("critic=shapes", "eval_critic=shapes_judge")
+PAGES = [(REPO / name).read_text() for name in ("README.md", "docs/from-zero.md")]
+SHORTER = re.findall(r"^\| `([^`]+)` \| ([\d.]+) \|", PAGES[1], re.MULTILINE)
+"""What makes a round shorter, and the hours that are left, as docs/from-zero.md has them."""
 
 
 @pytest.fixture
@@ -29,7 +33,7 @@ def prompts(tmp_path: Path) -> str:
 def test_an_experiment_fits_its_card(
     name: str, compose_train: ComposeTrain, prompts: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cfg = compose_train(f"experiment={name}", *CRITICS, prompts, "dry_run=true")
+    cfg = compose_train(f"experiment={name}", *CRITICS, prompts, "round=1", "dry_run=true")
     assert train(cfg) is None
     printed = capsys.readouterr().out
     peak, limit = re.search(r"peak: ([\d.]+) GiB .* of ([\d.]+) GiB: it fits", printed).groups()  # type: ignore[union-attr]
@@ -38,6 +42,42 @@ def test_an_experiment_fits_its_card(
     assert float(peak) <= float(limit) < cfg.plan.memory_gib
     assert f"{cfg.backbone.path} as published" in printed
     assert " h in all" in printed
+    rows = [row for page in PAGES for row in re.findall(rf"^\| `{name}` .*$", page, re.MULTILINE)]
+    assert all(row.endswith(f"| {hours_of(printed)} |") for row in rows)
+    assert all(f" {peak} " in row.replace("GiB", "") for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("change", "hours"), SHORTER)
+def test_a_round_is_made_shorter(
+    change: str,
+    hours: str,
+    compose_train: ComposeTrain,
+    prompts: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    experiment = "experiment=ipo_cogvideox_2b_lora_1x80gb"
+    words = (experiment, *CRITICS, prompts, *change.split(), "round=1", "dry_run=true")
+    assert train(compose_train(*words)) is None
+    assert float(hours_of(capsys.readouterr().out)) == float(hours)
+
+
+@pytest.mark.slow
+def test_what_would_fit_is_named(
+    compose_train: ComposeTrain, prompts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As docs/from-zero.md shows it."""
+    (shown,) = re.findall(r"^```\n(peak: .*it does not fit\n.*)\n```$", PAGES[1], re.MULTILINE)
+    words = ("experiment=ipo_cogvideox_2b_lora_1x80gb", *CRITICS, prompts, "plan.memory_gib=24")
+    train(compose_train(*words, "round=1", "dry_run=true"))
+    assert shown in capsys.readouterr().out
+
+
+def hours_of(printed: str) -> str:
+    """Of all rounds together."""
+    found = re.search(r"([\d.]+) h in all", printed)
+    assert found
+    return found[1]
 
 
 def test_real_videos_are_labelled_and_judged_by_critics_of_other_makes(

@@ -26,6 +26,7 @@ from tests.conftest import ComposeTrain
         (["critic=ipo_form", "critic.chat.model=m"], "give critic.vlm.model=m"),
         (["critic=ipo_form", "critic.form.wording=own"], "critic.prompt_template.prompt_text=own"),
         (["eval_critic=hpsv3", "eval_critic.wording=f"], "give eval_critic.prompt_text=f"),
+        (["critic=human", "critic.enough=0.9"], "give critic.min_answered=0.9"),
     ],
 )
 def test_an_old_name_is_refused_with_the_new_one(words: list[str], new: str) -> None:

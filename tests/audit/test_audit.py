@@ -588,7 +588,7 @@ def test_a_file_that_is_wrong_is_named(judged: Callable[..., Found], tmp_path: P
 
 
 def test_what_is_no_critic_is_refused(judged: Callable[..., Found], exact: Path) -> None:
-    with pytest.raises(InputError, match="Mute is no critic: it has neither rate"):
+    with pytest.raises(InputError, match="Mute is not a critic: it has no method rate"):
         judged("shapes", exact, "critic._target_=tests.helpers.audited.Mute")
 
 

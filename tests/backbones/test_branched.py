@@ -1,4 +1,4 @@
-"""Branched rollouts: the candidates of a prompt share their first steps."""
+"""Branched rollouts: the candidates of a prompt share their first denoising steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,24 +33,24 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> Policies:
 
 
 def levels(policy: Any, steps: int) -> list[tuple[float, float]]:
-    """What clean latents and noise are multiplied by at each step of the policy's sampler."""
-    walk = policy._walk(policy.scheduler, steps, [0], 0, CPU)
-    return [(float(a), float(b)) for a, b in map(walk.level, range(steps))]
+    """alpha and sigma, the factors of clean latents and noise, at each step of the sampler."""
+    scheduler = policy.batch_scheduler(Sampling(steps), [0], 0, CPU)
+    return [(float(a), float(b)) for a, b in map(scheduler.alpha_sigma, range(steps))]
 
 
 class Toy(nn.Module):
-    """Answers as the foreseen clean latents ask for, step after step of one batch."""
+    """Outputs what stands for the predicted clean latents, step after step of one batch."""
 
-    def __init__(self, policy: Any, steps: int, foreseen: Callable[..., Tensor]) -> None:
+    def __init__(self, policy: Any, steps: int, pred_x0: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.levels, self.foreseen = iter(levels(policy, steps)), foreseen
-        self.straight = isinstance(policy, tiny_wan.Wan)
-        self.place = nn.Parameter(torch.zeros(1))
+        self.levels, self.pred_x0 = iter(levels(policy, steps)), pred_x0
+        self.flow = isinstance(policy, tiny_wan.Wan)
+        self.device_of = nn.Parameter(torch.zeros(1))
 
     def forward(self, *, hidden_states: Tensor, **_: Any) -> tuple[Tensor]:
-        signal, spread = next(self.levels)
-        clean = self.foreseen(hidden_states, signal, spread)
-        return ((hidden_states * (1 if self.straight else signal) - clean) / spread,)
+        alpha, sigma = next(self.levels)
+        x0 = self.pred_x0(hidden_states, alpha, sigma)
+        return ((hidden_states * (1 if self.flow else alpha) - x0) / sigma,)
 
 
 def rows_asked(network: nn.Module) -> list[int]:
@@ -93,7 +93,7 @@ def test_candidates_differ_and_know_nothing_of_each_other(policies: Policies, ki
 
 @KINDS
 def test_candidates_are_more_alike_than_independent_ones(policies: Policies, kind: str) -> None:
-    """What is shared is seen: another first seed moves all of them."""
+    """The shared steps matter: another first seed moves all candidates."""
     policy = policies(kind)
     network, text = policy.build(), policy.embed(PROMPT, CPU)
     sampling = Sampling(steps=5, shared=0.6)
@@ -112,7 +112,7 @@ def test_nothing_shared_is_nothing_changed(policies: Policies, kind: str) -> Non
 
 
 @KINDS
-def test_a_perfect_answer_recovers_the_clean_latents(policies: Policies, kind: str) -> None:
+def test_a_perfect_prediction_recovers_the_clean_latents(policies: Policies, kind: str) -> None:
     policy = policies(kind)
     clean = tiny.normal(3, *policy.latent_shape)
     network = Toy(policy, 8, lambda sample, *_: clean.expand_as(sample))
@@ -123,36 +123,36 @@ def test_a_perfect_answer_recovers_the_clean_latents(policies: Policies, kind: s
 
 @KINDS
 def test_the_noise_at_the_branch_is_the_candidates_own(policies: Policies, kind: str) -> None:
-    """What the network sees first in a branch: the shared foresight, and the noise of its seed."""
+    """What the network sees first in a branch: the shared x0 prediction, and its seed's noise."""
     policy, steps, shared = policies(kind), 6, 3
     clean, seen = tiny.normal(3, *policy.latent_shape), list[Tensor]()
 
-    def foreseen(sample: Tensor, *_: float) -> Tensor:
+    def pred_x0(sample: Tensor, *_: float) -> Tensor:
         seen.append(sample)
         return clean.expand_as(sample)
 
     text = policy.embed(PROMPT, CPU)
-    network = Toy(policy, steps, foreseen)
+    network = Toy(policy, steps, pred_x0)
     policy.sample(network, SEEDS, text, None, Sampling(steps=steps, shared=0.5))
     assert [len(sample) for sample in seen] == [1] * shared + [len(SEEDS)] * (steps - shared)
     assert torch.equal(seen[0][0], gaussian(derive_seed(SEEDS[0], "shared"), policy.latent_shape))
-    signal, spread = levels(policy, steps)[shared]
+    alpha, sigma = levels(policy, steps)[shared]
     own = torch.stack([gaussian(seed, policy.latent_shape) for seed in SEEDS])
-    assert torch.allclose(seen[shared], signal * clean + spread * own, atol=1e-5)
+    assert torch.allclose(seen[shared], alpha * clean + sigma * own, atol=1e-5)
 
 
 @KINDS
-def test_spread_of_gaussian_data(policies: Policies, kind: str) -> None:
+def test_variance_of_gaussian_data(policies: Policies, kind: str) -> None:
     """With the best denoiser of N(0, s^2) data, what the branch loses is what theory says.
 
-    A step from the foreseen clean latents, their mean given x, leaves out their variance given x:
-    the variance at the branch is short by signal^2 var(x0 | x), which the walk down scales with the
-    rest. Early branches lose little, since there is little signal.
+    A step from the predicted clean latents, their mean given x, leaves out their variance given x:
+    the variance at the branch is short by alpha^2 var(x0 | x), which the steps after it scale with
+    the rest. Early branches lose little, since alpha is small.
     """
-    policy, steps, spread0 = policies(kind), 20, 0.5
+    policy, steps, s = policies(kind), 20, 0.5
 
-    def best(sample: Tensor, signal: float, spread: float) -> Tensor:
-        return sample * signal * spread0**2 / (signal**2 * spread0**2 + spread**2)
+    def best(sample: Tensor, alpha: float, sigma: float) -> Tensor:
+        return sample * alpha * s**2 / (alpha**2 * s**2 + sigma**2)
 
     def variance(shared: float) -> float:
         """Over many prompts with two candidates each, of the second."""
@@ -166,11 +166,11 @@ def test_spread_of_gaussian_data(policies: Policies, kind: str) -> None:
     alone = variance(0.0)
     for shared in (0.2, 0.4):
         at = round(shared * steps)
-        signal, spread = levels(policy, steps)[at]
+        alpha, sigma = levels(policy, steps)[at]
         before = levels(policy, steps)[at - 1]
-        hidden = spread0**2 * before[1] ** 2 / (before[0] ** 2 * spread0**2 + before[1] ** 2)
-        whole = signal**2 * spread0**2 + spread**2
-        kept = 1 - signal**2 * hidden / whole
+        left_out = s**2 * before[1] ** 2 / (before[0] ** 2 * s**2 + before[1] ** 2)
+        whole = alpha**2 * s**2 + sigma**2
+        kept = 1 - alpha**2 * left_out / whole
         assert variance(shared) / alone == pytest.approx(kept, rel=0.06)
         assert kept > 0.85
 

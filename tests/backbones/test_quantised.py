@@ -48,7 +48,7 @@ def plain(rounded: QuantisedLinear) -> nn.Linear:
     """An ordinary layer with the rounded weight."""
     linear = nn.Linear(rounded.in_features, rounded.out_features, rounded.bias is not None)
     with torch.no_grad():
-        linear.weight.copy_(rounded.whole(torch.float32))
+        linear.weight.copy_(rounded.dequantised(torch.float32))
         if rounded.bias is not None:
             linear.bias.copy_(rounded.bias)
     return linear
@@ -61,13 +61,13 @@ def test_int8_rounds_each_output_to_its_own_grid() -> None:
     linear = layer()
     rounded = QuantisedLinear(linear, "int8")
     step = linear.weight.abs().amax(1, keepdim=True) / 127
-    assert ((rounded.whole(torch.float32) - linear.weight).abs() <= step * 0.5001).all()
+    assert ((rounded.dequantised(torch.float32) - linear.weight).abs() <= step * 0.5001).all()
     assert rounded.weight.dtype == torch.int8
 
 
 def test_nf4_rounds_to_16_values_of_each_block() -> None:
     linear = layer()
-    whole = QuantisedLinear(linear, "nf4").whole(torch.float32).detach()
+    whole = QuantisedLinear(linear, "nf4").dequantised(torch.float32).detach()
     for block, original in zip(
         whole.view(-1, 64), linear.weight.detach().view(-1, 64), strict=True
     ):

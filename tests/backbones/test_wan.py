@@ -475,7 +475,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
         (INDEX, {"transformer_2": ["diffusers", "WanTransformer3DModel"]}, "Wan 2.2 A14B"),
         (INDEX, {"boundary_ratio": 0.875}, "Wan 2.2 A14B"),
         (INDEX, {"expand_timesteps": True}, "Wan 2.2 TI2V"),
-        ("transformer/config.json", {"in_channels": 12}, "wants an image or a video"),
+        ("transformer/config.json", {"in_channels": 12}, "needs an image or a video"),
         (SCHEDULER, {"prediction_type": "epsilon"}, "prediction_type=epsilon is not Wan"),
         (SCHEDULER, {"use_flow_sigmas": False}, "use_flow_sigmas=False is not Wan"),
     ],

@@ -34,7 +34,7 @@ from ipo_lightning.critics.scorers.reward_model import (
     save_reward,
 )
 from ipo_lightning.critics.scorers.videoreward import SETTINGS, VideoReward
-from ipo_lightning.critics.stage.rating import CombinedCritique
+from ipo_lightning.critics.stage.critique import CombinedCritique
 from ipo_lightning.critics.vlm.local import LocalVLM
 from ipo_lightning.errors import InputError
 from ipo_lightning.storage.store import Store
@@ -170,8 +170,8 @@ def test_a_folder_without_weights_is_refused(make: Make, base: Path, tmp_path: P
         (clip, "preprocessor_config.json", "cannot be read"),
         (clip, "tokenizer.json", "cannot be read"),
         (vlm, "tokenizer.json", "cannot be read"),
-        (reward, SPEC, f"no {SPEC} there"),
-        (reward, "rubric.txt", "is no reward folder"),
+        (reward, SPEC, f"there is no {SPEC}"),
+        (reward, "rubric.txt", "is not a reward folder"),
         (tuned, SETTINGS, f"there is no {SETTINGS}"),
     ],
 )
@@ -194,7 +194,7 @@ def test_an_index_that_names_no_files_beside_it_is_refused(names: Any, tmp_path:
     with pytest.raises(InputError, match="does not name the files of the weights"):
         check_weights("path", str(tmp_path / "clip"))
     (tmp_path / "clip" / INDEX).write_text("[]")
-    with pytest.raises(InputError, match="holds no object"):
+    with pytest.raises(InputError, match="does not hold a JSON object"):
         check_weights("path", str(tmp_path / "clip"))
 
 
@@ -241,12 +241,12 @@ def test_what_only_an_identity_tells_is_told_beforehand() -> None:
 
 def test_weights_of_dimensions_that_are_not_there_are_refused(base: Path, tmp_path: Path) -> None:
     reward(tmp_path / "own", base)
-    with pytest.raises(InputError, match=r"weights=\{'VQ': 1\}: .* has Q"):
+    with pytest.raises(InputError, match=r"weights=\{'VQ': 1\}: the dimensions of .* are Q"):
         RewardCritic(str(tmp_path / "own"), weights={"VQ": 1}).ready()
     tuned(tmp_path / "vr", base)
     critic = VideoReward(str(tmp_path / "vr"), checkpoint="checkpoint-7/model.pth", base=str(base),
                          weights={"Q": 1})  # fmt: skip
-    with pytest.raises(InputError, match=r"weights=\{'Q': 1\}: .* has MQ, TA, VQ"):
+    with pytest.raises(InputError, match=r"weights=\{'Q': 1\}: .* are MQ, TA, VQ"):
         critic.ready()
 
 

@@ -608,7 +608,7 @@ def test_a_damaged_file_is_tried_again_in_the_next_run(
     source = RealVideos(str(clips))
     with monkeypatch.context() as patch, pytest.warns(UserWarning) as caught:
         patch.setattr(real, "read_timeline", cannot)
-        with pytest.raises(InputError, match=r"none of 3 real videos is of use \(damaged: 3\)"):
+        with pytest.raises(InputError, match=r"none of 3 real videos can be used \(damaged: 3\)"):
             prepare(source, policy, store)
     said = sorted(str(one.message) for one in caught)
     assert said[0] == f"real video {clips / 'a.mp4'} is left out: cannot be decoded (unknown codec)"
@@ -633,7 +633,9 @@ def test_nothing_left_is_an_error_with_counts(
 ) -> None:
     clip_file(tmp_path / "clips/a.mp4", 5)
     clip_file(tmp_path / "clips/b.mp4", 20, fps=4)
-    message = r"clips: none of 2 real videos is of use \(too few frames a second: 1, too short: 1\)"
+    message = (
+        r"clips: none of 2 real videos can be used \(too few frames a second: 1, too short: 1\)"
+    )
     with pytest.raises(InputError, match=message):
         prepare(RealVideos(str(tmp_path / "clips")), policy, store)
 

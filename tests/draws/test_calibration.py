@@ -12,9 +12,9 @@ import torch
 from ipo_lightning.draws.calibration import (
     Calibration,
     auto_beta,
-    settle_beta,
+    has_auto_beta,
     typical_gap,
-    wants_beta,
+    with_beta,
 )
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import (
@@ -57,7 +57,7 @@ def test_beta_undoes_the_units_of_the_errors() -> None:
 def test_a_pair_with_the_typical_margin_has_the_stated_logit() -> None:
     errors = normal(1, 100, 2).square()
     gap = torch.tensor([typical_gap(errors, torch.rand(100))])
-    loss = settle_beta(partial(dpo_loss, beta="auto"), auto_beta(errors, torch.rand(100), 3.0))
+    loss = with_beta(partial(dpo_loss, beta="auto"), auto_beta(errors, torch.rand(100), 3.0))
     zero = torch.zeros(1)
     found = loss(zero, gap, zero, zero)
     assert torch.allclose(found.loss, torch.nn.functional.softplus(torch.tensor([-3.0])))
@@ -69,19 +69,19 @@ def test_a_pair_with_the_typical_margin_has_the_stated_logit() -> None:
      kto_loss, partial(kto_loss, utility="exponential"), partial(kto_loss, baseline="mismatched")],
 )  # fmt: skip
 def test_losses_whose_beta_multiplies_errors_may_leave_it_open(loss: Any) -> None:
-    assert wants_beta(partial(loss, beta="auto"))
-    assert not wants_beta(partial(loss, beta=2.0))
-    assert settle_beta(partial(loss, beta="auto"), 5.0).keywords["beta"] == 5.0
+    assert has_auto_beta(partial(loss, beta="auto"))
+    assert not has_auto_beta(partial(loss, beta=2.0))
+    assert with_beta(partial(loss, beta="auto"), 5.0).keywords["beta"] == 5.0
 
 
 @pytest.mark.parametrize("loss", [mapo_loss, nft_loss])
 def test_a_beta_that_is_a_weight_may_not(loss: Callable[..., PreferenceLoss]) -> None:
     with pytest.raises(InputError, match=f"beta of {loss.__name__} multiplies no error"):
-        wants_beta(partial(loss, beta="auto"))
+        has_auto_beta(partial(loss, beta="auto"))
 
 
 def test_a_loss_without_beta_wants_none() -> None:
-    assert not wants_beta(sft_loss)
+    assert not has_auto_beta(sft_loss)
 
 
 def test_errors_that_do_not_differ_tell_nothing() -> None:

@@ -191,8 +191,8 @@ def test_a_column_with_a_choice_in_any_row_is_a_dimension(tmp_path: Path) -> Non
     with pytest.raises(InputError) as caught:
         read_annotations(table(tmp_path / "rows.jsonl", rows))
     assert str(caught.value) == (
-        f"{tmp_path}/rows.jsonl:5: wit='left': give one of A, B, same, invalid, or nothing; where "
-        "wit is no dimension, put it under extra: {...}"
+        f"{tmp_path}/rows.jsonl:5: wit='left': give one of A, B, same, invalid, or nothing; if "
+        "wit is not a dimension, put it under extra: {...}"
     )
 
 

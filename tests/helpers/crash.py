@@ -12,7 +12,7 @@ class CrashAt(L.Callback):
     """Ends every rank after a number of updates, or in the middle of a round's rollout.
 
     Args:
-        updates: global optimizer updates; None for no such end.
+        optimizer_steps: global; None for no such end.
         videos_of: units of videos made by a rank; None for no such end.
     """
 

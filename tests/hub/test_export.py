@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 
 import sample as sample_module
 from app.entry import CONF, REPO
-from callbacks.iteration import started_with
 from ipo_lightning.critics.protocols import Rating
 from ipo_lightning.errors import InputError
 from ipo_lightning.hub.cards import Base, Data, model_card, without_paths
 from ipo_lightning.hub.upload import check_hub, published
+from ipo_lightning.rounds.closing import started_with
 from ipo_lightning.seeds import derive_seed, gaussian
 from ipo_lightning.video import Clip
 from tests.helpers import tiny, tiny_wan

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from ipo_lightning.labelling import Filters, Labelling, all_pairs
-from ipo_lightning.storage.records import Candidate, Duel
+from ipo_lightning.storage.records import Candidate, PairVerdict
 
 N = 5
 
@@ -16,15 +16,16 @@ def candidates() -> list[Candidate]:
     return [Candidate(0, "a prompt", k, k, f"latents{k}", f"video{k}", gauges) for k in range(N)]
 
 
-def duel(first: int, second: int, chance: float | None) -> Duel:
+def duel(first: int, second: int, chance: float | None) -> PairVerdict:
     """A duel with this outcome; None: no answer."""
     lost = None if chance is None else 1 - chance
     tie = None if chance is None else 0.0
-    return Duel(0, first, second, f"video{first}", f"video{second}", "critic", chance, tie, lost,
-                fault="" if chance is not None else "timeout")  # fmt: skip
+    fault = "" if chance is not None else "timeout"
+    place = (0, first, second, f"video{first}", f"video{second}", "critic")
+    return PairVerdict(*place, chance, tie, lost, fault=fault)
 
 
-def pairs(duels: list[Duel]) -> tuple[list[tuple[int, int]], dict[str, int]]:
+def pairs(duels: list[PairVerdict]) -> tuple[list[tuple[int, int]], dict[str, int]]:
     labels = Labelling(partial(all_pairs, margin=0.0), Filters()).pairs(candidates(), duels)
     return [(row.winner, row.loser) for row in labels.rows], dict(labels.dropped)  # type: ignore[union-attr]
 

@@ -15,7 +15,7 @@ from ipo_lightning.labelling import (
     Filters,
     Labelling,
     Labels,
-    Scored,
+    Standing,
     all_pairs,
     best_versus_worst,
     by_edge,
@@ -23,10 +23,9 @@ from ipo_lightning.labelling import (
     uniform,
     widest,
 )
-from ipo_lightning.labelling.standings import Ratings
 from ipo_lightning.labelling.tournaments import swiss
 from ipo_lightning.metrics.preferences import bradley_terry
-from ipo_lightning.storage.records import Candidate, Duel, Verdict
+from ipo_lightning.storage.records import Candidate, PairVerdict, Verdict
 
 MOVING = {"motion": 5.0, "blank": 0.0}
 
@@ -39,15 +38,17 @@ def candidates(count: int, prompt: int = 0, **gauges: dict[int, float]) -> list[
             for k in range(count)]  # fmt: skip
 
 
-def fight(first: int, second: int, chance: float | None, prompt: int = 0, **more: Any) -> Duel:
+def fight(
+    first: int, second: int, chance: float | None, prompt: int = 0, **more: Any
+) -> PairVerdict:
     """A duel that the first wins with this chance, without ties."""
     lost = None if chance is None else 1 - chance
     tie = None if chance is None else 0.0
     place = (prompt, first, second, f"v{first}", f"v{second}", "critic")
-    return Duel(*place, chance, tie, lost, **more)
+    return PairVerdict(*place, chance, tie, lost, **more)
 
 
-def leaning(first: int, second: int) -> Duel:
+def leaning(first: int, second: int) -> PairVerdict:
     """Two of three votes say that neither is better, in both orders."""
     return replace(fight(first, second, 1 / 3), p_tie=2 / 3, p_second=0.0, certainty=2 / 3)
 
@@ -201,17 +202,17 @@ def test_a_tournament_of_less_than_its_rounds_is_refused() -> None:
 # -------------------------------------------------------------------- rules
 
 
-def scored(*scores: float) -> list[Scored]:
-    return [Scored(one, score, 1.0) for one, score in zip(candidates(len(scores)), scores,
+def scored(*scores: float) -> list[Standing]:
+    return [Standing(one, score, 1.0) for one, score in zip(candidates(len(scores)), scores,
                                                           strict=True)]  # fmt: skip
 
 
 def accept(**settings: Any) -> Acceptance:
-    return Acceptance(settings.pop("filters", Filters()), Ratings(), Counter(), **settings)
+    return Acceptance(settings.pop("filters", Filters()), Counter(), **settings)
 
 
 def numbers(couples: Any) -> list[tuple[int, int]]:
-    return [(one.winner.candidate.candidate, one.loser.candidate.candidate) for one in couples]
+    return [(one.candidate.candidate, other.candidate.candidate) for one, other in couples]
 
 
 def test_all_pairs_over_a_margin() -> None:
@@ -230,7 +231,7 @@ def test_top_against_bottom() -> None:
 
 def test_the_widest_acceptable_couple_is_found() -> None:
     """By hand: 1 against 0 is the widest, but the winner stands still; then 3 against 0."""
-    group = [Scored(one, score, 1.0) for one, score in zip(
+    group = [Standing(one, score, 1.0) for one, score in zip(
         candidates(4, motion={1: 0.1}), (0.0, 1.0, 0.3, 0.8), strict=True)]  # fmt: skip
     took = accept(filters=Filters(motion_ratio=0.5))
     assert numbers(widest(group, took)) == [(3, 0)]
@@ -281,7 +282,7 @@ def test_points_by_an_absolute_score() -> None:
 # -------------------------------------------------------------------- invariants, figures
 
 
-def random_duels(seed: int) -> tuple[list[Candidate], list[Duel]]:
+def random_duels(seed: int) -> tuple[list[Candidate], list[PairVerdict]]:
     draw = random.Random(seed)
     duels = [
         fight(i, j, draw.choice([None, 0.1, 0.5, 0.8, 1.0]), consistent=draw.random() < 0.7,

@@ -15,14 +15,13 @@ from ipo_lightning.labelling import (
     Filters,
     Labelling,
     Labels,
-    Scored,
+    Standing,
     best_versus_worst,
     by_certainty,
     by_margin,
     by_rarity,
     uniform,
 )
-from ipo_lightning.labelling.standings import Ratings
 from ipo_lightning.storage.records import Candidate, Pair, Point, Verdict
 
 Round = tuple[list[Candidate], list[Verdict]]
@@ -133,12 +132,12 @@ def couple(winner: float, loser: float, *certainty: float) -> Couple:
     """A pair of these scores."""
     one = Candidate(0, "a", 0, 7, "l", "v")
     sure = certainty or (1.0, 1.0)
-    return Couple(Scored(one, winner, sure[0]), Scored(one, loser, sure[1]), min(sure))
+    return Standing(one, winner, sure[0]), Standing(one, loser, sure[1])
 
 
 def test_weights_by_hand() -> None:
     pairs = [couple(0.5, 0.4, 0.9, 0.8), couple(0.9, 0.6), couple(0.7, 0.5)]
-    scores = [one.score for pair in pairs for one in (pair.winner, pair.loser)]
+    scores = [one.score for pair in pairs for one in pair]
     assert by_certainty(pairs, scores) == [0.8, 1.0, 1.0]
     assert uniform(pairs, scores) == [1.0, 1.0, 1.0]
     assert by_margin(pairs, scores) == pytest.approx([0.8 * 0.5, 1.5, 1.0])  # mean margin 0.2
@@ -173,7 +172,7 @@ def test_rarity_is_symmetric_and_without_ties_says_nothing() -> None:
     draw = random.Random(3)
     scores = [round(draw.random(), 1) for _ in range(30)]
     there = [couple(a, b) for a, b in zip(scores[::2], scores[1::2], strict=True)]
-    back = [Couple(one.loser, one.winner, one.certainty) for one in there]
+    back = [(loser, winner) for winner, loser in there]
     assert by_rarity(there, scores) == pytest.approx(by_rarity(back, scores))
     assert min(by_rarity(there, scores)) >= 1
     apart = [k / 10 for k in range(30)]
@@ -474,8 +473,8 @@ def test_a_pair_rule_alone_does_not_know_the_order_either() -> None:
     """A rule may be called with a prompt's candidates in any order, equal scores among them."""
     candidates, _ = one_round({0: [0.0, 1.0, 1.0, 0.0, 0.5, 0.5]})
     scores = [0.0, 1.0, 1.0, 0.0, 0.5, 0.5]
-    group = [Scored(c, s, 1.0) for c, s in zip(candidates, scores, strict=True)]
-    accept = Acceptance(Filters(), Ratings(), Counter())
+    group = [Standing(c, s, 1.0) for c, s in zip(candidates, scores, strict=True)]
+    accept = Acceptance(Filters(), Counter())
     wanted = best_versus_worst(group, accept, depth=2)
     assert len(wanted) == 2
     for seed in range(10):

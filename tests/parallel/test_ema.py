@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from app import assembly
-from callbacks.iteration import IterationCallback
 from ipo_lightning.backbones.cogvideox import Lora
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import dpo_loss
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.parallel.averages import MovingAverage
 from ipo_lightning.references import FrozenReference, MovingReference
+from ipo_lightning.rounds.training import TrainingStage
 from tests.helpers import tiny
 from tests.rounds.test_reference_runs import Watch
 from tests.rounds.test_rounds import Compose, Killed, crash_at, results
@@ -195,7 +195,7 @@ def test_the_average_is_exported_and_the_next_round_starts_from_it(small: Compos
 
 CRASHES = {
     "between two checkpoints": (PreferenceModule, "training_step", 4),
-    "averaged and saved, not yet exported": (IterationCallback, "_export", 1),
+    "averaged and saved, not yet exported": (TrainingStage, "run", 1),
 }
 
 

@@ -15,10 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import estimate as bench
 from ipo_lightning.backbones.cogvideox import CogVideoX
-from ipo_lightning.backbones.diffusers_folder import Lora
-from ipo_lightning.planning import estimate
-from ipo_lightning.planning.estimate import GIB, OPTIMIZERS, Estimate, Job
+from ipo_lightning.backbones.lora import Lora
+from ipo_lightning.planning import costs, traces
+from ipo_lightning.planning.estimate import GIB, Estimate
+from ipo_lightning.planning.frozen_parts import decoded
+from ipo_lightning.planning.job import Job
+from ipo_lightning.planning.optimizers import OPTIMIZERS
 from ipo_lightning.planning.published import MODELS, write_configs
+from ipo_lightning.planning.traces import Traces
 from ipo_lightning.planning.tracing import GpuRules, backward, weightless
 from ipo_lightning.policy import Policy, Sampling
 from ipo_lightning.references import AdapterReference, CachedReference, FrozenReference, Reference
@@ -56,23 +60,23 @@ def test_a_step_takes_what_was_computed(
     for bf16 in (False, True):
         one = bench.job(policy, CachedReference(), two_pass, bf16, gpu=False)
         measured = bench.step(one, CPU)
-        assert Estimate(one).step.peak[0] == pytest.approx(measured, rel=0.15)
+        assert Traces(one).step.peak[0] == pytest.approx(measured, rel=0.15)
 
 
-def test_a_live_reference_and_an_adapter_are_counted(make: MakePolicy) -> None:
-    weights = Estimate(job(make())).step.weights
-    assert Estimate(job(make(), FrozenReference())).step.reference == weights
+def test_an_online_reference_and_an_adapter_are_counted(make: MakePolicy) -> None:
+    weights = Traces(job(make())).step.weights
+    assert Traces(job(make(), FrozenReference())).step.reference == weights
     lora = make(lora=Lora(rank=2, alpha=2))
-    step = Estimate(job(lora, AdapterReference("base"))).step
+    step = Traces(job(lora, AdapterReference("base"))).step
     trained = sum(p.numel() for p in lora.build().parameters() if p.requires_grad)
     assert (step.trained, step.gradients, step.reference) == (trained, 4 * trained, 0)
-    kept = Estimate(job(lora, AdapterReference("round_start"))).step.reference
+    kept = Traces(job(lora, AdapterReference("round_start"))).step.reference
     assert kept == step.gradients  # a copy of the adapter's weights
 
 
 def test_parameters_are_those_of_the_network(make: MakePolicy) -> None:
     network = make().build()
-    step = Estimate(job(make())).step
+    step = Traces(job(make())).step
     assert step.parameters == sum(p.numel() for p in network.parameters())
     held = [*network.parameters(), *network.buffers()]
     assert step.weights == pytest.approx(sum(t.nbytes for t in held), rel=0.01)
@@ -81,8 +85,8 @@ def test_parameters_are_those_of_the_network(make: MakePolicy) -> None:
 def test_operations_are_those_that_torch_counts(make: MakePolicy) -> None:
     """On the CPU torch leaves attention out, so it takes the products one by one here."""
     one = job(make())
-    estimated = Estimate(one).one_video.flops
-    network, videos = one.policy.build().eval(), Estimate(one)._videos(one.policy, 1)
+    estimated = Traces(one).one_video.flops
+    network, videos = one.policy.build().eval(), Traces(one).videos(one.policy, 1)
     filled = [bench._filled(part) for part in videos[:2]]
     one_by_one = sdpa_kernel(SDPBackend.MATH)
     with torch.no_grad(), FlopCounterMode(display=False) as counter, one_by_one:
@@ -102,21 +106,21 @@ def test_a_deep_network_is_told_from_shallow_ones(
     pipe.save_pretrained(tmp_path)
     for checkpointing in (False, True):
         one = job(CogVideoX(str(tmp_path), checkpointing=checkpointing))
-        told = Estimate(one)
-        assert one.policy.blocks > estimate.FEW_BLOCKS
+        told = Traces(one)
+        assert one.policy.blocks > traces.FEW_BLOCKS
         short = (told.step, told.sampling)
-        estimate._TRACED.clear()
+        costs._CACHE.clear()
         with monkeypatch.context() as whole:
-            whole.setattr(estimate, "FEW_BLOCKS", 9)
-            full = Estimate(one)
+            whole.setattr(traces, "FEW_BLOCKS", 9)
+            full = Traces(one)
             assert short == (full.step, full.sampling)
-        estimate._TRACED.clear()
+        costs._CACHE.clear()
 
 
 def test_a_long_video_is_told_from_short_ones(tmp_path: Path) -> None:
     folder = tiny.save_pipeline(tmp_path)
-    told = Estimate(job(tiny.policy(folder, num_frames=49)))
-    whole = told._decode_whole(1, *told.job.policy.size)
+    told = Traces(job(tiny.policy(folder, num_frames=49)))
+    whole = decoded(told.job.policy, 1, *told.job.policy.size)
     assert (told.decoding.held, told.decoding.flops) == pytest.approx(
         (whole[0], whole[2]), rel=0.05
     )
@@ -127,12 +131,13 @@ def test_published_sizes(tmp_path: Path) -> None:
     path = str(write_configs(MODELS["zai-org/CogVideoX-2b"], tmp_path))
     two = Estimate(job(CogVideoX(path, num_frames=49, height=480, width=720, checkpointing=True),
                        precision="bf16-mixed", gpu=True))  # fmt: skip
-    assert two.step.parameters == MODELS["zai-org/CogVideoX-2b"].parameters
-    assert two.one_video.flops / 1e12 == pytest.approx(120, rel=0.01)  # counted on torch's meta
-    assert two.text_shape == (226, 4096)
-    assert two.text.held / 4 == pytest.approx(4.76e9, rel=0.01)
+    found = two.traces
+    assert found.step.parameters == MODELS["zai-org/CogVideoX-2b"].parameters
+    assert found.one_video.flops / 1e12 == pytest.approx(120, rel=0.01)  # counted on torch's meta
+    assert found.text_shape == (226, 4096)
+    assert found.text.held / 4 == pytest.approx(4.76e9, rel=0.01)
     assert 25 < sum(two.while_training.values()) / GIB < 26  # weights, gradients and AdamW, by hand
-    assert 8 < two.step.peak[0] / GIB < 10
+    assert 8 < found.step.peak[0] / GIB < 10
 
 
 # ---------------------------------------------------------------- the rules
@@ -163,9 +168,9 @@ def test_shards_divide_and_are_gathered(make: MakePolicy) -> None:
     for part, size in alone.while_training.items():
         assert shared.while_training[part] == size / 4
     stage = next(stage for stage in shared.stages if stage.name == "rollout")
-    assert stage.parts["gathered"] == alone.step.weights
+    assert stage.parts["gathered"] == alone.traces.step.weights
     training = next(stage for stage in shared.stages if stage.name == "training")
-    assert 0 < training.parts["gathered"] < 2 * alone.step.weights
+    assert 0 < training.parts["gathered"] < 2 * alone.traces.step.weights
     copies = Estimate(job(make(), devices=4))
     own = alone.while_training["gradients"]
     assert copies.while_training["gradients"] == 2 * own  # DDP's buckets, which stay
@@ -177,12 +182,12 @@ def test_what_a_rollout_asks(make: MakePolicy) -> None:
     plain = job(make(), sampling=Sampling(4), candidates=3)
     guided = replace(plain, sampling=Sampling(4, guidance_scale=2.0))
     shared = replace(plain, sampling=Sampling(4, shared=0.5))
-    forward, video = Estimate(plain).one_video.flops, 3 * Estimate(plain).decoding.flops
+    forward, video = Traces(plain).one_video.flops, 3 * Traces(plain).decoding.flops
     flops = [Estimate(one).rollout_flops(5, 3) for one in (plain, guided, shared)]
     assert flops == [5 * (n * forward + video) for n in (12, 24, 8)]
     assert Estimate(shared).evaluation_flops(5, 3) == flops[0]
     batched = replace(plain, sampling=Sampling(4, batch_size=1))
-    assert Estimate(batched).sampling.held < Estimate(plain).sampling.held
+    assert Traces(batched).sampling.held < Traces(plain).sampling.held
     assert (plain.videos, batched.videos) == (3, 1)
 
 

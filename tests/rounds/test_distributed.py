@@ -64,8 +64,8 @@ def lines(outputs: Path) -> list[dict[str, Any]]:
 
 CRASHES = {
     # Lost in round 1's training, then in round 2's rollout, then let alone.
-    "ddp": {"updates:3": "round_2", "videos_of:4": "round_2/candidates.jsonl"},
-    "fsdp": {"updates:3": "round_1/policy.json"},
+    "ddp": {"optimizer_steps:3": "round_2", "videos_of:4": "round_2/candidates.jsonl"},
+    "fsdp": {"optimizer_steps:3": "round_1/policy.json"},
 }
 """Where runs are lost, and what is not there yet."""
 

@@ -9,10 +9,13 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from callbacks.iteration import IterationCallback
-from ipo_lightning.critics.stage.rating import Critique
+from ipo_lightning.critics.stage.answer_cache import AnswerCache
 from ipo_lightning.errors import InputError
 from ipo_lightning.module import PreferenceModule
+from ipo_lightning.rounds import Checkpoints, RoundMaker
+from ipo_lightning.rounds.closing import RecordStage
+from ipo_lightning.rounds.labels import LabellingStage
+from ipo_lightning.rounds.training import TrainingStage
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import Store, read_jsonl
@@ -59,14 +62,14 @@ CRASHES = [
     (Store, "put_record", 3),  # the base's evaluation, embeddings
     (Sampler, "_make", 2),  # the base's evaluation, videos
     (Sampler, "_make", 6),  # the first rollout
-    (Critique, "_ask", 10),  # the first critique
-    (IterationCallback, "_write_labels", 1),
+    (AnswerCache, "ask", 10),  # the first critique
+    (LabellingStage, "run", 1),
     (PreferenceModule, "training_step", 4),  # between two checkpoints
-    (IterationCallback, "_export", 1),  # trained, not yet exported
-    (IterationCallback, "_line", 2),  # evaluated, not yet recorded
+    (TrainingStage, "run", 1),  # trained, not yet exported
+    (RecordStage, "run", 2),  # evaluated, not yet recorded
     (PreferenceModule, "training_step", 9),  # in round 2
-    (IterationCallback, "_export", 2),  # after the last update of all
-    (IterationCallback, "_line", 3),
+    (TrainingStage, "run", 2),  # after the last update of all
+    (RecordStage, "run", 3),
 ]
 
 
@@ -100,7 +103,7 @@ def test_a_run_grows_by_a_round_as_if_it_had_been_asked_at_once(
     if unbroken:
         assert grown == unbroken["results"]
     # and a finished run does nothing at all
-    crash_at(monkeypatch, IterationCallback, "ensure_round", 1)
+    crash_at(monkeypatch, RoundMaker, "ensure_round", 1)
     train(small("round=2"))
 
 
@@ -187,7 +190,7 @@ def test_videos_lost_in_mid_round_are_made_by_the_policy_that_the_round_began_wi
             train(small("round=2"))
     cfg = small("round=2")
     run, store = RunDir(Path(cfg.paths.outputs) / "run"), Store(cfg.paths.store)
-    assert run.newest_checkpoint(up_to=2) == run.round(2).checkpoints / "update-000002.ckpt"
+    assert Checkpoints(run).newest(up_to=2) == run.round(2).checkpoints / "update-000002.ckpt"
     store.path("videos", run.round(2).candidates()[0].video, ".mp4").unlink()
     train(cfg)
     assert results(cfg) == results(small("round=2", outputs="whole"))
@@ -218,7 +221,7 @@ def test_a_checkpoint_holds_plain_tensors_and_what_was_trained(small: Compose) -
     cfg = small("round=1", "experiment=shapes_lora")
     train(cfg)
     run = RunDir(Path(cfg.paths.outputs) / "run")
-    checkpoint = run.newest_checkpoint(up_to=1)
+    checkpoint = Checkpoints(run).newest(up_to=1)
     assert checkpoint is not None
     content = torch.load(checkpoint, weights_only=True)
     names = [name for name in content["state_dict"] if not name.startswith("health.")]

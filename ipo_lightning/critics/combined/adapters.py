@@ -1,7 +1,6 @@
-"""From one kind of critic to the other.
+"""A critic that rates, turned into one that compares.
 
-Scores become comparisons here; comparisons become scores by Bradley and Terry, prompt by prompt, in
-the labelling.
+The other way round needs no adapter: the labelling computes scores of comparisons (Bradley-Terry).
 """
 
 import json
@@ -15,34 +14,34 @@ from ipo_lightning.video import Clip
 
 
 class ScoresToComparisons:
-    """A critic that rates, as one that compares: ``d = scale (score - score')`` in logits.
+    """A critic that compares by the scores of another: ``d = scale (score - score')`` in logits.
 
-    Fair to both places: exchanging the two videos mirrors its answer exactly, and two videos of
-    equal score tie. The scale and the ties want fitting to people's choices (``audit.py``).
+    It has no position bias: exchanging the two videos mirrors its answer exactly, and two videos of
+    equal score tie. Fit scale and ties to people's choices (``audit.py``).
 
     Args:
-        critic: the one that rates.
-        scale: logits that one unit of the score, and of each dimension, is worth; above 0.
-        ties: k >= 1 of `ipo_lightning.metrics.preferences.rao_kupper`; 1 leaves no room for ties.
+        critic: one that rates.
+        scale: logits a unit of the score, and of each dimension; above 0.
+        ties: k >= 1 of `ipo_lightning.metrics.preferences.rao_kupper`; 1: only equal scores tie.
     """
 
     def __init__(self, critic: PointCritic, scale: float = 1.0, ties: float = 1.0) -> None:
         if not (scale > 0 and math.isfinite(scale)):
             raise InputError(f"scale={scale}: give a number above 0 (logits a unit of the score)")
         if not (ties >= 1 and math.isfinite(ties)):
-            raise InputError(f"ties={ties}: give 1 or more; 1 leaves no room for ties")
+            raise InputError(f"ties={ties}: give 1 or more; 1: only equal scores tie")
         if kind_of(critic) != "rates":
             raise InputError(f"critic: {type(critic).__name__} compares; give one that rates")
         self.critic, self.scale, self.ties = critic, float(scale), float(ties)
 
     @property
     def identity(self) -> str:
-        """See `Critic`."""
+        """The identity of the critic that rates, with scale and ties."""
         scale, ties = (repr(one).removesuffix(".0") for one in (self.scale, self.ties))
         return f"{self.critic.identity}#pairs-1,{scale},{ties}"
 
     def ready(self) -> None:
-        """See `Critic`."""
+        """Check that the critic that rates can be asked."""
         check_ready(self.critic)
 
     def load(self, device: str) -> None:
@@ -50,15 +49,15 @@ class ScoresToComparisons:
         self.critic.load(device)
 
     def release(self) -> None:
-        """Release it."""
+        """Release the critic that rates."""
         self.critic.release()
 
     def compare(
         self, first: Sequence[Clip], second: Sequence[Clip], prompts: Sequence[str]
     ) -> list[Comparison]:
-        """One comparison a prompt; where a rating is missing, so is the comparison.
+        """One comparison a prompt; without one of the two ratings it has no verdict.
 
-        A video that is shown in several of them is rated once.
+        A video in several comparisons is rated once.
         """
         shown = list(zip([*first, *second], [*prompts, *prompts], strict=True))
         keys = [(id(clip), prompt) for clip, prompt in shown]
@@ -71,7 +70,7 @@ class ScoresToComparisons:
         return [self.compared(ratings[a], ratings[b]) for a, b in zip(*sides, strict=True)]
 
     def compared(self, first: Rating, second: Rating) -> Comparison:
-        """What two ratings say; as sure as the less certain of them."""
+        """The comparison that two ratings make; its certainty is the smaller of theirs."""
         raw = json.dumps([first.raw, second.raw])
         missing = [one for one in (first, second) if not has_score(one)]
         if missing:
@@ -93,5 +92,5 @@ class ScoresToComparisons:
 
 
 def has_score(rating: Rating) -> bool:
-    """Whether there is a verdict: not a number is none."""
+    """Whether the rating has a finite score."""
     return rating.score is not None and math.isfinite(rating.score)

@@ -1,4 +1,4 @@
-"""Several critics as one: each member's word in its own units, made comparable, then weighed."""
+"""Several critics as one: their scores are normalised, then averaged with weights."""
 
 import json
 import math
@@ -27,7 +27,7 @@ C = TypeVar("C", bound=Critic)
 
 
 class Members(Generic[C]):
-    """What both kinds of ensemble do with their members' memory.
+    """What both kinds of ensemble share: their members' settings and memory.
 
     Args:
         concurrent: whether all members are in memory together from `load` to `release`; else each
@@ -35,13 +35,13 @@ class Members(Generic[C]):
     """
 
     method: Literal["rate", "compare"]
-    """What each member must be able to do."""
+    """The method that each member must have."""
 
     def __init__(self, members: Mapping[str, C], on_missing: OnMissing, concurrent: bool):
         if not members:
             raise InputError("members: give an ensemble one member or more")
         if any("." in name for name in members):
-            raise InputError(f"members: {', '.join(members)}: names have no full stop")
+            raise InputError(f"members: {', '.join(members)}: a name must not have a full stop")
         if on_missing not in get_args(OnMissing):
             raise InputError(f"on_missing={on_missing}: choose {' or '.join(get_args(OnMissing))}")
         for name, member in members.items():
@@ -54,24 +54,24 @@ class Members(Generic[C]):
         self.device = "cpu"
 
     def ready(self) -> None:
-        """See `Critic`."""
+        """Check that each member can be asked."""
         for member in self.members.values():
             check_ready(member)
 
     def load(self, device: str) -> None:
-        """Load all members, where they are to be in memory together."""
+        """Load all members if they are ``concurrent``; else remember the device."""
         self.device = device
         for member in self.members.values() if self.concurrent else ():
             member.load(device)
 
     def release(self) -> None:
-        """Release them."""
+        """Release what `load` loaded."""
         for member in self.members.values() if self.concurrent else ():
             member.release()
 
     @contextmanager
     def within_reach(self, member: C) -> Iterator[C]:
-        """A member that can be asked."""
+        """The member, loaded."""
         if self.concurrent:
             yield member
             return
@@ -85,34 +85,35 @@ class Members(Generic[C]):
         """Why there is no verdict, and whether asking again may help; "" where there is one.
 
         Args:
-            missing: member -> (fault, whether it is transient). rest: how many others there are.
+            missing: member -> (fault, whether it is transient). rest: how many members answered.
         """
         if not missing or (self.on_missing == "rest" and rest):
             return "", False
         faults = ", ".join(f"{name}: {fault}" for name, (fault, _) in sorted(missing.items()))
-        passing = [transient for _, transient in missing.values()]  # of the rest, one will do
+        passing = [transient for _, transient in missing.values()]
+        # With "rest", one more answer may change the result.
         return faults, any(passing) if self.on_missing == "rest" else all(passing)
 
 
 class Ensemble(Members[PointCritic]):
-    """Critics that rate, as one.
+    """Critics that rate, as one critic.
 
-    A **part** is a number that a member gives: ``clip`` is its score, ``clip.text`` one of its
-    dimensions. With z each part less its mean, over its standard deviation, the score is ``sum w z
-    / sum |w|``; a negative weight turns a part round. The certainty is ``a / (1 + s^2)``: s is the
-    weighted standard deviation of the weighted parts' z about the score, so that members who differ
-    by a standard deviation halve it, and a the least of the members' own certainties. Dimensions
-    are all parts, normalised.
+    A **part** is a number of a member's rating: ``clip`` is its score, ``clip.text`` one of its
+    dimensions. z is a part minus its mean, divided by its standard deviation. The score is ``sum w
+    z / sum |w|``; a part with a negative weight counts against the video. The certainty is ``a / (1
+    + s^2)``: s is the weighted standard deviation of the parts' z about the score, and a the
+    smallest of the members' certainties. So members that differ by one standard deviation halve the
+    certainty. The dimensions are all parts, normalised.
 
     Args:
         members: by name.
         weights: part -> weight, not 0; None: every member's score counts 1.
         normalisation: a file of `ipo_lightning.critics.combined.normalisation`. None: parts are
-            taken as they are, for members that speak in the same units.
-        on_missing: what becomes of a video of which a weighted part is missing: ``fault``, no
-            verdict; ``rest``, the rest decides.
-        concurrent: see `Members`. The critique stage of a run asks the members one after the other
-            whatever this says; it matters where an ensemble is asked by itself.
+            not normalised, for members with scores in the same units.
+        on_missing: what to do where a weighted part is missing: ``fault``, no verdict; ``rest``,
+            use the other parts.
+        concurrent: see `Members`. The critique stage of a run always asks the members one after the
+            other; the setting is for other uses of an ensemble, as in sample.py.
     """
 
     method = "rate"
@@ -139,17 +140,18 @@ class Ensemble(Members[PointCritic]):
             if self.normalisation is not None and part not in self.normalisation.scales:
                 raise InputError(
                     f"normalisation={file} has no scale for {part}: the verdicts that it was "
-                    "fitted to lack it, or it was always the same: fit it anew, or drop its weight"
+                    "fitted to do not have it, or it was always the same; fit a new file, or "
+                    "remove the weight"
                 )
         if not self.weights:
-            raise InputError("weights: give one part or more a weight")
+            raise InputError("weights: give at least one part a weight")
 
     @cached_property
     def identity(self) -> str:
-        """See `Critic`: of the members, the weights and the normalisation's content.
+        """A hash of the members' identities, the weights and the normalisation's content.
 
         Raises:
-            InputError: the normalisation was fitted to another critic than a member is.
+            InputError: the normalisation was fitted to verdicts of another critic.
         """
         identities = {name: member.identity for name, member in self.members.items()}
         known = {} if self.normalisation is None else self.normalisation.identities
@@ -164,7 +166,7 @@ class Ensemble(Members[PointCritic]):
         return f"ensemble-1#{fingerprint(settings)[:16]}"
 
     def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
-        """One rating a clip; all members are asked about all clips, one member after the other."""
+        """One rating a clip; one member after the other is asked about all clips."""
         said = {}
         for name, member in self.members.items():
             with self.within_reach(member) as critic:
@@ -175,7 +177,7 @@ class Ensemble(Members[PointCritic]):
         ]
 
     def combine(self, ratings: Mapping[str, Rating]) -> Rating:
-        """What the members' ratings of one video say together."""
+        """The members' ratings of one video as one rating."""
         values = self._normalised(ratings)
         raw = json.dumps({name: one.raw for name, one in ratings.items()})
         missing = {
@@ -198,7 +200,7 @@ class Ensemble(Members[PointCritic]):
         return Rating(score, values, sure / (1 + spread / total), raw, transient=passing)
 
     def _normalised(self, ratings: Mapping[str, Rating]) -> dict[str, float]:
-        """All parts that are there, in standard deviations."""
+        """The parts that the ratings have, normalised."""
         values: dict[str, float] = {}
         for name, rating in ratings.items():
             if has_score(rating):
@@ -214,19 +216,19 @@ class Ensemble(Members[PointCritic]):
 
 
 class PairEnsemble(Members[PairCritic]):
-    """Critics that compare, as one: the weighted mean of their preferences.
+    """Critics that compare, as one critic: the weighted mean of their preferences.
 
     With d = P(first) - P(second) of each member, the certainty is ``a (1 - m)``: m is the weighted
-    mean of ``|d - mean d|``, 0 where all say the same, and a the least of the members' own.
-    Exchanging the videos mirrors the answer exactly if it mirrors the members'. Dimensions are
-    ``member.dimension``, and ``member``: the chance that the first is better, as it sees it.
+    mean of ``|d - mean d|``, 0 where all members agree, and a the smallest of their certainties.
+    Exchanging the videos mirrors the answer exactly if it mirrors the members' answers. Dimensions
+    are ``member.dimension``, and ``member``: the chance that the first is better.
 
     Args:
         members: by name.
         weights: member -> weight above 0; None: all count 1.
         on_missing: as in `Ensemble`.
-        concurrent: see `Members`. Questions come a few at a time, so that members that are
-            loaded for each call would be loaded all the time.
+        concurrent: see `Members`. There are few questions in a call: members that are loaded for
+            each would be loaded all the time.
     """
 
     method = "compare"
@@ -247,7 +249,7 @@ class PairEnsemble(Members[PairCritic]):
 
     @cached_property
     def identity(self) -> str:
-        """See `Critic`."""
+        """A hash of the members' identities, the weights and ``on_missing``."""
         identities = {name: member.identity for name, member in self.members.items()}
         return f"pairs-1#{fingerprint([identities, self.weights, self.on_missing])[:16]}"
 
@@ -265,7 +267,7 @@ class PairEnsemble(Members[PairCritic]):
         ]
 
     def combine(self, answers: Mapping[str, Comparison]) -> Comparison:
-        """What the members' comparisons of two videos say together."""
+        """The members' comparisons of two videos as one comparison."""
         raw = json.dumps({name: one.raw for name, one in answers.items()})
         known = {n: one.preference for n, one in answers.items() if one.preference is not None}
         missing = {
@@ -297,6 +299,6 @@ def weighted(
     preferences: Mapping[str, Preference],
     value: Callable[[Preference], float],
 ) -> float:
-    """The weighted mean of something of each preference."""
+    """The weighted mean of a number of each preference."""
     total = math.fsum(weights.values())
     return math.fsum(weight * value(preferences[name]) for name, weight in weights.items()) / total

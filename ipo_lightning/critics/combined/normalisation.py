@@ -1,13 +1,13 @@
-"""What makes the scores of different critics comparable: means and standard deviations in a file.
+"""Means and standard deviations of different critics' scores, which make them comparable.
 
-They are fitted to the verdicts that each critic gave alone, one run a critic; the runs share their
-videos through the store::
+They are fitted to the verdicts of runs with one critic each; the runs share their videos through
+the store::
 
     python -m ipo_lightning.critics.combined.normalisation scales.json \\
       clip=outputs/clip/round_1/verdicts.jsonl gauges=outputs/gauges/round_1/verdicts.jsonl
 
-A **part** is a number that a critic gives: ``clip`` is the score of the one called so,
-``clip.text`` one of its dimensions.
+A **part** is a number of a critic's rating: ``clip`` is its score, ``clip.text`` one of its
+dimensions.
 """
 
 import json
@@ -24,14 +24,14 @@ from ipo_lightning.storage.store import read_jsonl, write_atomically
 
 
 class Scale(NamedTuple):
-    """Of one number that a member gives, over the videos that it was fitted to."""
+    """Mean and standard deviation of a part, over the videos that it was fitted to."""
 
     mean: float
     std: float
 
 
 class Normalisation(NamedTuple):
-    """What a normalisation file says."""
+    """The content of a normalisation file."""
 
     scales: dict[str, Scale]
     """By part."""
@@ -43,7 +43,7 @@ def read_normalisation(file: str) -> Normalisation:
     """A file that `fit_normalisation` made.
 
     Raises:
-        InputError: it is no such file.
+        InputError: it is another kind of file.
     """
     try:
         plain = json.loads(Path(file).read_text())
@@ -56,29 +56,31 @@ def read_normalisation(file: str) -> Normalisation:
         identities = {name: str(member["identity"]) for name, member in members.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"normalisation={file} is no file of means and deviations: {error}; "
-            "python -m ipo_lightning.critics.combined.normalisation makes one"
+            f"normalisation={file} is not a file of means and deviations: {error}; "
+            "make one with python -m ipo_lightning.critics.combined.normalisation"
         ) from error
     wrong = [part for part, one in scales.items() if not (one.std > 0 and math.isfinite(one.mean))]
     if wrong:
-        raise InputError(f"normalisation={file}: {wrong[0]} has no deviation above 0: fit it anew")
+        raise InputError(
+            f"normalisation={file}: {wrong[0]} has no deviation above 0; fit a new file"
+        )
     return Normalisation(scales, identities)
 
 
 def parts_of(member: str, score: float | None, dims: Mapping[str, float]) -> dict[str, float]:
-    """A member's numbers as an ensemble names them; what is not finite is not there."""
+    """A member's parts by name, without those that are not finite."""
     named = {member: score} | {f"{member}.{dim}": value for dim, value in dims.items()}
     return {name: v for name, v in named.items() if v is not None and math.isfinite(v)}
 
 
 def fit_normalisation(files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
-    """Means and standard deviations of what critics said, with where they come from.
+    """Means and standard deviations of critics' parts, with the critics' identities.
 
     Args:
-        files: member -> its ``verdicts.jsonl`` files; all of one critic.
+        files: member -> its ``verdicts.jsonl`` files, all of one critic.
 
     Raises:
-        InputError: a file holds no verdicts of one critic, or too few, or all are the same.
+        InputError: the verdicts are of several critics, too few, or all the same.
     """
     return {
         "made": datetime.now(UTC).date().isoformat(),
@@ -92,7 +94,7 @@ def fitted(member: str, paths: Sequence[Path]) -> dict[str, Any]:
     identities = sorted({str(row["critic"]) for row in rows})
     if len(identities) != 1:
         raise InputError(f"{member}: verdicts of {len(identities)} critics ({', '.join(identities)}"
-                         "); give those of one")  # fmt: skip
+                         "); give files of one critic")  # fmt: skip
     columns: dict[str, list[float]] = {}
     for row in rows:
         if row["score"] is not None:
@@ -100,8 +102,10 @@ def fitted(member: str, paths: Sequence[Path]) -> dict[str, Any]:
                 columns.setdefault(part, []).append(value)
     scales = {part: [fmean(values), pstdev(values)] for part, values in sorted(columns.items())}
     if scales.get(member, [0, 0])[1] == 0:
-        raise InputError(f"{member}: {len(columns.get(member, []))} scores that are all the same "
-                         "tell no scale; give more verdicts")  # fmt: skip
+        count = len(columns.get(member, []))
+        raise InputError(
+            f"{member}: {count} scores, all equal, have no deviation; give more verdicts"
+        )
     return {
         "identity": identities[0],
         "videos": len(rows),
@@ -118,7 +122,7 @@ def verdict_rows(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if not all("score" in row and "critic" in row for row in rows):
-        raise InputError(f"{path} holds no scores; give verdicts.jsonl of a critic that rates")
+        raise InputError(f"{path} has no scores; give verdicts.jsonl of a critic that rates")
     return rows
 
 

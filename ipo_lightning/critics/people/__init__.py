@@ -1,1 +1,1 @@
-"""People as critics: the page that asks them, their answers, tables of their labels."""
+"""People as critics: the page that asks them, their answers, and the format of their labels."""

@@ -1,12 +1,11 @@
-"""What people said of pairs of videos: the canonical JSON lines.
+"""The canonical format of people's labels: JSON lines about pairs of videos.
 
 One row is one annotator's verdict on one pair, by dimension. Field names are VideoAlign's, so that
 a table of these rows is one of its CSV files.
 
-Labels stand beside the other fields, so what a column is must be told by its name and its values:
-`DIMS` are dimensions, and so is every other column with a `Choice` in any of a file's rows. A
-dimension holds nothing but choices. Whatever else there is to know of a pair lies under ``extra``;
-columns of others, and of files that were written before there was one, are taken for it too.
+Labels are columns like the other fields. A column is a dimension if it is one of `DIMS`, or if any
+row of the file has a `Choice` in it; a dimension has only choices. Further facts about a pair are
+under ``extra``; unknown columns of other files are read as ``extra`` too.
 """
 
 import math
@@ -21,20 +20,20 @@ from ipo_lightning.storage.store import write_jsonl
 from ipo_lightning.storage.tables import Placed, rows_of
 
 Choice = Literal["A", "B", "same", "invalid"]
-"""Which video is better; ``invalid``: no verdict can be given."""
+"""The better video; ``invalid``: no verdict is possible."""
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 OVERALL = "Overall"
 DIMS = ("VQ", "MQ", "TA", OVERALL)
-"""VideoAlign's dimensions: visual quality, motion quality, fit to the text; and the whole."""
+"""VideoAlign's dimensions: visual quality, motion quality, text alignment, and overall."""
 EXTRA = "extra"
 PLAIN = ("pair_id", "prompt", "path_A", "path_B", "video_A", "video_B", "annotator", "shown_left",
          "seconds", "timestamp", "round", "source")  # fmt: skip
 NO_DIMS = (*PLAIN, EXTRA, "A_model", "B_model", "left_model", "right_model")
-"""What no dimension may be called: a model's name may look like a choice, too."""
+"""Names that no dimension may have; a model may be called A or B, like a choice."""
 NUMBERS = {"seconds": "number", "round": "whole number"}
-"""Fields of these that are not texts; a whole number may be written with a point, as 1.0."""
+"""The fields that are not texts; a whole number may be written as 1.0."""
 NAME = re.compile(r"[\w-]+")
-"""What a video may be called in a store."""
+"""The name of a video in a store."""
 
 
 @dataclass(frozen=True)
@@ -47,25 +46,25 @@ class Annotation:
     """The video's file, relative to the file of annotations; empty where only its hash is known."""
     path_B: str  # noqa: N815
     labels: Mapping[str, Choice]
-    """By dimension; `OVERALL` is the verdict as a whole. An absent dimension was not asked."""
+    """By dimension; `OVERALL` is the whole verdict. An absent dimension was not asked."""
     video_A: str = ""  # noqa: N815
     """sha256 of the mp4 file: its name in a run's store."""
     video_B: str = ""  # noqa: N815
     annotator: str = ""
     shown_left: str = ""
-    """"A" or "B": which one was on the left."""
+    """The video that was shown on the left, "A" or "B"."""
     seconds: float | None = None
     timestamp: str = ""
     """ISO 8601, UTC."""
     round: int | None = None
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further columns of the file it came from (fps, models)."""
+    """Further columns of the file, such as fps and models."""
     place: str = field(default="", compare=False)
-    """Where the row stands, for messages; no part of what it says."""
+    """File and line of the row, for messages."""
 
     def row(self) -> dict[str, Any]:
-        """The row as plain JSON: labels stand beside the other fields, what is extra in its own."""
+        """The row as plain JSON: a column for each label and field, and ``extra``."""
         plain = {name: getattr(self, name) for name in PLAIN}
         kept = {name: value for name, value in plain.items() if value not in ("", None)}
         return {**({EXTRA: dict(self.extra)} if self.extra else {}), **kept, **self.labels}
@@ -107,7 +106,7 @@ def _annotation(row: Mapping[str, Any], dims: Collection[str], place: str) -> An
     """A row of JSON as an annotation.
 
     Raises:
-        InputError: a field is missing, or a label is no `Choice`.
+        InputError: a field is missing, or a label is not a `Choice`.
     """
     for name in ("prompt", OVERALL):
         if name not in row:
@@ -120,13 +119,13 @@ def _annotation(row: Mapping[str, Any], dims: Collection[str], place: str) -> An
         raise InputError("prompt is empty")
     for side in ("A", "B"):
         if not known.get(f"path_{side}") and not known.get(f"video_{side}"):
-            raise InputError(f"path_{side} is missing, and so is video_{side}")
+            raise InputError(f"path_{side} and video_{side} are both missing; give one of them")
     defaults = {"pair_id": "", "path_A": "", "path_B": ""}
     return Annotation(**{**defaults, **known}, labels=labels, extra=_extra(row, dims), place=place)
 
 
 def given(value: Any) -> bool:
-    """Whether a cell holds something: neither null, nor blank, nor a table's NaN for nothing."""
+    """Whether a cell has a value: not null, blank or NaN."""
     if isinstance(value, float):
         return not math.isnan(value)
     return bool(value.strip()) if isinstance(value, str) else value is not None
@@ -137,7 +136,7 @@ def _choice(name: str, value: Any) -> Choice:
         if value == choice:
             return choice
     own = "" if name in DIMS else (
-        f"; where {name} is no dimension, put it under {EXTRA}: {{...}}"
+        f"; if {name} is not a dimension, put it under {EXTRA}: {{...}}"
     )  # fmt: skip
     raise InputError(
         f"{name}={repr(value)[:60]}: give one of {', '.join(CHOICES)}, or nothing{own}"
@@ -145,7 +144,7 @@ def _choice(name: str, value: Any) -> Choice:
 
 
 def _extra(row: Mapping[str, Any], dims: Collection[str]) -> dict[str, Any]:
-    """What is neither a field nor a label: what lies under `EXTRA`, and columns beside it."""
+    """The content of `EXTRA`, and the columns that are neither fields nor labels."""
     nested = row.get(EXTRA)
     own = nested if isinstance(nested, Mapping) else {}
     known = {*PLAIN, *dims, *([EXTRA] if isinstance(nested, Mapping) else [])}
@@ -154,10 +153,10 @@ def _extra(row: Mapping[str, Any], dims: Collection[str]) -> dict[str, Any]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A field of `PLAIN` in its own type; the cells of a CSV file are texts, numbers too.
+    """A field of `PLAIN` in its own type; in a CSV file numbers are texts.
 
     Raises:
-        InputError: it is of another type, or a hash that is none: a path would lead elsewhere.
+        InputError: it is of another type, or a hash has other characters: it could be a path.
     """
     kinds = (str, int, float) if name in (*NUMBERS, "pair_id", "annotator") else (str,)
     kind = NUMBERS.get(name, "text")

@@ -1,8 +1,8 @@
-"""What annotators answered: read strictly, settled by question, and how far each is to be trusted.
+"""Annotators' answers: read strictly, combined by question, with statistics of each annotator.
 
-A file is canonical JSON lines (`ipo_lightning.critics.people.annotations`) with the videos'
-hashes, as the page's download has them. Which video an annotator saw on which side does not matter
-here: answers are turned to the question's own order.
+A file is canonical JSON lines (`ipo_lightning.critics.people.annotations`) with the videos' hashes,
+as the page downloads them. The sides on which the videos were shown do not matter here: answers are
+turned to the order of the question.
 """
 
 from collections import Counter
@@ -28,11 +28,11 @@ VOTES: Mapping[Choice, tuple[float, float, float]] = {
 }  # fmt: skip
 
 Key = tuple[str, str, str]
-"""(prompt, one video, the other video), the two in their names' order."""
+"""(prompt, video, other video), the two videos sorted by name."""
 
 
 class Said(NamedTuple):
-    """One answer, about the videos in their names' order."""
+    """One answer, about the videos sorted by name."""
 
     annotator: str
     labels: Mapping[str, Choice]
@@ -40,21 +40,21 @@ class Said(NamedTuple):
 
 
 class Account(NamedTuple):
-    """How an annotator worked."""
+    """Statistics of an annotator."""
 
     annotator: str
     answers: int
     ties: int
     cannot_say: int
     repeats: int
-    """Questions that were answered more than once, a hidden repeat mostly."""
+    """Questions that were answered more than once, mostly hidden repeats."""
     agreed: int
-    """Of these, how many always the same."""
+    """How many of these always had the same answer."""
     seconds: float | None
     """Median time of an answer."""
 
     def line(self) -> str:
-        """The account in a sentence."""
+        """The statistics in a sentence."""
         again = f"{self.agreed} of {self.repeats} repeats answered alike" if self.repeats else (
             "no repeats"
         )  # fmt: skip
@@ -66,7 +66,7 @@ class Account(NamedTuple):
 
 
 class Answers:
-    """The answers of all annotators, by question; those that count, see `latest`."""
+    """The answers of all annotators, by question; of repeated downloads those of `latest`."""
 
     def __init__(self, *files: Iterable[Annotation]) -> None:
         self.rows = latest(*files)
@@ -79,11 +79,11 @@ class Answers:
 
     @cached_property
     def content(self) -> str:
-        """Fingerprint of what was said, whatever the files' names and the rows' order."""
+        """Fingerprint of all answers; files' names and the order of rows do not matter."""
         return fingerprint(sorted(fingerprint(row.row()) for row in self.rows))
 
     def annotators(self, question: Question) -> set[str]:
-        """Who has answered a question."""
+        """The annotators who answered a question."""
         key, _ = key_of(question.prompt, question.first, question.second)
         return {said.annotator for said in self.by_question.get(key, [])}
 
@@ -93,12 +93,11 @@ class Answers:
         return len(_by_person(self.by_question.get(key, [])))
 
     def settle(self, question: Question) -> Comparison | None:
-        """What the annotators think of (first, second); None where nobody was asked.
+        """The annotators' comparison of (first, second); None where nobody was asked.
 
-        Each has one vote (without a name, each answer is somebody else's), shared out among their
-        answers where a question was answered more than once: whoever contradicts themselves is half
-        for each. The preference is the votes' shares, the certainty the largest share. Where more
-        than half cannot say, there is no verdict.
+        Each annotator has one vote; answers without a name are of different annotators. Several
+        answers of an annotator share the vote. The preference is the shares of the votes, the
+        certainty the largest share. If more than half cannot say, there is no verdict.
         """
         key, turned = key_of(question.prompt, question.first, question.second)
         said = self.by_question.get(key)
@@ -123,7 +122,7 @@ class Answers:
         return mirrored(settled) if turned else settled
 
     def accounts(self) -> list[Account]:
-        """How each annotator worked, by name."""
+        """Statistics of each annotator, by name."""
         names = sorted({row.annotator for row in self.rows})
         return [self._account(name) for name in names]
 
@@ -148,14 +147,14 @@ class Answers:
 
 
 def mirrored(one: Comparison) -> Comparison:
-    """The same about the two videos exchanged."""
+    """The comparison of the same two videos in the other order."""
     preference = one.preference and one.preference.mirrored()
     dims = {name: 1 - value for name, value in one.dims.items()}
     return one._replace(preference=preference, dims=dims)
 
 
 def key_of(prompt: str, first: str, second: str) -> tuple[Key, bool]:
-    """A question's key, and whether its videos stand there in the other order.
+    """A question's key, and whether the key has its videos in the other order.
 
     Two spellings of a prompt are one, see `one_line`.
     """
@@ -163,12 +162,12 @@ def key_of(prompt: str, first: str, second: str) -> tuple[Key, bool]:
 
 
 def latest(*files: Iterable[Annotation]) -> list[Annotation]:
-    """The answers that count, of one file or of several.
+    """The answers that count, of one or several files.
 
-    A page may be downloaded more than once: of what its annotator answered anew the later counts.
-    Rows that lack the annotator's name or the pair's cannot be told for that: in one file each is
-    an answer of its own, also where two are equal; but the n-th of equal rows in another file is
-    the same as the n-th in this one, so that a file that is given twice, or has grown, counts once.
+    An annotator may download a page more than once; then the later answer to a question counts.
+    Rows without the annotator's or the pair's name cannot be matched so. Within a file each of them
+    is a separate answer, even if two are equal. Between files the n-th of equal rows is the same
+    answer: a file that is given twice, or that has grown, is not counted twice.
     """
     kept: dict[tuple[str, ...], Annotation] = {}
     for rows in files:
@@ -181,10 +180,10 @@ def latest(*files: Iterable[Annotation]) -> list[Annotation]:
 
 
 def _own(row: Annotation, seen: "Counter[str]") -> tuple[str, ...]:
-    """What a row has in common with those of which one alone counts.
+    """A key of the rows that are the same answer: one of them counts.
 
     Args:
-        seen: how often each row without a name came in this file; counted on.
+        seen: how often each row without a name came in this file, which is counted on.
     """
     if row.pair_id and row.annotator:
         videos = (row.video_A or row.path_A, row.video_B or row.path_B)
@@ -205,14 +204,14 @@ def read_answers(path: Path) -> Answers:
     for row in chain.from_iterable(found):
         if not row.video_A or not row.video_B:
             raise InputError(
-                f"{row.place}: pair {row.pair_id or '(no name)'} does not say which videos it is "
-                "about: give video_A and video_B, the sha256 of their files"
+                f"{row.place}: pair {row.pair_id or '(no name)'} does not name its videos: "
+                "give video_A and video_B, the sha256 of their files"
             )
     return Answers(*found)
 
 
 def _by_person(said: Iterable[Said]) -> list[list[Said]]:
-    """Answers by person; those without a name are by somebody else each."""
+    """Answers by annotator; those without a name are of different annotators."""
     found: dict[tuple[str, int], list[Said]] = {}
     for number, one in enumerate(said):
         found.setdefault((one.annotator, 0 if one.annotator else number), []).append(one)
@@ -220,7 +219,8 @@ def _by_person(said: Iterable[Said]) -> list[list[Said]]:
 
 
 def _votes(said: Iterable[Said], name: str) -> Preference | None:
-    """Shares of the annotators who prefer the first, neither, the second; see `Answers.settle`."""
+    """Shares of the annotators who prefer the first, neither, or the second, see `Answers.settle`;
+    None where more than half cannot say."""
     people = _by_person(one for one in said if name in one.labels)
     able = [_vote(one.labels[name] for one in own) for own in people]
     votes = [vote for vote in able if vote is not None]
@@ -230,7 +230,7 @@ def _votes(said: Iterable[Said], name: str) -> Preference | None:
 
 
 def _vote(choices: Iterable[Choice]) -> tuple[float, float, float] | None:
-    """One annotator's vote; None where they mostly cannot say."""
+    """One annotator's vote; None where more than half of their answers cannot say."""
     counts = Counter(choices)
     unable = counts.pop("invalid", 0)
     able = counts.total()

@@ -1,7 +1,7 @@
-"""People as critics: a page asks them, a file brings their answers, the run goes on.
+"""People as critics: the run writes a page of questions, stops, and goes on from their answers.
 
-Answers belong to videos and prompts, not to runs: whatever the folder holds already is never asked
-again, by any run or round.
+Answers belong to videos and prompts, not to runs: no run or round asks again what the folder of
+answers has.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,32 +18,32 @@ from ipo_lightning.storage.store import fingerprint, read_jsonl, write_jsonl
 
 ASKED_FILE = "questions.jsonl"
 SECONDS = 8.0
-"""Of an answer, for the estimate, until annotators have shown their own pace."""
+"""Of an answer, for the estimate of time until annotators' own pace is known."""
 NOT_ANSWERED = "not answered"
 
 
 class Batch(NamedTuple):
-    """Questions that were put to people together."""
+    """Questions that were put to people in one request."""
 
     folder: Path
     questions: list[Question]
 
 
 class HumanCritic:
-    """Verdicts of people, as a `RecordedCritic`.
+    """A `RecordedCritic` with the verdicts of people.
 
     Args:
-        answers: a folder of annotators' files, ``.jsonl`` each, or one such file. Pages are written
-            into the folder (beside the file).
+        answers: a folder of annotators' ``.jsonl`` files, or one such file. Pages are written into
+            the folder (of the file).
         annotators: how many people answer each question; each has a page of their own.
-        dims: what is asked before the verdict as a whole: ``VQ``, ``MQ``, ``TA`` or names of your
-            own.
-        repeats: share of the questions that an annotator gets a second time, sides swapped, without
-            being told, in [0, 1]: it measures the annotator.
-        enough: share of a batch of questions, in (0, 1], whose answers let the run go on; the rest
-            then counts as without a verdict.
+        dims: dimensions that are asked before the whole verdict: ``VQ``, ``MQ``, ``TA`` or names of
+            your own.
+        repeats: share of the questions that are shown again with sides swapped, in [0, 1]: it
+            measures how far annotators agree with themselves. They are not told.
+        min_answered: share of a batch of questions, in (0, 1], that must be answered before the run
+            goes on; the others then have no verdict.
         seed: of orders and sides.
-        embed_mib: MiB of videos that a page may hold itself; more lie in a folder beside it.
+        embed_mib: MiB of videos within a page; with more, they are files in a folder next to it.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class HumanCritic:
         annotators: int = 1,
         dims: Sequence[str] = (),
         repeats: float = 0.1,
-        enough: float = 1.0,
+        min_answered: float = 1.0,
         seed: int = 0,
         embed_mib: float = EMBED_MIB,
     ) -> None:
@@ -61,39 +61,41 @@ class HumanCritic:
             raise InputError(f"critic.annotators={annotators}: give 1 or more")
         if not 0 <= repeats <= 1:
             raise InputError(f"critic.repeats={repeats}: give a share from 0 to 1")
-        if not 0 < enough <= 1:
-            raise InputError(f"critic.enough={enough}: give a share above 0 and up to 1")
+        if not 0 < min_answered <= 1:
+            raise InputError(
+                f"critic.min_answered={min_answered}: give a share above 0 and up to 1"
+            )
         if isinstance(dims, str) or not all(isinstance(name, str) and name for name in dims):
             raise InputError(f"critic.dims={dims}: give a list of names, such as [VQ, MQ]")
         if taken := [name for name in dims if name in NO_DIMS]:
-            raise InputError(f"critic.dims: {taken[0]} is a field of the answers' own; rename it")
+            raise InputError(f"critic.dims: {taken[0]} is the name of a field; choose another")
         self.path = Path(answers)
         if self.path.suffix and not self.path.is_dir() and self.path.suffix != ".jsonl":
             raise InputError(f"critic.answers={answers}: give a folder or a .jsonl file")
         self.folder = self.path.parent if self.path.suffix == ".jsonl" else self.path
         self.annotators = [str(number + 1) for number in range(annotators)]
-        self.dims, self.repeats, self.enough = tuple(dims), repeats, enough
+        self.dims, self.repeats, self.min_answered = tuple(dims), repeats, min_answered
         self.seed, self.embed_mib = seed, embed_mib
         self._answers: Answers | None = None
         self._given_up: set[Key] | None = None
 
     @property
     def answers(self) -> Answers:
-        """What has been answered so far, read once."""
+        """The answers so far, read once."""
         if self._answers is None:
             self._answers = read_answers(self.path)
         return self._answers
 
     @property
     def identity(self) -> str:
-        """With the answers' content: a new answer makes new verdicts, and asks nobody again."""
-        rules = {"annotators": len(self.annotators), "enough": self.enough}
+        """With the content of the answers: new answers make new verdicts."""
+        rules = {"annotators": len(self.annotators), "enough": self.min_answered}
         known = fingerprint([self.answers.content, rules])
         return f"people@{known[:16]}#page-{PAGE}"
 
     def recall(self, question: Question) -> Comparison | None:
-        """See `RecordedCritic.recall`; a question that was asked in vain, while enough others were
-        answered, has no verdict."""
+        """As `RecordedCritic.recall`. An unanswered question of a batch of which ``min_answered``
+        are answered has no verdict."""
         if self._waits_for(question):
             if key_of(question.prompt, question.first, question.second)[0] not in self._spared():
                 return None
@@ -101,7 +103,11 @@ class HumanCritic:
         return self.answers.settle(question)
 
     def request(self, unanswered: Sequence[Question], find: Callable[[str], Path]) -> NoReturn:
-        """Write a page for each annotator who has something to answer; see `RecordedCritic`."""
+        """Write a page for each annotator with open questions.
+
+        Raises:
+            AnswersPending: always; it names the pages.
+        """
         name = fingerprint([self.dims, self.repeats, self.seed, sorted(unanswered)])[:12]
         batch = self.folder / f"questions-{name}"
         pages = []
@@ -118,24 +124,24 @@ class HumanCritic:
         raise AnswersPending(self._message(pages, len(unanswered)))
 
     def notes(self) -> list[str]:
-        """What there is to say of the answers: how each annotator worked, and what fits nothing."""
+        """Lines on each annotator, and on answers that match no question."""
         lines = [account.line() for account in self.answers.accounts()]
         asked = {_key(q) for batch in self._batches() for q in batch.questions}
         strange = len(self.answers.by_question.keys() - asked) if asked else 0
         if strange:
-            lines.append(f"{strange} answered pairs are of no question that was asked from here")
+            lines.append(f"{strange} answered pairs match no question of these pages")
         return lines
 
     def _waits_for(self, question: Question) -> bool:
         return self.answers.people(question) < len(self.annotators)
 
     def _spared(self) -> set[Key]:
-        """The questions of batches of which enough are answered."""
+        """The questions of batches of which ``min_answered`` are answered."""
         if self._given_up is None:
             self._given_up = {
                 _key(question)
                 for batch in self._batches()
-                if self._answered(batch) >= self.enough
+                if self._answered(batch) >= self.min_answered
                 for question in batch.questions
             }
         return self._given_up

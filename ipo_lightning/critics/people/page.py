@@ -1,8 +1,8 @@
-"""The page that asks people: one HTML file that opens from disk, needs no server and no network.
+"""The page that asks people: an HTML file that is opened from disk, without server or network.
 
-It names no policy, candidate or round: videos go by their hashes, the left one is A in the answers.
-Browsers refuse the lossless RGB of a store's small videos, so each is encoded for people, small
-ones enlarged; what a browser plays already is taken as it is.
+It names no policy, candidate or round: videos are named by their hashes, and the left one is A in
+the answers. Browsers do not play the lossless RGB of a store's small videos: such videos are
+encoded again for the page, and enlarged if they are small.
 """
 
 import base64
@@ -21,14 +21,14 @@ from ipo_lightning.storage.store import fingerprint, write_atomically
 from ipo_lightning.video import Clip, encode_video, fitting_scale, read_video
 
 PAGE = 1
-"""Part of every page's identity: raise it when the same questions are asked otherwise."""
-SMALL = 256  # px; videos less high are enlarged to at least this by whole factors
+"""Version of the page, part of the identity: raise it when the questions change."""
+SMALL = 256  # px; videos of less height are enlarged to at least this, by whole factors
 EMBED_MIB = 32.0
-"""Default of how many MiB of videos a page holds itself; more lie beside it."""
+"""Default MiB of videos within a page."""
 
 
 class Asked(NamedTuple):
-    """A dimension as the page asks for it."""
+    """A dimension with its question on the page."""
 
     name: str
     asks: str
@@ -43,16 +43,16 @@ KNOWN = {
 
 
 class Media(NamedTuple):
-    """Videos as a page holds them."""
+    """The videos of a page."""
 
     addresses: list[str]
-    """Data URLs, or paths beside the page."""
+    """Data URLs, or paths relative to the page."""
     small: bool
-    """Whether any was enlarged: its pixels are to stay sharp."""
+    """Whether any was enlarged; the page then shows sharp pixels."""
 
 
 def asked(dims: Iterable[str]) -> list[Asked]:
-    """The dimensions in the order in which they are asked, the verdict as a whole last."""
+    """The dimensions in the order of the questions, the whole verdict last."""
     names = [*(name for name in dims if name != OVERALL), OVERALL]
     return [Asked(name, KNOWN.get(name, f"{name}: which is better?")) for name in names]
 
@@ -69,8 +69,8 @@ def write_page(
 
     Args:
         find: the file of a video, by its name.
-        embed_mib: MiB of videos that the page may hold itself; where there are more they lie in
-            the folder ``videos`` beside it, and belong to it.
+        embed_mib: MiB of videos within the page; with more, they are files in the folder ``videos``
+            next to it, which must be kept with the page.
     """
     names = sorted({name for one in shown for name in (one.left, one.right)})
     media = videos_for_people(names, find, path.parent / "videos", embed_mib)
@@ -92,14 +92,15 @@ def write_page(
 
 
 def html(content: dict[str, Any]) -> str:
-    """The document; its policy admits its own style and script, and no network."""
-    style = _part("report", "style.css") + _part("critics", "people", "page.css")  # both look alike
+    """The document; its content security policy allows its own style and script, and no network."""
+    # In the style of the report.
+    style = _part("report", "style.css") + _part("critics", "people", "page.css")
     script = _part("critics", "people", "page.js")
     policy = (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; "
         "media-src data: file: 'self'; base-uri 'none'; form-action 'none'"
     )
-    data = json.dumps(content).replace("<", "\\u003c")  # nothing closes the element it stands in
+    data = json.dumps(content).replace("<", "\\u003c")  # so that no text can close the element
     return Template(_part("critics", "people", "page.html")).substitute(
         policy=policy, style=style, script=script, data=data
     )
@@ -108,7 +109,7 @@ def html(content: dict[str, Any]) -> str:
 def videos_for_people(
     names: Sequence[str], find: Callable[[str], Path], folder: Path, embed_mib: float
 ) -> Media:
-    """The videos as browsers play them, within the page or, where they are too many, beside it."""
+    """The videos as browsers play them, within the page or in a folder next to it."""
     room = embed_mib * 2**20 * 3 / 4  # base64 takes a third more
     embedded: list[bytes] = []
     small = False
@@ -130,7 +131,7 @@ def videos_for_people(
 
 
 def video_for_people(path: Path) -> tuple[bytes, bool]:
-    """The bytes of an mp4 that browsers play, and whether its pixels were enlarged."""
+    """The bytes of an mp4 that browsers play, and whether it was enlarged."""
     clip = read_video(path)
     scale = fitting_scale(clip.frames.shape[1], SMALL)
     if scale == 1 and plays(path):
@@ -152,6 +153,6 @@ def _part(*name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """A policy's word for exactly this inline style or script."""
+    """The hash that allows this inline style or script in a content security policy."""
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"

@@ -1,7 +1,7 @@
-"""What one annotator is asked: in which order, which video on which side, and what twice.
+"""One annotator's questions: their order, the sides of the videos, and the hidden repeats.
 
-All of it is a function of (seed, annotator, question): the page can be written again, and two
-annotators see different sides and orders.
+All are a function of (seed, annotator, question), so that a page can be written again; annotators
+see different orders and sides.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.seeds import derive_seed
 
 APART = 5
-"""Other questions at least between a question and its repeat, where there are so many."""
+"""Least number of questions between a question and its repeat, if there are as many."""
 
 
 class Shown(NamedTuple):
-    """One question as one annotator sees it."""
+    """A question as an annotator sees it."""
 
     id: str
-    """Names the question and, where it is asked twice, the time; it tells neither."""
+    """A hash of the question and of whether this is its repeat; it reveals neither."""
     prompt: str
     left: str
     """sha256 of the video on the left."""
@@ -31,10 +31,10 @@ class Shown(NamedTuple):
 def plan(
     questions: Sequence[Question], *, annotator: str, seed: int, repeats: float
 ) -> list[Shown]:
-    """The questions in an annotator's order, hidden repeats with swapped sides among them.
+    """The questions in an annotator's order, with hidden repeats on swapped sides.
 
     Args:
-        repeats: share of the questions that are asked a second time, in [0, 1], rounded up.
+        repeats: share of the questions that are asked again, in [0, 1], rounded up.
     """
     if not 0 <= repeats <= 1:
         raise InputError(f"critic.repeats={repeats}: give a share from 0 to 1")
@@ -48,7 +48,7 @@ def plan(
 
 
 class _Draw:
-    """An annotator's own randomness."""
+    """The random choices of one annotator's page."""
 
     def __init__(self, seed: int, annotator: str) -> None:
         self.parts = (seed, annotator)
@@ -57,12 +57,12 @@ class _Draw:
         return derive_seed("annotate", purpose, *self.parts, *question)
 
     def shown(self, question: Question, time: int) -> Shown:
-        turned = self.seed("side", question) % 2 != time  # the second time, the other way round
+        turned = self.seed("side", question) % 2 != time  # the repeat has the other sides
         left, right = question[:2] if turned else (question.second, question.first)
         return Shown(f"{self.seed(f'id {time}', question):016x}", question.prompt, left, right)
 
     def later(self, question: Question, place: int, count: int) -> Fraction:
-        """Where a repeat stands among ``count`` questions: after its own, and not too soon."""
+        """The place of a repeat among ``count`` questions: after the question, and not too soon."""
         earliest = min(place + APART, count - 1)
         room = count - earliest
         return earliest + Fraction(1, 2) + self.seed("place", question) % room

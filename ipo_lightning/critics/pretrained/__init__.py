@@ -1,1 +1,1 @@
-"""What critics with downloaded weights share: loading, viewing, wording."""
+"""What critics with downloaded weights share: checkpoints, frames, prompt texts."""

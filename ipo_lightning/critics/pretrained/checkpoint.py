@@ -1,7 +1,7 @@
-"""Multimodal checkpoints of transformers: where they come from, and what their processors are told.
+"""Multimodal checkpoints of transformers: their files, their processors, their chat templates.
 
 A folder is read from disk, a hub id from the network or the local cache. Weights are read from
-safetensors only, and code that a checkpoint brings is not run unless a setting says so.
+safetensors only, and code in a checkpoint is not run unless a setting allows it.
 """
 
 import gc
@@ -25,16 +25,20 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.storage.store import folder_fingerprint
 
 SEQUENCES = {"input_ids": None, "attention_mask": 0, "mm_token_type_ids": 0}
-"""Inputs with an entry for each token, and what they are padded with; None: the padding token."""
+"""Inputs with an entry for each token -> their padding value; None: the padding token."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Weights as transformers writes them: in one file, or in several that an index names."""
 CONFIG, ADAPTER, ADAPTED = "config.json", "adapter_config.json", "adapter_model.safetensors"
-"""What a model is; of a folder that holds nothing but adapters, what they are and their weights."""
+"""A model's config; a LoRA's config and its weights."""
 
 
 @contextmanager
 def named(setting: str, path: str) -> Iterator[None]:
-    """Say whose files they were when they cannot be had: a wrong hub id, or no network."""
+    """Name the setting of a checkpoint that cannot be read: a wrong hub id, or no network.
+
+    Raises:
+        InputError: in place of the error of the hub or of the file.
+    """
     try:
         yield
     except InputError:
@@ -48,11 +52,15 @@ def named(setting: str, path: str) -> Iterator[None]:
 
 
 def check_source(setting: str, path: str) -> None:
-    """Refuse what is neither a folder nor looks like ``owner/name`` on a hub."""
+    """Check that a path is a folder, or looks like a hub id ``owner/name``.
+
+    Raises:
+        InputError: it is neither.
+    """
     folder = Path(path)
     unlike = path.count("/") != 1 or path.startswith((".", "~", "/"))
     if not folder.is_dir() and (unlike or folder.parent.is_dir()):
-        raise InputError(f"{setting}={path}: there is no such folder, nor is it a hub id")
+        raise InputError(f"{setting}={path}: this is neither a folder nor a hub id (owner/name)")
 
 
 def origin(setting: str, path: str, revision: str | None, file: str = "config.json") -> str:
@@ -70,10 +78,10 @@ def origin(setting: str, path: str, revision: str | None, file: str = "config.js
 
 
 def adapted(setting: str, path: str) -> str | None:
-    """Folder or hub id of the model that a folder of adapters is for; None of any other folder.
+    """The base model of a folder with a LoRA, a folder or a hub id; None: it holds no LoRA.
 
     Raises:
-        InputError: the folder does not say.
+        InputError: the LoRA's config does not name it.
     """
     folder = Path(path)
     if not (folder / ADAPTER).is_file() or (folder / CONFIG).is_file():
@@ -86,10 +94,10 @@ def adapted(setting: str, path: str) -> str | None:
 
 
 def find_file(setting: str, path: str, name: str, revision: str | None = None) -> Path:
-    """A file of a folder, or of a hub id, from which it is downloaded where it is not in the cache.
+    """A file of a folder or of a hub id, downloaded where it is not in the local cache.
 
     Raises:
-        InputError: it cannot be had.
+        InputError: it is not there, or cannot be downloaded.
     """
     with named(setting, path):
         if not Path(path).is_dir():
@@ -102,13 +110,13 @@ def find_file(setting: str, path: str, name: str, revision: str | None = None) -
 def check_weights(
     setting: str, path: str, revision: str | None = None, file: str | None = None
 ) -> None:
-    """Refuse a checkpoint whose weights cannot be had. They are neither read nor downloaded.
+    """Check that a checkpoint's weights are available. They are neither read nor downloaded.
 
     Args:
-        file: the one that they are in; None: see `WEIGHTS` and `INDEX`.
+        file: the file with the weights; None: `WEIGHTS`, or those that `INDEX` names.
 
     Raises:
-        InputError: a file is not there, is damaged, or the hub cannot be asked for it.
+        InputError: a file is missing or damaged, or the hub cannot be reached.
     """
     if base := adapted(setting, path):
         check_weights(setting, base)
@@ -124,7 +132,7 @@ def check_weights(
 
 
 def _weights(setting: str, path: str, revision: str | None) -> list[str]:
-    """The files that a checkpoint's weights are in."""
+    """Names of the files with a checkpoint's weights."""
     for look in (_here, _at_hub):
         if look(path, WEIGHTS, revision):
             return [WEIGHTS]
@@ -134,10 +142,10 @@ def _weights(setting: str, path: str, revision: str | None) -> list[str]:
 
 
 def _shards(index: Path) -> list[str]:
-    """The files that an index names, which are beside it.
+    """Names of the weight files in an index, all of its own folder.
 
     Raises:
-        ValueError: it names none, or one that is elsewhere.
+        ValueError: it names none, or one of another folder.
     """
     names = _read(index).get("weight_map")
     files = [*names.values()] if isinstance(names, dict) else []
@@ -150,16 +158,16 @@ def _read(file: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the file holds something else.
     """
     found = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
-        raise ValueError(f"{file.name} holds no object")
+        raise ValueError(f"{file.name} does not hold a JSON object")
     return found
 
 
 def _here(path: str, name: str, revision: str | None) -> Path | None:
-    """A file of a folder, or of the copy of a hub's repository in the local cache."""
+    """A file of a folder, or of a hub id in the local cache; None: it is not there."""
     if Path(path).is_dir():
         return Path(path) / name if (Path(path) / name).is_file() else None
     kept = try_to_load_from_cache(path, name, revision=revision)
@@ -174,24 +182,28 @@ def _at_hub(path: str, name: str, revision: str | None) -> bool:
 
 
 def check_vision() -> None:
-    """Refuse to go on without torchvision, which the video processors of transformers call."""
+    """Check that torchvision can be imported: the video processors of transformers need it.
+
+    Raises:
+        InputError: it is missing, or was built for another torch.
+    """
     try:
         import torchvision  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:  # a build for another torch
         raise InputError(
-            "videos are prepared for a multimodal model by torchvision, which is missing or of "
-            f"another build than torch ({str(error).splitlines()[0]}): make extras EXTRAS=critics"
+            "multimodal models need torchvision, which is missing or was built for another torch "
+            f"({str(error).splitlines()[0]}): make extras EXTRAS=critics"
         ) from error
 
 
 class Processor:
-    """A checkpoint's processor, told to take frames as they are.
+    """A checkpoint's processor; it neither samples nor resizes the frames.
 
     Args:
         path: a folder, or a hub id.
         revision: of a hub id: branch, tag or commit.
-        template: what the chat template is told besides, such as ``{"enable_thinking": False}``.
-        remote_code: whether code that the checkpoint brings may run.
+        template: further arguments of the chat template, such as ``{"enable_thinking": False}``.
+        remote_code: whether code in the checkpoint may run.
 
     Raises:
         InputError: torchvision is missing, or the files cannot be read or take no videos.
@@ -212,7 +224,7 @@ class Processor:
         self.videos: Any = getattr(self.whole, "video_processor", None)
         self.tokenizer: Any = getattr(self.whole, "tokenizer", None)
         if self.videos is None or self.tokenizer is None:
-            raise InputError(f"model={path}: its processor takes no videos; give a model that does")
+            raise InputError(f"model={path}: its processor takes no videos; choose another")
         if hasattr(self.videos, "cap_pixels_per_frame"):  # sizes are ours; unset, it warns
             self.videos.cap_pixels_per_frame = False
         self.template = dict(template or {})
@@ -220,14 +232,16 @@ class Processor:
 
     @property
     def grid(self) -> Grid:
-        """The sizes that it takes."""
+        """The sizes of frames that the processor takes."""
         patch = getattr(self.videos, "patch_size", None)
         if patch is not None:
             side = int(patch) * int(getattr(self.videos, "merge_size", 1))
             return Grid(side, int(getattr(self.videos, "temporal_patch_size", 1)))
         size = self.videos.size
         if not (size and size.get("height") and size.get("width")):
-            raise InputError(f"{type(self.videos).__name__} says no size of frames that is known")
+            raise InputError(
+                f"{type(self.videos).__name__} has no known setting for the size of frames"
+            )
         return Grid(exact=(int(size["height"]), int(size["width"])))
 
     @property
@@ -240,18 +254,18 @@ class Processor:
         """A user's turn in the model's own chat format, up to where the answer begins.
 
         Args:
-            words: the turn's parts in order, None where a video is shown.
+            words: the turn's parts in order; None: a video.
             opening: how the answer begins.
         """
         turn = "".join(self.video if part is None else part for part in words)
         return f"{self.before}{turn}{self.after}{opening}"
 
     def harmless(self, text: str) -> str:
-        """See the function `harmless`."""
+        """The text with the model's special tokens broken up, see the function `harmless`."""
         return harmless(self.tokenizer, text)
 
     def encode(self, text: str, videos: Sequence[Shown]) -> dict[str, Tensor]:
-        """A model's inputs for one turn: tokens (1, L), pixels and what belongs to them."""
+        """A model's inputs for one turn: tokens (1, L), pixels, and their grids."""
         if not videos:
             return dict(self.whole(text=[text], return_tensors="pt"))
         told: dict[str, Any] = {
@@ -267,16 +281,16 @@ class Processor:
         return {name: value for name, value in made.items() if isinstance(value, Tensor)}
 
     def _frame(self, path: str) -> tuple[str, str, str]:
-        """What stands before a user's turn, in place of a video, and after the turn.
+        """The text before a user's turn, in place of a video, and after the turn.
 
-        Taken from how the chat template renders a turn of words and one of a video. Some templates
-        would show all videos before the first word.
+        Found by rendering a turn of words and a turn of a video with the chat template. The
+        template itself is not used for mixed turns: some put all videos before the first word.
         """
         mark, video = "\x00", str(getattr(self.whole, "video_token", ""))
         before, _, after = self._render({"type": "text", "text": mark}).partition(mark)
         shown = self._render({"type": "video"})
         if not video or shown.count(video) != 1:
-            raise InputError(f"model={path}: its chat template shows no videos")
+            raise InputError(f"model={path}: its chat template has no place for videos")
         left, _, right = shown.partition(video)
         opening, closing = left[_shared(left, before) :], _beyond(right, after)
         if opening and opening in self._made_of(video):
@@ -286,7 +300,7 @@ class Processor:
         return before, opening + video + closing, after
 
     def _made_of(self, video: str) -> str:
-        """What the processor makes of the mark of a video alone, in words."""
+        """The text that the processor makes of a video's mark."""
         size = self.grid.exact or (self.grid.side, self.grid.side)
         frames = torch.zeros(self.grid.frames, 3, *size, dtype=torch.uint8)
         blank = Shown(frames, tuple(range(len(frames))), len(frames), 1.0)
@@ -302,7 +316,7 @@ class Processor:
 
 
 def harmless(tokenizer: Any, text: str) -> str:
-    """Text in which a model's special tokens are words: a prompt may hold anything."""
+    """The text with a model's special tokens broken up: a prompt must not act as one."""
     tokens = (str(one) for one in tokenizer.added_tokens_decoder.values() if one.special)
     for token in sorted(tokens, key=len, reverse=True):
         if len(token) > 1:
@@ -311,12 +325,12 @@ def harmless(tokenizer: Any, text: str) -> str:
 
 
 def _shared(one: str, other: str) -> int:
-    """Length of what two texts begin with alike."""
+    """Length of the common beginning of two texts."""
     return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
 
 
 def _beyond(text: str, end: str) -> str:
-    """A text without what it ends with as ``end`` does."""
+    """A text without the common end of it and ``end``."""
     return text[: len(text) - _shared(text[::-1], end[::-1])]
 
 
@@ -325,7 +339,7 @@ def collate(rows: Sequence[Mapping[str, Tensor]], padding: int, left: bool) -> d
 
     Args:
         rows: inputs of single turns, see `Processor.encode`.
-        padding: the padding token. left: whether it goes before a turn, where answers follow.
+        padding: the padding token. left: whether to pad before a turn, for generation.
     """
     longest = max(row["input_ids"].shape[1] for row in rows)
     batch = {}
@@ -347,7 +361,7 @@ def _padded(tokens: Tensor, length: int, filler: int, left: bool) -> Tensor:
 
 
 def free() -> None:
-    """Give memory that is no longer named back to the device."""
+    """Free the device memory of objects that are no longer used."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What goes wrong beneath HTTP and in it, said as what is to be done about it."""
+"""Errors of HTTP and of the network below it, as messages that say what to do."""
 
 import json
 import math
@@ -20,7 +20,7 @@ LONGEST_MESSAGE = 200  # characters of a server's own words in a message of ours
 
 
 class AskAgain(Exception):
-    """This attempt failed, another may not."""
+    """This attempt failed; another may succeed."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -29,20 +29,26 @@ class AskAgain(Exception):
 
 
 class Away(Exception):
-    """Nobody listens there."""
+    """The server cannot be reached."""
 
 
 @contextmanager
 def network_errors(base_url: str) -> Iterator[None]:
-    """What went wrong below HTTP, as what is to be done about it."""
+    """Turn network errors into messages that say what to do.
+
+    Raises:
+        InputError: the server's certificate cannot be trusted.
+        Away: the server cannot be reached.
+        AskAgain: a time-out, a proxy that fails, or a lost connection.
+    """
     try:
         yield
     except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
         certificate = _cause(error, ssl.SSLCertVerificationError)
         if certificate is not None:
             raise InputError(
-                f"{base_url}: its certificate is not to be trusted ({certificate.verify_message}); "
-                "SSL_CERT_FILE names a file of further authorities"
+                f"{base_url}: its certificate cannot be trusted ({certificate.verify_message}); "
+                "SSL_CERT_FILE names a file of further certificate authorities"
             ) from error
         raise Away(f"{base_url} cannot be reached ({_short(error)})") from error
     except (TimeoutError, httpx2.TimeoutException) as error:
@@ -54,7 +60,7 @@ def network_errors(base_url: str) -> Iterator[None]:
 
 
 def _cause(error: BaseException, kind: type[T]) -> T | None:
-    """The error of this kind among those that led to another."""
+    """The first error of this kind in the chain of causes; None: there is none."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, kind):
         found = found.__cause__ or found.__context__
@@ -67,7 +73,11 @@ def _short(error: BaseException) -> str:
 
 
 async def whole_body(response: httpx2.Response) -> bytes:
-    """A response's bytes, decompressed; one without end is given up."""
+    """A response's bytes, decompressed.
+
+    Raises:
+        AskAgain: it is longer than `MOST_BYTES`.
+    """
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk
@@ -77,7 +87,7 @@ async def whole_body(response: httpx2.Response) -> bytes:
 
 
 def complaint(body: bytes) -> tuple[str, str]:
-    """(code, message) of an error in the manner of OpenAI's, vLLM's or FastAPI's."""
+    """(code, message) of an error as OpenAI, vLLM or FastAPI send it."""
     try:
         said = json.loads(body)
     except (ValueError, RecursionError):
@@ -90,7 +100,7 @@ def complaint(body: bytes) -> tuple[str, str]:
 
 
 def retry_after(header: str | None) -> float:
-    """Seconds that a Retry-After asks for, given as a number or as a date; 0 for nonsense."""
+    """Seconds to wait by a Retry-After header, a number or a date; 0 where it is neither."""
     try:
         seconds = float(header or 0)
     except ValueError:
@@ -103,10 +113,10 @@ def retry_after(header: str | None) -> float:
 
 
 def checked_url(text: str) -> httpx2.URL:
-    """A base address that can be one.
+    """The base address of a server.
 
     Raises:
-        InputError: it is no http(s) address, or holds a password or a query.
+        InputError: it is not an http(s) address, or has a password or a query.
     """
     try:
         url = httpx2.URL(str(text).strip())

@@ -1,8 +1,9 @@
-"""Words that a critic's weights were tuned with: their authors', so they are not shipped.
+"""Prompt texts that a critic's weights were tuned with, published by the weights' authors.
 
-Such a text is known by its hash, which is enough to plan a run and to name a critic. It is read
-when the model is loaded: out of a file that is given, or else out of the authors' file at a pinned
-commit, which is downloaded once. Files are parsed, never run.
+They are not shipped, since they belong to their authors. A text is known by its hash, which is
+enough to plan a run and to name a critic. It is read when the model is loaded: from a file that a
+setting names, or from the authors' file at a pinned commit, which is downloaded once. Files are
+parsed, never run.
 """
 
 import ast
@@ -22,25 +23,25 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.storage.store import write_atomically
 
 PROMPT = "{prompt}"
-"""In a wording: here comes the prompt."""
+"""The place of the prompt in a text."""
 CACHE = "IPO_LIGHTNING_CACHE"
-"""Environment variable: the folder of what is downloaded once; see `cache_folder`."""
-MOST_BYTES = 2**20  # of a file with words; the authors' scripts have some ten thousand
-PATIENCE = 10.0, 60.0  # seconds for a part of an answer, and for a download as a whole
+"""Environment variable: the folder for downloads, see `cache_folder`."""
+MOST_BYTES = 2**20  # of a file with a prompt text; the authors' scripts have some ten thousand
+PATIENCE = 10.0, 60.0  # seconds for a part of an answer, and for a whole download
 
 
 @dataclass(frozen=True)
 class PublishedText:
-    """A text that weights were tuned with."""
+    """A prompt text that weights were tuned with."""
 
     sha256: str
     """Of the text in UTF-8, hex."""
     url: str
     """Of the authors' file with it, at a pinned commit."""
     parts: tuple[str, ...] = ()
-    """Names of the constants that it is made of, one after the other; none: it is one string."""
+    """Names of the constants that are joined to make the text; none: it is one string."""
     mark: str = PROMPT
-    """What stands for `PROMPT` in that file."""
+    """The place of the prompt as that file marks it."""
 
     @property
     def file(self) -> str:
@@ -51,12 +52,12 @@ class PublishedText:
         """The text, with `PROMPT` in the place of `mark`.
 
         Args:
-            path: the authors' file, or one of the text alone. None: it is downloaded, unless it was
-                before; with HF_HUB_OFFLINE nothing is.
+            path: the authors' file, or a file of the text alone. None: the text is taken from the
+                cache, or downloaded; with HF_HUB_OFFLINE nothing is downloaded.
             loopback: whether it may come unencrypted from 127.0.0.1.
 
         Raises:
-            InputError: it is not there, cannot be had, or is another text.
+            InputError: the file is missing, cannot be downloaded, or has another text.
         """
         if path is not None:
             text = self.within(given(path))
@@ -67,7 +68,7 @@ class PublishedText:
         return self._kept(kept) or self._downloaded(kept, loopback)
 
     def within(self, content: str) -> str | None:
-        """The text out of a file's content; None where it does not hold it."""
+        """The text in a file's content; None where the file does not have it."""
         for text in texts(content, self.parts):
             text = text.replace(self.mark, PROMPT)
             if sha256(text) == self.sha256:
@@ -75,14 +76,14 @@ class PublishedText:
         return None
 
     def absent(self, path: str) -> InputError:
-        """The refusal of a file with other words."""
+        """The error for a file that does not have the text."""
         return InputError(
-            f"prompt_text={path}: it does not hold the words that the model was tuned with, as "
-            f"they stand in {self.url}"
+            f"prompt_text={path}: this file does not have the prompt text that the model was tuned "
+            f"with, which is in {self.url}"
         )
 
     def _kept(self, file: Path) -> str | None:
-        """The text from the cache; None where it is not there, or damaged."""
+        """The text from the cache; None where it is missing or damaged."""
         try:
             text = file.read_bytes().decode("utf-8")
         except (OSError, UnicodeDecodeError):
@@ -90,7 +91,7 @@ class PublishedText:
         return text if sha256(text) == self.sha256 else None
 
     def _downloaded(self, kept: Path, loopback: bool) -> str:
-        """The text from the authors' file, put into the cache."""
+        """The text from the authors' file, which is then kept in the cache."""
         if constants.HF_HUB_OFFLINE:
             raise self._missing("HF_HUB_OFFLINE is set")
         try:
@@ -100,35 +101,35 @@ class PublishedText:
             raise self._missing(str(error)) from error
         text = self.within(content)
         if text is None:
-            raise self._missing("the file there has other words now")
+            raise self._missing("the file there has another text now")
         try:
             write_atomically(kept, text.encode())
         except OSError as error:
             raise InputError(
-                f"{kept.parent}: words cannot be kept there ({error}); name a folder of yours in "
-                f"{CACHE}"
+                f"{kept.parent}: the prompt text cannot be written there ({error}); set {CACHE} to "
+                "a folder that can be written"
             ) from error
         return text
 
     def _missing(self, reason: str) -> InputError:
         return InputError(
-            "prompt_text: the words that the model was tuned with are not shipped and cannot be "
-            f"downloaded ({reason}); where there is a network run `curl -LO {self.url}`, and give "
-            f"that file as prompt_text={self.file}"
+            "prompt_text: the prompt text that the model was tuned with is not shipped and cannot "
+            f"be downloaded ({reason}); on a machine with a network run `curl -LO {self.url}`, and "
+            f"give that file as prompt_text={self.file}"
         )
 
 
 def given(path: str) -> str:
-    """The content of a file of words that a setting names.
+    """The content of a file with a prompt text that a setting names.
 
     Raises:
-        InputError: it cannot be read, is too long, or is no text in UTF-8.
+        InputError: it cannot be read, is too long, or is not UTF-8.
     """
     try:
         with open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise InputError(f"prompt_text={path}: longer than {MOST_BYTES} bytes, so no wording")
+            raise InputError(f"prompt_text={path}: more than {MOST_BYTES} bytes, so no prompt text")
         return content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"prompt_text={path}: {error}") from error
@@ -140,7 +141,7 @@ def cache_folder() -> Path:
 
 
 def downloaded(url: str, loopback: bool = False) -> str:
-    """A file of words from the network, without redirects.
+    """A file with a prompt text from the network; redirects are not followed.
 
     Args:
         url: https. loopback: see `PublishedText.read`.
@@ -148,7 +149,7 @@ def downloaded(url: str, loopback: bool = False) -> str:
     Raises:
         AskAgain: there is no such file, it is too long, or it takes too long.
         httpx2.HTTPError: see `network_errors`.
-        ValueError: the address is not to be trusted.
+        ValueError: the address is not encrypted.
     """
     address = httpx2.URL(url)
     if address.scheme != "https" and not (loopback and address.host == "127.0.0.1"):
@@ -168,8 +169,8 @@ def downloaded(url: str, loopback: bool = False) -> str:
 
 
 def texts(content: str, parts: Sequence[str] = ()) -> Iterator[str]:
-    """A file's text, with an editor's last newline or without; and where it is Python, each string
-    of it, and those of the constants ``parts`` joined."""
+    """The texts that a file may mean: its content, with and without the last newline; of a Python
+    file also each string, and the constants ``parts`` joined."""
     yield from (content, content.removesuffix("\n"))
     try:
         with warnings.catch_warnings():  # of strings with a stray backslash
@@ -190,7 +191,7 @@ def texts(content: str, parts: Sequence[str] = ()) -> Iterator[str]:
 
 
 def literal(node: ast.AST) -> str:
-    """The text that a string of a script stands for, ``{name}`` where it fills something in."""
+    """The text of a string in a script; what an f-string fills in becomes ``{name}``."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.FormattedValue):

@@ -1,8 +1,8 @@
-"""What a multimodal model sees of a video: which frames, and how large.
+"""The frames of a video that a multimodal model sees, and their size.
 
-Frames are chosen and resized here, once for all models, on uint8 and in the manner of qwen-vl-utils
-with which most of them were tuned; their processors only normalise and cut into patches. So a score
-depends neither on the release of transformers nor on a decoder.
+Frames are chosen and resized here for all models, on uint8, as qwen-vl-utils does it, with which
+most of them were tuned. The models' processors only normalise them and cut them into patches, so
+that a score depends neither on the release of transformers nor on a video decoder.
 """
 
 import math
@@ -23,7 +23,7 @@ MOST_OBLONG = 200
 
 
 class Grid(NamedTuple):
-    """What sizes a model's processor takes."""
+    """The sizes that a model's processor takes."""
 
     side: int = 1
     """Height and width, in pixels, are multiples of it."""
@@ -34,7 +34,7 @@ class Grid(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A video as a model is shown it."""
+    """The frames of a video that a model is shown."""
 
     frames: Tensor  # uint8 (n, 3, h, w), RGB
     indices: tuple[int, ...]
@@ -53,16 +53,16 @@ class Viewing:
     """
 
     fps: float = 2.0
-    """Frames a second of the video that are shown, evenly over its length, first and last among
-    them. More show finer motion and cost as many more tokens."""
+    """Frames shown of each second, evenly over the video, with its first and last. More show finer
+    motion; tokens, memory and time grow with them."""
     least_frames: int = 4
-    """A shorter video is shown with so many, as far as it has them."""
+    """The least number of frames that are shown, if the video has as many."""
     most_frames: int = 768
-    """A longer one with so many; equal to ``least_frames``: always so many."""
+    """The largest number of frames that are shown. Equal to ``least_frames``: always this many."""
     min_pixels: int = 128 * 28 * 28
-    """A smaller frame is enlarged to about so many pixels."""
+    """A smaller frame is enlarged to about this many pixels."""
     max_pixels: int = 448 * 448
-    """A larger frame is made smaller, to at most so many."""
+    """A larger frame is reduced to at most this many pixels."""
 
     def __post_init__(self) -> None:
         if not self.fps > 0:
@@ -80,16 +80,17 @@ class Viewing:
 
     @property
     def identity(self) -> str:
-        """What an answer depends on of this, in a few characters."""
+        """A hash of the settings, part of a critic's identity."""
         settings = [self.fps, self.least_frames, self.most_frames, self.min_pixels, self.max_pixels]
         return f"view-{fingerprint(settings)[:8]}"
 
     def count(self, total: int, fps: float, multiple: int = 2) -> int:
         """How many of a video's frames are shown.
 
-        As in qwen-vl-utils: the length in seconds times ``fps``, within the bounds, to the nearest
-        multiple; halves go to the even one, as Python rounds. The result may fall short of
-        ``least_frames`` where the video has too few, and then is no multiple if it has fewer still.
+        As in qwen-vl-utils: the length in seconds times ``fps``, within the bounds, rounded to the
+        nearest multiple (halves to the even one, as Python rounds). It is less than
+        ``least_frames`` where the video has fewer frames, and not a multiple where it has fewer
+        than one multiple.
 
         Args:
             total: frames of the video. fps: its frames a second.
@@ -101,7 +102,7 @@ class Viewing:
         return min(max(round(wished / multiple) * multiple, 1), total)
 
     def indices(self, total: int, fps: float, multiple: int = 2) -> list[int]:
-        """Places of the frames that are shown, evenly spaced; see `count`."""
+        """Indices of the `count` frames that are shown, evenly spaced."""
         count = self.count(total, fps, multiple)
         places: list[int] = torch.linspace(0, total - 1, count).round().long().tolist()
         return places
@@ -117,23 +118,29 @@ class Viewing:
         """
         total, height, width = clip.frames.shape[:3]
         if not clip.fps > 0:
-            raise InputError(f"a video of {clip.fps} frames a second cannot be shown to a model")
+            raise InputError(
+                f"a video of {clip.fps} frames a second cannot be shown to a model: give videos "
+                "with a frame rate"
+            )
         indices = self.indices(total, clip.fps, grid.frames)
         size = grid.exact or self.fitted(height, width, grid.side)
         chosen = clip.frames[indices].permute(0, 3, 1, 2)
         return Shown(resized(chosen, size), tuple(indices), total, clip.fps)
 
     def fitted(self, height: int, width: int, side: int) -> tuple[int, int]:
-        """The size in which a frame is shown: whole patches, within the bounds, in proportion.
+        """(height, width) in which a frame is shown: multiples of ``side``, within the bounds.
 
-        A frame within the bounds goes to the nearest multiples of ``side``; one outside is scaled
-        to the bound, then cut down or up to multiples. This is qwen-vl-utils' rule.
+        A frame within the bounds goes to the nearest multiples of ``side``. One outside is scaled
+        to the bound, then rounded down (too large) or up (too small). The rule is qwen-vl-utils'.
 
         Raises:
             InputError: one side is more than 200 times the other.
         """
         if max(height, width) > MOST_OBLONG * min(height, width):
-            raise InputError(f"frames of {height} x {width} px are too oblong for a model to see")
+            raise InputError(
+                f"frames of {height} x {width} px: one side is more than {MOST_OBLONG} times the "
+                "other, which models do not take"
+            )
         sides = [max(side, round(length / side) * side) for length in (height, width)]
         area = sides[0] * sides[1]
         if area > self.max_pixels:
@@ -148,10 +155,10 @@ class Viewing:
 def resized(frames: Tensor, size: Sequence[int]) -> Tensor:
     """Frames in another size, bicubic with antialiasing, rounded back to uint8.
 
-    The bits of ``torchvision.transforms.functional.resize``, which upstream uses. torchvision's
-    newer ``transforms.v2``, which the processors of transformers use, computes on uint8 throughout
-    on a CPU and cuts off between the two directions: on noise a fifth of the values differ, by up
-    to 22 of 255.
+    The result is bit-equal to ``torchvision.transforms.functional.resize``, which upstream uses.
+    torchvision's newer ``transforms.v2``, which the processors of transformers use, computes in
+    uint8 on a CPU and rounds between the two directions: on noise a fifth of the values differ, by
+    up to 22 of 255.
 
     Args:
         frames: uint8 (n, 3, H, W). size: (height, width).

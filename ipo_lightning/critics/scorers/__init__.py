@@ -1,1 +1,1 @@
-"""Critics that compute a score: reward networks, image scorers, gauges."""
+"""Critics that compute a score: reward models, image scorers, gauges."""

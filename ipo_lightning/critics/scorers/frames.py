@@ -1,8 +1,8 @@
 """Image scorers on the frames of a video: what they share, and CLIP, PickScore, LAION's head.
 
-They see frames one by one and know nothing of their order: how well the words are shown, and how
-good a picture is. A still video, a shuffled one and one that jerks score like a sound one. They are
-for guards on content, for ensembles, and beside gauges of motion, not for labels on their own.
+They see single frames, not their order: how well a frame fits the prompt, and how good a picture it
+is. A still, a shuffled or a jerky video scores as well as a sound one. Use them in ensembles, or
+together with gauges of motion, not alone for labels.
 """
 
 import json
@@ -37,23 +37,22 @@ from ipo_lightning.video import Clip, spread
 
 UNREADABLE = (OSError, SafetensorError, UnpicklingError, RuntimeError, ValueError, AttributeError,
               EOFError)  # fmt: skip
-"""What reading a file of weights raises, which may be any file at all."""
+"""What reading a file of weights raises if it is another file."""
 Over = Literal["mean", "min"]
 SIGMA = "sigma"
-"""Name of a judge's own standard deviation, in units of its score: no dimension."""
+"""Name of the model's own standard deviation, in units of the score; not a dimension."""
 
 
 class FrameCritic(ABC):
-    """Rates a video by its frames: evenly spaced ones, first and last among them.
+    """Rates a video by some of its frames: evenly spaced, with the first and the last.
 
-    A video's frames are computed together and without any other video's, so that batch, order and
-    rank do not change a bit of a score.
+    The frames of a video are computed together, without those of other videos, so that batch, order
+    and rank do not change a score.
 
     Args:
-        frames: how many are looked at, as far as a video has them.
-        over: what a dimension's value is: the ``mean`` over the frames, or the ``min``, by which
-            one bad frame spoils a video.
-        dtype: of the weights. What is read out of them is computed in float32.
+        frames: how many frames are used, or all of a shorter video.
+        over: a dimension's value: the ``mean`` over the frames, or the ``min`` (the worst frame).
+        dtype: of the weights. Scores are computed from their outputs in float32.
     """
 
     def __init__(self, frames: int, over: Over, dtype: str) -> None:
@@ -67,41 +66,41 @@ class FrameCritic(ABC):
         self.device = "cpu"
 
     @abstractmethod
-    def judge(self, frames: Tensor, prompt: str) -> Mapping[str, Tensor]:
+    def values(self, frames: Tensor, prompt: str) -> Mapping[str, Tensor]:
         """Values of uint8 (K, H, W, 3) frames by dimension, each (K,) float32 on the CPU.
 
-        One named `SIGMA` is how unsure the judge is.
+        The one named `SIGMA` is the model's own standard deviation.
         """
 
     @abstractmethod
     def load(self, device: str) -> None:
-        """Read the weights onto a device."""
+        """Load the weights onto a device."""
 
     @abstractmethod
     def release(self) -> None:
-        """Give the memory back."""
+        """Free the memory of the weights."""
 
     @property
     @abstractmethod
     def loaded(self) -> bool:
-        """Whether the weights are there."""
+        """Whether the weights are loaded."""
 
     @torch.inference_mode()
     def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
-        """One rating a clip; a value that is not finite is a fault of its clip alone."""
+        """One rating a clip; it has a fault where a value of its frames is not finite."""
         if not self.loaded:
             self.load(self.device)
         ratings = []
         for clip, prompt in zip(clips, prompts, strict=True):
             seen = clip.frames[spread(len(clip.frames), self.frames)]
-            ratings.append(self.rating(self.judge(seen, prompt)))
+            ratings.append(self.rating(self.values(seen, prompt)))
         return ratings
 
     def rating(self, values: Mapping[str, Tensor]) -> Rating:
-        """A rating from its frames' values; the values themselves are kept as ``raw``.
+        """The rating of a video from its frames' values, which are kept as ``raw``.
 
-        Certainty is ``1 / (1 + deviation)``, with the mean of the frames' deviations, and 1 where
-        a judge tells none.
+        Certainty is ``1 / (1 + deviation)``, with the mean of the frames' deviations; 1 where the
+        model has none.
         """
         raw = json.dumps({name: [round(x, 6) for x in v.tolist()] for name, v in values.items()})
         if not all(bool(value.isfinite().all()) for value in values.values()):
@@ -111,32 +110,32 @@ class FrameCritic(ABC):
         return Rating(self.total(dims), dims, 1 / (1 + deviation), raw)
 
     def pooled(self, values: Tensor) -> float:
-        """(K,) to one number, as ``over`` says."""
+        """The mean or the minimum of (K,) values, by ``over``."""
         return float(values.double().mean() if self.over == "mean" else values.min())
 
     @abstractmethod
     def total(self, dims: Mapping[str, float]) -> float:
-        """The score from its dimensions."""
+        """The score, from the dimensions."""
 
 
 class ClipCritic(FrameCritic):
-    """Similarity of frames and prompt by a CLIP model, and how aesthetic the frames are.
+    """Similarity of frames and prompt by a CLIP model, and the frames' aesthetic score.
 
-    ``text`` is the cosine of the two embeddings (Radford et al., arXiv 2103.00020), or with
-    ``scaled`` that times ``exp(logit_scale)``, transformers' ``logits_per_image``: PickScore
-    (Kirstain et al., arXiv 2305.01569) is the latter with weights of its own. ``aesthetic`` is
-    LAION's linear head on the image's embedding of length 1, over 10 as in VBench: about 0.1 to 1.
+    ``text`` is the cosine of the two embeddings (Radford et al., arXiv 2103.00020); with ``scaled``
+    it is multiplied by ``exp(logit_scale)``, as transformers' ``logits_per_image``. PickScore
+    (Kirstain et al., arXiv 2305.01569) is the latter, with other weights. ``aesthetic`` is LAION's
+    linear head on the normalised image embedding, divided by 10 as in VBench: about 0.1 to 1.
 
-    CLIP reads 77 tokens, start and end among them; of a longer prompt it sees the beginning only.
-    How many were cut is told in a warning, once.
+    CLIP reads 77 tokens, with start and end; longer prompts are cut. A warning says once how many
+    prompts were cut.
 
     Args:
         path: a CLIP model: a folder, or a hub id. Weights are read from safetensors only.
-        revision: of a hub id: branch, tag or commit; None is its main branch as it is now.
-        processor: where tokenizer and image processor come from; None: from ``path``.
+        revision: of a hub id: branch, tag or commit; None: its main branch.
+        processor: folder or hub id of the tokenizer and the image processor; None: ``path``.
         aesthetic: file of the head (``sa_0_4_vit_l_14_linear.pth``, or safetensors of the same two
-            tensors); it belongs to ``openai/clip-vit-large-patch14``. None: no such dimension.
-        weights: dimension -> its weight in the score. Scales differ by far: see the dimensions.
+            tensors); it is for ``openai/clip-vit-large-patch14``. None: no such dimension.
+        weights: dimension -> its weight in the score. The dimensions' scales differ, see above.
         scaled: see above.
         frames, over, dtype: see `FrameCritic`.
     """
@@ -166,7 +165,7 @@ class ClipCritic(FrameCritic):
         known = {"text", "aesthetic"} if aesthetic else {"text"}
         if not self.weights or not set(self.weights) <= known:
             names = (
-                "text or aesthetic" if aesthetic else "text (aesthetic wants the file of its head)"
+                "text or aesthetic" if aesthetic else "text (aesthetic needs the file of its head)"
             )
             raise InputError(f"weights={self.weights}: give a weight to {names}")
         self._model: Any = None
@@ -177,7 +176,7 @@ class ClipCritic(FrameCritic):
 
     @cached_property
     def identity(self) -> str:
-        """See `Critic`; a folder counts by its contents, a hub id by its commit."""
+        """Of the model and all settings: a folder by its content, a hub id by its commit."""
         head = fingerprint_of(self.aesthetic)
         settings = [self.weights, self.scaled, self.frames, self.over, self.dtype, head]
         if self.words_path != self.path:
@@ -186,12 +185,11 @@ class ClipCritic(FrameCritic):
 
     @property
     def loaded(self) -> bool:
-        """See `FrameCritic`."""
         return self._model is not None
 
     @cached_property
     def processors(self) -> tuple[Any, Any]:
-        """Tokenizer and image processor; pictures are prepared by PIL wherever it runs."""
+        """Tokenizer and image processor; PIL resizes the pictures on every device."""
         revision = self.revision if self.words_path == self.path else None
         with named("path", self.words_path):
             tokenizer = AutoTokenizer.from_pretrained(self.words_path, revision=revision)
@@ -201,7 +199,11 @@ class ClipCritic(FrameCritic):
         return tokenizer, images
 
     def ready(self) -> None:
-        """The checkpoint may be out of reach, or the head another model's."""
+        """Check the checkpoint, and that the head fits it.
+
+        Raises:
+            InputError: a file is missing, or the head is of another model.
+        """
         _ = self.processors
         check_weights("path", self.path, self.revision)
         if self.aesthetic is not None:
@@ -210,10 +212,10 @@ class ClipCritic(FrameCritic):
             read_head(self.aesthetic, int(getattr(config, "projection_dim", 0)))
 
     def load(self, device: str) -> None:
-        """Read the weights onto a device.
+        """Load the weights onto a device.
 
         Raises:
-            InputError: they cannot be read, or the model is no CLIP.
+            InputError: they cannot be read, or the model is not a CLIP model.
         """
         _ = self.processors
         with named("path", self.path):
@@ -228,27 +230,27 @@ class ClipCritic(FrameCritic):
             self._head = {name: value.to(device) for name, value in head.items()}
 
     def release(self) -> None:
-        """Give the memory back, and tell of prompts that were too long, once."""
+        """Free the memory, and warn once of prompts that were too long."""
         self._model, self._head, self._texts = None, {}, {}
         free()
         if self._cut and not self._warned:
             self._warned = True
             warnings.warn(
                 f"{len(self._cut)} prompts are longer than the {self.longest} tokens that "
-                f"{self.path} reads: it saw their beginnings only", stacklevel=2,
+                f"{self.path} reads: it saw only their beginnings", stacklevel=2,
             )  # fmt: skip
 
     @property
     def longest(self) -> int:
-        """Tokens that the model reads, start and end among them."""
+        """Tokens that the model reads, with start and end."""
         tokenizer = self.processors[0]
         if self._model is None:
             return int(tokenizer.model_max_length)
         places = int(self._model.config.text_config.max_position_embeddings)
         return min(int(tokenizer.model_max_length), places)
 
-    def judge(self, frames: Tensor, prompt: str) -> dict[str, Tensor]:
-        """See `FrameCritic`: ``text``, and ``aesthetic`` where there is a head."""
+    def values(self, frames: Tensor, prompt: str) -> dict[str, Tensor]:
+        """``text``, and with a head ``aesthetic``, each (K,) float32 on the CPU."""
         images = self.processors[1](images=list(frames.numpy()), return_tensors="pt")
         pixels = images["pixel_values"].to(self.device, DTYPES[self.dtype])
         seen = unit(self._model.get_image_features(pixel_values=pixels))
@@ -279,7 +281,7 @@ class ClipCritic(FrameCritic):
 
 
 def unit(features: Any) -> Tensor:
-    """Embeddings of length 1, float32 (B, D), of what CLIP's ``get_*_features`` gives.
+    """Normalised embeddings, float32 (B, D), of the result of CLIP's ``get_*_features``.
 
     transformers 5 returns an object, whose ``pooler_output`` is the projected embedding.
     """

@@ -1,8 +1,7 @@
-"""Gauges as a critic: how far a video is outside of bands that a sound one keeps.
+"""Gauges as a critic: how far a video's gauges are outside of given bands.
 
-Without weights and without a prompt: it cannot tell a good video from a dull one, only a broken one
-from the rest. It is a guard with degrees, a member of ensembles, and a critic where none else can
-be had.
+It needs no weights and ignores the prompt: it can tell broken videos from sound ones, not good ones
+from dull ones. Use it as a gradual filter, as a member of ensembles, or where no model can run.
 """
 
 import json
@@ -22,17 +21,17 @@ Combine = Literal["min", "product"]
 
 @dataclass(frozen=True)
 class Band:
-    """Where a gauge's value should lie, in the gauge's own units."""
+    """The range in which a gauge should lie, in the gauge's units."""
 
     low: float | None = None
     """None: no lower bound."""
     high: float | None = None
     """None: no upper bound."""
     soft: float = 0.0
-    """How far outside the grade has fallen to 0; 0: at once."""
+    """How far outside of the band the grade reaches 0; 0: at once."""
 
     def grade(self, value: float) -> float:
-        """1 within the band, falling in a straight line to 0 at ``soft`` outside of it."""
+        """1 within the band; outside it falls linearly, to 0 at a distance of ``soft``."""
         below = 0.0 if self.low is None else self.low - value
         above = 0.0 if self.high is None else value - self.high
         outside = max(below, above, 0.0)
@@ -44,12 +43,11 @@ class Band:
 class GaugeCritic:
     """Grades a video by its gauges, each in [0, 1]; the score is the worst grade or their product.
 
-    It says nothing of the prompt, and all sound videos tie at 1. A gauge is a measurement, so its
-    certainty is 1.
+    It ignores the prompt, and all sound videos tie at 1. Its certainty is 1: gauges are measured.
 
     Args:
         bands: gauge -> its band (`ipo_lightning.metrics.gauges.GAUGES` has the gauges, with units).
-        combine: ``min``, by which one fault is enough, or ``product``, by which faults add up.
+        combine: ``min``: the worst grade counts; ``product``: all faults count.
     """
 
     def __init__(
@@ -61,12 +59,12 @@ class GaugeCritic:
             raise InputError(f"bands={bands}: give a band to each gauge, as {{flow: {{low: 0.1}}}}")
         self.bands = {name: band(name, settings) for name, settings in sorted(bands.items())}
         if not self.bands:
-            raise InputError("bands: give a band for one gauge or more")
+            raise InputError("bands: give at least one gauge a band")
         self.combine = combine
 
     @property
     def identity(self) -> str:
-        """See `Critic`; all its settings are in it."""
+        """A hash of all settings."""
         bands = [[name, one.low, one.high, one.soft] for name, one in self.bands.items()]
         return f"gauges@1#{fingerprint([bands, self.combine])[:12]}"
 
@@ -77,7 +75,7 @@ class GaugeCritic:
         """Nothing to release."""
 
     def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
-        """One rating a clip; prompts do not matter. ``raw`` has the gauges themselves."""
+        """One rating a clip; prompts are ignored. ``raw`` has the gauges' values."""
         return [self.rating(clip) for clip, _ in zip(clips, prompts, strict=True)]
 
     def rating(self, clip: Clip) -> Rating:
@@ -93,7 +91,7 @@ def band(gauge: str, settings: Mapping[str, float | None]) -> Band:
     """A band from its settings.
 
     Raises:
-        InputError: there is no such gauge, or nothing keeps such a band.
+        InputError: there is no such gauge, or no value can be in the band.
     """
     if gauge not in GAUGES:
         raise InputError(f"bands.{gauge}: there is no such gauge; choose among {', '.join(GAUGES)}")

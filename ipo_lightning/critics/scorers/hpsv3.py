@@ -1,8 +1,8 @@
 """HPSv3 on the frames of a video: Qwen2-VL-7B with a ranking head (Ma et al., arXiv 2508.03789).
 
-Ported onto current transformers from MizzenAI/HPSv3 (MIT): frames of about 200704 pixels resized by
-PIL, sequential positions as the weights were tuned with, the head in float32. It needs no
-torchvision. The words of its rubric are upstream's and are not shipped, see `PublishedText`.
+A port of MizzenAI/HPSv3 (MIT) to current transformers: frames of about 200704 pixels resized by
+PIL, sequential positions as in its training, the head in float32. It needs no torchvision. The
+rubric belongs to upstream and is not shipped, see `PublishedText`.
 """
 
 from collections.abc import Mapping
@@ -51,13 +51,13 @@ NAMES = {
     **PLACES,
     "rm_head.": "ranks.",
 }
-"""Beginnings of names, the longer before the shorter: upstream's and ours."""
+"""Prefixes of weights, the longer first: upstream's -> ours."""
 PIXELS = 256 * 28 * 28
-"""Of a frame as it is shown, about."""
+"""About the pixels of a frame as the model sees it."""
 
 
 class RankNet(RewardModel):
-    """A backbone whose state at one special token becomes a mean and the logarithm of a deviation.
+    """A backbone with a head that reads a mean and a log deviation at one special token.
 
     Args:
         backbone: transformers' Qwen2VLModel. token: id of the special token.
@@ -83,20 +83,20 @@ class RankNet(RewardModel):
 
 
 class HPSv3(FrameCritic):
-    """The preference for a frame as a picture of its prompt, and how sure the model is.
+    """People's predicted preference for a frame as a picture of its prompt.
 
-    ``preference`` is the mean that the head gives, unbounded. Certainty is ``1 / (1 + deviation)``,
-    from the deviations that it gives.
+    ``preference`` is the head's mean, unbounded. Certainty is ``1 / (1 + deviation)``, with the
+    head's deviation.
 
     Args:
-        path: where ``HPSv3.safetensors`` is: a folder, or a hub id.
+        path: folder or hub id with ``HPSv3.safetensors``.
         revision: of a hub id.
-        base: Qwen2-VL-7B-Instruct, of which configuration, tokenizer and image processor are read,
-            not the weights.
+        base: folder or hub id of Qwen2-VL-7B-Instruct, for its config, tokenizer and image
+            processor; its weights are not read.
         base_revision: of a hub id.
-        wording: upstream's file with the rubric, or one of the rubric alone; None: upstream's,
-            downloaded once, when the weights are read. Other words are refused.
-        frames, over, dtype: see `FrameCritic`. The weights are made for bfloat16.
+        prompt_text: upstream's file with the rubric, or a file with the rubric alone; None:
+            upstream's, downloaded once, when the weights are loaded. Other texts are refused.
+        frames, over, dtype: see `FrameCritic`. The weights were trained in bfloat16.
     """
 
     def __init__(
@@ -123,7 +123,8 @@ class HPSv3(FrameCritic):
 
     @cached_property
     def identity(self) -> str:
-        """See `Critic`; folders count by their contents, hub ids by their commits."""
+        """Of the model, the rubric and all settings: folders by their content, hub ids by their
+        commits."""
         base = origin("base", self.base, self.base_revision)
         settings = [base, RUBRIC.sha256, self.frames, self.over, self.dtype]
         name = origin("path", self.path, self.revision, "README.md")  # it has no config.json
@@ -131,12 +132,11 @@ class HPSv3(FrameCritic):
 
     @property
     def loaded(self) -> bool:
-        """See `FrameCritic`."""
         return self._model is not None
 
     @cached_property
     def processors(self) -> tuple[Any, Any]:
-        """Tokenizer, with the special token, and image processor, by PIL."""
+        """Tokenizer, with the special token, and image processor, which uses PIL."""
         with named("base", self.base):
             tokenizer = AutoTokenizer.from_pretrained(self.base, revision=self.base_revision)
             images = AutoImageProcessor.from_pretrained(
@@ -146,16 +146,21 @@ class HPSv3(FrameCritic):
         return tokenizer, images
 
     def ready(self) -> None:
-        """The words may be missing, see `PublishedText.read`, or the weights out of reach."""
+        """Check the rubric, if it is a file, and that the weights can be read.
+
+        Raises:
+            InputError: a file is missing.
+        """
         RUBRIC.read(self.prompt_text)
         _ = self.processors
         check_weights("path", self.path, self.revision, FILE)
 
     def load(self, device: str) -> None:
-        """Read the weights, 16.6 GB, onto a device.
+        """Load the weights, 16.6 GB, onto a device.
 
         Raises:
-            InputError: they or the words cannot be read, or do not fit the base.
+            InputError: the weights or the rubric cannot be read, or the weights do not fit
+                ``base``.
         """
         self._rubric = RUBRIC.read(self.prompt_text)  # before the weights, which take longer
         token = self.processors[0].convert_tokens_to_ids(TOKEN)
@@ -176,12 +181,12 @@ class HPSv3(FrameCritic):
         self._model, self.device = model.to(device), device
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Free the memory of the weights."""
         self._model = None
         free()
 
-    def judge(self, frames: Tensor, prompt: str) -> Mapping[str, Tensor]:
-        """See `FrameCritic`: ``preference``, and the deviation, which is no dimension."""
+    def values(self, frames: Tensor, prompt: str) -> Mapping[str, Tensor]:
+        """``preference`` and the deviation (`SIGMA`), each (K,) float32 on the CPU."""
         assert self._model is not None
         tokenizer, images = self.processors
         height, width = self.viewing.fitted(
@@ -216,7 +221,7 @@ class HPSv3(FrameCritic):
             )
         if text.count(IMAGE) != 1:
             raise InputError(
-                f"base={self.base}: its chat template shows no pictures; give Qwen2-VL"
+                f"base={self.base}: its chat template has no place for pictures; give Qwen2-VL"
             )
         return text
 
@@ -231,9 +236,9 @@ class HPSv3(FrameCritic):
 def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Upstream's weights under `RankNet`'s names.
 
-    Upstream saved with transformers 4.45, where the vision tower was ``visual`` and the language
-    model ``model``; later releases say ``model.visual`` and ``model.language_model``. Both are
-    read. The language model's own head is left out.
+    Upstream saved with transformers 4.45, where the vision tower was called ``visual`` and the
+    language model ``model``; in later releases they are ``model.visual`` and
+    ``model.language_model``. Both are read. The language model's own head is left out.
     """
     ours = {}
     for name, value in weights.items():

@@ -1,4 +1,4 @@
-"""Reward models as critics: a score a video, and one for each dimension."""
+"""Reward models as critics: a score for each video and dimension."""
 
 import json
 import warnings
@@ -36,7 +36,7 @@ from ipo_lightning.storage.store import fingerprint
 from ipo_lightning.video import Clip
 
 VERSION = "reward-2"
-"""Of the reading; to be raised whenever the same settings give other scores."""
+"""Part of the identity; to be raised whenever the same settings give other scores."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -45,18 +45,18 @@ class RewardCritic:
 
     Args:
         model: the folder.
-        fps: frames a second that are shown; None is what the model was trained with. More show the
-            motion of short videos, which the model has not seen so: audit it before you trust it.
-        weights: dimension -> its weight in the score, a sum of normalised rewards; one that is not
-            named does not count. None: 1 each.
+        fps: frames a second that are shown; None: as in the model's training. More frames show the
+            motion of short videos, but the model was not trained with them: audit it first.
+        weights: dimension -> its weight in the score, a sum of normalised rewards; a dimension that
+            is not named does not count. None: 1 each.
         dtype: of the network: bfloat16, or float32 (twice the memory). The head is in float32.
-        attention: transformers' name of the kernels (sdpa, eager, flash_attention_2); None is its
-            own choice.
-        batch_size: videos at a time. One by default: then a score does not depend on its company
-            to the last bit.
+        attention: transformers' name of the kernels (sdpa, eager, flash_attention_2); None:
+            transformers' default.
+        batch_size: videos in a forward pass. With 1 a score does not depend on other videos; with
+            more its last bits may.
 
     Raises:
-        InputError: a setting that cannot work.
+        InputError: a setting is wrong.
     """
 
     def __init__(
@@ -78,24 +78,28 @@ class RewardCritic:
         if dtype not in DTYPES:
             raise InputError(f"dtype={dtype}: choose one of {', '.join(DTYPES)}")
         if self.weights is not None and not any(self.weights.values()):
-            raise InputError(f"weights={self.weights}: give one dimension or more a weight")
+            raise InputError(f"weights={self.weights}: give at least one dimension a weight")
         if batch_size < 1 or (fps is not None and fps <= 0):
             raise InputError(f"batch_size={batch_size}, fps={fps}: give numbers above 0")
 
     @cached_property
     def identity(self) -> str:
-        """See `Critic`."""
+        """Of the model's content and all settings."""
         settings = {"fps": self.fps, "weights": self.weights, "dtype": self.dtype,
                     "attention": self.attention, "batch_size": self.batch_size}  # fmt: skip
         return f"{self._origin()}#{VERSION}#{fingerprint(settings)[:8]}"
 
     def ready(self) -> None:
-        """torchvision may be missing, a file of the folder, or a dimension that is to count."""
+        """Check torchvision, the folder's files and the dimensions of ``weights``.
+
+        Raises:
+            InputError: one of them is missing.
+        """
         check_vision()
         self._check_weights(self._check_files())
 
     def load(self, device: str) -> None:
-        """See `Critic`."""
+        """Load the network onto a device."""
         network, inputs = self._open()
         if self.fps is not None:
             inputs.spec = replace(inputs.spec, viewing=replace(inputs.spec.viewing, fps=self.fps))
@@ -103,12 +107,12 @@ class RewardCritic:
         self._network, self._inputs = network.to(device), inputs
 
     def release(self) -> None:
-        """See `Critic`."""
+        """Free the memory of the network."""
         self._network = self._inputs = None
         free()
 
     def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
-        """See `PointCritic`."""
+        """One rating a clip; a clip that the model cannot be shown has a fault."""
         ratings: list[Rating] = []
         for start in range(0, len(clips), self.batch_size):
             batch = slice(start, start + self.batch_size)
@@ -119,17 +123,20 @@ class RewardCritic:
             ]
         return ratings
 
-    # ---------------------------------------------------------------- where it comes from
+    # ---------------------------------------------------------------- files
 
     def _origin(self) -> str:
-        """What the weights and the words are: ``name@revision``."""
+        """``name@revision`` of the weights and the rubric."""
         return origin("model", self.model, None)
 
     def _check_files(self) -> tuple[str, ...]:
-        """Refuse what could not be opened, without its weights; the dimensions.
+        """Check the files without reading the weights.
+
+        Returns:
+            The names of the dimensions.
 
         Raises:
-            InputError: a file is missing, or another.
+            InputError: a file is missing or wrong.
         """
         spec = self._spec()
         Processor(self.model)
@@ -138,11 +145,14 @@ class RewardCritic:
 
     def _check_weights(self, dims: Sequence[str]) -> None:
         if self.weights is not None and not self.weights.keys() <= set(dims):
-            raise InputError(f"weights={self.weights}: {self.model} has {', '.join(sorted(dims))}")
+            raise InputError(
+                f"weights={self.weights}: the dimensions of {self.model} are "
+                f"{', '.join(sorted(dims))}"
+            )
 
     def _spec(self) -> RewardSpec:
         if not (Path(self.model) / SPEC).is_file():
-            raise InputError(f"model={self.model}: no {SPEC} there; give a reward folder")
+            raise InputError(f"model={self.model}: there is no {SPEC}; give a reward folder")
         return read_spec(Path(self.model))
 
     def _open(self) -> tuple[RewardModel, RewardInputs]:
@@ -158,7 +168,7 @@ class RewardCritic:
         return self._network, self._inputs
 
     def _row(self, clip: Clip, prompt: str) -> dict[str, Tensor] | Rating:
-        """A video as the network takes it, or why it cannot."""
+        """The network's inputs for a video, or a rating that says why there are none."""
         network, inputs = self._loaded()
         try:
             row = inputs.one(clip, prompt)
@@ -170,20 +180,20 @@ class RewardCritic:
         return row
 
     def _warn_of_gaps(self, clip: Clip, viewing: Viewing) -> None:
-        """Say once that short videos are shown as a few stills."""
+        """Warn once that few frames of short videos are shown."""
         total = len(clip.frames)
         shown = viewing.count(total, clip.fps)
         if not self._warned and shown < total and total / clip.fps * viewing.fps < 8:
             self._warned = True
             warnings.warn(
                 f"{self.model} sees {shown} of {total} frames ({total / clip.fps:.3g} s at "
-                f"fps={viewing.fps:g}): flicker and fast motion lie between them; give the critic "
-                "a larger fps, or a critic of motion beside it", stacklevel=4,
+                f"fps={viewing.fps:g}): it does not see flicker and fast motion between them; give "
+                "a larger fps, or combine it with a critic of motion", stacklevel=4,
             )  # fmt: skip
 
     @torch.inference_mode()
     def _rewards(self, rows: Sequence[dict[str, Tensor]]) -> list[list[float]]:
-        """(B, D) the rewards as the network gives them."""
+        """(B, D) the network's rewards, not normalised."""
         if not rows:
             return []
         network, inputs = self._loaded()

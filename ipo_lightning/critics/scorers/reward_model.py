@@ -1,15 +1,15 @@
-"""Reward models in VideoReward's manner: a multimodal network read out at tokens of its own.
+"""Reward models like VideoReward's: a multimodal network with a head at special tokens.
 
-The rubric holds one special token for each dimension; the hidden state at that token, times a
-linear head, is the reward (Liu et al., arXiv 2501.13918). VideoReward is one, and critics trained
-here are others; they differ in weights, rubric and scale.
+The rubric has one special token for each dimension; a linear head makes the reward of the hidden
+state at that token (Liu et al., arXiv 2501.13918). VideoReward is such a model, and so are critics
+that are trained here; they differ in weights, rubric and scale.
 
 A **reward folder** holds one that was trained here::
 
-    reward.json          the `RewardForm` but its rubric
+    reward.json          the `RewardSpec` without its rubric
     rubric.txt           the rubric, UTF-8
     config.json          of the backbone, with the files of its processor and tokenizer
-    model.safetensors    `RewardModel.state_dict()`: backbone.*, head.weight; adapters merged
+    model.safetensors    `RewardModel.state_dict()`: backbone.*, head.weight; LoRA merged
 """
 
 import json
@@ -32,7 +32,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.video import Clip
 
 PROMPT = "{text_prompt}"
-"""Where the videos' prompt goes in a rubric."""
+"""The place of the video's prompt in a rubric."""
 SPEC, RUBRIC, WEIGHTS = "reward.json", "rubric.txt", "model.safetensors"
 
 Positions = Literal["sequential", "native"]
@@ -40,23 +40,23 @@ Positions = Literal["sequential", "native"]
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """What is asked, and how the answers become scores: all of a reward model but its weights."""
+    """All of a reward model but its weights: the rubric, and how rewards become scores."""
 
     rubric: str
-    """The words beside the video, with `PROMPT` once, and each of ``tokens`` once, in order."""
+    """The text after the video, with `PROMPT` once, and each of ``tokens`` once, in order."""
     dims: tuple[str, ...]
     """Names of the dimensions."""
     tokens: tuple[str, ...]
     """The special token at which each dimension is read."""
     mean: tuple[float, ...]
-    """Of each dimension's rewards over some set of videos; a score is ``(reward - mean) / std``."""
+    """Of each dimension's rewards over a set of videos; a score is ``(reward - mean) / std``."""
     std: tuple[float, ...]
     viewing: Viewing = Viewing()
-    """How videos are shown; a reward model is used as it was trained."""
+    """How videos are shown, as in the model's training."""
     outputs: int = 1
     """Rows of the head: 1 for all dimensions, or one for each."""
     positions: Positions = "sequential"
-    """Rotary positions: the token's place in the sequence, as VideoReward was trained, or the
+    """Rotary positions: the token's index in the sequence (as in VideoReward's training), or the
     backbone's own in time, height and width."""
 
     def __post_init__(self) -> None:
@@ -78,17 +78,17 @@ class RewardSpec:
             )
         for mark in (PROMPT, *self.tokens):
             if self.rubric.count(mark) != 1:
-                raise InputError(f"the rubric holds {mark} {self.rubric.count(mark)} times, not 1")
+                raise InputError(f"the rubric has {mark} {self.rubric.count(mark)} times, not once")
 
 
 class RewardModel(nn.Module):
     """A multimodal backbone with a head that is read at special tokens.
 
     Args:
-        backbone: transformers' base model (``AutoModel``: Qwen2VLModel and its like), any
-            precision; its embeddings have rows for the special tokens.
+        backbone: transformers' base model (``AutoModel``, such as Qwen2VLModel), in any precision;
+            its embeddings have rows for the special tokens.
         tokens: ids of the special tokens, one a dimension.
-        outputs, positions: see `RewardForm`.
+        outputs, positions: see `RewardSpec`.
     """
 
     def __init__(
@@ -105,18 +105,18 @@ class RewardModel(nn.Module):
 
     @property
     def context(self) -> int:
-        """Tokens that the backbone was made for."""
+        """Tokens that the backbone can read."""
         config: Any = self.backbone.config
         return int(config.get_text_config().max_position_embeddings)
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """Rewards (B, D), float32, not normalised.
 
-        The head works in float32 whatever the backbone's precision: in bfloat16 two videos a
-        hundredth apart would tie.
+        The head computes in float32 whatever the backbone's precision: in bfloat16 two rewards
+        that differ by a hundredth would be equal.
 
         Args:
-            inputs: see `states`.
+            inputs: as of `states`.
         """
         weight = self.head.weight.float()
         rewards = F.linear(self.states(**inputs), weight)  # (B, D, outputs)
@@ -130,7 +130,7 @@ class RewardModel(nn.Module):
                 pixels.
 
         Raises:
-            ValueError: a row does not hold each special token exactly once.
+            ValueError: a row does not have each special token exactly once.
         """
         ids = inputs["input_ids"]
         if self.positions == "sequential":
@@ -141,19 +141,19 @@ class RewardModel(nn.Module):
         return torch.stack([self._at(token, ids, hidden) for token in self.tokens], 1).float()
 
     def _at(self, token: int, ids: Tensor, hidden: Tensor) -> Tensor:
-        """(B, hidden) the state at a token."""
+        """(B, hidden) the hidden state at a token."""
         here = ids == token
         if not bool((here.sum(1) == 1).all()):
-            raise ValueError(f"token {token} must stand exactly once in each row")
+            raise ValueError(f"token {token} must be in each row exactly once")
         return hidden[here]
 
 
 class RewardInputs:
-    """Turns videos and prompts into what a reward model takes.
+    """Makes a reward model's inputs of videos and prompts.
 
     Args:
-        processor: the backbone's; it learns the form's special tokens.
-        form: what is asked.
+        processor: the backbone's; the special tokens are added to its tokenizer.
+        spec: the rubric, its tokens, and how videos are shown.
     """
 
     def __init__(self, processor: Processor, spec: RewardSpec) -> None:
@@ -177,8 +177,8 @@ def save_reward(folder: Path, model: RewardModel, spec: RewardSpec, processor: P
     """Write a reward folder.
 
     Args:
-        model: with whatever adapters it had merged.
-        processor: with the form's special tokens (see `RewardInputs`).
+        model: without LoRA layers: they are merged.
+        processor: with the special tokens (see `RewardInputs`).
     """
     folder.mkdir(parents=True, exist_ok=True)
     plain = asdict(spec)
@@ -192,10 +192,10 @@ def save_reward(folder: Path, model: RewardModel, spec: RewardSpec, processor: P
 
 
 def read_spec(folder: Path) -> RewardSpec:
-    """The form of a reward folder.
+    """The specification in a reward folder.
 
     Raises:
-        InputError: a file is missing or says something else.
+        InputError: a file is missing or malformed.
     """
     try:
         plain: dict[str, Any] = json.loads((folder / SPEC).read_text())
@@ -207,17 +207,17 @@ def read_spec(folder: Path) -> RewardSpec:
     except (OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder} is no reward folder: {error}") from error
+        raise InputError(f"{folder} is not a reward folder: {error}") from error
 
 
 def load_reward(
     folder: Path, dtype: torch.dtype = torch.bfloat16, attention: str | None = None
 ) -> tuple[RewardModel, RewardInputs]:
-    """A reward model from its folder, on the CPU, and what makes its inputs.
+    """A reward model from its folder, on the CPU, and the maker of its inputs.
 
     Args:
         dtype: of the backbone; the head stays in float32.
-        attention: transformers' name of the kernels; None is its own choice.
+        attention: transformers' name of the kernels; None: transformers' default.
     """
     spec = read_spec(folder)
     inputs = RewardInputs(Processor(str(folder)), spec)
@@ -234,7 +234,7 @@ def load_reward(
 def empty_model(
     config: Any, inputs: RewardInputs, dtype: torch.dtype, attention: str | None = None
 ) -> RewardModel:
-    """The network of a config, with no weights worth the name: `fill` gives them."""
+    """The network of a config, with undefined weights: `fill` loads them."""
     spec = inputs.spec
     with no_init_weights():  # on the CPU, not on meta: buffers outside of state dicts are right
         backbone = AutoModel.from_config(config, dtype=dtype, attn_implementation=attention)
@@ -242,10 +242,10 @@ def empty_model(
 
 
 def fill(model: RewardModel, weights: Mapping[str, Tensor]) -> None:
-    """Give an empty model its weights, in the precision that it was made for.
+    """Load weights into an empty model, in its precision.
 
     Raises:
-        InputError: weights are missing, left over, or of another shape.
+        InputError: weights are missing, unknown, or of another shape.
     """
     own = model.state_dict()
     wrong = sorted(own.keys() ^ weights.keys())
@@ -254,8 +254,8 @@ def fill(model: RewardModel, weights: Mapping[str, Tensor]) -> None:
     ]
     if wrong:
         raise InputError(
-            f"a reward model's weights do not fit: {len(wrong)} are missing, left over or of "
-            f"another shape, as {wrong[0]}"
+            f"a reward model's weights do not fit: {len(wrong)} are missing, unknown or of "
+            f"another shape, such as {wrong[0]}"
         )
     cast = {name: value.to(own[name].dtype) for name, value in weights.items()}
     model.load_state_dict(cast, assign=True)

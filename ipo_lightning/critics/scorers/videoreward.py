@@ -1,16 +1,16 @@
 """VideoReward, of VideoAlign (Liu et al., arXiv 2501.13918), on current transformers.
 
 Qwen2-VL-2B, tuned on 182,000 human comparisons, with a reward for visual quality (VQ), motion
-quality (MQ) and text alignment (TA). Weights: Apache-2.0, ``KlingTeam/VideoReward``. Upstream runs
-on transformers 4.45 alone; this is a port:
+quality (MQ) and text alignment (TA). Weights: Apache-2.0, ``KlingTeam/VideoReward``. Upstream needs
+transformers 4.45; this is a port:
 
-- the checkpoint is one of peft, whose adapters are merged here, with the names of 4.45;
+- the checkpoint is peft's, with the weight names of transformers 4.45; its LoRA is merged here;
 - the backbone is called with sequential positions, not Qwen2-VL's own in time, height and width:
   upstream hands embeddings to the language model, which then counts tokens;
 - frames are sampled and resized as its fork of qwen-vl-utils does (see `Viewing`);
-- the head computes in float32 here, in bfloat16 upstream: scores agree to the third digit or so.
+- the head computes in float32 here, in bfloat16 upstream: scores agree to about three digits.
 
-The words of its rubric are upstream's (MIT) and are not shipped, see `PublishedText`.
+The rubric belongs to upstream (MIT) and is not shipped, see `PublishedText`.
 """
 
 import json
@@ -50,7 +50,7 @@ RUBRIC = PublishedText(
     "https://raw.githubusercontent.com/KwaiVGI/VideoAlign/"
     "219ab9db64c045e5181a2202d11f686439351292/prompt_template.py",
 )
-"""The constant DETAILED_PROMPT_WITH_SPECIAL_TOKEN there."""
+"""The constant DETAILED_PROMPT_WITH_SPECIAL_TOKEN in that file."""
 SETTINGS = "model_config.json"
 EMBEDDINGS = "backbone.language_model.embed_tokens.weight"
 HEAD = "head.weight"
@@ -62,16 +62,16 @@ class VideoReward(RewardCritic):
     Args:
         model: a folder with `SETTINGS` and the checkpoint, or a hub id.
         revision: of a hub id: branch, tag or commit.
-        checkpoint: the weights' file within it. Tensors are read from it, code is not run.
-        base: folder or hub id of the model it was tuned from, for its config, processor and
-            tokenizer (not its weights).
+        checkpoint: the weights' file within it. Only tensors are read from it; no code is run.
+        base: folder or hub id of the model that it was tuned from, for its config, processor and
+            tokenizer; its weights are not read.
         base_revision: of a hub id.
-        wording: upstream's file with the rubric, or one of the rubric alone; None: upstream's,
-            downloaded once, when the weights are read. Other words are refused.
+        prompt_text: upstream's file with the rubric, or a file with the rubric alone; None:
+            upstream's, downloaded once, when the weights are loaded. Other texts are refused.
         others: see `RewardCritic`.
 
     Raises:
-        InputError: the words given are missing or others, or a setting cannot work.
+        InputError: the file of the rubric is missing or has another text, or a setting is wrong.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class VideoReward(RewardCritic):
         state = read_state(self._file(self.checkpoint))
         weights = current(state, scale, DTYPES[self.dtype])
         if EMBEDDINGS not in weights or HEAD not in weights:
-            raise InputError(f"{self.model}/{self.checkpoint} is no checkpoint of VideoReward")
+            raise InputError(f"{self.model}/{self.checkpoint} is not a checkpoint of VideoReward")
         spec = spec_of(settings, rubric, len(weights[HEAD]))
         inputs = RewardInputs(Processor(self.base, self.base_revision), spec)
         with named("base", self.base):
@@ -132,7 +132,7 @@ class VideoReward(RewardCritic):
         return network, inputs
 
     def _file(self, name: str) -> Path:
-        """A file of the checkpoint, from its folder or its hub."""
+        """A file of the checkpoint, from its folder or from the hub."""
         return find_file("model", self.model, name, self.revision)
 
     def _settings(self) -> dict[str, Any]:
@@ -140,12 +140,12 @@ class VideoReward(RewardCritic):
         with named("model", self.model):
             settings = json.loads(self._file(SETTINGS).read_text())
             if not isinstance(settings, dict):
-                raise ValueError(f"{SETTINGS} holds no settings")
+                raise ValueError(f"{SETTINGS} has no settings")
             return settings
 
 
 def spec_of(settings: Mapping[str, Any], rubric: str, outputs: int) -> RewardSpec:
-    """What is asked, from upstream's settings.
+    """The specification of the reward model, from upstream's settings.
 
     Args:
         settings: upstream's model_config.json: how videos are sampled, which dimensions, and under
@@ -153,7 +153,7 @@ def spec_of(settings: Mapping[str, Any], rubric: str, outputs: int) -> RewardSpe
         outputs: rows of the head.
 
     Raises:
-        InputError: it was trained in a way that is not ported.
+        InputError: the model was trained in a way that is not ported.
     """
     try:
         data, model = settings["data_config"], settings["model_config"]
@@ -184,7 +184,7 @@ def spec_of(settings: Mapping[str, Any], rubric: str, outputs: int) -> RewardSpe
 
 
 def lora_scale(settings: Mapping[str, Any]) -> float:
-    """What an adapter's product is multiplied by; from upstream's ``peft_lora_config``."""
+    """The LoRA's scale, alpha over rank (or its root), from upstream's ``peft_lora_config``."""
     if not settings.get("lora_enable"):
         return 0.0
     rank, alpha = float(settings["lora_r"]), float(settings["lora_alpha"])
@@ -192,10 +192,10 @@ def lora_scale(settings: Mapping[str, Any]) -> float:
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file that torch wrote; nothing else of it is let in, and no code is run.
+    """The tensors of a file that torch wrote. No code in it is run.
 
     Raises:
-        InputError: it is no such file, or it holds other things than tensors.
+        InputError: it is another kind of file, or holds other things than tensors.
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -211,8 +211,8 @@ def current(state: Mapping[str, Tensor], scale: float, dtype: torch.dtype) -> di
     """A checkpoint of peft and transformers 4.45 as `RewardModel`'s weights.
 
     Args:
-        state: adapters beside the layers that they change.
-        scale: of their product. dtype: of the result; the sum is made in float32.
+        state: the weights, and those of the LoRA.
+        scale: of the LoRA. dtype: of the result; the LoRA is merged in float32.
     """
     plain: dict[str, Tensor] = {}
     factors: dict[str, Tensor] = {}
@@ -220,17 +220,17 @@ def current(state: Mapping[str, Tensor], scale: float, dtype: torch.dtype) -> di
         name = name.removeprefix("base_model.model.")
         if ".lora_" in name:
             factors[name.replace(".default.", ".")] = value
-        elif not name.startswith("lm_head."):  # a reward model says no words
+        elif not name.startswith("lm_head."):  # a reward model has no language head
             plain[name.replace(".base_layer.", ".")] = value
     for name in [one for one in factors if one.endswith(".lora_A.weight")]:
         layer, down = name.removesuffix(".lora_A.weight"), factors.pop(name)
         up, weight = factors.pop(f"{layer}.lora_B.weight", None), plain.get(f"{layer}.weight")
         if up is None or weight is None:
-            raise InputError(f"the checkpoint has half an adapter of {layer}")
+            raise InputError(f"the checkpoint has only half of the LoRA of {layer}")
         merged = weight.float() + scale * (up.float() @ down.float())
         plain[f"{layer}.weight"] = merged.to(dtype)
     if factors:
-        raise InputError(f"the checkpoint has half an adapter: {min(factors)}")
+        raise InputError(f"the checkpoint has half of a LoRA without its layer: {min(factors)}")
     return {renamed(name): value.to(dtype) for name, value in plain.items()}
 
 
@@ -239,11 +239,11 @@ PLACES = {
     "model.": "backbone.language_model.",
     "rm_head.": "head.",
 }
-"""Beginnings of names: transformers 4.45's and ours."""
+"""Prefixes of weights: transformers 4.45's -> ours."""
 
 
 def renamed(name: str) -> str:
-    """A weight's name in `RewardModel`; one of another kind stays as it is, and will not fit."""
+    """A weight's name in `RewardModel`; an unknown name stays as it is, and `fill` refuses it."""
     for old, new in PLACES.items():
         if name.startswith(old):
             return new + name.removeprefix(old)

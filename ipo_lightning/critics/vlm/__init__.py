@@ -1,1 +1,1 @@
-"""Critics that put a prompt template to a multimodal model."""
+"""VLM critics: a vision-language model, in this process or on a server, and a prompt template."""

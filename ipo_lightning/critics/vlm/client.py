@@ -1,8 +1,8 @@
-"""What a multimodal chat model is to a critic: it sees videos, is asked, and answers.
+"""The protocol of a VLM client: a vision-language model that is shown videos and asked questions.
 
-A critic of this kind is a model and a form. The model says how it is reached (weights in this
-process, an endpoint), the form what is asked and how an answer is read; every form goes with every
-model. A question that got no answer is a `Fault`, never an exception and never a default.
+A VLM critic is a client and a prompt template. The client reaches the model (weights in this
+process, or a server); the template says what is asked and how an answer is read. Every template
+works with every client. A question without an answer is a `Fault`, never an exception or a default.
 """
 
 import re
@@ -13,25 +13,25 @@ from ipo_lightning.critics.protocols import Critic
 from ipo_lightning.video import Clip
 
 VIDEO = "<video>"
-"""In a turn's text: here comes the next of its videos."""
+"""The place of the next video in a turn's text."""
 
 
 class Turn(NamedTuple):
-    """One question about videos, put to a model in a conversation of its own."""
+    """One question about videos, asked in a conversation of its own."""
 
     videos: tuple[Clip, ...]
     text: str
-    """With `VIDEO` once for each video, in their order. A prompt that holds the mark itself must be
-    put in by `quoted`."""
+    """With `VIDEO` once for each video, in their order. Insert prompts with `quoted`: they may hold
+    the mark."""
     opening: str = ""
-    """Words put in the model's mouth: its answer goes on from them."""
+    """The beginning of the answer, which the model continues."""
 
 
 class Fault(NamedTuple):
     """Why there is no answer."""
 
     reason: str
-    """A few words that failures can be counted by: "timeout", "unreadable", "no such token"."""
+    """In a few words, by which failures are counted: "timeout", "unreadable", "no such token"."""
     transient: bool = False
     """Whether asking again later may help."""
 
@@ -41,8 +41,8 @@ class Token(NamedTuple):
 
     text: str
     top: Mapping[str, float]
-    """Text -> natural logarithm of its probability, of the likeliest tokens at this place, before
-    temperature and penalties."""
+    """Text -> log probability of the likeliest tokens at this place, before temperature and
+    penalties."""
 
 
 class Reply(NamedTuple):
@@ -50,26 +50,25 @@ class Reply(NamedTuple):
 
     text: str
     tokens: tuple[Token, ...] = ()
-    """Its tokens, where the model tells; empty where it does not."""
+    """Its tokens; empty where the server does not send them."""
 
 
 @runtime_checkable
 class VLMClient(Critic, Protocol):
     """A model that answers questions about videos. Batch, order and rank must not change an answer.
 
-    ``identity`` is all that determines an answer but the turn: model, revision, how videos are
-    shown to it, sampling.
+    ``identity`` is all that determines an answer, except the turn: model, revision, how videos are
+    shown, sampling.
     """
 
     def choose(
         self, turns: Sequence[Turn], options: Mapping[str, Sequence[str]]
     ) -> list[dict[str, float] | Fault]:
-        """How likely the answer begins with each option: option -> probability, normalised over
-        the options.
+        """Option -> probability that the answer begins with it, normalised over the options.
 
         Args:
-            options: name -> spellings, such as ``{"yes": ("yes", "Yes", "YES")}``; a spelling
-                counts where it is a single token. Probabilities are those of the raw logits.
+            options: name -> spellings, such as ``{"yes": ("yes", "Yes", "YES")}``; only spellings
+                that are a single token count. Probabilities are those of the raw logits.
 
         Raises:
             InputError: an option has no spelling that is a single token of the model.
@@ -77,19 +76,18 @@ class VLMClient(Critic, Protocol):
         ...
 
     def reply(self, turns: Sequence[Turn]) -> list[list[Reply | Fault]]:
-        """Answers in words: a turn has as many as the model is set to sample.
+        """Answers in words: as many a turn as ``samples``.
 
-        One that was cut off at the longest allowed is a fault, "cut short": of a number at its end
-        a part would be another number.
+        An answer that was cut off at ``max_tokens`` is a fault, "cut short": a number at its end
+        might be incomplete.
         """
         ...
 
 
 def quoted(prompt: str) -> str:
-    """A prompt as part of a turn's text: marks in it stay words.
+    """A prompt for a turn's text, with the marks in it broken up by a space.
 
-    The mark of a video, a model's own (``<|im_end|>``) and tags that an answer is read by
-    (``<answer>``) are broken up by a space.
+    Marks are `VIDEO`, special tokens (``<|im_end|>``) and the tags of answers (``<answer>``).
     """
     return re.sub(r"<(?=[|/A-Za-z])", "< ", prompt)
 
@@ -98,7 +96,7 @@ def parts(turn: Turn) -> list[str | Clip]:
     """A turn's text and videos in the order in which they are shown.
 
     Raises:
-        ValueError: the text does not mark the place of each video.
+        ValueError: the text has not one mark for each video.
     """
     words = turn.text.split(VIDEO)
     if len(words) != len(turn.videos) + 1:

@@ -1,7 +1,7 @@
-"""Critics made of a multimodal model and a form.
+"""Critics that ask a vision-language model.
 
-`PairVLMCritic` and `PointVLMCritic` let it answer in words, `Letters` and `Checklist` read the
-probabilities of its first word. Every one goes with every `VLMClient`.
+`PairVLMCritic` and `PointVLMCritic` let it answer in words, by a prompt template; `Letters` and
+`Checklist` read the probabilities of its first word. All work with every `VLMClient`.
 """
 
 import json
@@ -27,7 +27,7 @@ from ipo_lightning.video import Clip
 F = TypeVar("F", PairTemplate, PointTemplate)
 
 LETTERS = {"A": ("A", " A"), "T": ("T", " T"), "B": ("B", " B")}
-"""First, tie, second: as `Preference` has them."""
+"""In the order of `Preference`: first, tie, second."""
 YES_NO = {"yes": ("yes", "Yes", "YES", " yes", " Yes"), "no": ("no", "No", "NO", " no", " No")}
 
 PAIR = f"""Here are two videos that a generator made from one prompt.
@@ -55,53 +55,57 @@ Answer with one word: yes or no."""
 
 
 class _VLMCritic:
-    """What all of them pass on to their model."""
+    """What all VLM critics share: they pass on what their client says of itself."""
 
     def __init__(self, vlm: VLMClient, version: str) -> None:
         self.vlm, self.version = vlm, version
 
     @property
     def identity(self) -> str:
-        """The model's, and the form's version."""
+        """The client's identity, and the version of the questions."""
         return f"{self.vlm.identity}#{self.version}"
 
     @property
-    def beside(self) -> bool:
-        """Whether the model may be asked while videos are made; see `Critic`."""
-        return bool(getattr(self.vlm, "beside", False))
+    def during_rollout(self) -> bool:
+        """Whether the client may be asked during the rollout, see `Critic`."""
+        return bool(getattr(self.vlm, "during_rollout", False))
 
     @property
     def prompts_per_call(self) -> int:
-        """Prompts a call; see `Critic`."""
+        """How many prompts the client takes in a call, see `Critic`."""
         return int(getattr(self.vlm, "prompts_per_call", 1))
 
     def ready(self) -> None:
-        """See `Critic`."""
+        """Check that the client can be asked."""
         check_ready(self.vlm)
 
     def load(self, device: str) -> None:
-        """See `Critic`."""
+        """Load the client's model."""
         self.vlm.load(device)
 
     def release(self) -> None:
-        """See `Critic`."""
+        """Free the client's memory."""
         self.vlm.release()
 
 
 class _InWords(_VLMCritic, Generic[F]):
-    """A form, and the model's answers to it."""
+    """A critic by a prompt template, which the model answers in words."""
 
     def __init__(self, vlm: VLMClient, prompt_template: F) -> None:
         super().__init__(vlm, prompt_template.version)
         self.prompt_template: F = prompt_template
 
     def ready(self) -> None:
-        """Its words may be missing."""
+        """Check the client and the template's text.
+
+        Raises:
+            InputError: one of them is missing something.
+        """
         self.prompt_template.load()
         super().ready()
 
     def load(self, device: str) -> None:
-        """The form first, since weights take longer."""
+        """Load the template's text, then the model, which takes longer."""
         self.prompt_template.load()
         super().load(device)
 
@@ -113,22 +117,22 @@ class _InWords(_VLMCritic, Generic[F]):
 
 
 class PairVLMCritic(_InWords[PairTemplate]):
-    """Compares two videos in words; several samples are votes."""
+    """Compares two videos by an answer in words; several samples are votes."""
 
     def compare(
         self, first: Sequence[Clip], second: Sequence[Clip], prompts: Sequence[str]
     ) -> list[Comparison]:
-        """See `PairCritic`."""
+        """One comparison a prompt."""
         shown = zip(first, second, prompts, strict=True)
         answers = self._replies([self.prompt_template.ask(*one) for one in shown])
         return [compared(*read_all(replies, self.prompt_template.read)) for replies in answers]
 
 
 class PointVLMCritic(_InWords[PointTemplate]):
-    """Rates a video in words; of several samples the mean counts."""
+    """Rates a video by an answer in words; several samples are averaged."""
 
     def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
-        """See `PointCritic`."""
+        """One rating a clip."""
         shown = zip(clips, prompts, strict=True)
         answers = self._replies([self.prompt_template.ask(*one) for one in shown])
         return [self._rating(replies) for replies in answers]
@@ -139,28 +143,28 @@ class PointVLMCritic(_InWords[PointTemplate]):
 
 
 class _InLogits(_VLMCritic):
-    """Questions of which the answer's first word is read as probabilities."""
+    """A critic by the probabilities of the answer's first word."""
 
     def __init__(self, vlm: VLMClient, version: str) -> None:
         samples = getattr(vlm, "samples", 1)
         if samples > 1:
             raise InputError(
-                f"vlm.samples={samples}: probabilities are read off one forward and nothing is "
-                "drawn; give 1, or choose a critic that answers in words"
+                f"vlm.samples={samples}: probabilities are read from one forward pass without "
+                "sampling; give 1, or choose a critic that answers in words"
             )
         if getattr(vlm, "top_logprobs", 1) is None:
             raise InputError(
-                "vlm.top_logprobs=None: probabilities are read; give a number of tokens, or "
-                "choose a critic that answers in words"
+                "vlm.top_logprobs=None: this critic reads probabilities; give a number of tokens, "
+                "or choose a critic that answers in words"
             )
         super().__init__(vlm, version)
 
 
 class Letters(_InLogits):
-    """Compares two videos by the probabilities of the letters A, B and T: one forward a question.
+    """Compares two videos by the probabilities of the letters A, B and T, one forward a question.
 
-    Nothing is sampled and no reason given. A zero-shot model leans towards one letter, wherever the
-    better video stands: `ipo_lightning.metrics.preferences.both_orders` cancels that.
+    Nothing is sampled, and no reason is given. A zero-shot model has a position bias towards one
+    letter; asking in both orders cancels it (`ipo_lightning.metrics.preferences.both_orders`).
     """
 
     def __init__(
@@ -172,19 +176,21 @@ class Letters(_InLogits):
     ) -> None:
         """
         Args:
-            question: what is asked of the two videos as a whole.
-            aspects: dimension -> question about it, each a forward more; None: no dimensions.
-            letters: A, T and B -> spellings that count as it; None: with and without a space.
+            question: about the two videos as a whole.
+            aspects: dimension -> question about it, one more forward each; None: no dimensions.
+            letters: A, T and B -> their spellings; None: with and without a space.
 
         Raises:
-            InputError: a dimension's name will not do, letters are not A, T and B, or the model is
-                to draw several samples.
+            InputError: a dimension's name is not allowed, letters are not A, T and B, or the client
+                is set to several samples.
         """
         asked = {} if aspects is None else aspects
         if asked != {}:
             check_questions("aspects", asked)
         if "overall" in asked:
-            raise InputError("aspects.overall: that is the verdict as a whole; name it otherwise")
+            raise InputError(
+                "aspects.overall: this is the name of the whole verdict; choose another"
+            )
         self.letters = dict(LETTERS if letters is None else letters)
         if set(self.letters) != set(LETTERS):
             raise InputError(f"letters={sorted(self.letters)}: give A, T and B")
@@ -198,7 +204,7 @@ class Letters(_InLogits):
     def compare(
         self, first: Sequence[Clip], second: Sequence[Clip], prompts: Sequence[str]
     ) -> list[Comparison]:
-        """See `PairCritic`."""
+        """One comparison a prompt."""
         turns = [
             words.turn(prompt, one, two)
             for one, two, prompt in zip(first, second, prompts, strict=True)
@@ -223,13 +229,13 @@ class Check:
     """A yes/no question about a video."""
 
     ask: str
-    """Ends with a question mark; the model is told to answer yes or no."""
+    """The question; the model is told to answer yes or no."""
     dim: str
-    """The dimension that it counts to."""
+    """The dimension that it is a part of."""
     weight: float = 1.0
     good: str = "yes"
-    """Which answer speaks for the video, ``yes`` or ``no``. A model that leans towards yes lifts
-    every score alike where all questions are good with yes: some should be good with no."""
+    """The answer of a good video, ``yes`` or ``no``. Models have a bias towards yes, which raises
+    all scores if every good answer is yes: let some be no."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.ask, str) or not self.ask.strip():
@@ -248,7 +254,7 @@ def check_of(question: Mapping[str, Any]) -> Check:
     """A question from its settings.
 
     Raises:
-        InputError: they are no fields of `Check`.
+        InputError: they are not fields of `Check`.
     """
     known = [field.name for field in fields(Check)]
     given = isinstance(question, Mapping) and {"ask", "dim"} <= question.keys() <= set(known)
@@ -260,11 +266,10 @@ def check_of(question: Mapping[str, Any]) -> Check:
 class Checklist(_InLogits):
     """Rates a video by weighted yes/no questions, one forward each.
 
-    A question counts the probability of its good answer among yes and no; the score is their
-    weighted mean, in [0, 1], and so is each dimension over its own questions. Certainty is the
-    weighted mean of ``|2 p - 1|``. Where one question has no answer there is no rating: a mean over
-    the others would be compared with siblings' means over all, and an easy question that fell out
-    would lower a video.
+    The value of a question is p, the probability of its good answer among yes and no. The score is
+    the weighted mean of the values, in [0, 1]; a dimension is that of its own questions. Certainty
+    is the weighted mean of ``|2 p - 1|``. If one question has no answer there is no rating: a mean
+    over fewer questions could not be compared with those of other videos.
     """
 
     def __init__(self, vlm: VLMClient, questions: Sequence[Mapping[str, Any]]) -> None:
@@ -273,21 +278,21 @@ class Checklist(_InLogits):
             questions: the fields of `Check`, one question each.
 
         Raises:
-            InputError: there is none, a field of one will not do, or the model is to draw several
+            InputError: there is no question, a field is wrong, or the client is set to several
                 samples.
         """
         if not questions or isinstance(questions, str | Mapping):
-            raise InputError(f"questions={questions}: give a list of at least one")
+            raise InputError(f"questions={questions}: give a list of at least one question")
         self.checks = [check_of(one) for one in questions]
         if len({check.ask for check in self.checks}) < len(questions):
-            raise InputError("questions: one is there twice; give it more weight instead")
+            raise InputError("questions: one is given twice; give it more weight instead")
         self.dims = tuple(dict.fromkeys(check.dim for check in self.checks))
         self._words = [PromptText(ONE.replace("{question}", check.ask)) for check in self.checks]
         settings = [[one.ask, one.dim, one.weight, one.good] for one in self.checks]
         super().__init__(vlm, PromptText(ONE).version("checklist-1", settings))
 
     def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
-        """See `PointCritic`."""
+        """One rating a clip."""
         turns = [
             words.turn(prompt, clip)
             for clip, prompt in zip(clips, prompts, strict=True)
@@ -327,11 +332,11 @@ def _asked(
 
 
 def _raw(names: Sequence[str], answers: Sequence[Mapping[str, float] | Fault]) -> str:
-    """Question -> probabilities, or what went wrong, as JSON."""
+    """Question -> probabilities or fault, as JSON."""
     told = (one.reason if isinstance(one, Fault) else dict(one) for one in answers)
     return json.dumps(dict(zip(names, told, strict=True)), ensure_ascii=False)
 
 
 def _passing(faults: Sequence[Fault]) -> bool:
-    """Whether asking again may bring every answer."""
+    """Whether asking again may give every answer."""
     return all(fault.transient for fault in faults)

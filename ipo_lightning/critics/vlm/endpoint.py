@@ -1,4 +1,4 @@
-"""A chat model behind an OpenAI-compatible address: vLLM, SGLang, a hosted one."""
+"""A VLM on an OpenAI-compatible server: vLLM, SGLang, or a hosted one."""
 
 import base64
 import io
@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from ipo_lightning.critics.pretrained.viewing import Grid, Shown, Viewing
+from ipo_lightning.critics.vlm.calls import Read, ask
 from ipo_lightning.critics.vlm.client import Fault, Reply, Token, Turn, parts
-from ipo_lightning.critics.vlm.server import Read, Server, Spent
+from ipo_lightning.critics.vlm.server import Server, Spent
 from ipo_lightning.errors import InputError
 from ipo_lightning.seeds import derive_seed
 from ipo_lightning.storage.store import fingerprint
@@ -26,43 +27,43 @@ Json = dict[str, Any]
 
 PATH = "/chat/completions"
 LEAST_MASS = 0.5
-"""Share of the probability that the options of a choice must have together: where a model would
-rather say something else, what is left tells little."""
-ROUNDING = 1e-3  # by which a logarithm of a probability may be above 0
+"""Least probability of all options of a choice together: below it the model would mostly say
+something else, and the choice means little."""
+ROUNDING = 1e-3  # a log probability may be above 0 by this much
 OWN_FIELDS = {"messages", "model", "n", "stream", "logprobs", "top_logprobs", "seed", "temperature"}
 
 
 class EndpointVLM:
     """A `VLMClient` over HTTP.
 
-    The address is no part of ``identity``: the same model answers the same wherever it runs, and a
-    server that moves to another port must not cost all verdicts again. A name such as ``gpt-5`` or
-    ``UnifiedReward`` says little of the weights behind it, though: ``revision`` is for what tells
-    them apart (a dated name, a commit, "fp8"), and to be changed when they do.
+    The address is not part of ``identity``: the same model gives the same answers at any address,
+    and a server that moves to another port is not asked again. But a name such as ``gpt-5`` may
+    stand for different weights over time: put what distinguishes them (a dated name, a commit,
+    "fp8") into ``revision``, and change it when they change.
 
     Args:
         server: how it is reached.
-        model: its name there.
-        revision: see above; part of the identity and nothing else.
-        viewing: which frames are shown, and how large.
-        video: ``frames`` sends a picture a frame, which every server with vision takes; ``mp4``
-            sends a file (``video_url``), from which the server takes frames as *it* is set to.
+        model: its name on the server.
+        revision: see above; only a part of the identity.
+        viewing: which frames are shown, and their size.
+        video: ``frames`` sends one picture a frame, which every server with vision accepts; ``mp4``
+            sends a file (``video_url``), from which the server samples frames by its own settings.
         picture: ``jpeg`` (quality 95, full colour) or ``png`` (exact, about four times as large).
-        samples: replies to a turn, each in a request of its own: one that fails costs no other.
-        temperature: of replies; 0 takes the likeliest token each time.
-        max_tokens: a reply is cut off after so many, and a fault.
-        seed: replies differ with it, with the turn and with their place among the samples; None:
-            none is sent, for hosts that take none.
-        top_logprobs: likeliest tokens that are told of each token; None: not asked for, where a
-            host refuses. Hosts have their own limits, often 20.
-        limit_field: the host's own name of ``max_tokens``; newer models of OpenAI's want
+        samples: replies to a turn, each by a request of its own, so that they fail independently.
+        temperature: of replies; 0: greedy.
+        max_tokens: of a reply; a longer one is cut off, and a fault.
+        seed: a request's seed is made of it, the turn and the number of the sample; None: no seed
+            is sent, for servers that refuse one.
+        top_logprobs: how many likeliest tokens the server returns for each token; None: not
+            requested, for servers that refuse it. Servers have limits, often 20.
+        limit_field: the server's name of ``max_tokens``; newer models of OpenAI need
             ``max_completion_tokens``.
         extra: further fields of a request, such as ``{"chat_template_kwargs": {"enable_thinking":
             false}}``. Part of the identity.
     """
 
-    beside = True
-    """It leaves the device alone: critics over it may be asked while videos are made."""
+    during_rollout = True
+    """It does not use the device, so its critics may be asked during the rollout."""
 
     def __init__(
         self,
@@ -92,17 +93,17 @@ class EndpointVLM:
 
     def _check(self) -> None:
         if self.video not in ("frames", "mp4"):
-            raise InputError(f"chat.video={self.video}: choose frames or mp4")
+            raise InputError(f"vlm.video={self.video}: choose frames or mp4")
         if self.picture not in ("jpeg", "png"):
-            raise InputError(f"chat.picture={self.picture}: choose jpeg or png")
+            raise InputError(f"vlm.picture={self.picture}: choose jpeg or png")
         bounds = {"samples": 1, "temperature": 0, "max_tokens": 1, "top_logprobs": 1}
         for name, least in bounds.items():
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
-                raise InputError(f"chat.{name}={value}: give {least} or more")
+                raise InputError(f"vlm.{name}={value}: give {least} or more")
         if self.samples > 1 and self.temperature == 0:
             raise InputError(
-                f"vlm.samples={self.samples}, vlm.temperature=0: several replies want a "
+                f"vlm.samples={self.samples}, vlm.temperature=0: several replies need a "
                 "temperature above 0; at 0 they would all be the same"
             )
         if taken := sorted(self.extra.keys() & (OWN_FIELDS | {self.limit_field})):
@@ -110,7 +111,7 @@ class EndpointVLM:
 
     @property
     def identity(self) -> str:
-        """Model, revision, how videos are shown, sampling; see the class."""
+        """Model, revision, how videos are shown, and sampling."""
         shown = f"{self.viewing.identity}-{'mp4' if self.video == 'mp4' else self.picture}"
         sampling: Json = {"tokens": self.max_tokens, "top": self.top_logprobs}
         if self.temperature:
@@ -122,25 +123,29 @@ class EndpointVLM:
 
     @property
     def spent(self) -> Spent:
-        """What this process has asked so far: requests, tokens, seconds, retries, faults."""
+        """Requests, tokens, seconds, retries and faults of this process so far."""
         return self.server.spent
 
     @property
     def prompts_per_call(self) -> int:
-        """Prompts a call, see `Critic`: each has some four questions or more, and so all of the
-        server's places are taken."""
+        """Prompts in a call, see `Critic`: with about four questions each they use the server's
+        whole concurrency."""
         return max(1, self.server.concurrency // 4)
 
     def ready(self) -> None:
-        """The key may be missing."""
+        """Check the key.
+
+        Raises:
+            InputError: it is missing or malformed.
+        """
         self.server.check_key()
 
     def load(self, device: str) -> None:
-        """Nothing is loaded here; a missing key is refused before the first video is read."""
+        """Check the key; nothing is loaded."""
         self.server.check_key()
 
     def release(self) -> None:
-        """Say what was spent, where that is news."""
+        """Log what was spent, if it has changed."""
         if self.spent.requests and str(self.spent) != self._logged:
             self._logged = str(self.spent)
             _log.info("%s: %s", self.model, self._logged)
@@ -148,15 +153,15 @@ class EndpointVLM:
     def choose(
         self, turns: Sequence[Turn], options: Mapping[str, Sequence[str]]
     ) -> list[dict[str, float] | Fault]:
-        """See `VLMClient.choose`; read off the likeliest tokens at the answer's first place.
+        """As `VLMClient.choose`, from the likeliest tokens at the first place of the answer.
 
-        A spelling that is not among them counts as 0, which it nearly is. Options that have less
-        than half of the probability together are a fault, "no such token". Asked at temperature 1,
-        where all servers mean the same by a probability.
+        A spelling that is not among them counts as 0. Options with less than half of the
+        probability together are a fault, "no such token". The temperature is 1, at which all
+        servers return the same probabilities.
 
         Raises:
-            InputError: the server does not tell probabilities; also as `Server.ask`.
-            CriticGone: as `Server.ask`.
+            InputError: the server returns no log probabilities; also as `calls.ask`.
+            CriticGone: as `calls.ask`.
         """
         if self.top_logprobs is None:
             raise InputError(f"{self.model}: a choice by probabilities needs vlm.top_logprobs")
@@ -169,20 +174,20 @@ class EndpointVLM:
             told = choice.get("logprobs")
             if not told or not told["content"][0]["top_logprobs"]:
                 raise InputError(
-                    f"{self.model} at {self.server.base_url} tells no probabilities of tokens "
-                    "(logprobs): choose a form that is answered in words"
+                    f"{self.model} at {self.server.base_url} returns no log probabilities "
+                    "(logprobs): choose a critic that answers in words"
                 )
             return shares(likeliest(told["content"][0]), options)
 
         return self._ask(self._questions(turns, fields), read)
 
     def reply(self, turns: Sequence[Turn]) -> list[list[Reply | Fault]]:
-        """See `VLMClient.reply`.
+        """As `VLMClient.reply`.
 
-        A temperature other than 0 or 1 changes the probabilities in ``tokens`` at some servers.
+        With some servers a temperature other than 0 or 1 changes the probabilities in ``tokens``.
 
         Raises:
-            InputError, CriticGone: as `Server.ask`.
+            InputError, CriticGone: as `calls.ask`.
         """
         fields = {self.limit_field: self.max_tokens, "temperature": self.temperature}
         if self.top_logprobs is not None:
@@ -195,13 +200,13 @@ class EndpointVLM:
     # ---------------------------------------------------------------- requests
 
     def _ask(self, questions: Sequence[Json | Fault], read: Read[T]) -> list[T | Fault]:
-        """Answers to those that could be put into words and pictures."""
+        """The answers to all questions; a question that is a fault keeps it."""
         asked = [one for one in questions if not isinstance(one, Fault)]
-        answers = iter(self.server.ask(PATH, asked, read) if asked else ())
+        answers = iter(ask(self.server, PATH, asked, read) if asked else ())
         return [one if isinstance(one, Fault) else next(answers) for one in questions]
 
     def _questions(self, turns: Sequence[Turn], fields: Json) -> list[Json | Fault]:
-        """A request a turn, with these fields besides; a video shown often is encoded once."""
+        """The request of each turn, with further fields; a video is encoded once."""
         encoded: dict[int, list[Json]] = {}
         questions: list[Json | Fault] = []
         for turn in turns:
@@ -209,7 +214,7 @@ class EndpointVLM:
                 for video in turn.videos:
                     if id(video) not in encoded:
                         encoded[id(video)] = self._encoded(video)
-            except InputError as error:  # of this video alone: it cannot be shown
+            except InputError as error:  # this video cannot be shown; others can
                 questions.append(Fault(str(error)))
                 continue
             questions.append(self._question(turn, encoded) | fields)
@@ -228,7 +233,7 @@ class EndpointVLM:
         return question
 
     def _encoded(self, video: Clip) -> list[Json]:
-        """A video as parts of a message."""
+        """The parts of a message that show a video."""
         if self.video == "mp4":  # H.264 for all players has even sides
             shown = self.viewing.show(video, Grid(side=2))
             data = encode_video(Clip(shown.frames.permute(0, 2, 3, 1), shown_rate(shown)))
@@ -244,14 +249,14 @@ class EndpointVLM:
         return {"logprobs": True, "top_logprobs": self.top_logprobs}
 
     def _seeded(self, question: Json | Fault, sample: int) -> Json | Fault:
-        """With a seed made of the question: the company in which it is asked does not count."""
+        """The question with its seed, which does not depend on the other questions."""
         if isinstance(question, Fault) or self.temperature == 0 or self.seed is None:
             return question
         return question | {"seed": derive_seed(self.seed, fingerprint(question), sample) % 2**31}
 
 
 def shown_rate(shown: Shown) -> float:
-    """Frames a second of what is shown, so that it lasts as long as the whole video."""
+    """Frame rate at which the shown frames last as long as the whole video."""
     return shown.fps * max(len(shown.indices) - 1, 1) / max(shown.total - 1, 1)
 
 
@@ -265,7 +270,7 @@ def encode_picture(frame: Tensor, kind: str) -> bytes:
 
 
 def data_url(kind: str, content: bytes) -> str:
-    """Bytes within an address (RFC 2397)."""
+    """A data URL (RFC 2397)."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -273,17 +278,17 @@ def data_url(kind: str, content: bytes) -> str:
 
 
 def likeliest(place: Mapping[str, Any]) -> dict[str, float]:
-    """Text -> natural logarithm of its probability, of the tokens told at a place of the answer.
+    """Text -> log probability, of the likeliest tokens at a place of the answer.
 
-    Tokens of the same text, such as two halves of a character, count together.
+    The probabilities of tokens with the same text (such as halves of characters) are added.
 
     Raises:
-        ValueError: a number is no logarithm of a probability.
+        ValueError: a number is not a log probability.
     """
     found: dict[str, float] = defaultdict(float)
     for token in place["top_logprobs"]:
         if not token["logprob"] <= ROUNDING:
-            raise ValueError(f"{token['logprob']} is no logarithm of a probability")
+            raise ValueError(f"{token['logprob']} is not a log probability")
         found[token["token"]] += math.exp(token["logprob"])
     return {text: math.log(p) if p > 0 else -math.inf for text, p in found.items()}
 
@@ -291,7 +296,7 @@ def likeliest(place: Mapping[str, Any]) -> dict[str, float]:
 def shares(
     top: Mapping[str, float], options: Mapping[str, Sequence[str]]
 ) -> dict[str, float] | Fault:
-    """The probabilities of options among themselves, see `EndpointVLM.choose`.
+    """Option -> probability, normalised over the options; a fault where they have too little.
 
     Args:
         top: text -> log probability. options: name -> spellings.
@@ -307,31 +312,31 @@ def shares(
 
 
 def withheld(choice: Mapping[str, Any]) -> Fault | None:
-    """Why the server or the model would not answer, where it says so."""
+    """The fault of an answer that the server filtered or the model refused; None: there is none."""
     if choice.get("finish_reason") == "content_filter":
         return Fault("filtered")
     return Fault("refused") if choice["message"].get("refusal") else None
 
 
 def read_reply(answer: Mapping[str, Any]) -> Reply | Fault:
-    """The first choice of a chat completion, or why it is no answer."""
+    """The first choice of a chat completion, or the fault that it is."""
     choice = answer["choices"][0]
     if choice.get("finish_reason") == "length":
         return Fault("cut short")
     if fault := withheld(choice):
         return fault
     text = choice["message"]["content"]
-    if text is None:  # all its words were thoughts
+    if text is None:  # all its tokens were reasoning
         return Fault("empty answer")
     if not isinstance(text, str):
-        raise TypeError("an answer's content is text")
+        raise TypeError("the content of an answer must be text")
     return Reply(text, tokens_of(text, choice.get("logprobs")))
 
 
 def tokens_of(text: str, told: Mapping[str, Any] | None) -> tuple[Token, ...]:
-    """The tokens that ``text`` consists of; none where they are not told, or are of another text.
+    """The tokens of ``text``; none where the server sends none, or those of another text.
 
-    More may be told: thoughts that the server has cut out, a mark of the end. They are left out.
+    Tokens before and after the text (reasoning that the server removed, an end mark) are left out.
     """
     places = (told or {}).get("content") or []
     pieces = [bytes(p.get("bytes") or p["token"].encode()) for p in places]  # halves of characters

@@ -1,9 +1,9 @@
-"""Whether a model behind an address can be a critic.
+"""Check whether a model on a server can be a critic.
 
 python -m ipo_lightning.critics.vlm.endpoint_check
 
-It is shown a few drawn videos and asked what any viewer would know: that it sees colours, the order
-of frames, and two videos apart. What it costs is counted. A dozen requests.
+About twelve requests show it simple drawn videos and ask questions with known answers: whether it
+sees colours, the order of frames, and the difference of two videos. The tokens are counted.
 """
 
 import argparse
@@ -35,8 +35,8 @@ class Check(NamedTuple):
 
 
 def drawn(colour: str, step: int = 0) -> Clip:
-    """A square on grey, ``step`` pixels further right each frame; from the left edge, or from the
-    right one where it is negative."""
+    """A square on grey that moves ``step`` pixels to the right each frame, from the left edge; to
+    the left, from the right edge, where ``step`` is negative."""
     frames = torch.full((NUM_FRAMES, SIZE, SIZE, 3), 200, dtype=torch.uint8)
     start = SIZE - SQUARE if step < 0 else 0 if step else (SIZE - SQUARE) // 2
     for number, frame in enumerate(frames):
@@ -46,7 +46,7 @@ def drawn(colour: str, step: int = 0) -> Clip:
 
 
 def checks() -> list[Check]:
-    """What a critic must see."""
+    """Questions that a critic must answer rightly."""
     red, blue, step = drawn("red"), drawn("blue"), (SIZE - SQUARE) // (NUM_FRAMES - 1)
     colour = f"{VIDEO}\nWhich colour has the square, red or blue? {ONE_WORD}"
     motion = f"{VIDEO}\nDoes the square move left or right? {ONE_WORD}"
@@ -74,13 +74,13 @@ def in_words(vlm: EndpointVLM) -> Iterator[tuple[bool, str]]:
 
 
 def by_probability(vlm: EndpointVLM) -> Iterator[tuple[bool, str]]:
-    """(passed, line) of a choice by probabilities, and of its contrary."""
+    """(passed, line) of two choices by probabilities, one with yes and one with no."""
     for colour, right in (("red", "yes"), ("blue", "no")):
         text = f"{VIDEO}\nIs the square {colour}? Answer with yes or no."
         (chances,) = vlm.choose([Turn((drawn("red"),), text)], YES_NO)
         name = f"probability that a red square is {colour}"
         if isinstance(chances, Fault):
-            yield False, f"{name}: none ({chances.reason}); does the model think first?"
+            yield False, f"{name}: none ({chances.reason}); does the model reason first?"
         else:
             yield chances[right] > 0.5, f"{name}: {chances['yes']:.3f}"
 
@@ -89,7 +89,7 @@ def settings(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="endpoint_check", description=__doc__)
     parser.add_argument("base_url", help="http://localhost:8000/v1")
-    parser.add_argument("model", help="its name there")
+    parser.add_argument("model", help="its name on the server")
     parser.add_argument("--key-variable", default="OPENAI_API_KEY", help="NAME of the variable")
     parser.add_argument("--video", choices=("frames", "mp4"), default="frames")
     parser.add_argument("--max-tokens", type=int, default=1024)
@@ -98,7 +98,7 @@ def settings(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print what was found; 0 where critics in words can work."""
+    """Print the results; 0 where critics that answer in words can work."""
     given = settings(arguments)
     try:
         vlm = EndpointVLM(
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         vlm.load("cpu")
         words = list(in_words(vlm))
-        show("in words (any form)", words)
+        show("in words (any template)", words)
         vlm.top_logprobs = 20
         show("by probabilities (vlm_pairwise, vlm_pointwise, videoscore2)", chances(vlm))
     except (InputError, CriticGone) as error:
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def chances(vlm: EndpointVLM) -> list[tuple[bool, str]]:
-    """As `by_probability`; a server that refuses is one more thing to tell."""
+    """As `by_probability`; a refusal of the server is a failed check."""
     try:
         return list(by_probability(vlm))
     except InputError as error:

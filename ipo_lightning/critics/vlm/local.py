@@ -1,9 +1,9 @@
-"""Multimodal chat models in this process: any of transformers' that takes videos.
+"""VLMs in this process: any model of transformers that takes videos.
 
-Two readouts. `LocalVLM.choose` makes one forward and reads the next token's raw logits: a
-probability for each option, exact and without sampling. `LocalVLM.reply` lets the model write.
-Neither uses the sampling that a checkpoint recommends: a penalty on repetitions, as Qwen2.5-VL
-ships one, would alter the probabilities.
+`LocalVLM.choose` makes one forward pass and reads the raw logits of the next token: an exact
+probability for each option, without sampling. `LocalVLM.reply` generates text. Neither uses the
+sampling settings of a checkpoint: a repetition penalty, as in Qwen2.5-VL's, would change the
+probabilities.
 """
 
 import hashlib
@@ -45,33 +45,32 @@ from ipo_lightning.video import Clip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Answer = TypeVar("Answer")
 TOP = 20
-"""Likeliest tokens that are told of each token of a reply."""
+"""How many likeliest tokens are returned for each token of a reply."""
 
 
 class LocalVLM:
-    """A `VLMClient` whose weights are in this process.
+    """A `VLMClient` with its weights in this process.
 
     Args:
         model: a folder as `save_pretrained` writes it, or a hub id. Weights are read from
             safetensors only.
-        revision: of a hub id: branch, tag or commit; None is its main branch as it is now.
+        revision: of a hub id: branch, tag or commit; None: its main branch.
         dtype: of the weights: bfloat16, float16, or float32 (twice the memory).
-        samples: replies to a turn; more than one wants a temperature.
-        temperature: of replies; 0 takes the likeliest token each time.
-        max_tokens: a reply is cut off after so many.
-        attention: transformers' name of the kernels (sdpa, eager, flash_attention_2); None is its
-            own choice.
-        batch_size: turns that are computed at a time. One by default: then an answer does not
-            depend on its company to the last bit. Larger batches pad the shorter turns, and kernels
-            for another shape round otherwise (about 1e-6 of a probability in float32, some 1e-2 in
-            bfloat16).
+        samples: replies to a turn; more than one needs a temperature.
+        temperature: of replies; 0: greedy.
+        max_tokens: of a reply; a longer one is cut off, and a fault.
+        attention: transformers' name of the kernels (sdpa, eager, flash_attention_2); None:
+            transformers' default.
+        batch_size: turns in a forward pass. With 1 an answer does not depend on other turns. With
+            more, shorter turns are padded and kernels round differently: probabilities change by
+            about 1e-6 in float32 and 1e-2 in bfloat16.
         viewing: how videos are shown.
         seed: of sampled replies.
-        template: what the chat template is told besides, as ``{enable_thinking: false}``.
-        remote_code: run code that the checkpoint brings; leave it false unless you have read it.
+        template: further arguments of the chat template, such as ``{enable_thinking: false}``.
+        remote_code: run code of the checkpoint; leave it false unless you have read that code.
 
     Raises:
-        InputError: a setting that cannot work.
+        InputError: a setting is wrong.
     """
 
     def __init__(
@@ -108,13 +107,14 @@ class LocalVLM:
             raise InputError(f"seed={self.seed}: give a whole number")
         if self.temperature < 0 or (self.samples > 1 and self.temperature == 0):
             raise InputError(
-                f"samples={self.samples}, temperature={self.temperature}: several replies want a "
+                f"samples={self.samples}, temperature={self.temperature}: several replies need a "
                 "temperature above 0; at 0 they would all be the same"
             )
 
     @cached_property
     def identity(self) -> str:
-        """See `VLMClient`; a folder counts by its contents, a hub id by its commit."""
+        """Of the model (a folder by its content, a hub id by its commit), how videos are shown, and
+        sampling."""
         sampling: dict[str, Any] = {"dtype": self.dtype, "tokens": self.max_tokens}
         if self.temperature:
             sampling |= {"n": self.samples, "t": self.temperature, "seed": self.seed}
@@ -125,13 +125,17 @@ class LocalVLM:
         return f"{name}#{self.viewing.identity}#{fingerprint(sampling)[:8]}"
 
     def ready(self) -> None:
-        """torchvision may be missing, or the checkpoint out of reach; its processor is small."""
+        """Check torchvision and the checkpoint's files; its processor is loaded.
+
+        Raises:
+            InputError: one of them is missing.
+        """
         _ = self.processor
         check_weights("model", self.model, self.revision)
 
     def load(self, device: str) -> None:
-        """Read the weights onto a device."""
-        _ = self.processor  # says at once what is missing
+        """Load the weights onto a device."""
+        _ = self.processor  # fails at once where something is missing
         with named("model", self.model):
             self._weights = AutoModelForImageTextToText.from_pretrained(
                 self.model,
@@ -149,7 +153,7 @@ class LocalVLM:
         self._weights.eval().to(device)
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Free the memory of the weights."""
         self._weights = None
         free()
 
@@ -165,13 +169,13 @@ class LocalVLM:
     def choose(
         self, turns: Sequence[Turn], options: Mapping[str, Sequence[str]]
     ) -> list[dict[str, float] | Fault]:
-        """See `VLMClient`."""
+        """As `VLMClient.choose`, from the logits of one forward pass."""
         ids = option_tokens(self.processor.tokenizer, options)
         rows = ((turn, 0) for turn in turns)
         return list(self._answers(rows, 1, lambda some: self._choices(some, ids)))
 
     def reply(self, turns: Sequence[Turn]) -> list[list[Reply | Fault]]:
-        """See `VLMClient`."""
+        """As `VLMClient.reply`."""
         rows = ((turn, self._seed(turn, one)) for turn in turns for one in range(self.samples))
         flat = list(self._answers(rows, self.max_tokens, self._replies))
         return [flat[at : at + self.samples] for at in range(0, len(flat), self.samples)]
@@ -184,7 +188,7 @@ class LocalVLM:
         room: int,
         answer: Callable[[list["_Row"]], list[Answer]],
     ) -> Iterator[Answer | Fault]:
-        """Answers in order; only as many turns as a batch holds are in memory as pixels.
+        """Answers in order; the pixels of one batch at a time are in memory.
 
         Args:
             asked: turns, each with the seed of its answer.
@@ -198,7 +202,7 @@ class LocalVLM:
                 yield from cast(Any, together if company is None else answer(cast(Any, together)))
 
     def _row(self, turn: Turn, seed: int, room: int) -> "_Row | Fault":
-        """A turn as the model takes it, or why it cannot."""
+        """The model's inputs for a turn, or the fault that it is."""
         shown, words = [], []
         try:
             for part in parts(turn):
@@ -249,7 +253,7 @@ class LocalVLM:
         return [self._reply(answer, voice, row) for row, answer in enumerate(answers)]
 
     def _reply(self, answer: Sequence[int], voice: "_Voice", row: int) -> Reply | Fault:
-        """A row's answer, up to where the model stops."""
+        """A row's answer, up to the end token."""
         ends = self._loaded.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or ())
         own = list(takewhile(lambda token: token not in ends, answer))
@@ -262,7 +266,9 @@ class LocalVLM:
         for token, (values, ids) in zip(own, voice.told, strict=False):
             top: dict[str, float] = {}
             for one, value in zip(ids[row].tolist(), values[row].tolist(), strict=True):
-                text = decode([one])  # halves of a letter all look alike: their chances add up
+                text = decode(
+                    [one]
+                )  # parts of a character decode to the same text: their probabilities are added
                 top[text] = float(np.logaddexp(top.get(text, -math.inf), value))
             tokens.append(Token(decode([token]), top))
         return Reply(decode(own, skip_special_tokens=True), tuple(tokens))
@@ -277,12 +283,12 @@ class LocalVLM:
 
     @property
     def _context(self) -> int:
-        """Tokens that the model was made for, answer included."""
+        """The model's context length in tokens, answer included."""
         config = self._loaded.config.get_text_config()
         return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
 
     def _seed(self, turn: Turn, sample: int) -> int:
-        """Of an answer: it follows from what is asked, not from when."""
+        """The seed of an answer, made of the turn and the number of the sample."""
         digest = hashlib.sha256(canonical([turn.text, turn.opening, sample]))
         for clip in turn.videos:
             digest.update(canonical([list(clip.frames.shape), clip.fps]))
@@ -291,7 +297,7 @@ class LocalVLM:
 
 
 def option_tokens(tokenizer: Any, options: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
-    """The tokens that an answer may begin with, by option.
+    """Option -> the tokens with which an answer may begin.
 
     Raises:
         InputError: an option has no spelling that is a single token, or shares one with another.
@@ -303,7 +309,7 @@ def option_tokens(tokenizer: Any, options: Mapping[str, Sequence[str]]) -> dict[
         if not single:
             raise InputError(
                 f"option {name}: none of its spellings ({', '.join(map(repr, spellings))}) is a "
-                "single token of this model; give others, as single letters"
+                "single token of this model; give others, such as single letters"
             )
         for other, tokens in found.items():
             if single & set(tokens):
@@ -313,14 +319,14 @@ def option_tokens(tokenizer: Any, options: Mapping[str, Sequence[str]]) -> dict[
 
 
 class _Row(NamedTuple):
-    """A turn as the model takes it, with the seed of its answer."""
+    """The model's inputs for a turn, with the seed of its answer."""
 
     inputs: dict[str, Tensor]
     seed: int
 
 
 def _company(row: "_Row | Fault") -> Any:
-    """Rows of equal company can be one batch: what is not padded has equal shapes."""
+    """Equal for rows that can be one batch: the inputs that are not padded have equal shapes."""
     if isinstance(row, Fault):
         return None
     rest = {name: value.shape[1:] for name, value in row.inputs.items() if name not in SEQUENCES}
@@ -328,24 +334,24 @@ def _company(row: "_Row | Fault") -> Any:
 
 
 class _Voice(LogitsProcessor):
-    """Chooses the next token of each row, and remembers the likeliest ones.
+    """Samples the next token of each row, and records the likeliest tokens.
 
-    transformers draws for a whole batch from one stream of random numbers. Here each row has a
-    stream of its own, and the largest of the logits with Gumbel noise is a draw from their softmax.
-    As the only processor it sees raw logits.
+    transformers samples a whole batch from one random generator. Here each row has its own: the
+    largest of the logits plus Gumbel noise is a sample from their softmax. As the only logits
+    processor it sees the raw logits.
 
     Args:
-        temperature: 0 for the likeliest token. seeds: one a row.
+        temperature: 0: greedy. seeds: one a row.
     """
 
     def __init__(self, temperature: float, seeds: Sequence[int]) -> None:
         self.temperature = temperature
         self.streams = [generator(seed) for seed in seeds]
         self.told: list[tuple[Tensor, Tensor]] = []
-        """For each step the likeliest tokens' log-probabilities and ids, (B, 20) each."""
+        """For each step the likeliest tokens' log probabilities and ids, (B, 20) each."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores whose largest is the choice; see `LogitsProcessor`."""
+        """Scores whose largest is the sampled token."""
         chances = scores.float().log_softmax(-1)
         values, ids = chances.topk(min(TOP, chances.shape[-1]))
         self.told.append((values.cpu(), ids.cpu()))
@@ -358,9 +364,10 @@ class _Voice(LogitsProcessor):
 
 
 def _in_float32(head: nn.Linear, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
-    """The head's logits in float32: bfloat16 has steps of 1/8 at 16 to 32, where many lie.
+    """The head's logits in float32: between 16 and 32, bfloat16 has steps of 1/8.
 
-    A forward hook; a piece of the vocabulary at a time, or the copy would take gigabytes.
+    A forward hook. It works on a part of the vocabulary at a time: a float32 copy of the whole head
+    would take gigabytes.
     """
     if logits.dtype == torch.float32:
         return logits

@@ -1,7 +1,8 @@
-"""Several answers to one question, made one: votes.
+"""Several answers to one question as one answer: each is a vote.
 
-An unreadable answer is a missing vote: it lowers certainty, and where fewer than half can be read
-there is no verdict. One made without votes that are missing in passing is transient.
+An unreadable answer is a missing vote: it lowers the certainty. Where fewer than half of the
+answers can be read there is no verdict. A verdict with votes missing for a transient fault is
+transient itself.
 """
 
 from collections import Counter
@@ -22,7 +23,7 @@ UNREADABLE = "unreadable"
 def read_all(
     replies: Sequence[Reply | Fault], read: Callable[[Reply], V]
 ) -> tuple[list[V], list[Fault], str]:
-    """The votes of a turn's answers, what went wrong with the others, and all in words."""
+    """The votes of a turn's answers, the faults of the others, and all texts in one."""
     votes: list[V] = []
     faults: list[Fault] = []
     words: list[str] = []
@@ -41,7 +42,7 @@ def read_all(
 
 
 def fault_of(votes: Sequence[object], faults: Sequence[Fault]) -> Fault | None:
-    """The commonest fault, where fewer than half of the answers are votes; else None.
+    """The most common fault, where fewer than half of the answers are votes; else None.
 
     It is transient if asking again could bring enough votes.
     """
@@ -54,9 +55,9 @@ def fault_of(votes: Sequence[object], faults: Sequence[Fault]) -> Fault | None:
 
 
 def compared(votes: Sequence[PairVote], faults: Sequence[Fault], raw: str) -> Comparison:
-    """Votes on two videos as one comparison: the shares of the outcomes, ties among them.
+    """Votes on two videos as one comparison: the shares of first, tie and second.
 
-    Certainty is the winning outcome's share of all answers asked for.
+    Certainty is the most frequent outcome's share of all answers.
     """
     fault = fault_of(votes, faults)
     if fault:
@@ -73,8 +74,9 @@ def rated(
 ) -> Rating:
     """Votes on a video as one rating: their mean.
 
-    Certainty is the mean of the votes' own times their agreement times the readable share.
-    Agreement is 1 where all are equal and 0 where half of them say the least, half the most.
+    Certainty is the mean certainty of the votes, times their agreement, times the share of answers
+    that could be read. Agreement is 1 where all votes are equal, and 0 where half of them are the
+    lowest score and half the highest.
 
     Args:
         span: lowest and highest possible score.
@@ -90,10 +92,10 @@ def rated(
 
 
 def _incomplete(faults: Sequence[Fault]) -> bool:
-    """Whether asking again could bring more votes."""
+    """Whether asking again could give more votes."""
     return any(fault.transient for fault in faults)
 
 
 def _means(votes: Sequence[PairVote] | Sequence[PointVote]) -> Mapping[str, float]:
-    """By dimension, the mean over the votes; every vote of a form has the same dimensions."""
+    """By dimension, the mean of the votes; votes of a template have the same dimensions."""
     return {name: fmean(vote.dims[name] for vote in votes) for name in votes[0].dims}

@@ -16,8 +16,12 @@ from ipo_lightning.critics.combined.ensemble import Ensemble, OnMissing, PairEns
 from ipo_lightning.critics.combined.normalisation import fit_normalisation, main
 from ipo_lightning.critics.protocols import Comparison, PairCritic, PointCritic, Rating
 from ipo_lightning.critics.scorers.gauged import GaugeCritic
-from ipo_lightning.critics.stage.comparing import PairCritique, critique_of
-from ipo_lightning.critics.stage.rating import CombinedCritique, Critique
+from ipo_lightning.critics.stage.critique import (
+    CombinedCritique,
+    PairCritique,
+    PointCritique,
+    critique_of,
+)
 from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.preferences import Preference, rao_kupper
 from ipo_lightning.parallel.workers import Workers
@@ -233,8 +237,8 @@ def test_a_score_that_is_not_finite_is_kept_as_none(tmp_path: Path, score: float
 
     store = Store(tmp_path)
     video = store.put_blob("videos", encode_video(clip(9), lossless=True), ".mp4")
-    stage = Critique(Endless("a"), store)
-    (verdict,) = stage.judge([Candidate(0, "p", 0, 0, "", video)], Workers(), "cpu", "critic")
+    stage = PointCritique(Endless("a"), store)
+    (verdict,) = stage.ask([Candidate(0, "p", 0, 0, "", video)], Workers(), "cpu", "critic")
     assert (verdict.score, verdict.fault) == (None, "not a number")
     assert verdict.dims == {"level": 9} and verdict.certainty == 0
 
@@ -266,10 +270,10 @@ def test_wrong_ensembles_are_refused_in_a_sentence(tmp_path: Path) -> None:
         Ensemble({"a": a}, {"a.dim": 1.0}, other)
     for settings, match in (
         ({"members": {}}, "one member or more"),
-        ({"members": {"a.b": a}}, "no full stop"),
+        ({"members": {"a.b": a}}, "must not have a full stop"),
         ({"members": {"a": a}, "weights": {"b": 1.0}}, "weights.b: the members are a"),
         ({"members": {"a": a}, "weights": {"a": 0.0}}, "other than 0"),
-        ({"members": {"a": a}, "weights": {}}, "give one part"),
+        ({"members": {"a": a}, "weights": {}}, "give at least one part"),
         ({"members": {"a": a}, "on_missing": "zero"}, "on_missing=zero"),
         ({"members": {"a": a}, "normalisation": "nowhere.json"}, "nowhere.json"),
     ):
@@ -296,20 +300,20 @@ def test_a_run_asks_each_member_once_over_all_videos(tmp_path: Path) -> None:
     assert isinstance(stage, CombinedCritique)
     assert stage.missing(candidates) == 12
     assert (stage.calls(2), stage.score_calls) == (4, 2)  # as the plan counts
-    verdicts = stage.judge(candidates, Workers(), "cpu", "critic")
+    verdicts = stage.ask(candidates, Workers(), "cpu", "critic")
     assert a.together == [["a"]] * 3 and b.together == [["b"]] * 3 and not LOADED
     assert [v.score for v in verdicts[:-1]] == pytest.approx([20 * k * 1.1 / 2 for k in range(5)])
     assert verdicts[-1].score is None and verdicts[-1].fault == "b: too bright"
     assert {v.critic for v in verdicts} == {stage.identity}
     again = critique_of(Ensemble({"a": a, "b": b}, {"a": 1.0, "b": 3.0}), store)
     assert again.missing(candidates) == 0  # other weights ask nothing
-    again.judge(candidates, Workers(), "cpu", "critic")
+    again.ask(candidates, Workers(), "cpu", "critic")
     assert a.asked == b.asked == 6
 
 
 def test_each_kind_of_critic_has_its_stage(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    assert type(critique_of(GaugeCritic({"flow": {"low": 1.0}}), store)) is Critique
+    assert type(critique_of(GaugeCritic({"flow": {"low": 1.0}}), store)) is PointCritique
     assert type(critique_of(ScoresToComparisons(Level("a")), store)) is PairCritique
     assert type(critique_of(pairs(), store)) is PairCritique
 
@@ -362,7 +366,7 @@ def test_what_tells_no_scale_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="a: "):
             fit_normalisation({"a": [verdicts(tmp_path, "v", scores)]})
     write_jsonl(tmp_path / "duels", [{"critic": "a", "p_first": 1.0}])
-    with pytest.raises(InputError, match="holds no scores"):
+    with pytest.raises(InputError, match="has no scores"):
         fit_normalisation({"a": [tmp_path / "duels"]})
     for arguments in (["out.json"], ["out.json", "a"], ["out.json", f"a={tmp_path / 'nowhere'}"]):
         with pytest.raises(InputError):

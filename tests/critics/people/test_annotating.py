@@ -194,7 +194,7 @@ def test_answers_are_read_strictly(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"2\.jsonl:1: Overall='left': give one of A, B"):
         read_answers(tmp_path)
     torn.write_text('{"prompt": "x", "Overall": "A", "path_A": "1.mp4", "path_B": "2.mp4"}\n')
-    with pytest.raises(InputError, match="does not say which videos it is about"):
+    with pytest.raises(InputError, match="does not name its videos"):
         read_answers(tmp_path)
 
 
@@ -203,10 +203,10 @@ def test_answers_are_read_strictly(tmp_path: Path) -> None:
     [
         ({"annotators": 0}, "annotators=0"),
         ({"repeats": 2}, "repeats=2"),
-        ({"enough": 0}, "enough=0"),
+        ({"min_answered": 0}, "min_answered=0"),
         ({"answers": "file.csv"}, "answers=file.csv"),
-        ({"dims": ["VQ", "prompt"]}, "critic.dims: prompt is a field"),
-        ({"dims": ["extra"]}, "critic.dims: extra is a field"),
+        ({"dims": ["VQ", "prompt"]}, "critic.dims: prompt is the name of a field"),
+        ({"dims": ["extra"]}, "critic.dims: extra is the name of a field"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:
@@ -280,7 +280,7 @@ def test_an_answer_about_other_videos_is_counted(
     critic = HumanCritic(str(tmp_path))
     with pytest.raises(AnswersPending):
         critic.request(questions, find_in(store))
-    assert critic.notes()[-1] == "1 answered pairs are of no question that was asked from here"
+    assert critic.notes()[-1] == "1 answered pairs match no question of these pages"
 
 
 def test_each_annotator_has_a_page_and_all_are_waited_for(
@@ -317,11 +317,11 @@ def test_enough_answers_let_a_run_go_on(
     with pytest.raises(AnswersPending):
         HumanCritic(str(tmp_path)).request(questions, find_in(store))
     write_annotations(tmp_path / "mine.jsonl", [said("A", question=q) for q in questions[:2]])
-    assert HumanCritic(str(tmp_path), enough=0.7).recall(questions[2]) is None
-    spared = HumanCritic(str(tmp_path), enough=0.6).recall(questions[2])
+    assert HumanCritic(str(tmp_path), min_answered=0.7).recall(questions[2]) is None
+    spared = HumanCritic(str(tmp_path), min_answered=0.6).recall(questions[2])
     assert spared is not None and spared.preference is None and spared.fault == NOT_ANSWERED
     other = Question(questions[0].first, questions[2].first, "never asked")
-    assert HumanCritic(str(tmp_path), enough=0.6).recall(other) is None
+    assert HumanCritic(str(tmp_path), min_answered=0.6).recall(other) is None
 
 
 # ---------------------------------------------------------------- the page

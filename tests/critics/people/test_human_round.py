@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from ipo_lightning.critics.people.answers import key_of
 from ipo_lightning.storage.layout import RunDir
-from ipo_lightning.storage.records import Duel
+from ipo_lightning.storage.records import PairVerdict
 from ipo_lightning.storage.store import write_jsonl
 from train import train
 
@@ -66,7 +66,7 @@ def test_a_round_stops_for_people_and_goes_on(
     assert len(winners) == 3
     assert all(pair.winner_video < pair.loser_video for pair in winners.values())
     for duel in one.verdicts():
-        assert isinstance(duel, Duel) and duel.certainty == 1
+        assert isinstance(duel, PairVerdict) and duel.certainty == 1
     told = capsys.readouterr().out
     assert (
         "annotator 1: 5 answers (0 ties, 0 cannot say), 3 s each; 2 of 2 repeats answered" in told

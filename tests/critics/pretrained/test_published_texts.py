@@ -97,14 +97,14 @@ def test_other_words_are_refused(content: str, tmp_path: Path) -> None:
     file = tmp_path / "words.py"
     file.write_bytes(content.encode())
     with pytest.raises(
-        InputError, match=f"prompt_text={file}: it does not hold the words .* {URL}$"
+        InputError, match=f"prompt_text={file}: this file does not have the prompt text .* {URL}$"
     ):
         ORIGINAL.read(str(file))
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "words.py"
-    for content, match in ((b"\xff", "decode"), (TEXT.encode() * 2**16, "longer than 1048576")):
+    for content, match in ((b"\xff", "decode"), (TEXT.encode() * 2**16, "more than 1048576")):
         file.write_bytes(content)
         with pytest.raises(InputError, match=match):
             ORIGINAL.read(str(file))
@@ -122,7 +122,7 @@ def test_constants_are_put_together_in_their_order(tmp_path: Path) -> None:
     assert original.read(str(file)) == "one two"
     for content in ("second = ' two'\n", "FIRST = ' two'\nsecond = 'one'\n"):
         file.write_text(content)
-        with pytest.raises(InputError, match="does not hold"):
+        with pytest.raises(InputError, match="does not have"):
             original.read(str(file))
 
 
@@ -143,8 +143,8 @@ def test_offline_one_sentence_says_what_to_do(cache: Path) -> None:
     with pytest.raises(InputError) as error:
         PublishedText(ORIGINAL.sha256, "https://127.0.0.1:9/0123/words.py").read()
     assert str(error.value) == (
-        "prompt_text: the words that the model was tuned with are not shipped and cannot be "
-        "downloaded (HF_HUB_OFFLINE is set); where there is a network run "
+        "prompt_text: the prompt text that the model was tuned with is not shipped and cannot be "
+        "downloaded (HF_HUB_OFFLINE is set); on a machine with a network run "
         "`curl -LO https://127.0.0.1:9/0123/words.py`, and give that file as prompt_text=words.py"
     )
     assert not cache.parent.parent.exists()
@@ -180,7 +180,7 @@ def test_a_file_is_downloaded_once_and_the_words_kept(
     [
         (says(b"gone", 404), "HTTP 404"),
         (says(b"", 302, Location="/elsewhere"), "HTTP 302"),
-        (says(TEXT[1:].encode()), "the file there has other words now"),
+        (says(TEXT[1:].encode()), "the file there has another text now"),
         (says(b"#" * (2**20 + 1)), "longer than 1048576 bytes"),
         (says(b"short", **{"Content-Length": "1000"}), "connection lost"),
     ],
@@ -190,7 +190,7 @@ def test_what_is_no_download_is_told_and_not_kept(
 ) -> None:
     with (
         served(answer) as (url, asked),
-        pytest.raises(InputError, match=re.escape(f"({reason}); where there is a network")),
+        pytest.raises(InputError, match=re.escape(f"({reason}); on a machine with a network")),
     ):
         PublishedText(ORIGINAL.sha256, url).read(loopback=True)
     assert asked == ["/words.py"] and not cache.exists()
@@ -229,7 +229,9 @@ def test_a_cache_that_cannot_be_written_is_named(
     monkeypatch.setenv("IPO_LIGHTNING_CACHE", str(tmp_path / "file"))
     with (
         served(says(TEXT.encode())) as (url, _),
-        pytest.raises(InputError, match="words cannot be kept there .* IPO_LIGHTNING_CACHE"),
+        pytest.raises(
+            InputError, match="the prompt text cannot be written there .* IPO_LIGHTNING_CACHE"
+        ),
     ):
         PublishedText(ORIGINAL.sha256, url).read(loopback=True)
 

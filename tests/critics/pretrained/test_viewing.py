@@ -79,7 +79,7 @@ def test_sizes_are_qwen_vl_utils(size: tuple[int, int], side: int, wanted: tuple
 
 
 def test_a_needle_is_refused() -> None:
-    with pytest.raises(InputError, match="10 x 2001 px are too oblong"):
+    with pytest.raises(InputError, match="10 x 2001 px: one side is more than 200 times"):
         Viewing().fitted(10, 2001, 28)
 
 

@@ -188,14 +188,14 @@ def test_wrong_settings_are_refused_in_a_sentence(clip_folder: Path, tmp_path: P
         ({"frames": 0}, "frames=0: give 1 or more"),
         ({"over": "max"}, "over=max: choose one of mean, min"),
         ({"dtype": "float16"}, "dtype=float16"),
-        ({"weights": {"aesthetic": 1.0}}, "wants the file of its head"),
+        ({"weights": {"aesthetic": 1.0}}, "needs the file of its head"),
         ({"weights": {}}, "give a weight"),
         ({"aesthetic": "nowhere.pth"}, "there is no such file"),
         ({"processor": "./nowhere"}, "processor=./nowhere"),
     ):
         with pytest.raises(InputError, match=match):
             ClipCritic(path, **settings)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="neither a folder nor a hub id"):
         ClipCritic("./nowhere")
     file, _ = aesthetic_file(tmp_path, ".pth", width=5)
     with pytest.raises(InputError, match="this model's head has"):

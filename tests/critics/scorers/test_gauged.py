@@ -71,7 +71,7 @@ def test_identity_holds_the_settings() -> None:
 @pytest.mark.parametrize(
     ("bands", "match"),
     [
-        ({}, "give a band"),
+        ({}, "give at least one gauge a band"),
         ({"beauty": {"low": 1}}, "bands.beauty: there is no such gauge; choose among motion"),
         ({"flow": {}}, "give low or high"),
         ({"flow": {"low": 2, "high": 1}}, "low <= high"),

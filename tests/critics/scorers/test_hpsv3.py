@@ -156,7 +156,7 @@ def test_words_that_are_missing_are_missed_before_the_weights(
     with pytest.raises(InputError, match=r"curl -LO https://.*/MizzenAI/HPSv3/\w{40}/"):
         HPSv3(str(tmp_path), base=str(base)).load("cpu")
     (tmp_path / "words.txt").write_text(RUBRIC + "x")
-    with pytest.raises(InputError, match="does not hold the words"):
+    with pytest.raises(InputError, match="does not have the prompt text"):
         critic(base, weights, prompt_text=str(tmp_path / "words.txt"))
 
 
@@ -182,7 +182,7 @@ def test_identity_tells_weights_base_and_settings_apart(
 def test_what_does_not_fit_is_refused_in_a_sentence(
     base: Path, weights: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="neither a folder nor a hub id"):
         HPSv3("./nowhere", base=str(base))
     with pytest.raises(InputError, match=f"there is no {FILE}"):
         critic(base, tmp_path).load("cpu")

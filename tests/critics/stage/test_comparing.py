@@ -13,14 +13,16 @@ from omegaconf import DictConfig
 from app.planning.plan import plan
 from ipo_lightning.critics.protocols import AnswersPending, Comparison, CriticGone, Question
 from ipo_lightning.critics.stage.comparing import (
-    Asking,
-    PairCritique,
-    RecordedCritique,
-    critique_of,
-    duel,
+    Couples,
+    pair_verdict,
     strengths,
 )
-from ipo_lightning.critics.stage.rating import Critique
+from ipo_lightning.critics.stage.critique import (
+    PairCritique,
+    PointCritique,
+    critique_of,
+)
+from ipo_lightning.critics.stage.recorded import RecordedCritique
 from ipo_lightning.errors import InputError
 from ipo_lightning.labelling.tournaments import all_pairs, swiss
 from ipo_lightning.metrics.preferences import Preference, rao_kupper
@@ -28,7 +30,7 @@ from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.shapes.biased import ShapesPairs
 from ipo_lightning.shapes.critic import ShapesCritic
 from ipo_lightning.storage.layout import RunDir
-from ipo_lightning.storage.records import Candidate, Duel
+from ipo_lightning.storage.records import Candidate, PairVerdict
 from ipo_lightning.storage.store import Store
 from ipo_lightning.video import Clip, encode_video
 from train import train
@@ -88,18 +90,18 @@ def candidates_of(store: Store, levels: dict[int, list[int]]) -> list[Candidate]
 ROUND = {0: [10, 60, 30, 90, 50, 20], 3: [200, 100, 150, 120]}
 
 
-def judge(critique: Any, candidates: Sequence[Candidate], workers: Workers | None = None) -> Any:
-    return critique.judge(candidates, workers or Workers(), "cpu", "test")
+def ask(critique: Any, candidates: Sequence[Candidate], workers: Workers | None = None) -> Any:
+    return critique.ask(candidates, workers or Workers(), "cpu", "test")
 
 
 def test_every_couple_is_shown_in_both_orders_and_once(tmp_path: Path) -> None:
     critic, store = Brighter(), Store(tmp_path)
     candidates = candidates_of(store, ROUND)
-    duels = judge(PairCritique(critic, store, Asking(all_pairs)), candidates)
-    assert len(duels) == 15 + 6 and len(critic.asked) == 2 * 21
+    verdicts = ask(PairCritique(critic, store, Couples(all_pairs)), candidates)
+    assert len(verdicts) == 15 + 6 and len(critic.asked) == 2 * 21
     assert max(Counter(critic.asked).values()) == 1
     assert critic.calls == 2  # a call a round of a tournament
-    for one in duels:
+    for one in verdicts:
         levels = ROUND[one.prompt_index]
         assert one.first < one.second and one.consistent
         assert (one.outcome > 0.5) == (levels[one.first] > levels[one.second])
@@ -109,61 +111,62 @@ def test_an_interrupted_critique_goes_on_and_asks_nothing_twice(tmp_path: Path) 
     store, critic = Store(tmp_path), Brighter(dying=4)
     candidates = candidates_of(store, ROUND)
     with pytest.raises(CriticGone):
-        judge(PairCritique(critic, store), candidates)
+        ask(PairCritique(critic, store), candidates)
     assert critic.asked
-    duels = judge(PairCritique(critic, store), candidates)
+    verdicts = ask(PairCritique(critic, store), candidates)
     assert max(Counter(critic.asked).values()) == 1
     other = Store(tmp_path / "other")
-    assert judge(PairCritique(Brighter(), other), candidates_of(other, ROUND)) == duels
+    assert ask(PairCritique(Brighter(), other), candidates_of(other, ROUND)) == verdicts
 
 
 @pytest.mark.parametrize("schedule", [swiss, all_pairs])
 def test_the_number_of_ranks_changes_nothing(tmp_path: Path, schedule: Any) -> None:
     store = Store(tmp_path)
     candidates = candidates_of(store, ROUND)
-    alone = judge(PairCritique(Brighter(0.7), store, Asking(schedule)), candidates)
+    alone = ask(PairCritique(Brighter(0.7), store, Couples(schedule)), candidates)
     other = Store(tmp_path / "other")
     candidates_of(other, ROUND)
     parts = []
     for rank in (1, 0):  # one after the other; the second finds what the first has left
-        critique = PairCritique(Brighter(0.7), other, Asking(schedule))
-        todo = critique._todo(candidates) if rank else parts[0]
+        critique = PairCritique(Brighter(0.7), other, Couples(schedule))
+        cache, find = critique.comparisons, critique.unanswered
+        todo = [one.candidates for one in find(candidates, cache.knows)] if rank else parts[0]
         parts.append(todo)
-        for unit in todo[rank::2]:
-            critique._ask(unit)
-    assert judge(PairCritique(Brighter(0.7, dying=1), other, Asking(schedule)), candidates) == alone
+        for some in todo[rank::2]:
+            cache._ask_all(some, find)
+    assert ask(PairCritique(Brighter(0.7, dying=1), other, Couples(schedule)), candidates) == alone
 
 
 def test_a_change_of_what_is_asked_asks_only_what_is_new(tmp_path: Path) -> None:
     store, critic = Store(tmp_path), Brighter(0.5)
     candidates = candidates_of(store, {0: [10, 60, 30, 90]})
-    judge(PairCritique(critic, store, Asking(all_pairs, both_orders=False)), candidates)
+    ask(PairCritique(critic, store, Couples(all_pairs, both_orders=False)), candidates)
     assert len(critic.asked) == 6
-    judge(PairCritique(critic, store, Asking(all_pairs)), candidates)
+    ask(PairCritique(critic, store, Couples(all_pairs)), candidates)
     assert len(critic.asked) == 12 == len(set(critic.asked))  # the other order alone
-    judge(PairCritique(critic, store, Asking(swiss)), candidates)
+    ask(PairCritique(critic, store, Couples(swiss)), candidates)
     assert len(critic.asked) == 12
-    judge(PairCritique(Brighter(0.6, dying=0), store), candidates)  # another identity: anew
+    ask(PairCritique(Brighter(0.6, dying=0), store), candidates)  # another identity: anew
     assert len(critic.asked) == 12
 
 
 def test_single_orders_do_not_go_by_the_number(tmp_path: Path) -> None:
     store, critic = Store(tmp_path), Brighter()
     candidates = candidates_of(store, {0: list(range(10, 250, 20))})
-    judge(PairCritique(critic, store, Asking(all_pairs, both_orders=False)), candidates)
+    ask(PairCritique(critic, store, Couples(all_pairs, both_orders=False)), candidates)
     lower_first = sum(a < b for a, b in critic.asked) / len(critic.asked)
     assert 0.3 < lower_first < 0.7
     turned = [replace(one, candidate=11 - one.candidate) for one in candidates]
-    judge(PairCritique(critic, store, Asking(all_pairs, both_orders=False)), turned)
+    ask(PairCritique(critic, store, Couples(all_pairs, both_orders=False)), turned)
     assert len(critic.asked) == 66
 
 
 def test_the_same_video_is_never_shown_beside_itself(tmp_path: Path) -> None:
     store, critic = Store(tmp_path), Brighter()
     candidates = candidates_of(store, {0: [50, 50, 90, 50]})
-    duels = judge(PairCritique(critic, store, Asking(all_pairs)), candidates)
+    verdicts = ask(PairCritique(critic, store, Couples(all_pairs)), candidates)
     assert sorted(critic.asked) == [(50, 90), (90, 50)]
-    outcomes = {(one.first, one.second): one.outcome for one in duels}
+    outcomes = {(one.first, one.second): one.outcome for one in verdicts}
     assert [outcomes[two] for two in ((0, 1), (0, 3), (1, 3))] == [0.5] * 3
     assert outcomes[0, 2] == outcomes[1, 2] == pytest.approx(1 - outcomes[2, 3])
 
@@ -173,20 +176,20 @@ def test_refused_candidates_are_not_asked_about(tmp_path: Path) -> None:
     candidates = candidates_of(store, {0: [10, 60, 30], 1: [5, 7]})
     still = [replace(one, gauges={"motion": 0.0}) if one.candidate == 1 else one
              for one in candidates]  # fmt: skip
-    asking = Asking(refuse=lambda gauges: "still" if gauges["motion"] < 1 else None)
-    duels = judge(PairCritique(critic, store, asking), still)
-    assert [(one.prompt_index, one.first, one.second) for one in duels] == [(0, 0, 2)]
+    asking = Couples(refuse=lambda gauges: "still" if gauges["motion"] < 1 else None)
+    verdicts = ask(PairCritique(critic, store, asking), still)
+    assert [(one.prompt_index, one.first, one.second) for one in verdicts] == [(0, 0, 2)]
 
 
 def test_what_failed_in_passing_is_asked_again_by_the_next_stage(tmp_path: Path) -> None:
     store, critic = Store(tmp_path), Brighter(faults=3)
     candidates = candidates_of(store, {0: [10, 60, 30, 90]})
-    critique = PairCritique(critic, store, Asking(all_pairs))
-    missing = [one for one in judge(critique, candidates) if one.p_first is None]
+    critique = PairCritique(critic, store, Couples(all_pairs))
+    missing = [one for one in ask(critique, candidates) if one.p_first is None]
     assert [one.fault for one in missing] == ["timeout"] * 2  # both orders of one, one of another
     assert all(one.outcome is None for one in missing)
     assert len(critic.asked) == 12 and critique.missing(candidates) == 4
-    assert all(one.fault == "" for one in judge(critique, candidates))
+    assert all(one.fault == "" for one in ask(critique, candidates))
     assert len(critic.asked) == 15
 
 
@@ -201,11 +204,11 @@ def test_a_verdict_that_lacks_a_part_in_passing_counts_until_it_is_asked_again(
 
     store, critic = Store(tmp_path), Partly()
     candidates = candidates_of(store, {0: [10, 60, 30]})
-    critique = PairCritique(critic, store, Asking(all_pairs))
-    duels = judge(critique, candidates)
-    assert len(critic.asked) == 6 and all(one.fault == "" for one in duels)
+    critique = PairCritique(critic, store, Couples(all_pairs))
+    verdicts = ask(critique, candidates)
+    assert len(critic.asked) == 6 and all(one.fault == "" for one in verdicts)
     assert critique.missing(candidates) == 3  # the couple's prompt
-    assert judge(critique, candidates) == duels and len(critic.asked) == 7
+    assert ask(critique, candidates) == verdicts and len(critic.asked) == 7
     assert critique.missing(candidates) == 0
 
 
@@ -214,7 +217,7 @@ def test_a_fault_that_lasts_is_kept(tmp_path: Path) -> None:
     critic._one = lambda a, b: Comparison(None, fault="unreadable")  # type: ignore[method-assign]
     candidates = candidates_of(store, {0: [10, 60]})
     for _ in range(2):
-        (one,) = judge(PairCritique(critic, store), candidates)
+        (one,) = ask(PairCritique(critic, store), candidates)
         assert (one.fault, one.p_first, critic.calls) == ("unreadable", None, 1)
 
 
@@ -227,10 +230,10 @@ def test_prompts_may_be_put_to_a_critic_together(
     store, critic = Store(tmp_path), Brighter(0.7)
     critic.prompts_per_call = prompts_per_call  # type: ignore[attr-defined]
     candidates = candidates_of(store, levels)
-    found = judge(PairCritique(critic, store), candidates)
+    found = ask(PairCritique(critic, store), candidates)
     assert critic.calls == calls and max(Counter(critic.asked).values()) <= 4
     other = Store(tmp_path / "other")
-    assert found == judge(PairCritique(Brighter(0.7), other), candidates_of(other, levels))
+    assert found == ask(PairCritique(Brighter(0.7), other), candidates_of(other, levels))
 
 
 def test_every_rank_has_prompts_to_ask_about(tmp_path: Path) -> None:
@@ -238,7 +241,8 @@ def test_every_rank_has_prompts_to_ask_about(tmp_path: Path) -> None:
     critic.prompts_per_call = 64  # type: ignore[attr-defined]
     stage = PairCritique(critic, store)
     candidates = candidates_of(store, {prompt: [10, 60 + prompt] for prompt in range(4)})
-    stage._run(candidates, Workers(rank=1, world=2), "cpu", "test")
+    workers = Workers(rank=1, world=2)
+    stage.comparisons.fill(candidates, stage.unanswered, workers, "cpu", "test")
     assert critic.calls == 1 and stage.missing(candidates) == 4  # the other rank's half
 
 
@@ -266,7 +270,7 @@ def test_a_critic_is_released_whatever_happens(tmp_path: Path, world: int) -> No
     store = Store(tmp_path)
     critic = Broken(failure=CriticGone("nobody answers"))
     with pytest.raises(CriticGone):
-        judge(PairCritique(critic, store), candidates_of(store, ROUND), Workers(world=world))
+        ask(PairCritique(critic, store), candidates_of(store, ROUND), Workers(world=world))
     assert not critic.held
 
 
@@ -276,7 +280,7 @@ def test_memory_that_is_too_small_is_said_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"brighter@0\.0 needs more memory than cpu has.*batch_size"
     ):
-        judge(PairCritique(critic, store), candidates_of(store, ROUND))
+        ask(PairCritique(critic, store), candidates_of(store, ROUND))
     assert not critic.held
 
 
@@ -285,7 +289,7 @@ def test_answers_that_fit_no_question_are_not_kept(tmp_path: Path) -> None:
     stage = PairCritique(Broken(), store)
     candidates = candidates_of(store, {0: [10, 60]})
     with pytest.raises(InputError, match="gave 1 answers to 2 questions"):
-        judge(stage, candidates)
+        ask(stage, candidates)
     assert stage.missing(candidates) == 2
 
 
@@ -299,7 +303,7 @@ def test_what_is_no_distribution_is_no_verdict(
     tmp_path: Path, chances: tuple[float, float, float], fault: str
 ) -> None:
     store, said = Store(tmp_path), Comparison(Preference(*chances), {"light": float("inf")}, 1.0)
-    (found,) = judge(
+    (found,) = ask(
         PairCritique(Broken([said, said._replace(certainty=float("nan"))]), store),
         candidates_of(store, {0: [10, 60]}),
     )
@@ -310,19 +314,19 @@ def test_what_is_no_distribution_is_no_verdict(
 
 def test_beside_the_rollout(tmp_path: Path) -> None:
     store, critic = Store(tmp_path), Brighter()
-    critic.beside = True  # type: ignore[attr-defined]
+    critic.during_rollout = True  # type: ignore[attr-defined]
     candidates = candidates_of(store, ROUND)
     critique = PairCritique(critic, store)
-    with critique.beside("cpu") as tell:
-        assert tell is not None
-        tell([one for one in candidates if one.prompt_index == 0]).result()
+    with critique.during_rollout("cpu") as on_candidates:
+        assert on_candidates is not None
+        on_candidates([one for one in candidates if one.prompt_index == 0]).result()
     assert critique.missing(candidates) == 4
     calls = critic.calls
-    judge(critique, candidates)
+    ask(critique, candidates)
     assert critic.calls > calls and max(Counter(critic.asked).values()) == 1
 
 
-# -------------------------------------------------------------------- duels
+# -------------------------------------------------------------------- verdicts
 
 
 def place(k: int) -> Candidate:
@@ -332,7 +336,7 @@ def place(k: int) -> Candidate:
 def test_a_duel_by_hand() -> None:
     shown = Comparison(Preference(0.7, 0.2, 0.1), {"a": 0.8, "b": 0.9, "c": 0.5}, 0.9, "one")
     swapped = Comparison(Preference(0.3, 0.1, 0.6), {"a": 0.4, "b": 0.6}, 0.7, "two")
-    found = duel(place(0), place(1), "critic", shown, swapped)
+    found = pair_verdict(place(0), place(1), "critic", shown, swapped)
     assert (found.p_first, found.p_tie, found.p_second) == pytest.approx((0.65, 0.15, 0.2))
     assert found.consistent and found.certainty == pytest.approx(0.8)
     assert found.outcome == pytest.approx(0.725)
@@ -343,7 +347,7 @@ def test_a_duel_by_hand() -> None:
 def test_disagreement_is_a_tie_whatever_the_mean() -> None:
     first = Comparison(Preference(0.9, 0.0, 0.1))
     again = Comparison(Preference(0.6, 0.0, 0.4))
-    found = duel(place(0), place(1), "critic", first, again)
+    found = pair_verdict(place(0), place(1), "critic", first, again)
     assert not found.consistent and found.outcome == 0.5 and found.p_first == pytest.approx(0.65)
 
 
@@ -353,8 +357,8 @@ def test_exchanging_the_two_mirrors_exactly() -> None:
         numbers = torch.rand(2, 3, generator=draw, dtype=torch.float64)
         one, two = (Comparison(Preference(*(row / row.sum()).tolist()), {"a": float(row[0])})
                     for row in numbers)  # fmt: skip
-        there = duel(place(0), place(1), "c", one, two)
-        back = duel(place(0), place(1), "c", two, one)
+        there = pair_verdict(place(0), place(1), "c", one, two)
+        back = pair_verdict(place(0), place(1), "c", two, one)
         assert (there.p_first, there.p_tie) == (back.p_second, back.p_tie)
         assert there.consistent == back.consistent
         assert there.dims["a"] + back.dims["a"] == pytest.approx(1, abs=1e-15)
@@ -364,7 +368,7 @@ def test_exchanging_the_two_mirrors_exactly() -> None:
 def test_one_missing_order_is_no_verdict(said: Comparison | None) -> None:
     """Half an answer cannot be freed of the place's influence."""
     lost = Comparison(None, fault="timeout")
-    found = duel(place(0), place(1), "c", said, lost)
+    found = pair_verdict(place(0), place(1), "c", said, lost)
     assert (found.fault, found.p_first, found.outcome) == ("timeout", None, None)
 
 
@@ -395,16 +399,16 @@ def test_people_are_asked_for_all_that_is_open_at_once(tmp_path: Path) -> None:
     store = Store(tmp_path)
     some = candidates_of(store, {0: [10, 60, 60], 1: [5, 7]})
     book = Book({})
-    critique = critique_of(book, store, Asking(all_pairs))
+    critique = critique_of(book, store, Couples(all_pairs))
     assert isinstance(critique, RecordedCritique)
     with pytest.raises(AnswersPending, match="open the page"):
-        judge(critique, some)
+        ask(critique, some)
     (asked,) = book.requests
     assert len(asked) == 2  # both 60s are one video: asked about once, and never beside itself
     assert all(file.exists() for file in book.files)
     book.answers = {(one.first, one.second): 0.0 for one in asked}
-    duels = judge(critique, some)
-    assert [(one.prompt_index, one.first, one.second, one.outcome) for one in duels] == [
+    verdicts = ask(critique, some)
+    assert [(one.prompt_index, one.first, one.second, one.outcome) for one in verdicts] == [
         (0, 0, 1, 0.0), (0, 0, 2, 0.0), (0, 1, 2, 0.5), (1, 0, 1, 0.0)
     ]  # fmt: skip
 
@@ -413,7 +417,7 @@ def test_only_the_leading_rank_asks(tmp_path: Path) -> None:
     store, book = Store(tmp_path), Book({})
     some = candidates_of(store, {0: [10, 60]})
     with pytest.raises(AnswersPending, match="1 comparisons wait"):
-        judge(RecordedCritique(book, store), some, Workers(rank=1, world=2))
+        ask(RecordedCritique(book, store), some, Workers(rank=1, world=2))
     assert book.requests == []
 
 
@@ -430,7 +434,7 @@ def against_base(critique: Any, levels: list[int], base: list[int]) -> list[floa
 
 def test_a_score_is_the_chance_to_beat_the_base(tmp_path: Path) -> None:
     critic = Brighter(bias=1.0)
-    critique = PairCritique(critic, Store(tmp_path), Asking(both_orders=False))
+    critique = PairCritique(critic, Store(tmp_path), Couples(both_orders=False))
     scores = against_base(critique, [10, 90, 50], [60, 60, 50])
     assert scores[0] is not None and scores[0] < 0.1 and scores[1] > 0.9 and scores[2] == 0.5
     assert sorted(critic.asked) == [(10, 60), (60, 10), (60, 90), (90, 60)]  # in both orders
@@ -449,14 +453,14 @@ def test_people_are_asked_about_scores_only_as_judges(tmp_path: Path) -> None:
     book = Book({})
     assert against_base(critique_of(book, Store(tmp_path)), [10], [60]) == [None]
     with pytest.raises(AnswersPending):
-        against_base(critique_of(book, Store(tmp_path), judging=True), [10], [60])
+        against_base(critique_of(book, Store(tmp_path), held_out=True), [10], [60])
 
 
 def test_a_critic_is_told_by_its_methods(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    assert isinstance(critique_of(ShapesCritic(), store), Critique)
+    assert isinstance(critique_of(ShapesCritic(), store), PointCritique)
     assert isinstance(critique_of(Brighter(), store), PairCritique)
-    with pytest.raises(InputError, match="dict is no critic"):
+    with pytest.raises(InputError, match="dict is not a critic"):
         critique_of({}, store)
 
 
@@ -474,8 +478,8 @@ def test_a_run_with_a_critic_that_compares(small: Compose) -> None:
     run = RunDir(Path(cfg.paths.outputs) / "run")
     assert run.line(0)["score"] == run.line(0)["eval_score"] == 0.5  # type: ignore[index]
     assert line is not None and 0 < line["score"] < 1 and line["labelling"]["figures"]
-    duels = run.round(1).verdicts()
-    assert duels and all(isinstance(one, Duel) for one in duels)
+    verdicts = run.round(1).verdicts()
+    assert verdicts and all(isinstance(one, PairVerdict) for one in verdicts)
     page = (run.path / "report.html").read_text()
     assert "couples compared" in page and "winner shown first" in page
 
@@ -526,16 +530,16 @@ def test_a_run_waits_politely(
     def pending(self: Any, *args: Any) -> NoReturn:
         raise AnswersPending("3 questions to people")
 
-    monkeypatch.setattr(RecordedCritique, "judge", pending)
+    monkeypatch.setattr(RecordedCritique, "ask", pending)
     monkeypatch.setattr("app.assembly.critique_of", waiting)
     train(small(*LABELS))  # no exception: exit status 0
     said = capsys.readouterr().out
     assert "3 questions to people\nthen go on with: python" in said
 
 
-def waiting(critic: Any, store: Store, *asking: Any, judging: bool = False) -> Any:
+def waiting(critic: Any, store: Store, *asking: Any, held_out: bool = False) -> Any:
     """People in the place of the training critic."""
-    return critique_of(critic, store) if judging else RecordedCritique(Book({}), store)
+    return critique_of(critic, store) if held_out else RecordedCritique(Book({}), store)
 
 
 def test_samples_of_a_prompt_are_compared(tmp_path: Path) -> None:

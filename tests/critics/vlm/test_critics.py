@@ -117,13 +117,13 @@ def judges(vlm: Any) -> list[Any]:
 def test_judges_pass_on_what_is_the_models() -> None:
     vlm = Scripted(lambda turn: [FIRST])
     for judge in judges(vlm):
-        assert not judge.beside
+        assert not judge.during_rollout
         assert judge.identity.startswith(f"{vlm.identity}#")
         judge.load("cpu")
         judge.release()
     assert vlm.calls == ["load cpu", "release"] * 4
-    vlm.beside = True  # type: ignore[attr-defined]
-    assert all(judge.beside for judge in judges(vlm))
+    vlm.during_rollout = True  # type: ignore[attr-defined]
+    assert all(judge.during_rollout for judge in judges(vlm))
     assert len({judge.identity for judge in judges(vlm)}) == 4
 
 

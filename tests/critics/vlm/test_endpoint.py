@@ -18,6 +18,7 @@ from ipo_lightning.critics.pretrained.http_errors import MOST_BYTES, AskAgain, r
 from ipo_lightning.critics.pretrained.viewing import Grid, Viewing
 from ipo_lightning.critics.protocols import CriticGone
 from ipo_lightning.critics.vlm import endpoint_check
+from ipo_lightning.critics.vlm.calls import pause_before
 from ipo_lightning.critics.vlm.client import VIDEO, Fault, Reply, Turn, VLMClient
 from ipo_lightning.critics.vlm.endpoint import EndpointVLM, shares, shown_rate, tokens_of
 from ipo_lightning.critics.vlm.server import Server
@@ -394,7 +395,8 @@ def test_pauses_grow_and_the_server_may_ask_for_more() -> None:
         critic.reply([turn()])
         assert time.monotonic() - started >= 0.25
     failure, keys = AskAgain("HTTP 500"), (b"a", b"b", b"a")
-    pauses = [[critic.server._pause(failure, key, k) for k in range(16)] for key in keys]
+    server_of = critic.server
+    pauses = [[pause_before(server_of, failure, key, k) for k in range(16)] for key in keys]
     assert pauses[0] == pauses[2] != pauses[1]  # drawn by content
     for k, pause in enumerate(pauses[0]):
         whole = min(0.01 * 2**k, 60)
@@ -489,7 +491,7 @@ def test_an_account_without_credit_stops_the_run(answer: Answer) -> None:
 
 def test_no_probabilities_no_choice() -> None:
     with served(always(Answer(completion("yes")))) as server:
-        with pytest.raises(InputError, match="a form that is answered in words"):
+        with pytest.raises(InputError, match="a critic that answers in words"):
             vlm(server).choose([turn()], YES_NO)
         assert vlm(server).reply([turn()]) == [[Reply("yes")]]
     with pytest.raises(InputError, match="needs vlm.top_logprobs"):
@@ -502,7 +504,7 @@ def test_redirects_are_not_followed() -> None:
         answer = Answer(b"", 307, {"Location": f"{elsewhere}/chat/completions"})
         with (
             served(always(answer)) as server,
-            pytest.raises(InputError, match="307.*sends us on to http://localhost.*trust it"),
+            pytest.raises(InputError, match="307.*redirects to http://localhost.*trust it"),
         ):
             vlm(server).reply([turn()])
         assert not other.requests
@@ -556,7 +558,7 @@ def test_an_untrusted_certificate_is_not_accepted(tmp_path: Path) -> None:
         context.load_cert_chain(*certificate(tmp_path))
         server.socket = context.wrap_socket(server.socket, server_side=True)
         url = server.url.replace("http:", "https:")
-        with pytest.raises(InputError, match="certificate is not to be trusted.*SSL_CERT_FILE"):
+        with pytest.raises(InputError, match="certificate cannot be trusted.*SSL_CERT_FILE"):
             vlm(url).reply([turn()])
     assert not server.requests
 
@@ -685,7 +687,7 @@ def test_a_key_with_a_line_break_is_named_but_not_shown(monkeypatch: pytest.Monk
 
 
 def test_readable_on_the_way() -> None:
-    with pytest.warns(UserWarning, match="http://10.0.0.7/v1: the key and the videos travel"):
+    with pytest.warns(UserWarning, match="http://10.0.0.7/v1: the key and the videos are sent un"):
         vlm("http://10.0.0.7/v1")
     for url in ("https://10.0.0.7/v1", "http://localhost:8/v1", "http://[::1]:8/v1"):
         vlm(url)
@@ -792,7 +794,7 @@ def test_the_check_of_an_address(video: str, capsys: pytest.CaptureFixture[str])
         server.behaviour = always(Answer(completion("red")))
         assert endpoint_check.main([server.url, MODEL, "--video", video]) == 1
     said = capsys.readouterr().out
-    assert said.count("WRONG") == 6 and "tells no probabilities of tokens" in said
+    assert said.count("WRONG") == 6 and "returns no log probabilities" in said
 
 
 def test_the_check_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
@@ -815,7 +817,7 @@ def test_it_is_chosen_by_the_settings(compose_train: ComposeTrain, group: str, c
     )  # fmt: skip
     checks.check(cfg)
     critic = build(cfg[group], group)
-    assert isinstance(critic.vlm, EndpointVLM) and critic.beside
+    assert isinstance(critic.vlm, EndpointVLM) and critic.during_rollout
     assert critic.vlm.server.base_url == "https://example.com/v1"
     assert critic.identity.startswith("NAME@served#view-") and critic.vlm.extra == {"top_k": 5}
 

@@ -19,7 +19,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.labelling.standings import no_verdict
 from ipo_lightning.shapes.critic import ShapesCritic
 from ipo_lightning.storage.layout import RoundDir, RunDir
-from ipo_lightning.storage.records import Candidate, Duel
+from ipo_lightning.storage.records import Candidate, PairVerdict
 from ipo_lightning.storage.store import Store
 from ipo_lightning.video import read_video
 from sample import sample
@@ -129,7 +129,7 @@ def contents(folder: Path) -> Iterator[bytes]:
     return (path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
-def outcome(duel: Duel) -> str:
+def outcome(duel: PairVerdict) -> str:
     """Which of two is better."""
     assert duel.outcome in (0.0, 0.5, 1.0) and duel.consistent
     return {0.0: "second", 0.5: "tie", 1.0: "first"}[duel.outcome]

@@ -307,13 +307,13 @@ def test_identity_is_what_determines_an_answer(folders: Any, tmp_path: Path) -> 
 def test_settings_are_refused(folders: Any, tmp_path: Path) -> None:
     path = str(folders("qwen2_vl"))
     for settings, message in (
-        ({"samples": 2}, "several replies want a temperature"),
+        ({"samples": 2}, "several replies need a temperature"),
         ({"batch_size": 0}, "batch_size=0: give 1 or more"),
         ({"dtype": "int8"}, "dtype=int8: choose one of"),
     ):
         with pytest.raises(InputError, match=message):
             LocalVLM(path, **settings)
-    with pytest.raises(InputError, match="no such folder, nor is it a hub id"):
+    with pytest.raises(InputError, match="neither a folder nor a hub id"):
         LocalVLM(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty cannot be read"):

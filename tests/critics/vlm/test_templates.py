@@ -480,7 +480,7 @@ def test_words_of_a_script(tmp_path: Path) -> None:
     assert (words.text, words.origin) == (text, "original")
     rate = PublishedText(sha256("Rate {prompt}."), URL, mark="$name")
     assert prompt_text_of("own", 1, str(file), rate).text == "Rate {prompt}."
-    with pytest.raises(InputError, match=f"does not hold the words .* stand in {URL}"):
+    with pytest.raises(InputError, match=f"does not have the prompt text .* which is in {URL}"):
         prompt_text_of("own", 1, str(file), PublishedText("0" * 64, URL))
 
 
@@ -506,7 +506,7 @@ def test_an_original_need_not_be_there_until_it_is_asked_for(
 def test_a_file_that_will_not_do_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "words.txt"
     for written, match in (
-        (b"Which is better?", "where the prompt goes"),
+        (b"Which is better?", "in the place of the prompt"),
         (b"<video> {prompt}", "1 marks"),
         (b"\xff{prompt}", "decode"),
     ):

@@ -1,5 +1,6 @@
-"""Forms: what a multimodal model is asked about videos, and how its answer is read.
+"""Prompt templates: what a VLM is asked about videos, and how its answer is read.
 
-One file a family. A form builds a turn and reads a reply; it knows of no model, and every form goes
-with every model. Reading is strict: what is not exactly an answer is unreadable, never a default.
+One file a family of templates. A template makes a turn and reads a reply; it depends on no model,
+and works with every VLM client. Reading is strict: an answer in another format is unreadable, and
+never replaced by a default.
 """

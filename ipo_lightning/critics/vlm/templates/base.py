@@ -1,4 +1,4 @@
-"""What a form is, and the words that it asks with."""
+"""The protocols of prompt templates, and the texts that they ask with."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,24 +14,24 @@ from ipo_lightning.storage.store import fingerprint
 from ipo_lightning.video import Clip
 
 QUOTED = "{quoted}"
-"""In a wording: here comes the prompt as a JSON string, whose quotation marks nothing in the prompt
-can end. `PROMPT` is the same on one line as it is."""
+"""The place of the prompt as a JSON string, from which no prompt can break out. `PROMPT` is the
+place of the prompt itself, on one line."""
 
 
 class Unreadable(ValueError):
-    """An answer that gives no verdict; the message says why, for whoever audits it."""
+    """An answer that has no verdict; the message says why, and is kept with the answer."""
 
 
 class PairVote(NamedTuple):
-    """What one answer says of two videos."""
+    """The verdict of one answer on two videos."""
 
     preference: Preference
     dims: Mapping[str, float] = {}
-    """By dimension: chance that the first is better, a tie counting half."""
+    """By dimension: chance that the first is better; a tie counts half."""
 
 
 class PointVote(NamedTuple):
-    """What one answer says of a video."""
+    """The verdict of one answer on a video."""
 
     score: float
     dims: Mapping[str, float] = {}
@@ -42,15 +42,15 @@ class PairTemplate(Protocol):
     """Asks which of two videos is better."""
 
     version: str
-    """Part of a critic's identity: it changes with the words, the settings and the reading."""
+    """Part of a critic's identity: it changes with the text, the settings and the reading."""
     dims: tuple[str, ...]
     """The dimensions that every vote has."""
 
     def load(self) -> None:
-        """Get what it needs before it asks; what cannot be had is refused here.
+        """Read the prompt text, before the first question.
 
         Raises:
-            InputError: see `PublishedText.read`.
+            InputError: it cannot be read, see `PublishedText.read`.
         """
         ...
 
@@ -59,10 +59,10 @@ class PairTemplate(Protocol):
         ...
 
     def read(self, reply: Reply) -> PairVote:
-        """What an answer says.
+        """The verdict of an answer.
 
         Raises:
-            Unreadable: it says nothing, or not exactly what was asked.
+            Unreadable: it has none, or not in the format that was asked for.
         """
         ...
 
@@ -71,13 +71,13 @@ class PointTemplate(Protocol):
     """Asks how good one video is."""
 
     version: str
-    """As a `PairForm`'s."""
+    """As of a `PairTemplate`."""
     dims: tuple[str, ...]
     span: tuple[float, float]
-    """The lowest and the highest score that a vote can have."""
+    """The lowest and the highest score of a vote."""
 
     def load(self) -> None:
-        """As a `PairForm`'s."""
+        """As of a `PairTemplate`."""
         ...
 
     def ask(self, clip: Clip, prompt: str) -> Turn:
@@ -85,41 +85,42 @@ class PointTemplate(Protocol):
         ...
 
     def read(self, reply: Reply) -> PointVote:
-        """What an answer says; see `PairForm.read`."""
+        """The verdict of an answer, as `PairTemplate.read`."""
         ...
 
 
 @dataclass(frozen=True)
 class PromptText:
-    """The words of a question."""
+    """The text of a question."""
 
     words: str | PublishedText
-    """With `PROMPT` or `QUOTED`, and a `VIDEO` for each video; without any, videos come first."""
+    """With `PROMPT` or `QUOTED`, and a `VIDEO` for each video; without one, videos come first."""
     origin: str = "own"
-    """"own": written for this project; "original": those a model was tuned with; "file": others."""
+    """"own": written for this project; "original": the text that a model was tuned with; "file":
+    another text."""
     file: str | None = None
-    """Where an original is, if not upstream."""
+    """A file with the original text; None: it is downloaded."""
 
     @cached_property
     def text(self) -> str:
-        """The words; an original is had when they are first asked for, see `PublishedText.read`."""
+        """The text; an original one is read at the first use, see `PublishedText.read`."""
         return self.words if isinstance(self.words, str) else self.words.read(self.file)
 
     def turn(self, prompt: str, *videos: Clip) -> Turn:
         """The question about ``videos`` of a prompt."""
         line = quoted(" ".join(prompt.split()))
         ahead = "" if VIDEO in self.text else VIDEO * len(videos)
-        # One pass: a prompt that holds the place-holder itself is not filled in again.
+        # One pass: a placeholder within the prompt is not replaced.
         words = [part.replace(PROMPT, line) for part in self.text.split(QUOTED)]
         return Turn(videos, ahead + json.dumps(line, ensure_ascii=False).join(words))
 
     def version(self, name: str, settings: Any = None) -> str:
-        """``name.origin.hash``, over the words and what else an answer's meaning depends on.
+        """``name.origin.hash``, of the text and the settings of the template.
 
-        An original counts by its hash, so that it need not be there.
+        An original text is known by its hash, so that it need not be read for this.
 
         Args:
-            name: with a number that is raised whenever the reading changes.
+            name: with a number that is raised when the reading of answers changes.
             settings: plain JSON.
         """
         words = self.words if isinstance(self.words, str) else self.words.sha256
@@ -127,30 +128,30 @@ class PromptText:
 
 
 class TextTemplate:
-    """A form that asks in a `PromptText`."""
+    """A template that asks with a `PromptText`."""
 
     _words: PromptText
 
     def load(self) -> None:
-        """See `PairForm`."""
+        """Read the prompt text."""
         _ = self._words.text
 
 
 def prompt_text_of(
     own: str, videos: int, prompt_text: str, original: PublishedText | None = None
 ) -> PromptText:
-    """A form's words.
+    """The text of a template, by a setting.
 
     Args:
-        own: the form's own wording.
+        own: the template's own text.
         videos: how many videos it is about.
-        wording: "own"; "original"; or a file: a text in UTF-8 that takes the form's place, or the
-            authors' script with the original in it.
-        original: the words of the models that the form is for, where they are known.
+        prompt_text: "own"; "original"; or a file: a text in UTF-8 that replaces the template's, or
+            the authors' script, which has the original text.
+        original: the text that the template's models were tuned with, if it is known.
 
     Raises:
-        InputError: there is no original or no such file, or the file lacks the original or the
-            place of the prompt or of a video.
+        InputError: there is no original text or no such file, or the file has neither the original
+            text nor places for the prompt and the videos.
     """
     if prompt_text == "own":
         return PromptText(own)
@@ -165,20 +166,20 @@ def prompt_text_of(
     if original and prompt_text.endswith(".py"):
         raise original.absent(prompt_text)
     if PROMPT not in text and QUOTED not in text:
-        raise InputError(f"prompt_text={prompt_text}: write {PROMPT} where the prompt goes")
+        raise InputError(f"prompt_text={prompt_text}: write {PROMPT} in the place of the prompt")
     if text.count(VIDEO) not in (0, videos):
         raise InputError(
             f"prompt_text={prompt_text}: {text.count(VIDEO)} marks {VIDEO}, but {videos} videos "
-            "are shown; mark each, or none (they come first)"
+            "are shown; write one mark for each, or none (then videos come first)"
         )
     return PromptText(text, "file")
 
 
 def check_questions(what: str, asked: Mapping[str, str]) -> None:
-    """Refuse what is not a question to each of some dimensions.
+    """Check a setting that gives each of some dimensions a question.
 
     Raises:
-        InputError: it is something else, or a dimension's name will not do.
+        InputError: it is something else, or a dimension's name is not allowed.
     """
     if not isinstance(asked, Mapping):
         raise InputError(f"{what}={asked}: give a question to each name, as {{NAME: QUESTION}}")
@@ -189,10 +190,10 @@ def check_questions(what: str, asked: Mapping[str, str]) -> None:
 
 
 def check_names(what: str, names: Sequence[str]) -> None:
-    """Refuse names of dimensions that an answer could not be read by.
+    """Check names of dimensions: an answer has them as labels.
 
     Raises:
-        InputError: there is none, or one is no plain word.
+        InputError: there is none, or one has other characters than a label may have.
     """
     if not names:
         raise InputError(f"{what}: give at least one")
@@ -200,4 +201,4 @@ def check_names(what: str, names: Sequence[str]) -> None:
         if not isinstance(name, str):
             raise InputError(f"{what}={name}: give a name")
         if not (name.isascii() and name.replace("_", "").isalnum() and name == name.lower()):
-            raise InputError(f"{what}.{name}: name it with small letters, digits and _")
+            raise InputError(f"{what}.{name}: use lower-case letters, digits and _")

@@ -1,8 +1,8 @@
-"""The form of IPO's critic, for any model: a reason first, then the verdict, by dimension.
+"""Templates like IPO's critic, for any VLM: a reason, then a verdict, for each dimension.
 
-Pointwise it rates Good, Normal or Bad, pairwise A, B or tie (arXiv 2502.02088, figure 2; dimensions
-and grades as in LiFT, arXiv 2412.04814). The authors' critic and most of its words are unpublished:
-the wording is our own.
+The pointwise one asks for Good, Normal or Bad, the pairwise one for A, B or tie (arXiv 2502.02088,
+figure 2; dimensions and grades as in LiFT, arXiv 2412.04814). The authors' critic and most of its
+prompt are not published: the text is our own.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,10 +31,10 @@ ASPECTS = {
     "the world, and as much as the prompt asks for? A still picture is bad motion, however clean, "
     "unless the prompt asks for one.",
 }
-"""Dimension -> what is asked about it."""
+"""Dimension -> the question about it."""
 GRADES = {"Good": 1.0, "Normal": 0.5, "Bad": 0.0}
-"""Evenly spaced: a mean over dimensions then weighs one fault as much as another. LiFT's 0.9, 0.2,
-0.05 says instead that only Good is good."""
+"""Evenly spaced, so that in a mean over dimensions all faults weigh the same. With LiFT's 0.9, 0.2,
+0.05 only Good counts."""
 OUTCOMES = {
     "A": Preference(1.0, 0.0, 0.0),
     "tie": Preference(0.0, 1.0, 0.0),
@@ -82,28 +82,26 @@ class IpoPairs(TextTemplate):
     def __init__(self, aspects: Mapping[str, str] | None = None, prompt_text: str = "own") -> None:
         """
         Args:
-            aspects: dimension -> what is asked about it; None: the usual three (`ASPECTS`).
-            wording: "own", or the file of a text whose answers end alike.
+            aspects: dimension -> the question about it; None: `ASPECTS`.
+            prompt_text: "own", or a file with a text whose answers have the same format.
 
         Raises:
-            InputError: a dimension's name will not do, or the file will not.
+            InputError: a dimension's name is not allowed, or the file cannot be used.
         """
         asked = ASPECTS if aspects is None else aspects
         check_questions("aspects", asked)
         if OVERALL in asked:
             raise InputError(
-                f"aspects.{OVERALL}: that is the verdict as a whole; name it otherwise"
+                f"aspects.{OVERALL}: this is the name of the whole verdict; choose another"
             )
         self.dims = tuple(asked)
         self._words = prompt_text_of(listed(PAIR, asked), 2, prompt_text)
         self.version = self._words.version("ipo-pairs-1", list(asked))
 
     def ask(self, first: Clip, second: Clip, prompt: str) -> Turn:
-        """See `PairForm`."""
         return self._words.turn(prompt, first, second)
 
     def read(self, reply: Reply) -> PairVote:
-        """See `PairForm`."""
         text = after_thinking(words(reply))
         votes = last_fields(text, [*self.dims, OVERALL], outcome, HEADER)
         dims = {name: votes[name].expected for name in self.dims}
@@ -122,13 +120,13 @@ class IpoPoints(TextTemplate):
     ) -> None:
         """
         Args:
-            aspects: dimension -> what is asked about it; None: the usual three (`ASPECTS`).
-            grades: what Good, Normal and Bad are worth; None: 1, 0.5, 0 (`GRADES`).
+            aspects: dimension -> the question about it; None: `ASPECTS`.
+            grades: the values of Good, Normal and Bad; None: 1, 0.5, 0 (`GRADES`).
             weights: of the dimensions in the score; None: equal.
-            wording: "own", or the file of a text whose answers end alike.
+            prompt_text: "own", or a file with a text whose answers have the same format.
 
         Raises:
-            InputError: a name, a grade, a weight or the file will not do.
+            InputError: a name, a grade, a weight or the file cannot be used.
         """
         asked = ASPECTS if aspects is None else aspects
         check_questions("aspects", asked)
@@ -143,11 +141,9 @@ class IpoPoints(TextTemplate):
         self.version = self._words.version("ipo-points-1", settings)
 
     def ask(self, clip: Clip, prompt: str) -> Turn:
-        """See `PointForm`."""
         return self._words.turn(prompt, clip)
 
     def read(self, reply: Reply) -> PointVote:
-        """See `PointForm`."""
         text = after_thinking(words(reply))
         dims = last_fields(text, self.dims, self._grade, HEADER)
         total = sum(self.weights.values())
@@ -164,17 +160,17 @@ def equal(names: Iterable[str]) -> dict[str, float]:
 
 
 def listed(text: str, aspects: Mapping[str, str]) -> str:
-    """A wording with the dimensions and the lines of the answer filled in."""
+    """A text with the dimensions and the lines of the answer filled in."""
     questions = "\n".join(f"{name} - {question}" for name, question in aspects.items())
     fields = "\n".join(f"{name}: ..." for name in aspects)
     return text.replace("{aspects}", questions).replace("{fields}", fields)
 
 
 def one_of(words: Mapping[str, object], answer: str) -> str:
-    """The word that an answer is, with a full stop or without; large or small letters.
+    """The word that an answer consists of, with or without a full stop, in either case.
 
     Raises:
-        Unreadable: it is none of them.
+        Unreadable: it is none of the words.
     """
     plain = answer.removesuffix(".").lower()
     matches = [word for word in words if word.lower() == plain and answer.isascii()]
@@ -182,12 +178,20 @@ def one_of(words: Mapping[str, object], answer: str) -> str:
 
 
 def outcome(answer: str) -> Preference:
-    """A, B or tie as a preference; see `one_of`."""
+    """A, B or tie as a preference.
+
+    Raises:
+        Unreadable: the answer is something else.
+    """
     return OUTCOMES[one_of(OUTCOMES, answer)]
 
 
 def check_grades(grades: Mapping[str, float]) -> None:
-    """Refuse grades that do not rise from Bad over Normal to Good."""
+    """Check that grades rise from Bad over Normal to Good.
+
+    Raises:
+        InputError: they do not.
+    """
     if set(grades) != set(GRADES):
         raise InputError(f"grades={dict(grades)}: give {', '.join(GRADES)}")
     if not -1e6 < grades["Bad"] <= grades["Normal"] <= grades["Good"] < 1e6 or (
@@ -197,11 +201,17 @@ def check_grades(grades: Mapping[str, float]) -> None:
 
 
 def check_weights(weights: Mapping[str, float], names: list[str]) -> None:
-    """Refuse weights that are not one a dimension, or below 0, or all 0."""
+    """Check that each dimension has a weight of at least 0, and one of them more.
+
+    Raises:
+        InputError: it is not so.
+    """
     if sorted(weights) != sorted(names):
         raise InputError(f"weights={dict(weights)}: give one for each of {', '.join(names)}")
     if not all(0 <= weight < 1e6 for weight in weights.values()) or not sum(weights.values()):
-        raise InputError(f"weights={dict(weights)}: give numbers from 0, not all of them 0")
+        raise InputError(
+            f"weights={dict(weights)}: give numbers of 0 or more, at least one above 0"
+        )
 
 
 def _refuse(answer: str) -> str:

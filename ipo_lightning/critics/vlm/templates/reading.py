@@ -1,7 +1,7 @@
-"""How an answer is read: whole fields at the end of it, and nothing that only looks like one.
+"""How an answer is read: by whole fields at its end.
 
-An answer is what stands last, after the reasoning. Two answers that differ are none; so is one that
-was cut off, one in other characters than asked for, or one with a word too much.
+The verdict is at the end, after the reasoning. An answer with two different verdicts is unreadable,
+and so is one that was cut off, one in another format, or one with further words.
 """
 
 import json
@@ -31,7 +31,7 @@ def words(reply: Reply) -> str:
 
 
 def after_thinking(text: str, required: bool = False) -> str:
-    """What follows the one block ``<think>...</think>``, whose beginning the model may be given.
+    """The text after the block ``<think>...</think>``; its opening tag may be in the chat template.
 
     Args:
         required: whether there must be such a block.
@@ -51,7 +51,7 @@ def after_thinking(text: str, required: bool = False) -> str:
 
 
 def lines(text: str) -> list[str]:
-    """Its lines that are not empty, without the marks of bold type, which say nothing."""
+    """The lines that are not empty, without the marks of bold type."""
     plain = (line.replace("**", "").strip() for line in text.splitlines())
     return [line for line in plain if line]
 
@@ -62,12 +62,12 @@ def last_fields(
     """The values of the fields ``label: value`` that end an answer, a line each, in any order.
 
     Args:
-        labels: each must be there, once; large or small letters.
+        labels: each must be there once, in either case.
         parse: reads a value, or raises `Unreadable`.
-        header: the line that comes before the fields, if any must.
+        header: a line that must come before the fields; "": none.
 
     Raises:
-        Unreadable: the last lines are not just these fields, or others before them say otherwise.
+        Unreadable: the last lines are not exactly these fields, or earlier fields contradict them.
     """
     found = lines(text)
     start = len(found) - len(labels)
@@ -90,7 +90,7 @@ def field(line: str, labels: Sequence[str]) -> tuple[str, str]:
     """Label and value of a line ``label: value``.
 
     Raises:
-        Unreadable: it is no such line.
+        Unreadable: it is another line.
     """
     name, colon, value = line.partition(":")
     for label in labels:
@@ -114,7 +114,7 @@ def number(text: str, least: float, most: float) -> float:
     """A decimal number in plain digits.
 
     Raises:
-        Unreadable: it is none (NaN and infinity are none), or out of bounds.
+        Unreadable: it is something else, NaN, infinite, or out of bounds.
     """
     if not DECIMAL.fullmatch(text):
         raise Unreadable(f"no number: {text[:60]}")
@@ -125,7 +125,7 @@ def number(text: str, least: float, most: float) -> float:
 
 
 def agreed(values: Sequence[T]) -> T:
-    """The one value that all of them are.
+    """The value that all of them have.
 
     Raises:
         Unreadable: there is none, or they differ.
@@ -140,10 +140,10 @@ def agreed(values: Sequence[T]) -> T:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """The one JSON object that a text is, within a code fence or not.
+    """The JSON object that a text consists of, with or without a code fence.
 
     Raises:
-        Unreadable: it is not just that, a key stands twice, or a number is not finite.
+        Unreadable: there is more or less, a key is repeated, or a number is not finite.
     """
     fenced = re.fullmatch(r"```(?:json)?\s*\n(.*)\n\s*```", text, re.DOTALL)
     inner = fenced[1] if fenced else text

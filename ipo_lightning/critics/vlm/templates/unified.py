@@ -1,9 +1,9 @@
-"""The forms of UnifiedReward 2.0, Think and Flex (CodeGoat24, arXiv 2503.05236 and 2505.03318).
+"""Templates of UnifiedReward 2.0, Think and Flex (CodeGoat24, arXiv 2503.05236 and 2505.03318).
 
-The models answer in fixed formats that they were tuned to. The formats are theirs, the words here
-our own: upstream's prompts are not shipped. A form asks in either, as ``wording`` says, and tells
-which in its version; the originals are had as `PublishedText` says. Repository: MIT, copyright 2025
-Yibin Wang.
+The models answer in fixed formats that they were tuned to. The texts here ask for these formats in
+our own words: upstream's prompts are not shipped. The setting ``prompt_text`` chooses ours or the
+original text, which is downloaded (`PublishedText`); the template's version says which. Repository:
+MIT, copyright 2025 Yibin Wang.
 """
 
 import re
@@ -37,7 +37,7 @@ REPOSITORY = (
     "https://raw.githubusercontent.com/CodeGoat24/UnifiedReward/"
     "ff6f520247a2d36e2aff7b2ba53a935afd437f66"
 )
-"""Where the five hashes were taken."""
+"""The commit of which the five hashes were taken."""
 RANK = PublishedText(
     "c76ba521846dcdd36e30046c8ceac18840cb6b0ad5f5a7bc731102b2267f2db9",
     f"{REPOSITORY}/inference_qwen/video_generation/qwen_pair_rank_video_generation.py",
@@ -83,11 +83,11 @@ VERDICT = re.compile(
 ANSWER = re.compile(r"<answer>([^<>]*)</answer>")
 SHARES = re.compile(r"Video ([12]):\s*(\S+)", re.ASCII | re.IGNORECASE)
 SLACK = 0.011
-"""How far two shares that should sum to 1 may miss it: a model writes two to four decimals."""
+"""Tolerance of the sum of two shares, which is 1: a model writes two to four decimals."""
 
 
 class _Pairs(TextTemplate):
-    """Two videos, and words to ask about them; ``version`` and ``dims`` as in `PairForm`."""
+    """A template about two videos; ``version`` and ``dims`` are those of `PairTemplate`."""
 
     dims: tuple[str, ...] = ()
     name = ""
@@ -97,21 +97,20 @@ class _Pairs(TextTemplate):
     def __init__(self, prompt_text: str = "own") -> None:
         """
         Args:
-            wording: "own", "original", or a file of either; see `worded`.
+            prompt_text: "own", "original", or a file; see `prompt_text_of`.
 
         Raises:
-            InputError: the wording will not do.
+            InputError: the text cannot be used, see `prompt_text_of`.
         """
         self._words = prompt_text_of(TWO_VIDEOS + self.own, 2, prompt_text, self.original)
         self.version = self._words.version(self.name)
 
     def ask(self, first: Clip, second: Clip, prompt: str) -> Turn:
-        """See `PairForm`."""
         return self._words.turn(prompt, first, second)
 
 
 class UnifiedRank(_Pairs):
-    """Which of two videos is better, or neither, in a sentence."""
+    """Asks for one sentence: which of two videos is better, or neither."""
 
     name = "unified-rank-1"
     original = RANK
@@ -122,7 +121,7 @@ detailed, with true colours. End with one line that is exactly one of these:
 {TIE}"""
 
     def read(self, reply: Reply) -> PairVote:
-        """The last line must be a verdict, and no other line another one."""
+        """The verdict in the last line; no other line may have another."""
         found = lines(words(reply))
         verdicts = [match[1].lower() for line in found if (match := VERDICT.fullmatch(line))]
         if not VERDICT.fullmatch(found[-1]):
@@ -131,7 +130,7 @@ detailed, with true colours. End with one line that is exactly one of these:
 
 
 class UnifiedScores(_Pairs):
-    """Three dimensions, in each of which the videos share 1 between them."""
+    """Asks for three dimensions; in each the two videos share 1."""
 
     name = "unified-scores-1"
     original = SCORES
@@ -153,7 +152,7 @@ Style Score:
  Video 2: Y"""
 
     def read(self, reply: Reply) -> PairVote:
-        """The last nine lines are the scores; the preference is their mean share."""
+        """The scores in the last nine lines; the preference is the mean share."""
         found = lines(words(reply))
         size = 3 * len(self.dims)
         if len(found) < size:
@@ -177,7 +176,7 @@ Style Score:
         return made
 
     def _refuse_others(self, earlier: list[str], dims: Mapping[str, float]) -> None:
-        """Refuse an answer that holds another whole set of scores."""
+        """Refuse an answer with another complete set of scores."""
         heads = [line.lower() for line in earlier]
         for start in range(len(earlier)):
             if heads[start] == f"{self.dims[0]} score:":
@@ -190,7 +189,7 @@ Style Score:
 
 
 class UnifiedPoints(TextTemplate):
-    """Three scores from 1 to 5; the score is their mean."""
+    """Asks for three scores from 1 to 5; the rating is their mean."""
 
     dims: tuple[str, ...] = ("alignment", "physics", "style")
     span = (1.0, 5.0)
@@ -208,20 +207,19 @@ Style Score (1-5): Z"""
     def __init__(self, prompt_text: str = "own") -> None:
         """
         Args:
-            wording: "own", "original", or a file of either; see `worded`.
+            prompt_text: "own", "original", or a file; see `prompt_text_of`.
 
         Raises:
-            InputError: the wording will not do.
+            InputError: the text cannot be used, see `prompt_text_of`.
         """
         self._words = prompt_text_of(self.own, 1, prompt_text, POINTS)
         self.version = self._words.version("unified-points-1")
 
     def ask(self, clip: Clip, prompt: str) -> Turn:
-        """See `PointForm`."""
         return self._words.turn(prompt, clip)
 
     def read(self, reply: Reply) -> PointVote:
-        """The last three lines are the scores."""
+        """The scores in the last three lines."""
         labels = {f"{name.capitalize()} Score (1-5)": name for name in self.dims}
         found = last_fields(words(reply), list(labels), lambda text: number(text, *self.span))
         dims = {name: found[label] for label, name in labels.items()}
@@ -229,7 +227,7 @@ Style Score (1-5): Z"""
 
 
 class UnifiedThink(_Pairs):
-    """A block of reasoning, then which of two videos is better; there are no ties."""
+    """Asks for reasoning, then which of two videos is better; there are no ties."""
 
     name = "unified-think-1"
     original = THINK
@@ -250,7 +248,7 @@ Video 2: y+y+y=total
 <answer>Video N is better</answer>"""
 
     def read(self, reply: Reply) -> PairVote:
-        """What follows the reasoning is the verdict in its tags, and nothing else."""
+        """The verdict in its tags after the reasoning; nothing else may follow."""
         answer = ANSWER.fullmatch(after_thinking(words(reply), required=True))
         if not answer:
             raise Unreadable("no <answer> alone after </think>")
@@ -261,7 +259,7 @@ Video 2: y+y+y=total
 
 
 class UnifiedFlex(_Pairs):
-    """JSON: categories with dimensions of the model's own, in which the videos share 10 points."""
+    """Asks for JSON: categories with dimensions of the model's choice; videos share 10 points."""
 
     name = "unified-flex-1"
     original = FLEX
@@ -274,7 +272,7 @@ reason. Answer with one JSON object and nothing else:
 "reason_2": "...", "score_1": 0, "score_2": 10}], "cat_reason": "...", "cat_winner": "Video N"}],
 "reason": "...", "winner": "Video N"}"""
     keys = {"alignment": "semantic", "quality": "quality", "aesthetics": "aesthetics"}
-    """Dimension -> the word that its category is known by."""
+    """Dimension -> a word in the name of its category."""
 
     def read(self, reply: Reply) -> PairVote:
         """The winner, and by category the first video's share of the points."""
@@ -289,7 +287,7 @@ reason. Answer with one JSON object and nothing else:
         return PairVote(preference, dims)
 
     def _share(self, answer: Mapping[str, Any], word: str) -> float:
-        """The first video's share of the points of the category that ``word`` is in the name of."""
+        """The first video's share of the points of the category with ``word`` in its name."""
         named = [
             one for one in _dicts(answer, "categories") if word in str(one.get("name")).lower()
         ]
@@ -307,7 +305,7 @@ def share(line: str, video: str) -> float:
     """The number of a line ``Video 1: 0.25``.
 
     Raises:
-        Unreadable: it is no such line of that video, or the number is not within 0 and 1.
+        Unreadable: it is another line, or the number is not between 0 and 1.
     """
     match = SHARES.fullmatch(line)
     if not match or match[1] != video:
@@ -319,7 +317,7 @@ def points(dim: Mapping[str, Any], key: str) -> float:
     """A number of JSON from 0 to 10.
 
     Raises:
-        Unreadable: it is none; a number in quotation marks is a text.
+        Unreadable: it is something else; a number in quotation marks is a text.
     """
     value = dim.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,9 +1,9 @@
-"""The form of VideoScore2 (TIGER-Lab, arXiv 2509.22799): three scores from 1 to 5.
+"""The template of VideoScore2 (TIGER-Lab, arXiv 2509.22799): three scores from 1 to 5.
 
-A score is the expectation over the digits 1 to 5 at the place where the model wrote one. (Upstream
-takes the likeliest digit times its probability, which falls as the model gets surer of a lower
-digit, and looks for the place at the first mention, which may lie in the reasoning.) Upstream's
-prompt is not shipped, see `ipo_lightning.critics.vlm.templates.unified`.
+A score is the expectation over the digits 1 to 5 at the place of the digit that the model wrote.
+(Upstream multiplies the likeliest digit by its probability, which lowers the score where the model
+is unsure, and reads the first mention of a score, which may be in the reasoning.) Upstream's prompt
+is not shipped, see `ipo_lightning.critics.vlm.templates.unified`.
 """
 
 import math
@@ -49,12 +49,12 @@ SCORES = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 REST = re.compile(r"\s*[.;]?\s*(?:</answer>)?\s*(?:<\|[a-z_]+\|>\s*)*", re.ASCII)
-"""What may follow the scores: punctuation, a closing tag, the token that ends an answer."""
+"""What may follow the scores: punctuation, a closing tag, an end token."""
 DIGITS = (1, 2, 3, 4, 5)
 
 
 class VideoScore2(TextTemplate):
-    """Visual quality, alignment and physical consistency; the score is their mean."""
+    """Asks for visual quality, alignment and physical consistency; the rating is their mean."""
 
     dims: tuple[str, ...] = ("quality", "alignment", "physics")
     span = (1.0, 5.0)
@@ -62,12 +62,12 @@ class VideoScore2(TextTemplate):
     def __init__(self, readout: Literal["soft", "hard"] = "soft", prompt_text: str = "own") -> None:
         """
         Args:
-            readout: "soft": the expectation over the digits, for which the model must tell its
-                tokens' probabilities; "hard": the digit that it wrote. Never mixed in one critic.
-            wording: "own", "original", or a file of either; see `worded`.
+            readout: "soft": the expectation over the digits, which needs the tokens' probabilities;
+                "hard": the digit that was written. A critic uses one of them for all videos.
+            prompt_text: "own", "original", or a file; see `prompt_text_of`.
 
         Raises:
-            InputError: there is no such readout, or the wording will not do.
+            InputError: there is no such readout, or the text cannot be used.
         """
         if readout not in ("soft", "hard"):
             raise InputError(f"readout={readout}: give soft or hard")
@@ -76,11 +76,10 @@ class VideoScore2(TextTemplate):
         self.version = self._words.version(f"videoscore2-1-{readout}")
 
     def ask(self, clip: Clip, prompt: str) -> Turn:
-        """See `PointForm`."""
         return self._words.turn(prompt, clip)
 
     def read(self, reply: Reply) -> PointVote:
-        """The last scores, with nothing after them."""
+        """The scores at the end of the answer."""
         hard, _ = last_scores(after_thinking(words(reply)))
         if not self.soft:
             return self._vote([float(digit) for digit in hard], 1.0)
@@ -100,10 +99,10 @@ class VideoScore2(TextTemplate):
 
 
 def last_scores(text: str) -> tuple[list[int], list[int]]:
-    """The three scores that end a text, after any reasoning, and the places of their digits in it.
+    """The three scores at the end of a text, and the places of their digits in it.
 
     Raises:
-        Unreadable: it does not end with them, one is not within 1 to 5, or there are others.
+        Unreadable: the text does not end with them, one is not in 1 to 5, or earlier ones differ.
     """
     found = list(SCORES.finditer(text, max(0, text.rfind("</think>"))))
     if not found or not REST.fullmatch(text, found[-1].end()):
@@ -117,13 +116,13 @@ def last_scores(text: str) -> tuple[list[int], list[int]]:
 
 
 def digit_chances(tokens: Sequence[Token], place: int) -> dict[int, float]:
-    """Probability of each digit from 1 to 5 in the place of one, normalised over them.
+    """Digit from 1 to 5 -> its probability at a place of the answer, normalised over the digits.
 
     Args:
         place: of the digit, in characters of the tokens' text.
 
     Raises:
-        Unreadable: the digit is no token of its own, or its probabilities are unknown.
+        Unreadable: the digit is part of a longer token, or its probabilities are unknown.
     """
     start = 0
     for token in tokens:

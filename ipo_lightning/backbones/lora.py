@@ -1,0 +1,105 @@
+"""Low-rank adapters (LoRA): added to a network, saved as diffusers does, loaded from others'."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ipo_lightning.backbones.lora_files import plain_lora
+from ipo_lightning.errors import InputError
+from ipo_lightning.policy import LORA_FILE
+from ipo_lightning.seeds import derive_seed
+
+ADAPTER = "default"
+"""Name of the trained adapter in the network."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A low-rank adapter in place of full fine-tuning."""
+
+    rank: int
+    """Rank of the update, >= 1: trainable parameters grow with it."""
+    alpha: float
+    """The update is scaled by alpha / rank; exports carry it in their metadata."""
+    targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Names of the linear layers that get an adapter; these are all of a family's attention."""
+    seed: int = 0
+    """Seed of the adapter's first factor (the second starts at zero)."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0 or not self.targets:
+            raise InputError(
+                f"backbone.lora: rank={self.rank}, alpha={self.alpha}, targets="
+                f"{list(self.targets)}: give rank >= 1, alpha > 0 and at least one layer name"
+            )
+
+
+def add_adapter(network: Any, lora: Lora) -> None:
+    """Freeze a network and put an adapter of float32 on it, the same for the same seed."""
+    network.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(lora.seed, "lora"))
+        network.add_adapter(
+            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets)),
+            adapter_name=ADAPTER,
+        )
+    for parameter in network.parameters():
+        if parameter.requires_grad:  # peft takes the base's precision; an adapter is small
+            parameter.data = parameter.data.float()
+
+
+def save_adapter(network: Any, pipeline_class: Any, folder: Path) -> None:
+    """Write the adapter to ``folder``/`LORA_FILE`, its rank and alpha in the metadata."""
+    pipeline_class.save_lora_weights(
+        folder,
+        transformer_lora_layers=get_peft_model_state_dict(network, adapter_name=ADAPTER),
+        transformer_lora_adapter_metadata=network.peft_config[ADAPTER].to_dict(),
+    )
+
+
+def saved_adapter(folder: Path) -> dict[str, Tensor]:
+    """The weights that `save_adapter` wrote, by the names of the network's parameters."""
+    return {
+        name.removeprefix("transformer.").replace(".weight", f".{ADAPTER}.weight"): tensor
+        for name, tensor in load_file(folder / LORA_FILE).items()
+    }
+
+
+def load_adapter(network: Any, pipeline_class: Any, file: Path) -> None:
+    """Put the LoRA of a file on a base network; the file may be of diffusers, peft or others.
+
+    Raises:
+        InputError: the file is no LoRA of this network.
+    """
+    try:
+        weights, metadata = pipeline_class.lora_state_dict(
+            str(file.parent),
+            weight_name=file.name,
+            use_safetensors=True,
+            local_files_only=True,
+            return_lora_metadata=True,
+        )
+        layers = [name for name, _ in network.named_modules()]
+        weights, metadata = plain_lora(weights, metadata, file, layers)
+        if not weights:
+            raise ValueError("it holds no layers of a transformer")
+        network.load_lora_adapter(weights, prefix=None, metadata=metadata)
+        _refuse_left_over(network, weights)
+    except (ValueError, RuntimeError, KeyError, OSError, TypeError, SafetensorError) as error:
+        raise InputError(f"{file} is no LoRA of this model: {error}") from error
+
+
+def _refuse_left_over(network: Any, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a LoRA some of whose weights found no place; diffusers would go on without them."""
+    name = list(network.peft_config)[-1]
+    left = sorted(weights.keys() - get_peft_model_state_dict(network, adapter_name=name).keys())
+    if left:
+        raise ValueError(f"{len(left)} of its {len(weights)} weights have no place, as {left[0]}")

@@ -1,0 +1,137 @@
+"""Sampling as a policy offers it: batches, shared steps and caches around the loop."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ipo_lightning.backbones.batching import LargestBatch, in_batches
+from ipo_lightning.backbones.caching import CACHES, cached
+from ipo_lightning.backbones.denoising import Model, denoise, initial_noise, predict_x0
+from ipo_lightning.backbones.schedulers import BatchScheduler
+from ipo_lightning.errors import InputError
+from ipo_lightning.policy import Sampling
+from ipo_lightning.seeds import derive_seed
+
+
+class Batch(NamedTuple):
+    """Videos to sample together."""
+
+    network: nn.Module
+    seeds: Sequence[int]
+    """One a video."""
+    text: Tensor
+    """(B, L, D) prompt embeddings, on the network's device."""
+    negative: Tensor | None
+    """(1, L, D) embedding of the negative prompt; None without guidance."""
+    sampling: Sampling
+
+    def rows(self, rows: slice) -> "Batch":
+        """Some of the videos."""
+        return self._replace(seeds=self.seeds[rows], text=self.text[rows])
+
+
+class VideoSampler(ABC):
+    """The sampling half of a family's `Policy`."""
+
+    family: ClassVar[str]
+    samplers: ClassVar[Mapping[str, Any]]
+    """Classes of schedulers by the names that `Sampling.scheduler` takes."""
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one video's latents, without the batch."""
+
+    @abstractmethod
+    def batch_scheduler(
+        self, sampling: Sampling, seeds: Sequence[int], first: int, device: torch.device
+    ) -> BatchScheduler:
+        """The scheduler that a sampling names, for the videos of the seeds, from step ``first``."""
+
+    @abstractmethod
+    def guided_model(self, batch: Batch) -> Model:
+        """The network on a batch's prompts, with classifier-free guidance where it is on."""
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Refuse with `InputError` a scheduler or a cache that the family does not have."""
+        if sampling.scheduler not in (None, *self.samplers):
+            names = ", ".join(self.samplers)
+            raise InputError(
+                f"scheduler={sampling.scheduler}: {self.family} has {names}, or null (the "
+                "checkpoint's own)"
+            )
+        if sampling.cache is not None and not isinstance(sampling.cache, CACHES):
+            names = ", ".join(kind.__name__ for kind in CACHES)
+            raise InputError(f"cache={type(sampling.cache).__name__}: choose one of {names}")
+
+    @torch.no_grad()
+    def sample(
+        self,
+        network: nn.Module,
+        seeds: Sequence[int],
+        text: Tensor,
+        negative: Tensor | None,
+        sampling: Sampling,
+    ) -> Tensor:
+        """Latents (B, ...), float32, of one video a seed; see `Policy.sample`.
+
+        Each video has random generators of its own: its noise does not depend on its batch. Shared
+        steps are denoised once, for one video with noise of its own. Each candidate takes the clean
+        latents predicted at the last of them, adds the noise of its seed, and goes on alone.
+        """
+        self.check_sampling(sampling)
+        _check_prompts(text, negative, sampling)
+        device = next(network.parameters()).device
+        text = text.to(device).expand(len(seeds), -1, -1)
+        negative = negative.to(device) if negative is not None and sampling.guided else None
+        batch = Batch(network, seeds, text, negative, sampling)
+        shared_x0 = self._shared_x0(batch) if sampling.shared_steps else None
+
+        def sample_rows(rows: slice) -> Tensor:
+            return self._denoise(batch.rows(rows), shared_x0)
+
+        if sampling.batch_size == "auto":
+            return self._largest_batch.run(sample_rows, len(seeds))
+        size = cast(int | None, sampling.batch_size) or len(seeds)
+        return in_batches(sample_rows, len(seeds), size)
+
+    @cached_property
+    def _largest_batch(self) -> LargestBatch:
+        """What ``batch_size=auto`` has found to fit."""
+        return LargestBatch()
+
+    def _shared_x0(self, batch: Batch) -> Tensor:
+        """(1, ...) the clean latents predicted at the last of the shared steps."""
+        one = batch.rows(slice(1))._replace(seeds=[derive_seed(batch.seeds[0], "shared")])
+        with self._prepared(one) as (model, noise, scheduler):
+            return predict_x0(model, noise, scheduler, batch.sampling.shared_steps)
+
+    def _denoise(self, batch: Batch, shared_x0: Tensor | None) -> Tensor:
+        """(B, ...) clean latents, from noise alone or from what the shared steps predict."""
+        first = 0 if shared_x0 is None else batch.sampling.shared_steps
+        with self._prepared(batch, first) as (model, noise, scheduler):
+            latents = noise if shared_x0 is None else scheduler.add_noise(shared_x0, noise, first)
+            return denoise(model, latents, scheduler, range(first, len(scheduler.timesteps)))
+
+    @contextmanager
+    def _prepared(
+        self, batch: Batch, first: int = 0
+    ) -> Iterator[tuple[Model, Tensor, BatchScheduler]]:
+        """A batch's model, with its cache, its initial noise (B, ...) and its scheduler."""
+        sampling, device = batch.sampling, batch.text.device
+        scheduler = self.batch_scheduler(sampling, batch.seeds, first, device)
+        noise = initial_noise(batch.seeds, self.latent_shape, device)
+        with cached(batch.network, sampling.cache, self.guided_model(batch)) as model:
+            yield model, noise, scheduler
+
+
+def _check_prompts(text: Tensor, negative: Tensor | None, sampling: Sampling) -> None:
+    if sampling.guided and negative is None:
+        raise ValueError("guidance needs the embedding of the negative prompt")
+    if sampling.shared_steps and len(text) > 1:
+        raise ValueError(f"shared={sampling.shared}: {len(text)} texts have no steps in common")

@@ -1,0 +1,214 @@
+"""The answers of one critic: each question is put to it once, and its answer kept in the store."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from itertools import chain
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+
+from ipo_lightning.critics.protocols import Comparison, Critic, Rating
+from ipo_lightning.errors import InputError
+from ipo_lightning.parallel.workers import Workers
+from ipo_lightning.storage.records import Candidate
+from ipo_lightning.storage.store import Store, fingerprint
+from ipo_lightning.video import Clip, read_video
+
+Q = TypeVar("Q", bound=tuple[str, ...])
+"""A question: the names (sha256) of the videos that are shown, in order, then the prompt."""
+A = TypeVar("A", bound=Rating | Comparison)
+
+Clips = Mapping[str, Clip]
+"""The videos of a call by name."""
+OnCandidates = Callable[[Sequence[Candidate]], Future[None]]
+"""Called with a prompt's candidates as soon as they are in the store."""
+
+
+class Unanswered(NamedTuple, Generic[Q]):
+    """A prompt that the critic must be asked about."""
+
+    candidates: list[Candidate]
+    questions: list[Q]
+    """What can be asked now; a tournament has further questions once these are answered."""
+
+
+FindUnanswered = Callable[[Sequence[Candidate], Callable[[Q], bool]], list[Unanswered[Q]]]
+"""(candidates, whether a question is answered) -> the prompts with questions that are not."""
+
+
+class AnswerCache(Generic[Q, A]):
+    """What a critic answers, computed where the store does not have it.
+
+    An answer's key is made of the videos, the prompt and the critic's identity. So other settings
+    of the labelling ask no question again, and an interrupted stage goes on where it stopped. A
+    transient answer, as after a time-out, counts until the end of the stage that got it; the next
+    stage asks again.
+
+    Args:
+        critic: whose answers these are.
+        store: where they are kept, and the videos lie.
+        put: puts questions to the critic in one call: one answer each, in order.
+        sound: an answer as it is kept: JSON has no NaN and no infinity.
+        read: an answer of its record, which is its fields by name but for ``transient``.
+    """
+
+    def __init__(
+        self,
+        critic: Critic,
+        store: Store,
+        put: Callable[[Sequence[Q], Clips], Sequence[A]],
+        sound: Callable[[A], A],
+        read: Callable[[Mapping[str, Any]], A],
+    ) -> None:
+        self.critic, self.store = critic, store
+        self._put, self._sound, self._read = put, sound, read
+
+    def key(self, question: Q) -> str:
+        """The name of the answer's record."""
+        return fingerprint([*question, self.critic.identity])
+
+    def knows(self, question: Q) -> bool:
+        """Whether the question need not be asked (again)."""
+        record = self.store.get_record("verdicts", self.key(question))
+        return record is not None and not record.get("transient")
+
+    def recall(self, question: Q) -> A:
+        """The answer to a question that was asked.
+
+        Raises:
+            OSError: the store does not have it.
+        """
+        key = self.key(question)
+        record = self.store.get_record("verdicts", key)
+        if record is None:
+            raise OSError(f"{self.store.root}: the verdict {key} is gone; do all ranks see this "
+                          "folder?")  # fmt: skip
+        return self._read({name: record[name] for name in record if name != "transient"})
+
+    def ask(self, questions: Sequence[Q]) -> None:
+        """Put questions to the critic in one call and keep its answers.
+
+        Raises:
+            InputError: the critic gave another number of answers; none is kept.
+        """
+        names = dict.fromkeys(name for question in questions for name in question[:-1])
+        clips = {name: read_video(self.store.path("videos", name, ".mp4")) for name in names}
+        answers = self._put(questions, clips)
+        if len(answers) != len(questions):
+            raise InputError(
+                f"{self.critic.identity} gave {len(answers)} answers to {len(questions)} "
+                "questions: a critic gives one each, in order (docs/extending.md)"
+            )
+        for question, answer in zip(questions, answers, strict=True):
+            record = self._sound(answer)._asdict()
+            marked = {"transient": True} if record.pop("transient") else {}
+            self.store.put_record("verdicts", self.key(question), record | marked)
+
+    def missing(self, candidates: Sequence[Candidate], find: FindUnanswered[Q]) -> int:
+        """How many candidates the critic must yet be asked about."""
+        return sum(len(one.candidates) for one in find(candidates, self.knows))
+
+    def fill(
+        self,
+        candidates: Sequence[Candidate],
+        find: FindUnanswered[Q],
+        workers: Workers,
+        device: str,
+        label: str,
+    ) -> None:
+        """Ask until every question about the candidates has an answer, the work shared by ranks.
+
+        Raises:
+            InputError: the critic needs more memory than the device has.
+        """
+        prompts = workers.agree([one.candidates for one in find(candidates, self.knows)])
+        size = self._prompts_per_call(len(prompts), workers.world)
+        calls = [[*chain(*prompts[at : at + size])] for at in range(0, len(prompts), size)]
+        unit = "prompts" if size == 1 else f"x {size} prompts"
+        with self._loaded(device) if prompts else nullcontext():
+            workers.run(calls, lambda some: self._ask_all(some, find), label, unit)
+
+    @contextmanager
+    def during_rollout(self, device: str, find: FindUnanswered[Q]) -> Iterator[OnCandidates | None]:
+        """Give a function that asks about a prompt's candidates in a thread of the critic's own.
+
+        It is None where the critic has no ``during_rollout``, see `Critic`. At the end, videos that
+        the thread has not begun with are left to the critique stage. After a failure all are: if it
+        lasts, it comes up there.
+        """
+        if not getattr(self.critic, "during_rollout", False):
+            yield None
+            return
+        failures: list[Exception] = []
+        loaded: list[Critic] = []
+
+        def ask(candidates: Sequence[Candidate]) -> None:
+            if failures:
+                return
+            try:
+                if not loaded:
+                    loaded.append(self.critic)
+                    self.critic.load(device)
+                for one in find(candidates, self.knows):
+                    self._ask_all(one.candidates, find)
+            except Exception as error:
+                failures.append(error)
+
+        pool = ThreadPoolExecutor(1, "critic")
+        try:
+            yield lambda candidates: pool.submit(ask, candidates)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            if loaded:
+                self.critic.release()
+        if failures:
+            warnings.warn(
+                f"{self.critic.identity} failed during the rollout ({failures[0]}); it is asked "
+                "again in the critique stage", stacklevel=3,
+            )  # fmt: skip
+
+    def _ask_all(self, candidates: Sequence[Candidate], find: FindUnanswered[Q]) -> None:
+        """Ask in as many calls as it takes, each question at most once."""
+        asked: set[Q] = set()
+
+        def answered(question: Q) -> bool:
+            return question in asked or self.knows(question)
+
+        while prompts := find(candidates, answered):
+            # Two prompts may be the same words.
+            questions = list(dict.fromkeys(one for prompt in prompts for one in prompt.questions))
+            asked.update(questions)
+            self.ask(questions)
+
+    def _prompts_per_call(self, prompts: int, world: int) -> int:
+        """The critic's ``prompts_per_call``, or fewer, so that every rank has some to ask about."""
+        wanted = int(getattr(self.critic, "prompts_per_call", 1))
+        return max(1, min(wanted, prompts // world))
+
+    @contextmanager
+    def _loaded(self, device: str) -> Iterator[None]:
+        """Load the critic, and release it whatever happens."""
+        try:
+            self.critic.load(device)
+            yield
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"{self.critic.identity} needs more memory than {device} has: show it fewer or "
+                "smaller frames (viewing, frames), one video at a time (batch_size=1), or choose a "
+                "smaller critic, or one on a server (critic/vlm=openai)"
+            ) from error
+        finally:
+            self.critic.release()
+
+
+def finite_dims(dims: Mapping[str, float]) -> dict[str, float]:
+    """The dimensions that have a finite value."""
+    return {name: float(value) for name, value in dims.items() if math.isfinite(value)}
+
+
+def finite_certainty(certainty: float) -> float:
+    """The certainty; 0 where it is not finite."""
+    return float(certainty) if math.isfinite(certainty) else 0.0

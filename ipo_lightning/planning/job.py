@@ -1,0 +1,54 @@
+"""What an estimate needs to know of a run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ipo_lightning.module import PreferenceModule
+from ipo_lightning.policy import Policy, Sampling
+
+
+@dataclass(frozen=True)
+class Job:
+    """The settings of a run that its memory, operations and disk depend on."""
+
+    policy: Policy
+    make: Callable[[Policy], PreferenceModule]
+    """Makes the training module of the run's settings for another policy."""
+    sampling: Sampling
+    candidates: int
+    """Videos of a prompt, at most."""
+    batch_size: int
+    """Pairs or points a step on each device."""
+    accumulate: int
+    optimizer_steps: int
+    """Optimizer updates a round."""
+    reference_batch: int
+    """Draws in one forward where reference errors are precomputed."""
+    optimizer: str
+    """Its ``_target_``."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the policy, by name: traces are cached by them. None: by its identity."""
+    fused: bool = False
+    """Whether the optimizer is fused: its update needs no memory of its own."""
+    precision: str = "32-true"
+    """Lightning's name of it, such as ``bf16-mixed``."""
+    devices: int = 1
+    sharded: bool = False
+    """Whether weights, gradients and optimizer state are sharded over the devices (FSDP2)."""
+    gpu: bool = True
+    """Whether autocast follows a GPU's rules."""
+    decode_batch: int = 1
+    parallel_prompts: int = 1
+    """Prompts whose videos a process samples at the same time."""
+
+    @property
+    def videos(self) -> int:
+        """Videos denoised at once, not counted twice for guidance; 1 where it is ``auto``."""
+        size = self.sampling.batch_size
+        return 1 if size == "auto" else min(int(size or self.candidates), self.candidates)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether matrix products are computed in mixed precision (bfloat16)."""
+        return self.precision.endswith("-mixed")

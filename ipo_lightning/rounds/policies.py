@@ -1,0 +1,112 @@
+"""The policies that rounds end with: read from disk, and put into the module's network."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from ipo_lightning.errors import InputError
+from ipo_lightning.module import PreferenceModule
+from ipo_lightning.parallel.sharding import gathered, whole_tensors
+from ipo_lightning.policy import put_weights, trained_weights
+from ipo_lightning.storage.layout import RunDir
+from ipo_lightning.storage.store import fingerprint, fingerprint_tensors
+
+
+class RoundPolicies:
+    """Finds a round's policy by its number; 0 is the base model.
+
+    Args:
+        run: where exported policies lie.
+        module: holds the one network, which takes the weights of any of them.
+    """
+
+    def __init__(self, run: RunDir, module: PreferenceModule) -> None:
+        self.run, self.module = run, module
+
+    def reference_of(self, number: int) -> int:
+        """The round whose policy is the reference of round ``number``."""
+        return number - 1 if self.module.reference.of == "round_start" else 0
+
+    def fingerprint(self, number: int) -> str:
+        """Of the policy that a round ended with.
+
+        Raises:
+            OSError: it is not on disk.
+        """
+        if number == 0:
+            return self.module.policy.identity
+        found = self.run.round(number).fingerprint()
+        if found is None:
+            raise OSError(
+                f"{self.run.round(number).policy_file} is missing: round {number} must be trained "
+                "again; remove its folder and those of later rounds"
+            )
+        return found
+
+    def fingerprint_of(self, weights: Mapping[str, Tensor]) -> str:
+        """Of a policy: its base, its adapter's settings, its trained weights."""
+        policy = self.module.policy
+        return fingerprint([policy.identity, policy.adapter, fingerprint_tensors(weights)])
+
+    def weights(self, number: int) -> dict[str, Tensor] | None:
+        """The trained weights that a round ended with, from disk; None for the base model's.
+
+        Raises:
+            InputError: they are not what the round was trained to.
+        """
+        if number == 0:
+            return None
+        folder = self.run.round(number).policy
+        weights = self.module.policy.load_export(folder)
+        if self.fingerprint_of(weights) != self.fingerprint(number):
+            raise InputError(
+                f"{folder} is not what round {number} was trained to (damaged, or changed by "
+                "hand): remove the folders of that round and later ones"
+            )
+        return weights
+
+    @contextmanager
+    def network(self, number: int) -> Iterator[nn.Module]:
+        """The network with a finished round's weights, for forwards without gradients.
+
+        It mostly holds them already. It does not where videos were lost from the store and a run
+        goes on in the middle of a round; then it gets its own weights back at the end.
+        """
+        network, current = self.module.network, self.module.trained()
+        weights = self._base_weights() if number == 0 else self.weights(number)
+        if weights is None or self._same(current, weights):
+            kept = None
+        else:
+            kept = {name: weight.clone() for name, weight in current.items()}
+            put_weights(network, weights)
+        try:
+            with eval_mode(network), gathered(network):  # ranks have unequal work in a stage
+                yield network
+        finally:
+            if kept is not None:
+                put_weights(network, kept)
+
+    def _same(self, current: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
+        return self.fingerprint_of(whole_tensors(current)) == self.fingerprint_of(weights)
+
+    def _base_weights(self) -> dict[str, Tensor] | None:
+        """The base model's weights, where the network may have moved away from them."""
+        try:
+            if self.module.trainer.global_step == 0:
+                return None
+        except RuntimeError:  # no trainer counts the steps
+            pass
+        return {n: w.cpu() for n, w in trained_weights(self.module.policy.build()).items()}
+
+
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode meanwhile; afterwards each submodule is in the mode that it was in."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,67 @@
+"""What a stage of a round is, and what it is given."""
+
+from dataclasses import dataclass, field
+
+from ipo_lightning.module import PreferenceModule
+from ipo_lightning.parallel.runtime import Runtime
+from ipo_lightning.parallel.workers import Workers
+from ipo_lightning.rounds.policies import RoundPolicies
+from ipo_lightning.storage.layout import RoundData, RoundDir, RunDir
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round on its way through the stages.
+
+    A stage reads what earlier stages wrote to the round's folder and to the store.
+    """
+
+    number: int
+    run: RunDir
+    module: PreferenceModule
+    policies: RoundPolicies
+    runtime: Runtime
+    data: RoundData
+    """What the stages before this one loaded for the training."""
+    draws: int = 0
+    """Draws that the training will make, on all ranks together."""
+    training_seconds: float = 0.0
+    """Spent on the round's training so far."""
+    gauges: dict[str, float] = field(default_factory=dict)
+    """Further measurements of the round's policy; a stage adds to them, its line shows them."""
+
+    @property
+    def folder(self) -> RoundDir:
+        """Where the round's files lie."""
+        return self.run.round(self.number)
+
+    @property
+    def workers(self) -> Workers:
+        """The processes that share the round's work."""
+        return self.runtime.workers
+
+    def label(self, work: str) -> str:
+        """How a progress bar names some work of this round."""
+        return f"round {self.number}: {work}"
+
+
+class RoundStage:
+    """One stage of a round; one of your own overrides what it needs.
+
+    All ranks call each method together. A stage that was stopped is run again and finds what it had
+    finished: results go to the store, and to files that appear whole.
+    """
+
+    name: str = ""
+    """Its name for ``until`` and its key among the seconds of a round; empty: it is not timed."""
+
+    def done(self, round: Round) -> bool:
+        """Whether nothing is left to make; the leading rank's answer counts for all."""
+        return True
+
+    def run(self, round: Round) -> None:
+        """Make what is missing. The leading rank alone writes files of the round."""
+
+    def load(self, round: Round) -> RoundData:
+        """``round.data`` with this stage's part of it; called after `run`, or in its place."""
+        return round.data

@@ -1,0 +1,74 @@
+"""The loop, as the list of its stages."""
+
+from ipo_lightning.critics.stage.critique import Critique
+from ipo_lightning.draws.calibration import Calibration
+from ipo_lightning.draws.encoding import RealSource
+from ipo_lightning.evaluation import Evaluation
+from ipo_lightning.exchange.source import LabelSource
+from ipo_lightning.labelling import Labelling
+from ipo_lightning.rounds.closing import EvaluationStage, RecordStage
+from ipo_lightning.rounds.imported import FirstRounds, imported_stages
+from ipo_lightning.rounds.labels import CritiqueStage, LabellingStage
+from ipo_lightning.rounds.rollout import RolloutPlan, RolloutStage
+from ipo_lightning.rounds.stage import RoundStage
+from ipo_lightning.rounds.training import TrainingStage
+from ipo_lightning.rounds.training_data import BetaStage, InputsStage, ReferenceErrorsStage
+from ipo_lightning.sampling import Sampler
+
+
+def round_stages(
+    sampler: Sampler,
+    evaluation: Evaluation,
+    *,
+    rollout: RolloutPlan | None = None,
+    critique: Critique | None = None,
+    labelling: Labelling = Labelling(),  # noqa: B008 - frozen
+    imported: LabelSource | None = None,
+    real: RealSource | None = None,
+    calibration: Calibration = Calibration(),  # noqa: B008 - frozen
+) -> list[RoundStage]:
+    """What happens to a round, in order; a stage of your own goes into this list.
+
+    The base model, round 0, takes the stages after the training alone.
+
+    Args:
+        sampler: makes candidates and embeds prompts.
+        evaluation: what a finished round is put to.
+        rollout: prompts and seeds. critique: asks the critic about candidates. labelling: makes
+            labels of its verdicts. Rounds whose labels are imported need none of them.
+        imported: labels that take the place of these three stages; None: there are none.
+        real: real clips for lambda_2; None: there are none.
+        calibration: of the loss's beta, where it is ``auto``.
+    """
+    return [
+        *_label_stages(sampler, rollout, critique, labelling, imported),
+        InputsStage(sampler, real),
+        ReferenceErrorsStage(sampler.store),
+        BetaStage(sampler.store, calibration),
+        TrainingStage(),
+        EvaluationStage(evaluation),
+        RecordStage(evaluation),
+    ]
+
+
+def _label_stages(
+    sampler: Sampler,
+    rollout: RolloutPlan | None,
+    critique: Critique | None,
+    labelling: Labelling,
+    imported: LabelSource | None,
+) -> list[RoundStage]:
+    """Rollout, critique and labelling, or labels from elsewhere, or first these and then those."""
+    first = [] if imported is None else imported_stages(imported, sampler)
+    if imported is not None and imported.rounds is None:
+        return first
+    if rollout is None or critique is None:
+        raise ValueError("round_stages: give rollout and critique, or labels for all rounds")
+    own: list[RoundStage] = [
+        RolloutStage(rollout, sampler, critique),
+        CritiqueStage(critique, labelling),
+        LabellingStage(labelling),
+    ]
+    if imported is None or imported.rounds is None:
+        return own
+    return [FirstRounds(imported.rounds, *both) for both in zip(first, own, strict=True)]

@@ -1,0 +1,70 @@
+"""What the rounds take from a Lightning trainer, and what they tell it."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import lightning as L
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from ipo_lightning.parallel.runtime import Runtime
+from ipo_lightning.parallel.workers import Workers
+from ipo_lightning.storage.layout import RunDir
+
+
+@runtime_checkable
+class RoundListener(Protocol):
+    """A callback that wants to know of finished rounds."""
+
+    def on_round_end(self, trainer: L.Trainer, round_number: int, round_dir: Path) -> None:
+        """Called on the leading rank once the round's line is written."""
+        ...
+
+
+def runtime_of(trainer: L.Trainer, parallel_prompts: int | None = None) -> Runtime:
+    """The trainer's device, precision and processes; its strategy must have its environment.
+
+    Args:
+        parallel_prompts: prompts that a process samples at the same time; None: one a CPU core,
+            one on a GPU.
+    """
+    strategy = trainer.strategy
+    workers = Workers(
+        trainer.global_rank,
+        trainer.world_size,
+        strategy.barrier,
+        strategy.broadcast,
+        threads=parallel_prompts or cores_of_a_rank(trainer),
+    )
+    autocast = trainer.precision_plugin.forward_context
+    return Runtime(strategy.root_device, str(trainer.precision), autocast, workers)
+
+
+def cores_of_a_rank(trainer: L.Trainer) -> int:
+    """CPU cores that a rank has to itself; 1 where a GPU does the work, or the weights are shards:
+    their state knows one forward at a time."""
+    if trainer.strategy.root_device.type != "cpu" or isinstance(
+        trainer.strategy, ModelParallelStrategy
+    ):
+        return 1
+    return max(1, (os.cpu_count() or 1) // trainer.num_devices)
+
+
+def announce(trainer: L.Trainer, run: RunDir, number: int) -> None:
+    """Send a finished round's figures to the trainer's loggers, and tell the listeners."""
+    figures = {**round_figures(run.line(number) or {}), "round": number}
+    for logger in trainer.loggers:
+        logger.log_metrics(figures, step=trainer.global_step)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RoundListener) and trainer.is_global_zero:
+            callback.on_round_end(trainer, number, run.round(number).path)
+
+
+def round_figures(line: Mapping[str, Any]) -> dict[str, float]:
+    """What loggers are sent of a round's line: ``round/score``, ``round/gauge/motion``, ..."""
+    figures = {name: line.get(name) for name in ("score", "eval_score", "win_rate")}
+    figures |= {f"gauge/{name}": value for name, value in line.get("gauges", {}).items()}
+    figures |= {f"dims/{name}": value for name, value in line.get("dims", {}).items()}
+    figures["beta"] = (line.get("train") or {}).get("beta")  # where it was settled by itself
+    return {f"round/{name}": value for name, value in figures.items() if value is not None}

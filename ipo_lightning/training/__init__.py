@@ -1,0 +1,1 @@
+"""Parts of the training step: forwards and errors, loss terms, learning rate."""
