@@ -73,11 +73,11 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
 def read_pairs(cfg: DictConfig, shelf: "Shelf") -> "Gathered":
     """People's verdicts, and where their videos lie."""
     from ipo_lightning.audit.votes import gather
-    from ipo_lightning.exchange import Finder, read_any, unpack, videos_of
+    from ipo_lightning.exchange import Finder, read_any, videos_of
 
     found = read_any(cfg.pairs, cfg.format).one_lined()
     rows = found.comparisons()
-    unpack(found.path, (video for row in rows for video in videos_of(row)), shelf)
+    found.unpack(shelf)
     finder = Finder(Path(cfg.videos) if cfg.videos else found.folder, shelf)
 
     def find(row: "Annotation") -> tuple[Path, Path]:

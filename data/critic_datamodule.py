@@ -22,7 +22,6 @@ from ipo_lightning.critics.people.answers import latest
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange import Finder, Preferences, read_any, videos_of
 from ipo_lightning.exchange.points import VideoPoint
-from ipo_lightning.exchange.videos import unpack
 from ipo_lightning.reward.module import RewardBatch
 from ipo_lightning.seeds import derive_seed, generator
 from ipo_lightning.storage.store import Store, fingerprint
@@ -147,18 +146,10 @@ class CriticDataModule(L.LightningDataModule):
             raise InputError(f"data.videos={videos}: there is no such folder")
         found = read_any(path, format).one_lined()
         if store is not None:
-            rows: list[Annotation | VideoPoint] = [*found.pairs, *found.points]
-            unpack(found.path, (video for row in rows for video in videos_of(row)), store)
+            found.unpack(store)
         finder = Finder(found.folder if videos is None else Path(videos), store)
         samples = read_samples(found, label_kind, self.dims, finder)
-        self.train = [one for one in samples if place(one.prompt) >= validation]
-        self.valid = [one for one in samples if place(one.prompt) < validation]
-        for name, part in (("training", self.train), ("validation", self.valid)):
-            if not part:
-                raise InputError(
-                    f"data.path={path}: no {name} prompt; give more prompts, or another "
-                    f"data.validation than {validation}"
-                )
+        self.train, self.valid = parts_of(samples, validation, path)
         read = lru_cache(maxsize=None)(read_video) if in_memory else read_video
         numbers = {p: i for i, p in enumerate(dict.fromkeys(one.prompt for one in samples))}
         self.collate = partial(collate, inputs=inputs, read=read, numbers=numbers)
@@ -201,6 +192,25 @@ class CriticDataModule(L.LightningDataModule):
             collate_fn=self.collate,
             persistent_workers=self.num_workers > 0,
         )
+
+
+def parts_of(
+    samples: Sequence[Sample], validation: float, path: str
+) -> tuple[list[Sample], list[Sample]]:
+    """The samples to train on, and those that are held out, by their prompts.
+
+    Raises:
+        InputError: one of the parts is empty.
+    """
+    train = [one for one in samples if place(one.prompt) >= validation]
+    valid = [one for one in samples if place(one.prompt) < validation]
+    for name, part in (("training", train), ("validation", valid)):
+        if not part:
+            raise InputError(
+                f"data.path={path}: no {name} prompt; give more prompts, or another "
+                f"data.validation than {validation}"
+            )
+    return train, valid
 
 
 def collate(

@@ -25,7 +25,7 @@ from ipo_lightning.exchange.labels import Videos, carried, labels_for, verdicts_
 from ipo_lightning.exchange.points import VideoPoint
 from ipo_lightning.exchange.reading import Preferences, read_any
 from ipo_lightning.exchange.source import ImportedLabels
-from ipo_lightning.exchange.videos import Finder, Named, unpack, video_of, videos_of
+from ipo_lightning.exchange.videos import Finder, Named, video_of, videos_of
 from ipo_lightning.metrics.gauges import measure
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy
@@ -153,7 +153,7 @@ class ImportedPreferences:
     ) -> dict[Named, tuple[Path, str]]:
         """The file and its `content_name`, by video; missing ones are counted."""
         if workers.leads and finder.store is not None:
-            unpack(self.found.path, videos, finder.store)
+            self.found.unpack(finder.store)
         places = {video: finder.place(video) for video in videos}
         there = workers.agree({v: place for v, place in places.items() if os.path.isfile(place)})
         missing = [video for video in videos if video not in there]

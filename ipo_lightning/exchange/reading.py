@@ -10,7 +10,9 @@ from ipo_lightning.critics.people.annotations import OVERALL, Annotation, annota
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange import genai_bench, label_studio, trl, videoalign, videofeedback
 from ipo_lightning.exchange.points import VideoPoint, pairs_of
+from ipo_lightning.exchange.videos import unpack, videos_of
 from ipo_lightning.storage.parquet import Embedded
+from ipo_lightning.storage.store import Store
 from ipo_lightning.storage.tables import SUFFIXES, Placed, columns_of, rows_of
 from ipo_lightning.storage.texts import one_line
 
@@ -75,6 +77,15 @@ class Preferences(NamedTuple):
     def folder(self) -> Path:
         """Where paths of videos start."""
         return self.path.parent
+
+    def unpack(self, store: Store) -> None:
+        """Put the videos that the file itself holds into a store, where `Finder` finds them.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        rows: list[Annotation | VideoPoint] = [*self.pairs, *self.points]
+        unpack(self.path, (video for row in rows for video in videos_of(row)), store)
 
     def comparisons(self) -> list[Annotation]:
         """The pairs; rated videos become every two of a prompt.
