@@ -13,6 +13,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from ipo_lightning.decoding.boxes import check_samples
 from ipo_lightning.errors import InputError
 
 FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "gif", "mpegts", "mpeg", "flv", "asf", "ogg",
@@ -60,6 +61,8 @@ def opened(path: Path) -> Iterator[Opened]:
             decoder says while it is read.
     """
     _check_place(path)
+    with unreadable_is_input_error(path):
+        check_samples(path)
     with unreadable_is_input_error(path), _container(path) as container:
         if container.metadata.get("major_brand") in PICTURE_BRANDS:
             raise InputError(f"video {path}: cannot be decoded (it is a picture); {CONVERT}")

@@ -1,11 +1,16 @@
 """Videos that were rated one at a time, and the pairs that follow from them."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 from ipo_lightning.critics.people.annotations import OVERALL, Annotation, Choice
+from ipo_lightning.errors import InputError
+
+MOST_PAIRS = 2**20
+"""Pairs that are made of rated videos: a thousand videos of one prompt are half as many."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,21 @@ class VideoPoint:
 
 
 def pairs_of(points: Iterable[VideoPoint]) -> list[Annotation]:
-    """Every two videos of a prompt, in the points' order; equal scores are ``same``."""
+    """Every two videos of a prompt, in the points' order; equal scores are ``same``.
+
+    Raises:
+        InputError: there are too many of them.
+    """
     by_prompt: dict[str, list[VideoPoint]] = {}
     for point in points:
         by_prompt.setdefault(point.prompt, []).append(point)
+    count = sum(math.comb(len(group), 2) for group in by_prompt.values())
+    if count > MOST_PAIRS:
+        largest = max(by_prompt.values(), key=len)
+        raise InputError(
+            f"{largest[0].place}: {len(largest):,} videos of one prompt, {count:,} pairs in all, "
+            f"of which {MOST_PAIRS:,} are made; rate fewer videos of a prompt, or give pairs"
+        )
     couples = [pair for group in by_prompt.values() for pair in combinations(group, 2)]
     return [_pair(number, first, second) for number, (first, second) in enumerate(couples, 1)]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.storage.texts import LARGEST, check_regular
+from ipo_lightning.storage.texts import LARGEST, MOST_ROWS, check_regular
 
 MOST_TOGETHER = 64
 """Rows in memory at a time, where they are small."""
@@ -84,6 +84,8 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
             yield from import_module("pandas").read_parquet(path).to_dict("records")
             return
         with file:
+            if file.metadata.num_rows > MOST_ROWS:
+                raise InputError(f"{path} cannot be read: more than {MOST_ROWS:,} rows; split it")
             parts = range(file.metadata.num_row_groups)
             size = sum(file.metadata.row_group(part).total_byte_size for part in parts)
             together = min(MOST_TOGETHER, LARGEST // max(size, 1))

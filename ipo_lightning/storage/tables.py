@@ -16,7 +16,7 @@ from typing import Any
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.storage.parquet import light_rows
-from ipo_lightning.storage.texts import read_text
+from ipo_lightning.storage.texts import MOST_ROWS, read_text
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
 
@@ -24,6 +24,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 """What stands between the columns in tables of some programs."""
 OWN = {".csv": ",", ".tsv": "\t"}
 """What stands between them by the file's ending."""
+MOST_COLUMNS = 1000
 SHOWN = 200
 """Letters of columns' names in a message."""
 _LIMIT = Lock()
@@ -95,6 +96,8 @@ def _check_names(path: Path, names: list[str], separator: str) -> None:
         raise InputError(
             f"{path}:1: columns are separated by {other[0]}: use {SEPARATORS[separator]}"
         )
+    if len(names) > MOST_COLUMNS:
+        raise InputError(f"{path}:1: {len(names):,} columns, of which {MOST_COLUMNS} are read")
     twice = [name for name, count in Counter(names).items() if count > 1 and name.strip()]
     if twice:
         raise InputError(f"{path}:1: two columns are called {twice[0][:SHOWN]!r}")
@@ -117,6 +120,8 @@ def _json(path: Path, text: str) -> Iterator[Placed]:
     if _by_line(path.suffix.lower(), text):
         yield from _lines(path, io.StringIO(text, newline=""))
         return
+    if text.count("{") + text.count("[") > MOST_ROWS:
+        raise InputError(f"{path} cannot be read: more than {MOST_ROWS:,} objects; split it")
     whole = _parsed(text, str(path))
     if isinstance(whole, list):
         yield from _array(path, whole)

@@ -10,6 +10,8 @@ from ipo_lightning.errors import InputError
 
 LARGEST = 2**28
 """Bytes of a text that is read: a list of 250,000 prompts takes a tenth of it."""
+MOST_ROWS = 2**23
+"""Lines of a text, and rows and values of a table: small ones take a hundred bytes each."""
 UTF_8 = "save it as UTF-8 (iconv -f cp1252 -t utf-8, or Excel's 'CSV UTF-8')"
 INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))
 """Characters of no width that copying leaves behind; joiners of emoji and scripts are none."""
@@ -40,6 +42,8 @@ def read_text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if content.count(b"\n") + content.count(b"\r") > 2 * MOST_ROWS:
+        raise InputError(f"{path} cannot be read: more than {MOST_ROWS:,} lines; split it")
     return _decoded(path, content)
 
 

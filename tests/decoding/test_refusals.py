@@ -2,6 +2,7 @@
 
 import os
 import random
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,20 @@ def beside(name: str) -> Make:
     return make
 
 
+def declaring(count: int, box: bytes, **settings: object) -> Make:
+    """A file of a few kB whose header speaks of many frames."""
+
+    def make(path: Path) -> None:
+        content = bytearray(encode(path, **settings).read_bytes())  # type: ignore[arg-type]
+        place = content.index(box) + 4
+        head = (0, 1, count) if box == b"stsz" else (0, count, 0)
+        struct.pack_into(">III", content, place, *head)
+        path.write_bytes(content)
+
+    return make
+
+
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
 FRONT = {"movflags": "faststart"}
 REFUSED: dict[str, tuple[Make, str]] = {
     "empty": (text(b""), r"cannot be decoded \(the file is empty\); copy it again"),
@@ -87,6 +102,8 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "slanted": (lambda p: turned(encode(p), (0.7, 0.7, -0.7, 0.7)), "another angle than quarter"),
     "slanted tag": (lambda p: encode(p.with_suffix(".mkv"), metadata={"rotate": "45"}).rename(p),
                     "another angle than quarter"),
+    "frames of no bytes": (declaring(60_000_000, b"stsz"), "it declares 60,000,000 frames in"),
+    "fragments of no bytes": (declaring(10**9, b"trun", container=FRAGMENTS), "it declares 1,000,"),
     "giant": (lambda p: footage.still_frames(p, 16000, 3), r"cannot be decoded|scale the video"),
     "folder": (lambda p: p.mkdir(), "it is a folder; give a video file"),
     "pipe": (os.mkfifo, "it is a pipe or a device; give a file"),

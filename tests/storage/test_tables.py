@@ -17,7 +17,8 @@ from data.prompts import read_prompts
 from data.real import RealVideos
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange import read_any
-from ipo_lightning.storage import texts
+from ipo_lightning.exchange.points import VideoPoint, pairs_of
+from ipo_lightning.storage import tables, texts
 from ipo_lightning.storage.tables import rows_of
 from ipo_lightning.storage.texts import one_line, read_text
 
@@ -190,6 +191,41 @@ def test_a_text_that_would_fill_the_memory_is_refused(
     monkeypatch.setattr(texts, "LARGEST", 10)
     path.write_text("a dog runs")
     assert read_text(path) == "a dog runs"
+
+
+BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "lines.csv": (lambda: b"prompt\n" + b"x\n" * 300, "more than 100 lines"),
+    "lines.txt": (lambda: b"x\n" * 300, "more than 100 lines"),
+    "returns.txt": (lambda: b"x\r" * 300, "more than 100 lines"),
+    "lines.jsonl": (lambda: b"{}\n" * 300, "more than 100 lines"),
+    "objects.json": (lambda: b"[" + b"{}," * 200 + b"{}]", "more than 100 objects"),
+    "lists.json": (lambda: b'[{"a": [' + b"[]," * 200 + b"[]]}]", "more than 100 objects"),
+    "columns.csv": (lambda: b"," * 5000 + b"\n" + b"x\n" * 50, "5,001 columns, of which 1000"),
+    "columns.tsv": (lambda: b"\t" * 5000 + b"\n" + b"x\n" * 50, "5,001 columns, of which 1000"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_small_files_that_grow_in_memory_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, message = BOMBS[name]
+    path = tmp_path / name
+    path.write_bytes(make())
+    monkeypatch.setattr(texts, "MOST_ROWS", 100)
+    monkeypatch.setattr(tables, "MOST_ROWS", 100)
+    with pytest.raises(InputError, match=message):
+        read_prompts(path)
+
+
+def test_videos_of_one_prompt_do_not_make_billions_of_pairs() -> None:
+    points = [VideoPoint("a dog", f"{n}.mp4", {"Overall": 1.0}, place="a.csv:1")
+              for n in range(3000)]  # fmt: skip
+    with pytest.raises(
+        InputError, match=r"a\.csv:1: 3,000 videos of one prompt, 4,498,500 pairs"
+    ):
+        pairs_of(points)
+    assert len(pairs_of(points[:50])) == 1225
 
 
 @pytest.mark.parametrize(
