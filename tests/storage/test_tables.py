@@ -221,9 +221,7 @@ def test_small_files_that_grow_in_memory_are_refused(
 def test_videos_of_one_prompt_do_not_make_billions_of_pairs() -> None:
     points = [VideoPoint("a dog", f"{n}.mp4", {"Overall": 1.0}, place="a.csv:1")
               for n in range(3000)]  # fmt: skip
-    with pytest.raises(
-        InputError, match=r"a\.csv:1: 3,000 videos of one prompt, 4,498,500 pairs"
-    ):
+    with pytest.raises(InputError, match=r"a\.csv:1: 3,000 videos of one prompt, 4,498,500 pairs"):
         pairs_of(points)
     assert len(pairs_of(points[:50])) == 1225
 
