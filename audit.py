@@ -19,12 +19,11 @@ from app.entry import (
     build,
     flags_first,
     friendly,
-    in_settings,
     refuse_missing,
     refuse_misspelt,
     register_resolvers,
 )
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, within
 
 if TYPE_CHECKING:
     from ipo_lightning.audit.asking import Answer, PairAsker, Shelf
@@ -62,7 +61,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     show(plan(cfg, asked, pairs))
     if cfg.dry_run:
         return None
-    with in_settings(cfg.critic, "critic"):
+    with within("critic"):
         answers = ask(cfg, asked, pairs, device)
     table = Table(pairs, answers[0], rules)
     found = finish(cfg, table, answers, asked, gathered)

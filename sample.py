@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 from app.entry import (
     build,
     friendly,
-    in_settings,
     quote_free_text,
     refuse_missing,
     refuse_misspelt,
@@ -35,7 +34,7 @@ from app.sample_settings import (
     processes_of,
     sampling_of,
 )
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, within
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -321,7 +320,7 @@ def critic_of(cfg: DictConfig) -> Any:
     if kind == "compares" and cfg.n < 2:
         raise InputError(f"critic={critic.identity}: it compares videos of a prompt; give n=2 or "
                          "more")  # fmt: skip
-    with in_settings(cfg.critic, "critic"):
+    with within("critic"):
         check_ready(critic)
     return critic
 

@@ -18,13 +18,12 @@ from app.entry import (
     TASKS,
     flags_first,
     friendly,
-    in_settings,
     refuse_missing,
     refuse_misspelt,
     register_resolvers,
     task_of,
 )
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, within
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -139,10 +138,10 @@ def check_critics(parts: "Parts", cfg: DictConfig) -> None:
     evaluates = cfg.until is None or any(parts.run.line(k) is None for k in range(cfg.round))
     labelled = parts.run.done(cfg.round, parts.module.label_kind)["critique"]
     if evaluates or not (labelled or cfg.until == "rollout"):
-        with in_settings(cfg.critic, "critic"):
+        with within("critic"):
             parts.critique.ready()
     if evaluates:
-        with in_settings(cfg.eval_critic, "eval_critic"):
+        with within("eval_critic"):
             parts.evaluation.eval_critic.ready()
 
 

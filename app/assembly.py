@@ -14,9 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
 from app.entry import build, differences, one_line, settings, settings_but_batches
+from app.keys import make
 from app.renamed import saved_settings
-from callbacks.iteration import IterationCallback
-from data.datamodule import PreferenceDataModule
 from ipo_lightning.critics.stage.comparing import Couples
 from ipo_lightning.critics.stage.critique import Critique, critique_of
 from ipo_lightning.errors import InputError
@@ -26,6 +25,8 @@ from ipo_lightning.labelling import Labelling
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.policy import Policy, Sampling
 from ipo_lightning.rounds import CheckpointsOnCpu, RolloutPlan, RoundStage, round_stages
+from ipo_lightning.rounds.datamodule import PreferenceDataModule
+from ipo_lightning.rounds.iteration import IterationCallback
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import Store, write_atomically
@@ -87,8 +88,8 @@ def assemble(cfg: DictConfig) -> Parts:
     policy: Policy = build(cfg.backbone, "backbone")
     module = make_module(cfg, policy)
     prompts: Prompts = build(cfg.data.prompts, "data.prompts")
-    rollout = RolloutPlan(prompts("train"), cfg.rollout.n, cfg.rollout.prompts, cfg.seed)
-    sampler = Sampler(policy, store, make_sampling(cfg), cfg.rollout.lossless)
+    rollout = make(RolloutPlan, cfg, prompts("train"))
+    sampler = make(Sampler, cfg, policy, store, make_sampling(cfg))
     labelling: Labelling = build(cfg.labelling, "labelling")
     critique = _critique(cfg, labelling, store)
     evaluation = _evaluation(cfg, prompts, sampler, critique)
@@ -104,7 +105,7 @@ def assemble(cfg: DictConfig) -> Parts:
         calibration=build(cfg.calibration, "calibration"),
     )
     iteration = _iteration(cfg, run, stages)
-    datamodule = _datamodule(cfg, store)
+    datamodule = make(PreferenceDataModule, cfg, store)
     return Parts(
         run, policy, module, datamodule, rollout, critique, imported, evaluation, iteration
     )
@@ -131,17 +132,6 @@ def _iteration(cfg: DictConfig, run: RunDir, stages: Sequence[RoundStage]) -> It
     return callback
 
 
-def _datamodule(cfg: DictConfig, store: Store) -> PreferenceDataModule:
-    """The loaders of the rounds' labels."""
-    return PreferenceDataModule(
-        store,
-        batch_size=cfg.data.batch_size,
-        optimizer_steps=cfg.data.optimizer_steps,
-        num_workers=cfg.data.num_workers,
-        seed=cfg.seed,
-    )
-
-
 def _imported(cfg: DictConfig, prompts: Prompts) -> LabelSource | None:
     """Labels from elsewhere, but for the prompts that are evaluated on."""
     if cfg.data.get("imported") is None:
@@ -153,28 +143,24 @@ def _imported(cfg: DictConfig, prompts: Prompts) -> LabelSource | None:
 
 def make_module(cfg: DictConfig, policy: Policy) -> PreferenceModule:
     """The training module over a policy; no network yet."""
-    return PreferenceModule(
+    return make(
+        PreferenceModule,
+        cfg,
         policy,
         build(cfg.loss, "loss"),
         build(cfg.reference, "reference"),
         build(cfg.optim.optimizer, "optim.optimizer"),
-        winner_weight=cfg.regularise.winners,
-        real_weight=cfg.regularise.real,
-        safeguard=cfg.regularise.safeguard,
         two_pass=cfg.step == "two_pass",
-        warmup_steps=cfg.optim.warmup_steps,
-        ema=cfg.optim.ema,
-        seed=cfg.seed,
     )
 
 
 def _evaluation(
     cfg: DictConfig, prompts: Prompts, sampler: Sampler, critique: Critique
 ) -> Evaluation:
-    return Evaluation(
+    return make(
+        Evaluation,
+        cfg,
         prompts(cfg.evaluation.split)[: cfg.evaluation.prompts],
-        n=cfg.evaluation.n,
-        seed=cfg.seed,
         sampler=sampler,
         critic=critique,
         eval_critic=critique_of(
@@ -235,16 +221,11 @@ def accelerator_of(cfg: DictConfig) -> str:
 
 def make_sampling(cfg: DictConfig) -> Sampling:
     """How candidates are drawn."""
-    rollout = cfg.rollout
-    return Sampling(
-        rollout.steps,
-        rollout.guidance_scale,
-        rollout.negative_prompt or "",
-        scheduler=rollout.scheduler,
-        dynamic_guidance=rollout.dynamic_guidance,
-        shared=rollout.shared,
-        batch_size=rollout.batch_size,
-        cache=build(rollout.cache, "rollout.cache") if rollout.cache else None,
+    return make(
+        Sampling,
+        cfg,
+        negative_prompt=cfg.rollout.negative_prompt or "",
+        cache=build(cfg.rollout.cache, "rollout.cache"),
     )
 
 

@@ -2,26 +2,32 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from app.checks import Number, check_critic_settings, check_name, check_numbers, check_switches
+from app.checks import Threads, check_name
 from app.entry import choices_of
+from app.signatures import check_settings
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import Above, AtLeast, Below, Count, Null
 
-NUMBERS = {
-    "n": Number(2, whole=True, null="all"),
-    "calibration": Number(0, above=True),
-    "bins": Number(1, whole=True),
-    "repeats": Number(1, whole=True),
-    "repeat_pairs": Number(1, whole=True),
-    "batch_size": Number(1, whole=True),
-    "examples": Number(0, whole=True),
-    "seed": Number(whole=True),
-    "threads": Number(1, whole=True, null="torch's default"),
+SETTINGS = {
+    "n": Annotated[int | None, AtLeast(2), Null("all")],
+    "calibration": Annotated[float, Above(0), Below(1)],
+    "bins": Count,
+    "repeats": Count,
+    "repeat_pairs": Count,
+    "batch_size": Count,
+    "examples": Annotated[int, AtLeast(0)],
+    "seed": int,
+    "threads": Threads,
+    "skip_missing": bool,
+    "tensorboard": bool,
+    "dry_run": bool,
+    "debug": bool,
 }
-SWITCHES = ("skip_missing", "tensorboard", "dry_run", "debug")
+"""None of a class."""
 
 
 def check_audit(cfg: DictConfig) -> None:
@@ -36,11 +42,7 @@ def check_audit(cfg: DictConfig) -> None:
             "critic=CHOICE (shipped are "
             f"{', '.join(choices_of('critic'))}; one of your own: docs/extending.md)"
         )
-    check_numbers(cfg, NUMBERS)
-    check_switches(cfg, SWITCHES)
-    check_critic_settings("critic", cfg.critic)
-    if not cfg.calibration < 1:
-        raise InputError(f"calibration={cfg.calibration}: give a share of the prompts, below 1")
+    check_settings(cfg, SETTINGS)
     if not os.path.exists(str(cfg.pairs)):  # of a name that is too long: false
         raise InputError(f"pairs={cfg.pairs}: there is no such file")
     if cfg.videos is not None and not os.path.isdir(str(cfg.videos)):

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from app.assembly import accelerator_of, make_trainer
 from app.entry import build
+from app.keys import make
 from data.critic_datamodule import CriticDataModule
 from ipo_lightning.errors import InputError
 from ipo_lightning.reward.module import RewardModule, measure_scale
@@ -60,12 +61,12 @@ class CriticParts:
 
 def assemble(cfg: DictConfig) -> CriticParts:
     """Instantiate the parts; labels are read, no network is loaded yet."""
-    module = RewardModule(
+    module = make(
+        RewardModule,
+        cfg,
         build(cfg.network, "network"),
         build(cfg.reward_loss, "reward_loss"),
         build(cfg.optim.optimizer, "optim.optimizer"),
-        warmup_steps=cfg.optim.warmup_steps,
-        seed=cfg.seed,
     )
     family = module.family
     datamodule: CriticDataModule = build(

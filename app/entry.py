@@ -6,7 +6,6 @@ Nothing heavy is imported here, so that a misspelt key is refused in the first s
 import difflib
 import functools
 import hashlib
-import inspect
 import json
 import logging
 import os
@@ -29,7 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from app.held_out import register_held_out
 from app.renamed import old_name
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, within
+from ipo_lightning.settings import signature_of
 
 # Idle OpenMP threads spin by default: beside any other busy process that makes every small
 # operation wait for a whole time slice (measured: 20 to 40 times slower). It must be set before
@@ -52,6 +52,8 @@ PLACES = (("critic", "answers"), ("eval_critic", "answers"), ("network", "cache"
 """Settings that say where something lies that is known by its content, or that saves time."""
 OPTIONAL = ("critic", "rollout")
 """Groups that sample.py and audit.py may do without: Hydra passes over a choice that is none."""
+HYDRAS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+"""Keys of a node that are no settings of its target."""
 TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")
 """Keys of the trainer that do."""
 
@@ -125,80 +127,48 @@ def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
 
 
 def build(node: Any, key: str, **extra: Any) -> Any:
-    """Instantiate a config node; a wrong setting ends in a sentence that names the node.
+    """Make what a config node describes, its parts first.
 
-    ``extra`` are objects made elsewhere: they are passed to the call itself, since Hydra would
-    take a dataclass among them for a config and turn it into a dict.
-    """
-    try:
-        if not extra:
-            made = instantiate(node, _convert_="all")
-            _refuse_unknown(made, key)
-            for name, part in getattr(made, "__dict__", {}).items():
-                _refuse_unknown(part, f"{key}.{name}")
-            return made
-        maker = instantiate(node, _convert_="all", _partial_=True)
-    except InstantiationException as error:
-        cause: BaseException = error.__cause__ or error
-        full = re.search(r"full_key: (\S+)$", str(error))
-        part = full[1] if full else key
-        if isinstance(cause, InputError):
-            within = OmegaConf.select(node, part.removeprefix(f"{key}.")) if part != key else None
-            message = placed(str(cause), within, part)
-            raise InputError(placed(message, node, key)) from error
-        raise InputError(f"{part}: {one_line(cause)}") from error
-    with in_settings(node, key):
-        try:
-            return maker(**extra)
-        except TypeError as error:  # a key that the class does not take
-            raise InputError(f"{key}: {one_line(error)}") from error
-
-
-@contextmanager
-def in_settings(node: Any, key: str) -> Iterator[None]:
-    """What parts made of ``node`` refuse, with the full keys of their settings; see `placed`."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(placed(str(error), node, key)) from error
-
-
-def placed(message: str, node: Any, key: str) -> str:
-    """A part's message with a setting's full key, where it begins with the part's own name of it.
+    Each class or function is checked against its own annotations before it is called, see
+    `ipo_lightning.settings`.
 
     Args:
-        node: the settings that the part was made of, or one that holds them.
-        key: where they stand.
+        key: where the node stands among the settings.
+        extra: objects made elsewhere, for the outermost call.
+
+    Raises:
+        InputError: names the wrong setting by its full key.
     """
-    said = re.match(r"(?:critic\.)?([A-Za-z_]\w*)(?=[=:\[]|\.(\w+))", message)
-    if not said or not OmegaConf.is_dict(node):
-        return message
-    name, rest = said[1], message[said.end() :]
-    keys = _keys(node)
-    if said[2] and not any(f".{key}.".endswith(f".{name}.{said[2]}.") for key in keys):
-        return message  # a file's name, not a setting
-    places = [place for place in keys if place.rpartition(".")[2] == name]
-    alike = [place for place in places if rest.startswith(f"={OmegaConf.select(node, place)}")]
-    for found in (alike, places):
-        least = min((place.count(".") for place in found), default=0)
-        nearest = [place for place in found if place.count(".") == least]
-        if len(nearest) == 1:
-            full = f"{key}.{nearest[0]}"
-            return full + rest.replace(f" {name}=", f" {full}=")
-    return message
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=True)
+    if isinstance(node, list):
+        return [build(one, f"{key}.{place}") for place, one in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    own = {name: value for name, value in node.items() if name not in HYDRAS}
+    if node.get("_recursive_", True):
+        own = {name: build(value, f"{key}.{name}") for name, value in own.items()}
+    return _called(node, key, own, extra) if "_target_" in node else own
 
 
-def _refuse_unknown(made: Any, key: str) -> None:
-    """Refuse a setting that a function yet to be called will not take."""
-    if not isinstance(made, functools.partial):
-        return
+def _called(node: dict[str, Any], key: str, own: dict[str, Any], extra: dict[str, Any]) -> Any:
+    """What a node's target makes of its settings; a partial, where it says so."""
+    target = {name: node[name] for name in ("_target_", "_args_") if name in node}
     try:
-        inspect.signature(made.func).bind_partial(*made.args, **made.keywords)
-    except TypeError as error:
-        name = getattr(made.func, "__name__", made.func)
-        raise InputError(f"{key}: {name} {one_line(error)}") from error
-    except ValueError:
-        pass  # a builtin: it checks its arguments when it is called
+        found = instantiate(target, _partial_=True, _convert_="all")
+        with within(key):
+            if signature := signature_of(found.func):
+                signature.check(own)
+            if node.get("_partial_"):
+                return functools.partial(found.func, *found.args, **own)
+            return found(**own, **extra)
+    except InputError:
+        raise
+    except Exception as error:
+        if extra and not isinstance(error, InstantiationException | TypeError):
+            raise
+        cause = error.__cause__ if isinstance(error, InstantiationException) else None
+        raise InputError(f"{key}: {one_line(cause or error)}") from error
 
 
 def refuse_missing(cfg: DictConfig) -> None:

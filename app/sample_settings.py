@@ -5,13 +5,15 @@ A checkpoint may come from a run's folder, whose own settings then hold but for 
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from app.checks import Number, check_critic_settings, check_numbers, check_switches
+from app.checks import Threads
 from app.entry import REPO
+from app.signatures import check_settings, read_signature
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import Count, Null, Positive
 
 if TYPE_CHECKING:
     import torch
@@ -28,20 +30,21 @@ TRUSTED = {
 }
 """What the config.yaml beside a checkpoint may name: a run's folder may come from anybody."""
 
-NUMBERS = {
-    "n": Number(1, whole=True),
-    "seed": Number(whole=True),
-    "threads": Number(1, whole=True, null="torch's default"),
-    "steps": Number(1, whole=True, null="those of the run"),
-    "guidance_scale": Number(1, null="that of the run"),
-    "batch_size": Number(1, whole=True, null="8 of tiny videos, else 1"),
-    "fps": Number(0, above=True, null="the model's"),
-    "enlarge": Number(1, whole=True, null="to 128 px at least"),
-    "trainer.devices": Number(1, whole=True, word="auto"),
+SETTINGS = {
+    "n": Count,
+    "seed": int,
+    "threads": Threads,
+    "batch_size": Annotated[Count | None, Null("8 of tiny videos, else 1")],
+    "fps": Annotated[Positive | None, Null("the model's")],
+    "enlarge": Annotated[Count | None, Null("to 128 px at least")],
+    "trainer.devices": Count | Literal["auto"],
+    "scheduler": Literal["ddim", "dpm", "unipc", "euler"] | None,
+    "precision": Literal["float32", "bf16"],
+    **dict.fromkeys(("tiling", "slicing", "offload", "overwrite", "debug"), bool),
 }
-SWITCHES = ("tiling", "slicing", "offload", "overwrite", "debug")
-SCHEDULERS = ("ddim", "dpm", "unipc", "euler")
-PRECISIONS = ("float32", "bf16")
+"""Those that no class takes."""
+OF_RUN = ("steps", "guidance_scale", "dynamic_guidance")
+"""Settings of `ipo_lightning.policy.Sampling` that may be left to the run."""
 LARGE = 2**20
 """Pixels of a video, over all its frames, above which two are not denoised together unasked."""
 
@@ -52,17 +55,10 @@ def check_sample(cfg: DictConfig) -> None:
     Raises:
         InputError: names the setting, what it is, and what to give instead.
     """
-    check_numbers(cfg, NUMBERS)
-    check_switches(cfg, SWITCHES)
-    if cfg.get("critic"):
-        check_critic_settings("critic", cfg.critic)
-    if cfg.dynamic_guidance not in (None, True, False):
-        raise InputError(f"dynamic_guidance={cfg.dynamic_guidance}: give true, false or null")
-    if cfg.scheduler not in (None, *SCHEDULERS):
-        raise InputError(f"scheduler={cfg.scheduler}: choose one of {', '.join(SCHEDULERS)}, "
-                         "or null")  # fmt: skip
-    if cfg.precision not in PRECISIONS:
-        raise InputError(f"precision={cfg.precision}: choose one of {', '.join(PRECISIONS)}")
+    sampling = read_signature("ipo_lightning.policy.Sampling")
+    hints = sampling.hints if sampling else {}
+    of_run = {name: Annotated[hints[name] | None, Null("as in the run")] for name in OF_RUN}
+    check_settings(cfg, {**SETTINGS, **of_run})
 
 
 def backbone_of(cfg: DictConfig, checkpoint: "Checkpoint", saved: DictConfig) -> dict[str, Any]:

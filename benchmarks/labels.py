@@ -6,7 +6,7 @@ python benchmarks/labels.py --prompts 12 --n 6 --critics shapes_noisy
 One round's rollout of the embedded pipeline, made once; each critic compares its videos and each
 policy makes pairs of what it says. A pair is right where the rule critic itself, without the vice,
 scores the winner above the loser. A row: how many prompts gave a pair, the share of right pairs
-with its Wilson interval (95 %), comparisons shown, ties and order flips among the duels, and the
+with its Wilson interval (95 %), comparisons shown, ties and order flips among the verdicts, and the
 share of answers that went to the first place.
 """
 
@@ -75,12 +75,12 @@ def figures(outputs: Path, critic: str, policy: str, *overrides: str) -> dict[st
     pairs = one.pairs()
     right = sum(truth(pairs, store))
     prompts = len({row.prompt_index for row in one.candidates()})
-    duels = [row for row in one.verdicts() if isinstance(row, PairVerdict)]
+    verdicts = [row for row in one.verdicts() if isinstance(row, PairVerdict)]
     return {
         "pairs": len(pairs),
         "right": right,
         "kept": len({row.prompt_index for row in pairs}) / prompts,
-        "shown": sum(shown is not None for duel in duels for shown in duel.shown) / prompts,
+        "shown": sum(shown is not None for one in verdicts for shown in one.shown) / prompts,
         **statistics_of(one),
     }
 

@@ -37,7 +37,6 @@ from benchmarks.measure import (  # noqa: E402
     seconds,
     table,
 )
-from data.datamodule import DrawLoader, PreferenceDataModule  # noqa: E402
 from ipo_lightning.backbones.cogvideox import CogVideoX, Lora  # noqa: E402
 from ipo_lightning.draws.batch import PairBatch  # noqa: E402
 from ipo_lightning.draws.dataset import Draws, collate  # noqa: E402
@@ -50,6 +49,7 @@ from ipo_lightning.references import (  # noqa: E402
     FrozenReference,
     Reference,
 )
+from ipo_lightning.rounds.datamodule import DrawLoader, PreferenceDataModule  # noqa: E402
 from ipo_lightning.storage.layout import RoundData, RoundDir  # noqa: E402
 from ipo_lightning.storage.records import Pair  # noqa: E402
 from ipo_lightning.storage.store import Store  # noqa: E402

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.report import find_videos, thumbnail
+from ipo_lightning.settings import Count, checked
 from ipo_lightning.storage.store import read_jsonl
 from ipo_lightning.video import Clip, contact_sheet, fitting_scale, gif, read_video, spread
 
@@ -25,6 +26,7 @@ class Shown(NamedTuple):
     clip: Clip
 
 
+@checked
 class VideoLogger(L.Callback):
     """Logs a few evaluation videos of each finished round, and the base's beside them.
 
@@ -36,11 +38,7 @@ class VideoLogger(L.Callback):
         videos: finds an mp4 by its name (sha256); by default in the run's own store.
     """
 
-    def __init__(self, n: int = 4, videos: Callable[[str], Path] | None = None) -> None:
-        if n < 1:
-            raise InputError(
-                f"callbacks.videos.n={n}: show at least 1 prompt, or drop the callback"
-            )
+    def __init__(self, n: Count = 4, videos: Callable[[str], Path] | None = None) -> None:
         self.n, self.videos = n, videos
 
     def on_round_end(self, trainer: L.Trainer, round_number: int, round_dir: Path) -> None:

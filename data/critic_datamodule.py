@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -24,6 +24,7 @@ from ipo_lightning.exchange import Finder, Preferences, read_any, videos_of
 from ipo_lightning.exchange.points import VideoPoint
 from ipo_lightning.reward.module import RewardBatch
 from ipo_lightning.seeds import derive_seed, generator
+from ipo_lightning.settings import Above, AtLeast, Below, Count, checked
 from ipo_lightning.storage.store import Store, fingerprint
 from ipo_lightning.video import Clip, read_video
 
@@ -96,6 +97,7 @@ class Samples(Dataset[Sample]):
         return self.samples[index]
 
 
+@checked
 class CriticDataModule(L.LightningDataModule):
     """Batches of labelled pairs, or of rated videos, of one file.
 
@@ -125,25 +127,19 @@ class CriticDataModule(L.LightningDataModule):
         format: str = "auto",
         videos: str | None = None,
         store: Store | None = None,
-        validation: float = 0.15,
-        batch_size: int = 16,
-        optimizer_steps: int = 20,
-        num_workers: int = 0,
+        validation: Annotated[float, Above(0), Below(1)] = 0.15,
+        batch_size: Count = 16,
+        optimizer_steps: Count = 20,
+        num_workers: Annotated[int, AtLeast(0)] = 0,
         in_memory: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 < validation < 1:
-            raise InputError(f"data.validation={validation}: give a share above 0 and below 1")
         self.dims, self.label_kind, self.path = tuple(dims), label_kind, path
-        self.batch_size, self.optimizer_steps, self.num_workers = (
-            batch_size,
-            optimizer_steps,
-            num_workers,
-        )
-        self.seed = seed
+        self.batch_size, self.optimizer_steps = batch_size, optimizer_steps
+        self.num_workers, self.seed = num_workers, seed
         if videos is not None and not Path(videos).is_dir():
-            raise InputError(f"data.videos={videos}: there is no such folder")
+            raise InputError(setting="videos", value=videos, expected="there is no such folder")
         found = read_any(path, format).one_lined()
         if store is not None:
             found.unpack(store)
@@ -206,10 +202,8 @@ def parts_of(
     valid = [one for one in samples if place(one.prompt) < validation]
     for name, part in (("training", train), ("validation", valid)):
         if not part:
-            raise InputError(
-                f"data.path={path}: no {name} prompt; give more prompts, or another "
-                f"data.validation than {validation}"
-            )
+            lacks = f"no {name} prompt; give more prompts, or another validation={validation}"
+            raise InputError(setting="path", value=path, expected=lacks)
     return train, valid
 
 
@@ -249,9 +243,12 @@ def read_samples(
     if not rows:
         kinds = ("pairs", "rated videos")
         wanted, there = kinds if label_kind == "pairwise" else kinds[::-1]
+        other = "regression" if label_kind == "pairwise" else "btt"
         raise InputError(
-            f"data.path={found.path}: this loss learns from {wanted}, the file holds {there}; "
-            f"choose reward_loss={'regression' if label_kind == 'pairwise' else 'btt'}"
+            setting="path",
+            value=found.path,
+            expected=f"this loss learns from {wanted}, the file holds {there}; choose "
+            f"reward_loss={other}",
         )
     finder = finder or Finder(found.folder)
     samples = [_sample(finder, row, dims) for row in rows]

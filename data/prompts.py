@@ -8,20 +8,24 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import AtLeast, Below, checked
 from ipo_lightning.storage.tables import SUFFIXES, NotARow, columns_of, rows_of
 from ipo_lightning.storage.texts import one_line, read_text
 
 TEXT = ".txt"
 Split = Literal["train", "select", "final"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+Held = Annotated[float, AtLeast(0), Below(1)]
+"""Share of the prompts in a split that is held out."""
 Prompts = Callable[[Split], Sequence[str]]
 
 
+@checked
 def from_file(
-    split: Split, *, path: str, select: float = 0.05, final: float = 0.05, key: str = "prompt"
+    split: Split, *, path: str, select: Held = 0.05, final: Held = 0.05, key: str = "prompt"
 ) -> list[str]:
     """The prompts of one split of a file, see `read_prompts`.
 
@@ -39,15 +43,16 @@ def split_of(
     prompts: Sequence[str], split: Split, source: str, select: float, final: float
 ) -> list[str]:
     """The prompts of one split, see `from_file`; ``source`` is where they come from."""
-    if min(select, final) < 0 or select + final >= 1:
-        raise InputError(f"data.prompts: select={select}, final={final}: shares that sum below 1")
+    if not 0 <= select + final < 1:
+        below = f"with final={final}; give shares that sum below 1"
+        raise InputError(setting="select", value=select, expected=below)
     bounds = {"final": (0.0, final), "select": (final, final + select),
               "train": (final + select, 1.0)}  # fmt: skip
     low, high = bounds[split]
     chosen = [p for p in prompts if low <= place(p) < high]
     if not chosen:
-        raise InputError(f"data.prompts: {source} has no prompt in its {split} split; "
-                         f"add prompts or raise {split}")  # fmt: skip
+        lacks = f"it has no prompt in its {split} split; add prompts or raise {split}"
+        raise InputError(setting="path", value=source, expected=lacks)
     return chosen
 
 

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from data.prompts import Split, split_of
+from data.prompts import Held, Split, split_of
 from data.real import Captioned, footage_of, hashes_of
 from ipo_lightning.critics.people.annotations import Annotation
 from ipo_lightning.draws.encoding import ClipKind, Outcome, encode_clips
@@ -29,6 +29,7 @@ from ipo_lightning.exchange.videos import Finder, Named, video_of, videos_of
 from ipo_lightning.metrics.gauges import measure
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy
+from ipo_lightning.settings import Count, Null, checked
 from ipo_lightning.storage.records import Candidate
 from ipo_lightning.storage.store import Store
 from ipo_lightning.storage.texts import one_line
@@ -38,8 +39,9 @@ MISSING = "video missing"
 HELD_OUT = "prompt is held out"
 
 
+@checked
 def prompts(
-    split: Split, *, path: str, format: str = "auto", select: float = 0.1, final: float = 0.1
+    split: Split, *, path: str, format: str = "auto", select: Held = 0.1, final: Held = 0.1
 ) -> list[str]:
     """The prompts of one split of a file of preferences, see `data.prompts.from_file`."""
     found = _read(path, format)
@@ -59,6 +61,7 @@ def _read_once(path: str, format: str, changed: int) -> Preferences:
     return read_any(path, format).one_lined()
 
 
+@checked
 class ImportedPreferences:
     """A file of preferences, as a `LabelSource`.
 
@@ -78,12 +81,10 @@ class ImportedPreferences:
         *,
         format: str = "auto",
         videos: str | None = None,
-        rounds: int | None = None,
+        rounds: Annotated[Count | None, Null("all")] = None,
         lossless: bool = False,
         held_out: Collection[str] = (),
     ) -> None:
-        if rounds is not None and rounds < 1:
-            raise InputError(f"data.imported.rounds={rounds}: give 1 or more, or null")
         self.path, self.rounds, self.lossless = path, rounds, lossless
         self.held_out = frozenset(map(one_line, held_out))
         self.found = _read(path, format)
@@ -92,7 +93,7 @@ class ImportedPreferences:
             carried(row)  # what is wrong with one is said before any video is looked at
         self.folder = self.found.folder if videos is None else Path(videos)
         if not self.folder.is_dir():
-            raise InputError(f"data.imported.videos={videos}: there is no such folder")
+            raise InputError(setting="videos", value=videos, expected="there is no such folder")
 
     def prepare(
         self, label_kind: str, policy: Policy, store: Store, workers: Workers, device: torch.device

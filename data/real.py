@@ -75,7 +75,7 @@ class RealVideos:
         elif self.path.is_file():
             self.clips = _of_list(self.path, video, caption)
         else:
-            raise InputError(f"data.real.path={path}: there is no such folder or file")
+            raise InputError(setting="path", value=path, expected="there is no such folder or file")
         self._hashes: list[str] | None = None
 
     def prepare(
@@ -146,7 +146,8 @@ def _of_folder(folder: Path) -> list[Listed]:
         key=lambda file: file.relative_to(folder).parts,
     )
     if not clips:
-        raise InputError(f"data.real.path={folder}: no {', '.join(VIDEOS)} in this folder")
+        lacks = f"no {', '.join(VIDEOS)} in this folder"
+        raise InputError(setting="path", value=folder, expected=lacks)
     bare = [clip for clip in clips if not clip.with_suffix(".txt").is_file()]
     if bare:
         raise InputError(
@@ -179,7 +180,8 @@ def _caption_file(path: Path) -> str:
 def _of_list(path: Path, video: str, caption: str) -> list[Listed]:
     """The clips of a list, in its order."""
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"data.real.path={path}: give a folder, or a list: {', '.join(SUFFIXES)}")
+        kinds = f"give a folder, or a list: {', '.join(SUFFIXES)}"
+        raise InputError(setting="path", value=path, expected=kinds)
     clips = []
     for place, row in rows_of(path):
         for key, setting in ((video, "video"), (caption, "caption")):
@@ -193,7 +195,7 @@ def _of_list(path: Path, video: str, caption: str) -> list[Listed]:
             )
         )
     if not clips:
-        raise InputError(f"data.real.path={path}: the list has no rows")
+        raise InputError(setting="path", value=path, expected="the list has no rows")
     return clips
 
 

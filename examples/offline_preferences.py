@@ -13,8 +13,6 @@ from functools import partial
 import lightning as L
 
 import ipo_lightning as ipo
-from callbacks.iteration import IterationCallback
-from data.datamodule import PreferenceDataModule
 from data.published import ImportedPreferences, prompts
 from ipo_lightning.shapes.critic import ShapesCritic
 from ipo_lightning.shapes.judge import ShapesJudge
@@ -29,8 +27,8 @@ def train(file: str, outputs: str = "outputs", optimizer_steps: int = 80) -> Non
     evaluation = ipo.Evaluation(held_out, sampler=sampler, critic=critic, eval_critic=judge)
     labels = ImportedPreferences(file, held_out=held_out)
     module = ipo.PreferenceModule(policy, partial(ipo.dpo_loss, beta=1000.0), winner_weight=40)
-    data = PreferenceDataModule(store, batch_size=4, optimizer_steps=optimizer_steps)
-    loop = IterationCallback(run, ipo.round_stages(sampler, evaluation, imported=labels))
+    data = ipo.PreferenceDataModule(store, batch_size=4, optimizer_steps=optimizer_steps)
+    loop = ipo.IterationCallback(run, ipo.round_stages(sampler, evaluation, imported=labels))
     trainer = L.Trainer(max_epochs=1, callbacks=loop, enable_checkpointing=False, logger=False)
     trainer.fit(module, data, ckpt_path=ipo.Checkpoints(run).newest(1), weights_only=True)
 

@@ -12,8 +12,6 @@ from typing import Any
 import lightning as L
 
 import ipo_lightning as ipo
-from callbacks.iteration import IterationCallback
-from data.datamodule import PreferenceDataModule
 from ipo_lightning.shapes.critic import ShapesCritic
 from ipo_lightning.shapes.judge import ShapesJudge
 from ipo_lightning.shapes.prompts import prompts
@@ -45,7 +43,7 @@ def train(
     held_out = prompts("select")[:prompts_a_round]
     evaluation = ipo.Evaluation(held_out, n=2, sampler=sampler, critic=critic, eval_critic=judge)
     plan = ipo.RolloutPlan(prompts("train"), n=6, prompts_per_round=prompts_a_round)
-    loop = IterationCallback(
+    loop = ipo.IterationCallback(
         run, ipo.round_stages(sampler, evaluation, rollout=plan, critique=critic)
     )
     trainer = L.Trainer(
@@ -55,7 +53,7 @@ def train(
         logger=False,
         callbacks=loop,
     )
-    data = PreferenceDataModule(store, batch_size=4, optimizer_steps=2 * prompts_a_round)
+    data = ipo.PreferenceDataModule(store, batch_size=4, optimizer_steps=2 * prompts_a_round)
     trainer.fit(module, data, ckpt_path=ipo.Checkpoints(run).newest(1), weights_only=True)
     return str(run.round(1).policy)
 

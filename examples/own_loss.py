@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 import ipo_lightning as ipo
-from callbacks.iteration import IterationCallback
-from data.datamodule import PreferenceDataModule
 from ipo_lightning.losses import PreferenceLoss
 from ipo_lightning.shapes.critic import ShapesCritic
 from ipo_lightning.shapes.judge import ShapesJudge
@@ -37,7 +35,7 @@ def train(outputs: str = "outputs", prompts_a_round: int = 30, steps: int = 10) 
     held_out = prompts("select")[:prompts_a_round]
     evaluation = ipo.Evaluation(held_out, n=2, sampler=sampler, critic=critic, eval_critic=judge)
     plan = ipo.RolloutPlan(prompts("train"), n=6, prompts_per_round=prompts_a_round)
-    loop = IterationCallback(
+    loop = ipo.IterationCallback(
         run, ipo.round_stages(sampler, evaluation, rollout=plan, critique=critic)
     )
     trainer = L.Trainer(
@@ -47,7 +45,7 @@ def train(outputs: str = "outputs", prompts_a_round: int = 30, steps: int = 10) 
         logger=False,
         callbacks=loop,
     )
-    data = PreferenceDataModule(store, batch_size=4, optimizer_steps=2 * prompts_a_round)
+    data = ipo.PreferenceDataModule(store, batch_size=4, optimizer_steps=2 * prompts_a_round)
     trainer.fit(module, data, ckpt_path=ipo.Checkpoints(run).newest(1), weights_only=True)
 
 

@@ -11,8 +11,6 @@ import lightning as L
 from torch.optim import AdamW
 
 import ipo_lightning as ipo
-from callbacks.iteration import IterationCallback
-from data.datamodule import PreferenceDataModule
 from ipo_lightning.shapes.critic import ShapesCritic
 from ipo_lightning.shapes.judge import ShapesJudge
 from ipo_lightning.shapes.prompts import prompts
@@ -30,8 +28,8 @@ def train(outputs: str = "outputs", rounds: int = 2, prompts_a_round: int = 30) 
     stages = ipo.round_stages(sampler, evaluation, rollout=plan, critique=critic)
     loss, optimizer = partial(ipo.dpo_loss, beta=1000.0), partial(AdamW, lr=1e-4)
     module = ipo.PreferenceModule(policy, loss, ipo.CachedReference(), optimizer, winner_weight=40)
-    data = PreferenceDataModule(store, batch_size=4, optimizer_steps=2 * prompts_a_round)
-    loop = IterationCallback(run, stages)
+    data = ipo.PreferenceDataModule(store, batch_size=4, optimizer_steps=2 * prompts_a_round)
+    loop = ipo.IterationCallback(run, stages)
     trainer = L.Trainer(
         max_epochs=rounds, reload_dataloaders_every_n_epochs=1,
         enable_checkpointing=False, logger=False, callbacks=loop,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ipo_lightning.backbones.cogvideox import CogVideoX, Lora
     from ipo_lightning.backbones.wan import Wan
+    from ipo_lightning.critics.protocols import Comparison, PairCritic, PointCritic, Rating
     from ipo_lightning.critics.stage.critique import critique_of
     from ipo_lightning.errors import InputError
     from ipo_lightning.evaluation import Evaluation
@@ -19,8 +20,22 @@ if TYPE_CHECKING:
     from ipo_lightning.module import PreferenceModule
     from ipo_lightning.parallel.runtime import Runtime
     from ipo_lightning.policy import Sampling
-    from ipo_lightning.references import AdapterReference, CachedReference, FrozenReference
-    from ipo_lightning.rounds import Checkpoints, RolloutPlan, RoundMaker, RoundStage, round_stages
+    from ipo_lightning.references import (
+        AdapterReference,
+        CachedReference,
+        FrozenReference,
+        MovingReference,
+        NoReference,
+    )
+    from ipo_lightning.rounds import (
+        Checkpoints,
+        IterationCallback,
+        PreferenceDataModule,
+        RolloutPlan,
+        RoundMaker,
+        RoundStage,
+        round_stages,
+    )
     from ipo_lightning.sampling import Sampler
     from ipo_lightning.storage.layout import RunDir
     from ipo_lightning.storage.store import Store
@@ -32,12 +47,20 @@ __all__ = [
     "CachedReference",
     "Checkpoints",
     "CogVideoX",
+    "Comparison",
     "Evaluation",
     "FrozenReference",
     "InputError",
+    "IterationCallback",
     "Labelling",
     "Lora",
+    "MovingReference",
+    "NoReference",
+    "PairCritic",
+    "PointCritic",
+    "PreferenceDataModule",
     "PreferenceModule",
+    "Rating",
     "RolloutPlan",
     "RoundMaker",
     "RoundStage",
@@ -56,6 +79,7 @@ __all__ = [
 _HOMES = {
     "backbones.cogvideox": ("CogVideoX", "Lora"),
     "backbones.wan": ("Wan",),
+    "critics.protocols": ("Comparison", "PairCritic", "PointCritic", "Rating"),
     "critics.stage.critique": ("critique_of",),
     "errors": ("InputError",),
     "evaluation": ("Evaluation",),
@@ -64,8 +88,22 @@ _HOMES = {
     "module": ("PreferenceModule",),
     "parallel.runtime": ("Runtime",),
     "policy": ("Sampling",),
-    "references": ("AdapterReference", "CachedReference", "FrozenReference"),
-    "rounds": ("Checkpoints", "RolloutPlan", "RoundMaker", "RoundStage", "round_stages"),
+    "references": (
+        "AdapterReference",
+        "CachedReference",
+        "FrozenReference",
+        "MovingReference",
+        "NoReference",
+    ),
+    "rounds": (
+        "Checkpoints",
+        "IterationCallback",
+        "PreferenceDataModule",
+        "RolloutPlan",
+        "RoundMaker",
+        "RoundStage",
+        "round_stages",
+    ),
     "sampling": ("Sampler",),
     "storage.layout": ("RunDir",),
     "storage.store": ("Store",),

@@ -1,9 +1,45 @@
 """The one exception that means "the input is at fault, not the program"."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 
 class InputError(ValueError):
     """A wrong setting, file or combination.
 
     Its message says what, where, which value and what to do, in one to three lines. The entry
     points print it without a traceback (``debug=true`` shows one) and end with status 1.
+
+    What is about one setting is given as data, and the message is ``SETTING=VALUE: EXPECTED``:
+    ``InputError(setting="frames", value=0, expected="give a whole number, at least 1")``. The
+    setting has the name that the part itself knows it by; whoever holds the part adds where it
+    stands (`within`). ``{setting}`` in what is expected is its full key. Anything else is a plain
+    sentence: ``InputError("video a.mp4: no frames")``.
     """
+
+    def __init__(
+        self, sentence: str = "", *, setting: str = "", value: Any = ..., expected: str = ""
+    ) -> None:
+        super().__init__(sentence)
+        self.setting, self.expected = setting, expected
+        self.value = value
+        """``...``: none is shown."""
+
+    def __str__(self) -> str:
+        if not self.setting:
+            return super().__str__()
+        shown = self.setting if self.value is ... else f"{self.setting}={self.value}"
+        return f"{shown}: {self.expected.replace('{setting}', self.setting)}"
+
+
+@contextmanager
+def within(key: str) -> Iterator[None]:
+    """Say of the settings that are refused here that they stand at ``key``: ``frames`` of the
+    critic at ``critic.members.clip`` is ``critic.members.clip.frames``."""
+    try:
+        yield
+    except InputError as error:
+        if error.setting:
+            error.setting = f"{key}.{error.setting}"
+        raise

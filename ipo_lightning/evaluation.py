@@ -1,4 +1,4 @@
-"""What a round did to the policy, measured on prompts it was not trained on.
+"""Evaluation of a round's policy on prompts that it was not trained on.
 
 Every policy, the base model too, makes its videos from the same seeds, so that policies are
 compared video by video. The training critic and the held-out judge score all of them.
@@ -19,6 +19,7 @@ from ipo_lightning.parallel.runtime import Runtime
 from ipo_lightning.policy import Policy
 from ipo_lightning.sampling import PromptSeeds, Sampler
 from ipo_lightning.seeds import derive_seed, gaussian
+from ipo_lightning.settings import Count, checked
 from ipo_lightning.storage.records import Candidate, Row, Verdict
 from ipo_lightning.video import read_video
 
@@ -42,6 +43,7 @@ class EvaluatedVideo(Row):
     gauges: Mapping[str, float]
 
 
+@checked
 class Evaluation:
     """Scores a policy on held-out prompts.
 
@@ -52,17 +54,17 @@ class Evaluation:
         critic: the training critic. eval_critic: the held-out judge, by whose scores wins are
             counted. A critic that compares scores a video by its chance to beat the base model's
             video of the same seed.
-        gauges: further measurements of pixels, uint8 (N, T, H, W, C) -> (N,), by name; those of
-            `ipo_lightning.metrics.gauges` are always there.
+        gauges: name -> measurement of pixels, uint8 (N, T, H, W, C) -> (N,), in addition to those
+            of `ipo_lightning.metrics.gauges`.
         real_clips: (prompts, seed) -> uint8 (N, T, H, W, C) real videos of those prompts; the
-            policy's error on them tells how far it drifts from video. None: not measured.
+            policy's error on them shows its drift. None: not measured.
     """
 
     def __init__(
         self,
         prompts: Sequence[str],
         *,
-        n: int = 4,
+        n: Count = 4,
         seed: int = 0,
         sampler: Sampler,
         critic: Critique,
@@ -74,7 +76,7 @@ class Evaluation:
         self.gauges, self.real_clips = dict(gauges or {}), real_clips
         self.prompts, self.seed = list(prompts), seed
         self._real: Tensor | None = None
-        """Latents of the real clips, once they have been asked for."""
+        """Latents of the real clips, after the first use."""
         self.units = [
             PromptSeeds(i, prompt, tuple(derive_seed(seed, "evaluation", i, k) for k in range(n)))
             for i, prompt in enumerate(prompts)
@@ -132,7 +134,8 @@ class Evaluation:
         if self.real_clips is None:
             return None
         device = next(network.parameters()).device
-        seed = derive_seed(self.seed, "real clips") % 2**31  # as far as providers' generators go
+        # In the range of the providers' generators.
+        seed = derive_seed(self.seed, "real clips") % 2**31
         if self._real is None:
             self._real = self._encoded(policy, self.real_clips(self.prompts, seed), device)
         latents, shape = self._real.to(device), policy.latent_shape
@@ -151,14 +154,14 @@ class Evaluation:
 
     @staticmethod
     def _encoded(policy: Policy, clips: Tensor, device: torch.device) -> Tensor:
-        """Latents of the clips, one by one, on the CPU: the VAE is needed once a run."""
+        """Latents of the clips on the CPU, encoded one by one, once a run."""
         latents = [policy.encode(clip[None].to(device)).cpu() for clip in clips]
         policy.release()
         return torch.cat(latents)
 
 
 def summary(rows: Sequence[EvaluatedVideo], base: Sequence[EvaluatedVideo]) -> dict[str, Any]:
-    """The figures of a round's line: scores, win rate against the base, gauges."""
+    """The metrics of a round's line: scores, win rate against the base, gauges."""
     clusters = torch.tensor([row.prompt_index for row in rows])
     score, score_se = clustered_mean(_column(rows, "score"), clusters)
     eval_scores, base_scores = _column(rows, "eval_score"), _column(base, "eval_score")
@@ -191,5 +194,5 @@ def _column(rows: Sequence[EvaluatedVideo], name: str) -> Tensor:
 
 
 def _plain(value: float) -> float | None:
-    """A number for JSON; none where there is none."""
+    """A number for JSON; None for NaN."""
     return None if math.isnan(value) else round(value, 6)

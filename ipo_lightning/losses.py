@@ -22,14 +22,32 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, within
+from ipo_lightning.settings import (
+    Above,
+    AtLeast,
+    Below,
+    NotNegative,
+    Positive,
+    Word,
+    check,
+    checked,
+)
 
+Beta = Annotated[float, Above(0), Word("auto")]
+"""Of losses whose beta multiplies errors; ``auto`` is settled before they are called."""
+Minority = Annotated[float, AtLeast(0), Below(0.5)]
+"""A share that is the smaller part."""
+Safeguard = Annotated[float, AtLeast(0), Below(1)]
+"""Mu of `safeguard_scale`."""
+Utility = Literal["sigmoid", "loss_averse", "risk_seeking"]
+"""How `kto_loss` feels a gain."""
 Baseline = Literal["mean", "classes", "mismatched"]
 """The kinds of `kto_baseline`."""
 
@@ -44,14 +62,15 @@ class PreferenceLoss(NamedTuple):
     measured against the reference, also by losses that do not learn from it."""
 
 
+@checked
 def dpo_loss(
     policy_win: Tensor,
     policy_lose: Tensor,
     ref_win: Tensor,
     ref_lose: Tensor,
     *,
-    beta: float,
-    label_smoothing: float = 0.0,
+    beta: Beta,
+    label_smoothing: Minority = 0.0,
 ) -> PreferenceLoss:
     """Diffusion-DPO: ``-logsigmoid(beta * margin)``.
 
@@ -64,20 +83,19 @@ def dpo_loss(
             cDPO. The loss at policy = reference is log 2 for any value.
     """
     margin = _margin(policy_win, policy_lose, ref_win, ref_lose)
-    _check("beta", beta, beta > 0, "> 0")
-    _check("label_smoothing", label_smoothing, 0 <= label_smoothing < 0.5, "in [0, 0.5)")
     agree, disagree = F.logsigmoid(beta * margin), F.logsigmoid(-beta * margin)
     loss = -(1 - label_smoothing) * agree - label_smoothing * disagree
     return PreferenceLoss(loss, margin.detach())
 
 
+@checked
 def identity_loss(
     policy_win: Tensor,
     policy_lose: Tensor,
     ref_win: Tensor,
     ref_lose: Tensor,
     *,
-    beta: float,
+    beta: Beta,
 ) -> PreferenceLoss:
     """Identity preference optimisation (Azar et al. 2023, arXiv 2310.12036, eq. 17).
 
@@ -92,18 +110,18 @@ def identity_loss(
             the embedded model. Published values are for text and do not transfer.
     """
     margin = _margin(policy_win, policy_lose, ref_win, ref_lose)
-    _check("beta", beta, beta > 0, "> 0")
     return PreferenceLoss((beta * margin - 0.5).square(), margin.detach())
 
 
+@checked
 def robust_dpo_loss(
     policy_win: Tensor,
     policy_lose: Tensor,
     ref_win: Tensor,
     ref_lose: Tensor,
     *,
-    beta: float,
-    flip_rate: float = 0.1,
+    beta: Beta,
+    flip_rate: Minority = 0.1,
 ) -> PreferenceLoss:
     """Robust DPO (Chowdhury et al. 2024, arXiv 2403.00409): DPO's own loss under flipped labels.
 
@@ -117,15 +135,14 @@ def robust_dpo_loss(
         flip_rate: eps, in [0, 0.5); 0 is DPO. TRL calls it ``label_smoothing``.
     """
     margin = _margin(policy_win, policy_lose, ref_win, ref_lose)
-    _check("beta", beta, beta > 0, "> 0")
-    _check("flip_rate", flip_rate, 0 <= flip_rate < 0.5, "in [0, 0.5)")
     agree, disagree = F.logsigmoid(beta * margin), F.logsigmoid(-beta * margin)
     loss = (flip_rate * disagree - (1 - flip_rate) * agree) / (1 - 2 * flip_rate)
     return PreferenceLoss(loss, margin.detach())
 
 
+@checked
 def hinge_loss(
-    policy_win: Tensor, policy_lose: Tensor, ref_win: Tensor, ref_lose: Tensor, *, beta: float
+    policy_win: Tensor, policy_lose: Tensor, ref_win: Tensor, ref_lose: Tensor, *, beta: Beta
 ) -> PreferenceLoss:
     """Hinge: ``relu(1 - beta * margin)``; a pair that reaches its margin has no gradient left.
 
@@ -138,18 +155,18 @@ def hinge_loss(
             in `dpo_loss`, 50 to 2500.
     """
     margin = _margin(policy_win, policy_lose, ref_win, ref_lose)
-    _check("beta", beta, beta > 0, "> 0")
     return PreferenceLoss(F.relu(1 - beta * margin), margin.detach())
 
 
+@checked
 def dpop_loss(
     policy_win: Tensor,
     policy_lose: Tensor,
     ref_win: Tensor,
     ref_lose: Tensor,
     *,
-    beta: float,
-    winner_penalty: float = 5.0,
+    beta: Beta,
+    winner_penalty: NotNegative = 5.0,
 ) -> PreferenceLoss:
     """DPO-Positive, "Smaug" (Pal et al. 2024, arXiv 2402.13228): the winner must not get worse.
 
@@ -164,20 +181,19 @@ def dpop_loss(
             outweigh all else, hence 5 here.
     """
     margin = _margin(policy_win, policy_lose, ref_win, ref_lose)
-    _check("beta", beta, beta > 0, "> 0")
-    _check("winner_penalty", winner_penalty, winner_penalty >= 0, ">= 0")
     logit = beta * (margin - winner_penalty * F.relu(policy_win - ref_win))
     return PreferenceLoss(-F.logsigmoid(logit), margin.detach())
 
 
+@checked
 def linear_dpo_loss(
     policy_win: Tensor,
     policy_lose: Tensor,
     ref_win: Tensor,
     ref_lose: Tensor,
     *,
-    beta: float,
-    floor: float = 1e-3,
+    beta: Beta,
+    floor: Minority = 1e-3,
 ) -> PreferenceLoss:
     """Linear-DPO (arXiv 2605.21123): DPO's weight of a pair as a clipped straight line.
 
@@ -196,20 +212,19 @@ def linear_dpo_loss(
         floor: eta, the least and, from above, the most of the coefficient, in [0, 0.5).
     """
     margin = _margin(policy_win, policy_lose, ref_win, ref_lose)
-    _check("beta", beta, beta > 0, "> 0")
-    _check("floor", floor, 0 <= floor < 0.5, "in [0, 0.5)")
     coefficient = (0.5 - 0.2 * beta * margin.detach()).clamp(floor, 1 - floor)
     return PreferenceLoss(-coefficient * beta * margin, margin.detach())
 
 
+@checked
 def simpo_loss(
     policy_win: Tensor,
     policy_lose: Tensor,
     ref_win: Tensor,
     ref_lose: Tensor,
     *,
-    beta: float,
-    gamma: float = 0.5,
+    beta: Beta,
+    gamma: NotNegative = 0.5,
 ) -> PreferenceLoss:
     """SimPO (Meng et al. 2024, arXiv 2405.14734) on errors: no reference in the loss.
 
@@ -225,21 +240,20 @@ def simpo_loss(
             ``gamma / beta`` of 0.5 is in units of log-probability and does not transfer.
     """
     margin = _margin(policy_win, policy_lose, ref_win, ref_lose)
-    _check("beta", beta, beta > 0, "> 0")
-    _check("gamma", gamma, gamma >= 0, ">= 0")
     loss = -F.logsigmoid(beta * (policy_lose - policy_win) - gamma)
     return PreferenceLoss(loss, margin.detach())
 
 
+@checked
 def mapo_loss(
     policy_win: Tensor,
     policy_lose: Tensor,
     ref_win: Tensor,
     ref_lose: Tensor,
     *,
-    beta: float = 0.1,
-    snr: float = 0.5,
-    scale: float = 1000.0,
+    beta: Positive = 0.1,
+    snr: Positive = 0.5,
+    scale: Positive = 1000.0,
 ) -> PreferenceLoss:
     """MaPO (Hong et al. 2024, arXiv 2406.06424): fine-tuning plus a margin, without a reference.
 
@@ -258,8 +272,6 @@ def mapo_loss(
             logit is ``scale * snr / 2 * (policy_lose - policy_win)``.
     """
     margin = _margin(policy_win, policy_lose, ref_win, ref_lose)
-    for name, value in (("beta", beta), ("snr", snr), ("scale", scale)):
-        _check(name, value, value > 0, "> 0")
     gap = _x_over_expm1(snr * policy_win) - _x_over_expm1(snr * policy_lose)
     return PreferenceLoss(policy_win - beta * F.logsigmoid(scale * gap), margin.detach())
 
@@ -275,16 +287,17 @@ def sft_loss(
     return PreferenceLoss(policy_win, margin.detach())
 
 
+@checked
 def kto_loss(
     policy: Tensor,
     ref: Tensor,
     desirable: Tensor,
     *,
-    beta: float,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
-    utility: str = "sigmoid",
-    baseline: Tensor | str = "mean",
+    beta: Beta,
+    desirable_weight: NotNegative = 1.0,
+    undesirable_weight: NotNegative = 1.0,
+    utility: Utility = "sigmoid",
+    baseline: Tensor | Baseline = "mean",
 ) -> PreferenceLoss:
     """Diffusion-KTO (Li et al. 2024, arXiv 2404.04465, eq. 8): ``weight * (1 - U(x))``.
 
@@ -302,41 +315,31 @@ def kto_loss(
             scalar itself, which the training module takes over all ranks.
     """
     side = _side(policy, ref, desirable)
-    _check("beta", beta, beta > 0, "> 0")
-    _check("desirable_weight", desirable_weight, desirable_weight >= 0, ">= 0")
-    _check("undesirable_weight", undesirable_weight, undesirable_weight >= 0, ">= 0")
-    _check("utility", utility, utility in UTILITIES, f"one of {', '.join(UTILITIES)}")
     reward = ref - policy
     if not isinstance(baseline, Tensor):
         baseline = _baseline_of_batch(reward, desirable, baseline)
     weight = torch.where(desirable, desirable_weight, undesirable_weight).to(reward)
-    shortfall = UTILITIES[utility](beta * (side * (reward - baseline)), side)
+    shortfall = UTILITIES[utility](beta * (side * (reward - baseline)))
     return PreferenceLoss(weight * shortfall, (side * reward).detach())
 
 
-UTILITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+UTILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     # 1 - sigmoid(x) is written sigmoid(-x): equal, and exact where sigmoid(x) rounds to one.
-    "sigmoid": lambda x, w: torch.sigmoid(-x),
-    "loss_averse": lambda x, w: 1 - F.logsigmoid(x),
-    "risk_seeking": lambda x, w: 1 + F.logsigmoid(-x),
-    "risk_seeking_gains": lambda x, w: 1 + w * F.logsigmoid(-w * x),
-    "exponential": lambda x, w: 2 - w * _bounded_exp(w * x / 100),
+    "sigmoid": lambda x: torch.sigmoid(-x),
+    "loss_averse": lambda x: 1 - F.logsigmoid(x),
+    "risk_seeking": lambda x: 1 + F.logsigmoid(-x),
 }
-"""``1 - U(x)`` of `kto_loss`, for x and w = +1 or -1, by the name of the utility U:
+"""``1 - U(x)`` of `kto_loss` by the name of the utility U, the three of the paper:
 
-==================  ============================  ==================  ========================
-utility             U(x)                          authors' ``halo``   1 - U at x = 0
-==================  ============================  ==================  ========================
-sigmoid             ``sigmoid(x)``                                    1/2
-loss_averse         ``logsigmoid(x)``                                 1 + log 2
-risk_seeking        ``-logsigmoid(-x)``           risk_seeking_3      1 - log 2
-risk_seeking_gains  ``-w logsigmoid(-w x)``       risk_seeking_1      1 - w log 2
-exponential         ``w exp(w x / 100) - 1``      risk_seeking_2      1 (w = 1), 3 (w = -1)
-==================  ============================  ==================  ========================
+============  ====================  ==================  ============
+utility       U(x)                  authors' ``halo``   1 - U(0)
+============  ====================  ==================  ============
+sigmoid       ``sigmoid(x)``                            1/2
+loss_averse   ``logsigmoid(x)``                         1 + log 2
+risk_seeking  ``-logsigmoid(-x)``   risk_seeking_3      1 - log 2
+============  ====================  ==================  ============
 
-``risk_seeking_gains`` is risk_seeking for desirable and loss_averse for undesirable videos. All but
-the first are unbounded. ``exponential`` goes on as a straight line where the authors' exponent
-would exceed 10.
+All but the first are unbounded.
 """
 
 
@@ -367,7 +370,7 @@ def kto_baseline(
         reward: (N,) implicit rewards of all ranks, or for ``mean`` of the ranks' means.
         desirable: (N,) bool, for ``classes``.
     """
-    _check("baseline", kind, kind in get_args(Baseline), f"one of {', '.join(get_args(Baseline))}")
+    check("baseline", kind, Baseline)
     reward = reward.detach()
     if kind != "classes":
         return reward.mean().clamp_min(0)
@@ -387,13 +390,14 @@ def _baseline_of_batch(reward: Tensor, desirable: Tensor, kind: str) -> Tensor:
     return kto_baseline(reward, desirable, kind)
 
 
+@checked
 def rwr_loss(
     policy: Tensor,
     ref: Tensor,
     desirable: Tensor,
     *,
-    desirable_reward: float = 0.9,
-    undesirable_reward: float = 0.05,
+    desirable_reward: NotNegative = 0.9,
+    undesirable_reward: NotNegative = 0.05,
     graded: bool = False,
     reward: Tensor | None = None,
 ) -> PreferenceLoss:
@@ -412,8 +416,6 @@ def rwr_loss(
         reward: (B,) in [0, 1], needed where ``graded``.
     """
     side = _side(policy, ref, desirable)
-    _check("desirable_reward", desirable_reward, desirable_reward >= 0, ">= 0")
-    _check("undesirable_reward", undesirable_reward, undesirable_reward >= 0, ">= 0")
     if not graded:
         reward = torch.where(desirable, desirable_reward, undesirable_reward).to(policy)
     elif reward is None:
@@ -422,6 +424,7 @@ def rwr_loss(
     return PreferenceLoss(reward * policy, (side * (ref - policy)).detach())
 
 
+@checked
 def nft_loss(
     policy: Tensor,
     ref: Tensor,
@@ -429,7 +432,7 @@ def nft_loss(
     *,
     drift: Tensor,
     reward: Tensor,
-    beta: float = 1.0,
+    beta: Positive = 1.0,
 ) -> PreferenceLoss:
     """DiffusionNFT (Zheng et al. 2025, arXiv 2509.16117): reinforcement on the forward process.
 
@@ -457,7 +460,6 @@ def nft_loss(
     """
     side = _side(policy, ref, desirable)
     check_errors(policy, drift, reward)
-    _check("beta", beta, beta > 0, "> 0")
     praise = 2 * reward - 1
     loss = ref + beta * praise * (policy - ref) + beta * (beta - praise) * drift
     return PreferenceLoss(loss, (side * (ref - policy)).detach())
@@ -466,7 +468,8 @@ def nft_loss(
 # -------------------------------------------------------------------- around a pairwise loss
 
 
-def safeguard_scale(residual_win: Tensor, residual_lose: Tensor, *, mu: float) -> Tensor:
+@checked
+def safeguard_scale(residual_win: Tensor, residual_lose: Tensor, *, mu: Safeguard) -> Tensor:
     """Diffusion-SDPO (arXiv 2511.03317): a scale of the loser's gradient that spares the winner.
 
     ``clip((1 - mu) |g_w|^2 / <g_w, g_l>, 0, 1)`` where ``<g_w, g_l> > 0``, else 1, with g the
@@ -486,7 +489,6 @@ def safeguard_scale(residual_win: Tensor, residual_lose: Tensor, *, mu: float) -
     Returns:
         (B,) float32 in [0, 1] without gradient, for `scale_gradient`.
     """
-    _check("mu", mu, 0 <= mu < 1, "in [0, 1)")
     if residual_win.shape != residual_lose.shape:
         raise ValueError(f"residuals {residual_win.shape} and {residual_lose.shape} differ")
     win, lose = (part.detach().float().flatten(1) for part in (residual_win, residual_lose))
@@ -545,7 +547,7 @@ def baseline_kind(loss: Callable[..., PreferenceLoss]) -> str | None:
         return None
     if kind is None or kind is inspect.Parameter.empty:
         return "mean"
-    _check("baseline", kind, kind in get_args(Baseline), f"one of {', '.join(get_args(Baseline))}")
+    check("baseline", kind, Baseline)
     return str(kind)
 
 
@@ -624,9 +626,12 @@ def try_loss(loss: Callable[..., PreferenceLoss]) -> None:
     zeros = torch.zeros(2)
     inputs = [zeros] * 4 if label_kind(loss) == "pairwise" else [zeros, zeros, zeros > 0]
     try:
-        result = loss(*inputs, **_neutral_inputs(loss, zeros))
+        with within("loss"):
+            result = loss(*inputs, **_neutral_inputs(loss, zeros))
         check_errors(zeros, result.loss, result.margin)
     except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"loss: {error}") from error
 
 
@@ -683,14 +688,3 @@ def _x_over_expm1(x: Tensor) -> Tensor:
     far = torch.where(small, 1.0, x).clamp_max(50)  # 1e-20 there; exp overflows a little later
     series = 1 - near / 2 + near.square() / 12 - near.pow(4) / 720  # the next term is below 1e-16
     return torch.where(small, series, far / torch.expm1(far))
-
-
-def _bounded_exp(x: Tensor) -> Tensor:
-    """``exp(x)``, continued by its tangent above 10."""
-    bounded = x.clamp_max(10)
-    return bounded.exp() * (1 + x - bounded)
-
-
-def _check(name: str, value: float | str, valid: bool, wanted: str) -> None:
-    if not valid:
-        raise InputError(f"{name}={value}: it must be {wanted}")

@@ -7,7 +7,7 @@ are functions in `ipo_lightning.training`.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import lightning as L
 import torch
@@ -20,6 +20,7 @@ from ipo_lightning.draws.calibration import has_auto_beta, with_beta
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import (
     PreferenceLoss,
+    Safeguard,
     baseline_kind,
     beyond_errors,
     kto_baseline,
@@ -33,6 +34,7 @@ from ipo_lightning.parallel.sharding import shard, total_norm
 from ipo_lightning.policy import Policy, put_weights, trained_weights
 from ipo_lightning.references import CachedReference, Reference
 from ipo_lightning.seeds import derive_seed
+from ipo_lightning.settings import AtLeast, Below, NotNegative, Null, checked
 from ipo_lightning.training.forwards import (
     Errors,
     Forward,
@@ -58,6 +60,7 @@ LABELS = {"pairwise": "pairs.jsonl", "pointwise": "points.jsonl"}
 ADAMW = partial(torch.optim.AdamW, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0)
 
 
+@checked
 class PreferenceModule(L.LightningModule):
     """Trains a policy against a frozen reference with a swappable preference loss.
 
@@ -87,12 +90,12 @@ class PreferenceModule(L.LightningModule):
         reference: Reference | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
         *,
-        winner_weight: float = 0.0,
-        real_weight: float = 0.0,
-        safeguard: float | None = None,
+        winner_weight: NotNegative = 0.0,
+        real_weight: NotNegative = 0.0,
+        safeguard: Annotated[Safeguard | None, Null("off")] = None,
         two_pass: bool = False,
-        warmup_steps: int = 0,
-        ema: float | None = None,
+        warmup_steps: Annotated[int, AtLeast(0)] = 0,
+        ema: Annotated[float | None, AtLeast(0), Below(1), Null("off")] = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -103,9 +106,7 @@ class PreferenceModule(L.LightningModule):
         try_loss(self.loss)
         self.label_kind = label_kind(loss)
         _refuse_reference(self.loss, self.reference)
-        _refuse_weights(winner_weight, real_weight)
         _refuse_safeguard(safeguard, self.label_kind)
-        _refuse_ema(ema)
         self.optimizer = optimizer
         self.winner_weight, self.real_weight, self.safeguard = winner_weight, real_weight, safeguard
         self.two_pass, self.warmup_steps, self.seed = two_pass, warmup_steps, seed
@@ -328,24 +329,11 @@ def _refuse_reference(loss: Callable[..., PreferenceLoss], reference: Reference)
         )
 
 
-def _refuse_ema(decay: float | None) -> None:
-    if decay is not None and not 0 <= decay < 1:
-        raise InputError(f"optim.ema={decay}: give 0 <= ema < 1, or null for off")
-
-
 def _refuse_safeguard(mu: float | None, label_kind: str) -> None:
-    if mu is None:
-        return
-    if label_kind != "pairwise":
+    if mu is not None and label_kind != "pairwise":
         raise InputError(
-            f"regularise.safeguard={mu} scales the loser's gradient so that the winner's error "
-            "falls, but this loss takes single videos; give null"
+            setting="safeguard",
+            value=mu,
+            expected="it scales the loser's gradient so that the winner's error falls, but this "
+            "loss takes single videos; give null",
         )
-    if not 0 <= mu < 1:
-        raise InputError(f"regularise.safeguard={mu}: give a number in [0, 1), or null for off")
-
-
-def _refuse_weights(winner_weight: float, real_weight: float) -> None:
-    for name, value in (("winners", winner_weight), ("real", real_weight)):
-        if value < 0:
-            raise InputError(f"regularise.{name}={value}: give 0 or more")

@@ -16,16 +16,19 @@ costs more than the differences that a preference loss lives on.
 """
 
 import math
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import Positive, Says, checked
 from ipo_lightning.storage.store import fingerprint_tensors
 
 Weighting = Literal["v", "eps", "x0", "min_snr"]
 Density = Literal["uniform", "logit_normal", "mode", "cosmap"]
+IN_ORDER = "low and high, 0 <= low < high <= 1"
+Window = Annotated[tuple[float, float], Says(IN_ORDER)]
 
 MIN_SNR_GAMMA = 5.0
 """Hang et al. 2023, arXiv 2303.09556, section 3.4: their recommended gamma."""
@@ -74,12 +77,10 @@ class _TimestepDistribution:
         density: of the times within the window, see `quantile`.
     """
 
-    def __init__(self, weighting: Weighting, window: tuple[float, float], density: Density) -> None:
+    def __init__(self, weighting: Weighting, window: Window, density: Density) -> None:
         low, high = window
         if not 0 <= low < high <= 1:
-            raise InputError(f"backbone.window={list(window)}: give 0 <= low < high <= 1")
-        _check_name("weighting", weighting, get_args(Weighting))
-        _check_name("density", density, get_args(Density))
+            raise InputError(setting="window", value=[low, high], expected=f"give {IN_ORDER}")
         self.weighting, self.window, self.density = weighting, (low, high), density
 
     @property
@@ -97,6 +98,7 @@ class _TimestepDistribution:
         return low + (high - low) * quantile(u.double().cpu(), self.density)
 
 
+@checked
 class VPrediction(_TimestepDistribution):
     """v-prediction on a discrete variance-preserving schedule (CogVideoX).
 
@@ -119,7 +121,7 @@ class VPrediction(_TimestepDistribution):
         self,
         alphas_cumprod: Tensor,
         weighting: Weighting = "v",
-        window: tuple[float, float] = (0.0, 1.0),
+        window: Window = (0.0, 1.0),
         density: Density = "uniform",
     ) -> None:
         super().__init__(weighting, window, density)
@@ -152,6 +154,7 @@ class VPrediction(_TimestepDistribution):
         )
 
 
+@checked
 class FlowMatching(_TimestepDistribution):
     """Velocity of a straight path from clean to noise, in shifted time (Wan).
 
@@ -176,15 +179,13 @@ class FlowMatching(_TimestepDistribution):
 
     def __init__(
         self,
-        shift: float = 1.0,
+        shift: Positive = 1.0,
         weighting: Weighting = "v",
-        window: tuple[float, float] = (0.0, 1.0),
+        window: Window = (0.0, 1.0),
         density: Density = "uniform",
         integer_timesteps: bool = False,
     ) -> None:
         super().__init__(weighting, window, density)
-        if not 0 < shift < math.inf:
-            raise InputError(f"backbone.shift={shift}: give more than 0; 1 is none")
         self.shift, self.integer_timesteps = float(shift), integer_timesteps
 
     @property
@@ -260,11 +261,6 @@ def error_weight(alpha_squared: Tensor, sigma_squared: Tensor, weighting: Weight
     if weighting == "min_snr":
         return torch.minimum(alpha_squared, MIN_SNR_GAMMA * sigma_squared)
     return torch.ones_like(alpha_squared)
-
-
-def _check_name(key: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise InputError(f"backbone.{key}={name}: choose one of {', '.join(known)}")
 
 
 def squared_error(prediction: Tensor, noised: Noised) -> Tensor:

@@ -8,7 +8,7 @@ the same policy serves the trained network and its frozen reference.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Objective
 from ipo_lightning.parallel.sharding import placed_like
+from ipo_lightning.settings import AtLeast, Below, Count, Null, checked
 from ipo_lightning.video import Clip
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The file of a LoRA export: what diffusers looks for in a folder."""
 
 
+@checked
 @dataclass(frozen=True)
 class Sampling:
     """How videos are sampled from a policy. All of it is part of a rollout's fingerprint.
@@ -29,9 +31,9 @@ class Sampling:
     docs/rollouts.md says what each choice costs and changes.
     """
 
-    steps: int
+    steps: Count
     """Denoising steps; cost is proportional to it."""
-    guidance_scale: float = 1.0
+    guidance_scale: Annotated[float, AtLeast(1)] = 1.0
     """Scale of classifier-free guidance; 1 switches it off and halves the cost."""
     negative_prompt: str = ""
     """The prompt that guidance leads away from; unused at guidance_scale 1."""
@@ -39,24 +41,20 @@ class Sampling:
     """The family's name of a sampler, such as ``ddim``; None: the checkpoint's own scheduler."""
     dynamic_guidance: bool = False
     """A guidance scale that changes from step to step, as CogVideoX's authors have it."""
-    shared: float = 0.0
+    shared: Annotated[float, AtLeast(0), Below(1)] = 0.0
     """Share of the steps, in [0, 1), that the videos of one prompt have in common."""
-    batch_size: int | str | None = None
+    batch_size: Annotated[Count | Literal["auto"] | None, Null("all of a prompt")] = None
     """Videos denoised at once; None: all of a call; ``auto``: as many as fit into GPU memory."""
     cache: Any = None
     """A cache config of diffusers, a dataclass, for this sampling alone; None: none."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"steps={self.steps}: give at least 1 denoising step")
-        if self.guidance_scale < 1:
-            raise InputError(f"guidance_scale={self.guidance_scale}: give 1 (off) or more")
         if self.dynamic_guidance and not self.guided:
-            raise InputError("dynamic_guidance=true: give a guidance_scale above 1, or false")
-        if not 0 <= self.shared < 1:
-            raise InputError(f"shared={self.shared}: give 0 (off) or more, and less than 1")
-        if self.batch_size not in (None, "auto") and not _positive(self.batch_size):
-            raise InputError(f"batch_size={self.batch_size}: give 1 or more, auto, or null (all)")
+            raise InputError(
+                setting="dynamic_guidance",
+                value="true",
+                expected="give a guidance_scale above 1, or false",
+            )
         if self.cache is not None:
             _check_cache(self.cache)
 
@@ -95,20 +93,19 @@ class Sampling:
         return replace(self, shared=0.0, cache=None)
 
 
-def _positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _check_cache(cache: Any) -> None:
     if not is_dataclass(cache) or isinstance(cache, type):
         raise InputError(
-            f"cache={cache}: give a cache config of diffusers by its _target_, or null"
+            setting="cache",
+            value=cache,
+            expected="give a cache config of diffusers by its _target_, or null",
         )
     called = [field.name for field in fields(cache) if callable(getattr(cache, field.name))]
     if called:
         raise InputError(
-            f"cache: {type(cache).__name__} with {', '.join(called)}: functions cannot be part of "
-            "a fingerprint; leave them out (the timestep is filled in)"
+            setting="cache",
+            expected=f"{type(cache).__name__} with {', '.join(called)}: functions cannot be part "
+            "of a fingerprint; leave them out (the timestep is filled in)",
         )
 
 

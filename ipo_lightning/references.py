@@ -6,7 +6,7 @@ policy that has not moved is exactly the loss at zero margin.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,12 @@ from ipo_lightning.parallel.averages import MovingAverage
 from ipo_lightning.parallel.offload import keep_on_cpu
 from ipo_lightning.parallel.sharding import mesh_of, shard
 from ipo_lightning.policy import Policy, put_weights, trained_weights
+from ipo_lightning.settings import AtLeast, Below, Count, checked
 
 Of = Literal["base", "round_start"]
 
 
+@checked
 class Reference:
     """What the training module calls; a reference of your own overrides what it needs.
 
@@ -33,8 +35,6 @@ class Reference:
     computed before the round trains. ``none``: there is no reference."""
 
     def __init__(self, of: Of = "round_start") -> None:
-        if of not in ("base", "round_start"):
-            raise InputError(f"reference.of={of}: choose base or round_start")
         self.of: Of = of
 
     def attach(self, policy: Policy, network: nn.Module) -> None:
@@ -61,6 +61,7 @@ class Reference:
         """Restore what `state` gave, after the `refresh` of a round that is continued."""
 
 
+@checked
 class CachedReference(Reference):
     """The reference's errors at the round's draws, computed once before the round trains.
 
@@ -76,10 +77,8 @@ class CachedReference(Reference):
 
     answers = "precomputed"
 
-    def __init__(self, of: Of = "round_start", batch_size: int = 32) -> None:
+    def __init__(self, of: Of = "round_start", batch_size: Count = 32) -> None:
         super().__init__(of)
-        if batch_size < 1:
-            raise InputError(f"reference.batch_size={batch_size}: give 1 or more")
         self.batch_size = batch_size
 
 
@@ -144,6 +143,7 @@ class FrozenReference(Reference):
         return self._policy, self._network
 
 
+@checked
 class MovingReference(FrozenReference):
     """An exponential moving average (EMA) of the policy, as Linear-DPO's authors train against.
 
@@ -158,10 +158,13 @@ class MovingReference(FrozenReference):
         offload: see `FrozenReference`; the average is then made on the CPU.
     """
 
-    def __init__(self, of: Of = "round_start", decay: float = 0.99, offload: bool = False) -> None:
+    def __init__(
+        self,
+        of: Of = "round_start",
+        decay: Annotated[float, AtLeast(0), Below(1)] = 0.99,
+        offload: bool = False,
+    ) -> None:
         super().__init__(of, offload)
-        if not 0 <= decay < 1:
-            raise InputError(f"reference.decay={decay}: give 0 <= decay < 1")
         self.decay = decay
 
     def refresh(self, weights: Mapping[str, Tensor] | None) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ipo_lightning.metrics.gauges import measure
 from ipo_lightning.parallel.runtime import Autocast, Runtime
 from ipo_lightning.policy import Policy, Sampling
+from ipo_lightning.settings import checked
 from ipo_lightning.storage.records import Candidate
 from ipo_lightning.storage.store import Store, fingerprint
 from ipo_lightning.video import Clip, encode_video
@@ -40,6 +41,7 @@ class Made(NamedTuple):
     clips: list[Clip]
 
 
+@checked
 class Sampler:
     """Draws candidates from a policy into a store, and finds those that are already there.
 

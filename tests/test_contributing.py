@@ -13,10 +13,8 @@ LOOK_UPS = re.findall(r"^\| (.+) \| (.+) \| `(\w+)` \|$", GUIDE.split("## Where 
 
 
 def paths(text: str) -> list[Path]:
-    """Files and folders of this repository that a text names, but for those that are to come."""
-    named = re.findall(
-        r"(?<!to be )`((?:ipo_lightning|app|callbacks|conf|data|docs|tests)/[^`]*)`", text
-    )
+    """Files and folders of this repository that a text names."""
+    named = re.findall(r"`((?:ipo_lightning|app|callbacks|conf|data|docs|tests)/[^`]*)`", text)
     return [REPO / name for name in named if "NAME" not in name]
 
 

@@ -16,6 +16,7 @@ MATHEMATICS, PROTOCOLS, IMPLEMENTATIONS, ORCHESTRATION = range(4)
 LAYERS = {
     "errors": MATHEMATICS,
     "seeds": MATHEMATICS,
+    "settings": MATHEMATICS,
     "losses": MATHEMATICS,
     "objectives": MATHEMATICS,
     "labelling": MATHEMATICS,

@@ -256,9 +256,9 @@ def test_a_loss_that_is_not_finite_names_its_rows(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"winner_weight": -1.0}, "winners=-1.0"),
-        ({"real_weight": -0.5}, "real=-0.5"),
-        ({"safeguard": 1.0}, r"safeguard=1.0: give a number in \[0, 1\)"),
+        ({"winner_weight": -1.0}, "winner_weight=-1.0: give a number, at least 0"),
+        ({"real_weight": -0.5}, "real_weight=-0.5: give a number, at least 0"),
+        ({"safeguard": 1.0}, "safeguard=1.0: give a number, at least 0 and below 1"),
         ({"safeguard": 0.5, "loss": partial(kto_loss, beta=1.0)}, "takes single videos"),
     ],
 )

@@ -342,6 +342,14 @@ def test_a_flow_is_known_by_all_that_its_errors_depend_on() -> None:
     assert FlowMatching(3, window=(0, 1)).identity == one.identity
 
 
+def test_the_identity_of_a_flow_is_spelt_as_stored_errors_were() -> None:
+    """Other keys would give stored reference errors other names."""
+    assert FlowMatching(3.0, integer_timesteps=True).identity == {
+        "prediction": "velocity", "shift": 3.0, "whole": True,
+        "weighting": "v", "window": [0.0, 1.0], "density": "uniform",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("shift", [0.0, -1.0, math.inf, math.nan])
 def test_impossible_shifts_are_refused(shift: float) -> None:
     with pytest.raises(InputError, match="shift="):

@@ -231,9 +231,9 @@ def test_a_reference_lies_outside_the_module(kind: str, folder: Path) -> None:
 
 
 def test_impossible_references_are_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"reference\.of=start"):
+    with pytest.raises(InputError, match="^of=start: "):
         FrozenReference("start")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"reference\.of=start"):
+    with pytest.raises(InputError, match="^of=start: "):
         AdapterReference("start")  # type: ignore[arg-type]
     full = tiny.policy(folder)
     with pytest.raises(InputError, match="needs a policy with an adapter"):
@@ -270,9 +270,7 @@ def base_errors(module: PreferenceModule, videos: Videos) -> Tensor:
 
 
 @pytest.mark.parametrize("label_kind", ["pairs", "points"])
-def test_errors_computed_in_advance_train_as_a_live_reference(
-    label_kind: str, folder: Path
-) -> None:
+def test_precomputed_errors_train_as_an_online_reference(label_kind: str, folder: Path) -> None:
     loss = partial(dpo_loss if label_kind == "pairs" else kto_loss, beta=50.0)
     batch = tiny.pair_batch(3) if label_kind == "pairs" else tiny.point_batch([True, False, True])
     gradients = []
@@ -287,8 +285,8 @@ def test_errors_computed_in_advance_train_as_a_live_reference(
         step = module.pair_step if label_kind == "pairs" else module.point_step
         step(batch)[0].backward()
         gradients.append({n: p.grad for n, p in module.network.named_parameters()})
-    for name, live in gradients[0].items():
-        assert torch.allclose(gradients[1][name], live, rtol=1e-4, atol=1e-6), name
+    for name, online in gradients[0].items():
+        assert torch.allclose(gradients[1][name], online, rtol=1e-4, atol=1e-6), name
 
 
 def test_a_cached_reference_is_refused_where_numbers_are_not_enough(folder: Path) -> None:
@@ -301,9 +299,9 @@ def test_a_cached_reference_is_refused_where_numbers_are_not_enough(folder: Path
 def test_no_reference_is_refused_where_the_loss_learns_from_one(folder: Path) -> None:
     with pytest.raises(InputError, match="this loss learns from a reference"):
         module_of(folder, partial(dpo_loss, beta=1.0), NoReference())
-    with pytest.raises(InputError, match=r"reference\.batch_size=0"):
+    with pytest.raises(InputError, match="^batch_size=0: "):
         CachedReference(batch_size=0)
-    with pytest.raises(InputError, match=r"reference\.decay=1"):
+    with pytest.raises(InputError, match="^decay=1: "):
         MovingReference(decay=1)
 
 

@@ -1,4 +1,8 @@
-"""What would make a run fit a smaller GPU: single changes of the settings, by estimating again."""
+"""What would make a run fit a smaller GPU: changes of its settings, by estimating again.
+
+No table can say it: how much a change saves depends on the model, the size of the videos, the
+adapter, the optimizer and the stage that is fullest. What may be changed is a table (`ALONE`).
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,6 +16,16 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.losses import beyond_errors
 from ipo_lightning.planning.estimate import Estimate
 
+FORWARDS = ("training", "rollout", "reference errors")
+ALONE: tuple[tuple[str, Any, Any, tuple[str, ...]], ...] = (
+    ("backbone.checkpointing", False, True, ("training",)),
+    ("trainer.precision", "32-true", "bf16-mixed", FORWARDS),
+    ("step", "plain", "two_pass", ("training",)),
+    ("backbone.tiling", False, True, ("VAE decoding",)),
+    ("backbone.text_dtype", "float32", "bfloat16", ("text embeddings",)),
+)
+"""Settings that are changed alone: key, what it is, what takes less memory, the stages that it
+relieves."""
 BATCHES = {
     "reference.batch_size": "reference errors",
     "rollout.batch_size": "rollout",
@@ -42,10 +56,9 @@ class Fit(NamedTuple):
 
 def smallest_change(cfg: DictConfig, limit: float) -> Fit | None:
     """The first single change, from the cheapest on, with which the run fits ``limit`` bytes."""
-    for change in _relief(cfg, Estimate(job_of(cfg))):
-        tried = _try(cfg, change)
-        if tried is not None and tried[1].fullest.total <= limit:
-            return Fit((change,), tried[1].fullest.total)
+    for change, _, other in _tried(cfg, Estimate(job_of(cfg))):
+        if other.fullest.total <= limit:
+            return Fit((change,), other.fullest.total)
     return None
 
 
@@ -56,43 +69,39 @@ def smallest_changes(cfg: DictConfig, limit: float) -> Fit | None:
     """
     taken: list[Change] = []
     estimate = Estimate(job_of(cfg))
-    while estimate.fullest.total > limit:
-        better = _next(cfg, estimate)
-        if better is None:
+    while (full := estimate.fullest.total) > limit:
+        better = (one for one in _tried(cfg, estimate) if one[2].fullest.total < full)
+        found = next(better, None)
+        if found is None:
             return None
-        change, cfg, estimate = better
+        change, cfg, estimate = found
         taken.append(change)
-    return Fit(tuple(taken), estimate.fullest.total)
+    return Fit(tuple(taken), full)
 
 
-def _next(cfg: DictConfig, estimate: Estimate) -> tuple[Change, DictConfig, Estimate] | None:
-    """The cheapest change that lowers the fullest stage at all."""
-    for change in _relief(cfg, estimate):
-        tried = _try(cfg, change)
-        if tried is not None and tried[1].fullest.total < estimate.fullest.total:
-            return change, *tried
-    return None
-
-
-def _relief(cfg: DictConfig, estimate: Estimate) -> Iterator[Change]:
-    """Changes that are open, and that lower the fullest stage."""
-    stage = estimate.fullest.name
-    return (change for change in _changes(cfg) if not change.relieves or stage in change.relieves)
-
-
-def _try(cfg: DictConfig, change: Change) -> tuple[DictConfig, Estimate] | None:
-    """The settings with a change, and their estimate; None where they cannot be."""
-    other = changed(cfg, change.settings)
-    try:
-        check(other)
-        return other, Estimate(job_of(other))
-    except InputError:
-        return None
+def _tried(cfg: DictConfig, estimate: Estimate) -> Iterator[tuple[Change, DictConfig, Estimate]]:
+    """Each change that may lower the fullest stage, with the settings that it makes and what these
+    take; not those that cannot be."""
+    for change in _changes(cfg):
+        if change.relieves and estimate.fullest.name not in change.relieves:
+            continue
+        other = changed(cfg, change.settings)
+        try:
+            check(other)
+            found = Estimate(job_of(other))
+        except InputError:
+            continue
+        yield change, other, found
 
 
 def _changes(cfg: DictConfig) -> Iterator[Change]:
     """What may be changed, from the cheapest on; nothing that is so already."""
-    yield from _switches(cfg)
+    if _is_online(cfg):  # exact, and it saves time as well
+        node = {**_choice("reference/cached"), "of": cfg.reference.of, "batch_size": 1}
+        yield Change("reference=cached reference.batch_size=1", {"reference": node})
+    for key, now, less, stages in ALONE:
+        if OmegaConf.select(cfg, key) == now:
+            yield _one(key, less, *stages)
     yield from _batches(cfg)
     if str(cfg.optim.optimizer._target_).startswith("torch.optim.Adam") and not is_sharded(cfg):
         node = {**_choice("optim/adamw8bit")["optimizer"], "lr": cfg.optim.optimizer.lr}
@@ -107,27 +116,11 @@ def _changes(cfg: DictConfig) -> Iterator[Change]:
     yield from _shards(cfg)
 
 
-def _switches(cfg: DictConfig) -> Iterator[Change]:
-    if cfg.backbone.get("checkpointing") is False:
-        yield _one("backbone.checkpointing", True, "training")
-    if str(cfg.trainer.precision) == "32-true":
-        yield _one("trainer.precision", "bf16-mixed", "training", "rollout", "reference errors")
-    if cfg.step == "plain":
-        yield _one("step", "two_pass", "training")
-    if _is_online(cfg):
-        node = {**_choice("reference/cached"), "of": cfg.reference.of, "batch_size": 1}
-        yield Change("reference=cached reference.batch_size=1", {"reference": node})
-    if cfg.backbone.get("tiling") is False:
-        yield _one("backbone.tiling", True, "VAE decoding")
-    if cfg.backbone.get("text_dtype") == "float32":
-        yield _one("backbone.text_dtype", "bfloat16", "text embeddings")
-
-
 def _is_online(cfg: DictConfig) -> bool:
     """Whether a second network is held that its errors could stand for."""
     target = str(cfg.reference._target_)
-    live = not target.endswith((".CachedReference", ".NoReference", ".AdapterReference"))
-    return live and not beyond_errors(build(cfg.loss, "loss"))
+    online = not target.endswith((".CachedReference", ".NoReference", ".AdapterReference"))
+    return online and not beyond_errors(build(cfg.loss, "loss"))
 
 
 def _batches(cfg: DictConfig) -> Iterator[Change]:

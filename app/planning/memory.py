@@ -18,6 +18,7 @@ MIXED = ("ipo_lightning.backbones.wan.Wan",)
 
 def check_memory(cfg: DictConfig) -> None:
     """Refuse settings of precision, optimizer and reference that exclude each other."""
+    check_precision(cfg)
     if str(cfg.trainer.precision) in TRUE:
         raise InputError(
             f"trainer.precision={cfg.trainer.precision} casts the batch as well, its noise levels "
@@ -30,6 +31,15 @@ def check_memory(cfg: DictConfig) -> None:
         _check_quantised(cfg)
     if cfg.reference.get("offload"):
         _check_offload(cfg)
+
+
+def check_precision(cfg: DictConfig) -> None:
+    """Refuse a precision that these networks do not train in."""
+    if str(cfg.trainer.precision) == "16-mixed":
+        raise InputError(
+            "trainer.precision=16-mixed: float16 overflows in these networks, and a skipped step "
+            "is an error here; choose bf16-mixed or 32-true"
+        )
 
 
 def _check_optimizer(cfg: DictConfig) -> None:

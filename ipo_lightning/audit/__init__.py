@@ -1,5 +1,5 @@
-"""How far a critic agrees with people: their pairs, its answers through the store, what both say.
+"""Audit of a critic: how far it agrees with people on pairs of videos.
 
-``votes`` is what people said, ``asking`` puts the same pairs to the critic, ``findings`` compares,
-``verdict`` says it in words. The page is `ipo_lightning.audit.page`.
+``votes`` has people's votes, ``asking`` the critic's answers about the same pairs, ``findings`` the
+statistics, ``verdict`` the result in words, ``page`` and ``files`` the output.
 """

@@ -31,20 +31,21 @@ from ipo_lightning.video import Clip
 
 
 class Answer(NamedTuple):
-    """What a critic said of one pair."""
+    """A critic's answer about one pair."""
 
     margin: float
-    """Above 0 where it holds the first for the better; NaN: no verdict."""
+    """Above 0 where it prefers the first; NaN: no verdict."""
     chance: float = math.nan
-    """Its own P(first is better), a tie counting half; NaN where it gives scores."""
+    """Its own P(first is better), a tie counting half; NaN of a critic that rates."""
     dims: Mapping[str, float] = {}
-    """Margins by the critic's own dimensions."""
+    """Margins by the critic's dimensions."""
     shown: float = math.nan
-    """Of a critic that sees both: 1 where it took the first place, shown (first, second)."""
+    """Of a critic that compares, shown (first, second): 1 for the video shown first, 0 for a tie,
+    -1 for the other."""
     swapped: float = math.nan
     """The same, shown (second, first)."""
     raw: tuple[str, ...] = ()
-    """Its words: on each video, or in each order."""
+    """Its texts: one a video, or one an order."""
     fault: str = ""
     """Why there is no verdict."""
 
@@ -59,13 +60,13 @@ class Shelf(Store):
         self.names: dict[Path, str] = {}
 
     def path(self, kind: str, name: str, suffix: str) -> Path:
-        """Where an artefact lies, whether or not it exists."""
+        """The place of an artefact, whether or not it exists."""
         if kind == "videos" and name in self.files:
             return self.files[name]
         return super().path(kind, name, suffix)
 
     def place(self, files: Iterable[Path]) -> dict[Path, str]:
-        """Name files by their content, which is remembered as long as size and time stay."""
+        """File -> its `content_name`, cached while the file's size and time do not change."""
         new = sorted(set(files) - self.names.keys())
         for file in tqdm(new, "names of videos", unit=" files", disable=not new):
             self.names[file] = self._name(file)
@@ -98,7 +99,7 @@ class Ledger:
         self.key = fingerprint(["what answers took", identity, device])
 
     def read(self) -> dict[str, Any]:
-        """``calls`` (videos rated, or comparisons), ``seconds``, and ``spent`` where it tells."""
+        """``calls`` (videos rated, or comparisons), ``seconds``, and ``spent`` (such as tokens)."""
         known = self.store.get_record("costs", self.key)
         return known if isinstance(known, dict) else {"calls": 0, "seconds": 0.0, "spent": {}}
 
@@ -212,7 +213,7 @@ def asker_of(critic: Any, shelf: Shelf, device: str, together: int) -> PairAsker
 
 
 def label_of(turn: int) -> str:
-    """What the progress bar is called."""
+    """The label of the progress bar."""
     return f"asking again ({turn})" if turn else "asking the critic"
 
 
@@ -246,7 +247,7 @@ class RatingAsker:
         return len(self._candidates(pairs))
 
     def missing(self, pairs: Sequence[Compared], turn: int = 0) -> int:
-        """Videos that are yet to be rated."""
+        """How many videos must yet be rated."""
         return self._critique(turn).missing(list(self._candidates(pairs).values()))
 
     def ask(self, pairs: Sequence[Compared], device: str, turn: int = 0) -> list[Answer]:
@@ -264,7 +265,7 @@ class RatingAsker:
         return PointCritique(MeteredPoint(self.critic, self.ledger, turn), self.shelf)
 
     def _candidates(self, pairs: Sequence[Compared]) -> dict[tuple[str, Path], Candidate]:
-        """Every video with its prompt, once; it has no seed and no latents here."""
+        """Each video with its prompt, once, as a candidate without seed and latents."""
         places = {(pair.prompt, file): None for pair in pairs for file in (pair.first, pair.second)}
         names = self.shelf.place(file for _, file in places)
         return {
@@ -331,7 +332,7 @@ class ComparingAsker:
         return PairCritique(critic, self.shelf, Couples(opposite))
 
     def _candidates(self, pairs: Sequence[Compared]) -> list[Candidate]:
-        """The first videos of ``together`` pairs, then their second ones: `opposite` meet."""
+        """The first videos of ``together`` pairs, then their second ones, as `opposite` couples."""
         names = self.shelf.place(file for pair in pairs for file in (pair.first, pair.second))
         found = []
         for start in range(0, len(pairs), self.together):

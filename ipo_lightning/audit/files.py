@@ -1,4 +1,4 @@
-"""An audit on disk: its findings, a row a pair, and what TensorBoard shows."""
+"""An audit's files: the findings, one row a pair, and TensorBoard's log."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -44,7 +44,7 @@ def _answer_row(answer: Answer) -> dict[str, Any]:
 
 
 def log_to_tensorboard(folder: Path, found: Mapping[str, Any], tables: str) -> None:
-    """Scalars, and the tables and the verdict as text; what an earlier audit left is replaced."""
+    """Scalars, and the tables and the verdict as text; those of an earlier audit are replaced."""
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
     with SummaryWriter(str(folder)) as writer:
@@ -55,7 +55,7 @@ def log_to_tensorboard(folder: Path, found: Mapping[str, Any], tables: str) -> N
 
 
 def scalars(found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every number of the findings under its path; of an estimate its value."""
+    """Each number of the findings by its path; of an estimate its value."""
     if "value" in found and "low" in found:
         if found["value"] is not None:
             yield prefix, float(found["value"])

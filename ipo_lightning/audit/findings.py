@@ -1,7 +1,7 @@
-"""What follows from people's votes and a critic's answers, as plain JSON.
+"""Statistics of people's votes and a critic's answers, as plain JSON.
 
-Everything that is chosen by looking at people's votes (the threshold of ties, the scale and k of
-probabilities) is chosen on the calibration split and counted on the other prompts.
+What is fitted to people's votes (the threshold of ties, the scale and k of probabilities) is fitted
+on the calibration split and evaluated on the other prompts.
 """
 
 import math
@@ -55,19 +55,19 @@ from ipo_lightning.metrics.win_rate import agreement
 
 Plain = dict[str, Any]
 SURE = 0.999
-"""Probabilities of a pairwise critic are taken for at most this, as log-odds must be finite."""
+"""Upper bound of a pairwise critic's probabilities, so that log-odds are finite."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How an audit counts.
+    """Settings of an audit.
 
     Args:
-        calibration: share of the prompts on which thresholds are chosen.
+        calibration: share of the prompts on which thresholds are fitted.
         seed: of the split.
         bins: of the calibration plot.
-        dims: people's dimension -> the critic's dimensions whose mean stands for it; those of the
-            same name need not be said.
+        dims: people's dimension -> the critic's dimensions whose mean is compared with it; default:
+            the one of the same name.
     """
 
     calibration: float = 0.3
@@ -86,7 +86,7 @@ class Table:
 
     @cached_property
     def prompts(self) -> Tensor:
-        """(N,) integers: which pairs are of one prompt."""
+        """(N,) integers, equal for pairs of one prompt."""
         return prompt_index(self.pairs)
 
     @cached_property
@@ -101,11 +101,11 @@ class Table:
 
     @cached_property
     def people(self) -> Tensor:
-        """(people, N) verdicts as a whole."""
+        """(people, N) overall verdicts."""
         return ratings(self.pairs, OVERALL)
 
     def margin_of(self, dim: str) -> Tensor:
-        """The critic's margins by one of people's dimensions; NaN where it has none."""
+        """The critic's margins (N,) in one of people's dimensions; NaN where it has none."""
         if dim == OVERALL:
             return self.margin
         wanted = [name.casefold() for name in self.rules.dims.get(dim, [dim])]
@@ -113,25 +113,27 @@ class Table:
 
 
 def check_people(pairs: Sequence[Compared], rules: Rules) -> None:
-    """Refuse `Rules.dims` of what people were not asked about.
+    """Check that people were asked about the dimensions of `Rules.dims`.
 
     Raises:
-        InputError: names the dimension, and those that there are.
+        InputError: names the unknown dimension, and the known ones.
     """
     known = [dim for dim in dimensions(pairs) if dim != OVERALL]
     for theirs in rules.dims:
         if theirs == OVERALL:
-            raise InputError(f"dims.{OVERALL}: the critic's own verdict as a whole stands for it")
+            raise InputError(
+                f"dims.{OVERALL}: it is compared with the critic's overall verdict; remove it"
+            )
         if theirs not in known:
             asked = ", ".join(known) or f"{OVERALL} alone"
             raise InputError(f"dims.{theirs}: people were asked about {asked}")
 
 
 def check_critic(table: Table) -> None:
-    """Refuse `Rules.dims` of what the critic does not tell; while it tells nothing, nothing.
+    """Check that the critic has the dimensions of `Rules.dims`, if it gave any verdict.
 
     Raises:
-        InputError: names the dimension, and those that there are.
+        InputError: names the unknown dimension, and the known ones.
     """
     if table.margin.isnan().all():
         return
@@ -159,7 +161,7 @@ def findings(table: Table) -> Plain:
     """All numbers of an audit.
 
     Raises:
-        InputError: see `check_critic`.
+        InputError: as `check_critic`.
     """
     check_critic(table)
     dims = [dim for dim in dimensions(table.pairs) if not table.margin_of(dim).isnan().all()]
@@ -181,7 +183,7 @@ def findings(table: Table) -> Plain:
 
 
 def counts(table: Table) -> Plain:
-    """How much there is of everything."""
+    """Numbers of pairs, prompts, people and votes."""
     votes = [vote for pair in table.pairs for vote in pair.votes[OVERALL]]
     tally = tallies(table.people)
     decided = majority(table.people)
@@ -199,7 +201,7 @@ def counts(table: Table) -> Plain:
 
 
 def answered(table: Table) -> Plain:
-    """How many pairs have a verdict, and why the others have none."""
+    """The share of pairs with a verdict of the critic, and the faults of the others."""
     faults = Counter(one.fault or "unreadable" for one in table.answers if math.isnan(one.margin))
     share = mean_over_prompts((~table.margin.isnan()).double(), table.prompts)
     return {"share": plain(share), "faults": dict(faults.most_common())}
@@ -209,7 +211,7 @@ def answered(table: Table) -> Plain:
 
 
 def by_dimension(table: Table, dim: str) -> Plain:
-    """Agreement on one of people's dimensions, beside that of people among themselves."""
+    """Agreement of the critic with people, and of people among themselves, in one dimension."""
     people, margin, prompts = ratings(table.pairs, dim), table.margin_of(dim), table.prompts
     decided = majority(people)
     threshold = tie_threshold(decided[table.calibrating], margin[table.calibrating])
@@ -237,13 +239,13 @@ def by_dimension(table: Table, dim: str) -> Plain:
 
 
 def _largest_class(decided: Tensor) -> float | None:
-    """What always giving people's most frequent answer would reach, a tie included."""
+    """The accuracy of always giving people's most frequent answer, ties included."""
     sizes = tallies(decided[None]).sum(0)
     return float(sizes.max() / sizes.sum()) if float(sizes.sum()) else None
 
 
 def ceiling(people: Tensor, margin: Tensor, prompts: Tensor) -> Plain | None:
-    """How often one person agrees with the others, and the critic with the same others.
+    """Agreement of one person with the others, and of the critic with the same others.
 
     None where no pair has verdicts by two people.
     """
@@ -259,7 +261,7 @@ def ceiling(people: Tensor, margin: Tensor, prompts: Tensor) -> Plain | None:
 
 
 def alphas(people: Tensor, verdicts: Tensor, prompts: Tensor) -> Plain:
-    """Krippendorff's alpha of people alone, and with the critic as one more of them."""
+    """Krippendorff's alpha of people, and of people and the critic together."""
     together = torch.cat([people, verdicts[None]])
     levels = {"nominal": nominal_alpha, "ordinal": ordinal_alpha}
     return {
@@ -270,9 +272,9 @@ def alphas(people: Tensor, verdicts: Tensor, prompts: Tensor) -> Plain:
 
 
 def ranks_of_scores(table: Table, dim: str) -> Plain | None:
-    """Rank correlations of margins and of people's differences of scores, where people rated.
+    """Rank correlations of the critic's margins and the differences of people's scores.
 
-    None where they compared.
+    None where people compared videos.
     """
     gaps = column(
         one.scores[dim][0] - one.scores[dim][1] if dim in one.scores else math.nan
@@ -288,7 +290,7 @@ def ranks_of_scores(table: Table, dim: str) -> Plain | None:
 
 
 def place(table: Table) -> Plain | None:
-    """What the order does to the critic; None for one that sees one video at a time."""
+    """The critic's position bias; None of a critic that rates one video at a time."""
     shown = column(one.shown for one in table.answers)
     swapped = column(one.swapped for one in table.answers)
     if bool((shown.isnan() & swapped.isnan()).all()):
@@ -298,7 +300,7 @@ def place(table: Table) -> Plain | None:
 
 
 def among_people(table: Table) -> Plain:
-    """People's own habits: the same person on the same pair again, and the video on the left."""
+    """People's agreement with themselves on repeated pairs, and how often they prefer the left."""
     again, places = repeats(table.pairs, OVERALL)
     left, left_places = left_choices(table.pairs)
     decided = agreement(left.masked_fill(left == 0, math.nan))
@@ -309,10 +311,10 @@ def among_people(table: Table) -> Plain:
 
 
 def consistency(table: Table, asked: Sequence[Sequence[Answer]]) -> Plain | None:
-    """How alike a critic's answers are when it is asked the same again.
+    """How often a critic gives the same answer when it is asked again; None: it was asked once.
 
-    ``asked``: a sequence of answers for every time, about pairs of which the table's are the first.
-    None where it was asked once.
+    Args:
+        asked: its answers, a sequence for each time; they are about the first pairs of the table.
     """
     if len(asked) < 2:
         return None
@@ -330,7 +332,7 @@ def consistency(table: Table, asked: Sequence[Sequence[Answer]]) -> Plain | None
 
 
 def log_odds(table: Table) -> Tensor:
-    """Margins (N,) that the adapter scales: differences of scores, or the critic's own log-odds."""
+    """(N,) the adapter's input: differences of scores, or the critic's own log-odds."""
     own = column(one.chance for one in table.answers)
     if bool(own.isnan().all()):
         return table.margin
@@ -338,16 +340,16 @@ def log_odds(table: Table) -> Tensor:
 
 
 def fitted(table: Table) -> Adapter:
-    """Scale and k that explain people's votes best, on the calibration split."""
+    """Maximum likelihood scale and k of people's votes, on the calibration split."""
     first_tie_second = tallies(table.people).flip(1)
     return fit_adapter(log_odds(table)[table.calibrating], first_tie_second[table.calibrating])
 
 
 def calibrations(table: Table, adapter: Adapter) -> Plain:
-    """Whether probabilities mean what they say, outside the calibration split.
+    """Calibration of the critic's probabilities, outside of the calibration split.
 
-    ``own``: the critic's, None where it gives scores; ``fitted``: by the adapter. Both are None
-    where it gave no verdict.
+    ``own``: its own ones, None of a critic that rates; ``fitted``: those of the adapter. Both are
+    None where it gave no verdict.
     """
     rest = ~table.calibrating
     share = 0.5 + 0.5 * table.people.nanmean(0)
@@ -374,5 +376,5 @@ def plain(estimate: Estimate) -> Plain:
 
 
 def number(value: float) -> float | int | None:
-    """A number as JSON: None for what is not known."""
+    """A number as JSON; None for NaN."""
     return value if math.isfinite(value) else None

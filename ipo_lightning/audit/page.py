@@ -1,6 +1,6 @@
 """An audit of a critic as plain-text tables and as one self-contained HTML page.
 
-The page is made from the audit's folder alone: ``audit.json`` and ``pairs.jsonl``.
+The page is made only from ``audit.json`` and ``pairs.jsonl`` in the audit's folder.
 """
 
 import json
@@ -31,7 +31,7 @@ def write_audit(folder: Path) -> Path:
 
 
 def tables(found: Row) -> str:
-    """What is printed at the end of an audit."""
+    """The tables that are printed at the end of an audit."""
     blocks = [side_rows(found), answer_rows(found), fact_rows(found)]
     return "\n\n".join(table(rows, list(rows[0])) for rows in blocks)
 
@@ -40,7 +40,7 @@ def tables(found: Row) -> str:
 
 
 def side_rows(found: Row) -> list[dict[str, str]]:
-    """Where people had a preference, one row a dimension: heading -> cell."""
+    """Agreement where people had a preference, one row a dimension: heading -> cell."""
     rows = []
     for name, block in found["dims"].items():
         people = block["people"] or {}
@@ -57,7 +57,7 @@ def side_rows(found: Row) -> list[dict[str, str]]:
 
 
 def answer_rows(found: Row) -> list[dict[str, str]]:
-    """All three answers, ties among them, outside the calibration split: one row a dimension."""
+    """Agreement on three answers (first, tie, second), one row a dimension."""
     rows = []
     for name, block in found["dims"].items():
         alpha = block["alpha"]
@@ -74,7 +74,7 @@ def answer_rows(found: Row) -> list[dict[str, str]]:
 
 
 def fact_rows(found: Row) -> list[dict[str, str]]:
-    """One row a habit of the critic or of people: what, how much, and what it is held against."""
+    """One row a fact about the critic or people: name, value, reference value."""
     overall, answered = found["dims"][OVERALL], found["answered"]
     faults = ", ".join(f"{reason}: {count}" for reason, count in answered["faults"].items())
     facts = [
@@ -88,11 +88,11 @@ def fact_rows(found: Row) -> list[dict[str, str]]:
         (
             "people's dimensions left out",
             ", ".join(found["unmatched"]) or "-",
-            "none of the critic's has the name: dims=, if one means the same",
+            "the critic has no such dimension; give dims= if another means the same",
         ),
         *_cost(found["cost"]),
     ]
-    return [{"what": a, "measured": b, "beside": c} for a, b, c in facts if b != "-"]
+    return [{"what": a, "measured": b, "reference": c} for a, b, c in facts if b != "-"]
 
 
 Fact = tuple[str, str, str]
@@ -154,12 +154,12 @@ def _cost(cost: Row) -> list[Fact]:
         return [("cost of 1000 comparisons", "not measured", "all answers came from the store")]
     spent = [f"{number(value)} {name}" for name, value in cost["spent_a_thousand"].items()]
     seconds = f"{cost['seconds_a_thousand']:.3g} s"
-    beside = f"{number(1000 * cost['calls_a_pair'])} {cost['unit']} on {cost['device']}"
-    return [("cost of 1000 comparisons", ", ".join([seconds, *spent]), beside)]
+    counted = f"{number(1000 * cost['calls_a_pair'])} {cost['unit']} on {cost['device']}"
+    return [("cost of 1000 comparisons", ", ".join([seconds, *spent]), counted)]
 
 
 def estimate(value: Row | None, digits: int = 2) -> str:
-    """A value with its interval, "-" where it is not known."""
+    """A value with its interval; "-" where it is unknown."""
     if not value or value["value"] is None:
         return "-"
     if digits == 2:
@@ -182,7 +182,7 @@ def page(found: Row, rows: Sequence[Row]) -> str:
         section(
             "Ties and chance", html_table(answer_rows(found), "figures level"), note=ANSWERS_NOTE
         ),
-        section("Is it as right as it is sure?", figures(found), note=CALIBRATION_NOTE),
+        section("Calibration of its certainty", figures(found), note=CALIBRATION_NOTE),
         section("Settings", tag("pre", found["use"], class_="commands"), note=SETTINGS_NOTE),
         section(
             "Habits and cost", html_table(fact_rows(found), f"{LEVEL} facts"), note=HABITS_NOTE
@@ -195,16 +195,16 @@ def page(found: Row, rows: Sequence[Row]) -> str:
 
 
 def header(found: Row) -> Html:
-    """What was audited, and the verdict."""
-    agreement, trust, *beside = found["sentences"]
-    more = [tag("p", text, class_="warning") for text in beside]
+    """The title, the verdict and the counts."""
+    agreement, use, *warnings = found["sentences"]
+    more = [tag("p", text, class_="warning") for text in warnings]
     counts = ", ".join(f"{value} {name}" for name, value in told(found).items())
     return tag(
         "header",
         tag("p", "ipo_lightning", class_="brand"),
         tag("h1", f"Audit of {found['critic']}"),
         tag("p", agreement, class_="lead"),
-        tag("p", tag("strong", trust), class_="lead"),
+        tag("p", tag("strong", use), class_="lead"),
         *more,
         tag("p", f"{found['pairs_file']}: {counts}.", class_="note"),
     )
@@ -212,36 +212,36 @@ def header(found: Row) -> Html:
 
 SIDES = ("first", "second")
 LEVEL = "figures level"
-"""Tables of which no row is the outcome."""
+"""CSS class of tables without a highlighted row."""
 SIDES_NOTE = (
     "Accuracy: share of the pairs on which people had a preference, with 95 % bootstrap intervals "
-    "over prompts; where the critic takes no side it is half right. One person: how often a person "
-    "agrees with the majority of the others; critic there: the critic with the same others. "
-    "Spearman and Kendall: ranks of its margins and of the shares of people."
+    "over prompts; an answer without a side counts as half right. One person: how often a person "
+    "agrees with the majority of the others; critic there: how often the critic agrees with the "
+    "same others. Spearman and Kendall: rank correlation of its margins and people's shares."
 )
 ANSWERS_NOTE = (
-    "All three answers, on prompts other than those on which the threshold of ties was chosen. "
-    "Always one: what the commonest answer alone would reach. Kappa and Krippendorff's alpha "
-    "(nominal) are agreement beyond chance: 0 is chance, 1 is full agreement."
+    "Three answers (first, tie, second), on prompts other than those on which the threshold of "
+    "ties was fitted. Always one: accuracy of always giving the most common answer. Kappa and "
+    "Krippendorff's alpha (nominal) are agreement beyond chance: 0 is chance, 1 is full agreement."
 )
 SETTINGS_NOTE = (
-    "Scale and k of Rao and Kupper's model of ties that explain people's votes best, on the "
-    "calibration split: they turn what the critic says into probabilities."
+    "Scale and k of Rao and Kupper's model with ties, fitted to people's votes on the calibration "
+    "split: they turn the critic's scores or log-odds into probabilities."
 )
 CALIBRATION_NOTE = (
-    "Left: pairs by how sure the critic was; on the dashed line it is as often right as it says. "
-    "Right: accuracy on the pairs that it is surest of. A curve that does not fall to the right "
-    "belongs to a critic whose certainty tells nothing."
+    "Left: share of right answers by the critic's certainty; on the dashed line both are equal. "
+    "Right: accuracy on the pairs with the highest certainty. If the curve does not fall to the "
+    "right, the critic's certainty has no meaning."
 )
-HABITS_NOTE = "What is measured, and what it is to be held against."
+HABITS_NOTE = "What was measured, its value, and a value to compare it with."
 WORST_NOTE = (
-    "Pairs on which all people agreed and the critic was surest of the other side, the surest "
-    "first; those with several people come before those with one."
+    "Pairs on which all people agreed and the critic preferred the other video, its highest "
+    "certainty first; pairs with several people come before those with one."
 )
 
 
 def told(found: Row) -> dict[str, int]:
-    """The counts that are shown, under their names."""
+    """The counts in the header, by name."""
     counts = found["counts"]
     shown = {name: counts[name] for name in ("pairs", "prompts", "videos", "votes", "annotators")}
     return {name: value for name, value in shown.items() if value} | found["left_out"]
@@ -260,7 +260,7 @@ def figures(found: Row) -> Html:
     people = (found["dims"][OVERALL]["people"] or {}).get("accuracy", {}).get("value")
     return tag(
         "div",
-        plot("Calibration", "said against right, share of people on its side",
+        plot("Calibration", "certainty against share of people on its side",
              [one for one in curves if one.marks], Frame(0.5, 1, 0, 1), "confidence",
              [(0.5, 0.5), (1.0, 1.0)]),
         plot("Accuracy by certainty", "over the share of pairs kept; dashed: one person",
@@ -298,15 +298,21 @@ def plot(
 
 
 def worst(rows: Sequence[Row], videos: Videos, examples: int) -> list[Html]:
-    """The worst disagreements, side by side, or that there are none."""
+    """The worst disagreements, with both videos of each."""
     chosen = disagreements(rows)[:examples]
     if not chosen:
-        return [tag("p", "The critic contradicts no unanimous verdict.", class_="empty")]
+        return [
+            tag(
+                "p",
+                "There is no pair on which all people agreed and the critic did not.",
+                class_="empty",
+            )
+        ]
     return [tag("div", *(disagreement(row, videos) for row in chosen), class_="pairs")]
 
 
 def disagreements(rows: Sequence[Row]) -> list[Row]:
-    """Pairs on which people were of one mind and the critic of the other, the surest first."""
+    """Pairs on which all people agreed and the critic did not, its highest certainty first."""
     found = []
     for row in rows:
         people, margin = row["people"], row["margin"]
@@ -318,7 +324,7 @@ def disagreements(rows: Sequence[Row]) -> list[Row]:
 
 
 def disagreement(row: Row, videos: Videos) -> Html:
-    """One pair: what people chose on the left, what the critic chose on the right."""
+    """One pair: people's choice on the left, the critic's on the right."""
     people = row["people"]
     chosen, other = SIDES if people["first"] else reversed(SIDES)
     count = people[chosen]
@@ -326,7 +332,7 @@ def disagreement(row: Row, videos: Videos) -> Html:
         chosen: f"better, said {count} of {count} people",
         other: "better, said the critic",
     }
-    by_video = row["raw"] if row["chance"] is None else ()  # else by order
+    by_video = row["raw"] if row["chance"] is None else ()  # with a chance, one text an order
     sides = []
     for side, class_ in ((chosen, "winner"), (other, "loser")):
         figure = videos.figure(row[f"{side}_video"], row["prompt"], captions[side])
@@ -340,7 +346,7 @@ def disagreement(row: Row, videos: Videos) -> Html:
 
 
 def in_orders(raw: Sequence[str], *, left_first: bool) -> list[Html]:
-    """The critic's words in each order, by where the two videos stand on the page."""
+    """The critic's texts in each order of the two videos."""
     names = ("left one shown first", "right one shown first")
     return [
         words_part(f"[{name}]\n{words}")
@@ -349,7 +355,7 @@ def in_orders(raw: Sequence[str], *, left_first: bool) -> list[Html]:
 
 
 def sureness(row: Row) -> str:
-    """How sure the critic was."""
+    """The critic's certainty, or its margin."""
     if row["chance"] is None:
         return f"margin {number(abs(row['margin']))}"
     return f"the critic was {100 * max(row['chance'], 1 - row['chance']):.0f} % sure"

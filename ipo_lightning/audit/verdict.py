@@ -1,10 +1,10 @@
-"""An audit in a sentence: what the critic may be trusted with, and what that is held against.
+"""The result of an audit in sentences: what the critic can be used for.
 
-Three comparisons decide, each by its 95 % interval, and no other threshold:
+Three comparisons decide, each by its 95 % interval:
 
-1. against chance, 50 % of the pairs on which people had a preference;
-2. against one person, by the share of pairs on which each agrees with the majority of the others;
-3. and with the order of the videos: a critic whose answers follow the place says so.
+1. its accuracy with chance, 50 % of the pairs on which people had a preference;
+2. with one person: the share of pairs on which each agrees with the majority of the others;
+3. its answers in both orders: whether it has a position bias.
 """
 
 from collections.abc import Mapping
@@ -16,25 +16,24 @@ Plain = Mapping[str, Any]
 Grade = Literal["unknown", "chance", "worse than chance", "above chance", "below people",
                 "like people", "above people"]  # fmt: skip
 TRUST: Mapping[Grade, str] = {
-    "unknown": "There are too few prompts to tell it from chance: trust it with nothing yet",
-    "chance": "It is not told apart from chance: to be trusted with nothing",
-    "worse than chance": "It is worse than chance: to be trusted with nothing; are its two places, "
-    "or the labels' sides, exchanged?",
-    "above chance": "No pair has verdicts by two people, so there is no ceiling to hold it to. It "
-    "is better than chance: to be trusted for labels in numbers, whose errors average out, not for "
-    "any single pair",
-    "below people": "It is better than chance and worse than one more person ({gap}): to be "
-    "trusted for labels in numbers, best of the pairs that it is surest of, not for any single "
-    "pair",
-    "like people": "It is better than chance and not told apart from one more person ({gap}): to "
-    "be trusted for labels as one, as far as so many pairs tell",
-    "above people": "It agrees with people more than one of them does with the others ({gap}): to "
-    "be trusted for labels as more than one person",
+    "unknown": "There are too few prompts to compare it with chance: do not use it yet",
+    "chance": "It is not significantly better than chance: do not use it",
+    "worse than chance": "It is worse than chance: do not use it. Check whether its two videos, or "
+    "the labels' sides, are exchanged",
+    "above chance": "It is better than chance. No pair has verdicts by two people, so it cannot be "
+    "compared with a person. Use it for many labels, whose errors average out, not for single "
+    "pairs",
+    "below people": "It is better than chance and worse than one more person ({gap}). Use it for "
+    "many labels, best for the pairs with its highest certainty, not for single pairs",
+    "like people": "It is better than chance and not significantly different from one more person "
+    "({gap}). Use its labels like those of one more person",
+    "above people": "It agrees with people more than one of them does with the others ({gap}). Use "
+    "its labels like those of more than one person",
 }
 
 
 def grade(found: Plain) -> Grade:
-    """Which of the cases of `TRUST` an audit is."""
+    """The case of `TRUST` that an audit is."""
     block = found["dims"][OVERALL]
     low, high = block["accuracy"]["low"], block["accuracy"]["high"]
     if low is None or high is None:
@@ -50,28 +49,28 @@ def grade(found: Plain) -> Grade:
 
 
 def sentences(found: Plain) -> list[str]:
-    """The verdict: how far they agree, what to trust it with, and what to know beside."""
+    """The verdict: how far they agree, what the critic can be used for, and warnings."""
     block, people = found["dims"][OVERALL], found["dims"][OVERALL]["people"]
     said = f"{found['critic']} agrees with people on {share(block['accuracy'])} of the pairs where "
     said += "they had a preference (chance: 50 %"
     if people is not None:
         said += (
-            f"; where several looked, one person agrees with the others on "
-            f"{share(people['accuracy'])} and it on {share(people['critic'])}"
+            f"; where several people voted, one person agrees with the others on "
+            f"{share(people['accuracy'])} and the critic on {share(people['critic'])}"
         )
     gap = "" if people is None else points(people["difference"])
     lines = [f"{said}).", f"{TRUST[grade(found)].format(gap=gap)}."]
     if grade(found) in ("above chance", "below people") and found["surest"]:
         half = min(found["surest"], key=lambda one: abs(one["share"] - 0.5))
         lines.append(
-            f"On the {100 * half['share']:.0f} % of those pairs that it is surest of it agrees on "
-            f"{share(half['accuracy'])}."
+            f"On the {100 * half['share']:.0f} % of those pairs with its highest certainty it "
+            f"agrees on {share(half['accuracy'])}."
         )
-    return [*lines, *_beside(found)]
+    return [*lines, *_warnings(found)]
 
 
-def _beside(found: Plain) -> list[str]:
-    """What a good accuracy may hide."""
+def _warnings(found: Plain) -> list[str]:
+    """Missing verdicts and position bias, which a good accuracy may hide."""
     lines = []
     answered, place = found["answered"]["share"], found["place"]
     if answered["value"] is not None and answered["value"] < 1:
@@ -85,15 +84,15 @@ def _beside(found: Plain) -> list[str]:
         if low > 0.5 or high < 0.5:
             side = "first" if low > 0.5 else "second"
             lines.append(
-                f"It leans to the {side} place ({share(place['first'])} of its decided answers "
-                f"are the first), and changes its verdict with the order on {share(place['flips'])}"
-                " of the pairs: ask it in both orders."
+                f"It has a position bias to the {side} video ({share(place['first'])} of its "
+                "decided answers are the first), and its verdict changes with the order on "
+                f"{share(place['flips'])} of the pairs: ask it in both orders."
             )
     return lines
 
 
 def points(difference: Plain) -> str:
-    """A difference of two shares, the critic's less a person's, with its interval."""
+    """The critic's share minus a person's in percentage points, with its interval."""
     value, low, high = (difference[name] for name in ("value", "low", "high"))
     if value is None or low is None:
         return "an unknown number of points"
@@ -101,16 +100,16 @@ def points(difference: Plain) -> str:
 
 
 def settings_to_use(found: Plain) -> str:
-    """The fitted scale and k of `preferences.rao_kupper`, as settings and in words."""
+    """The fitted scale and k of `preferences.rao_kupper` as settings, with a comment."""
     scale, ties = found["adapter"]["scale"], found["adapter"]["ties"]
     said = f"scale: {scale:.4g}  # P(A is better) = sigma(scale * d - ln ties)\nties: {ties:.4g}"
     if scale == 0:
-        return f"{said}\n# not to be used: the calibration split tells nothing of them"
+        return f"{said}\n# do not use them: the calibration split does not determine them"
     if scale < 0:
-        return f"{said}\n# not to be used: the scale says that people prefer what it does not"
+        return f"{said}\n# do not use them: people prefer the videos that the critic does not"
     if found["kind"] == "pointwise":
         return f"{said}\n# d: the difference of two scores; critic=compared takes both settings"
-    tone = "surer than it is right" if scale < 1 else "right more often than it is sure"
+    tone = "overconfident" if scale < 1 else "underconfident"
     return f"{said}\n# d: the critic's own log-odds; it is {tone}"
 
 

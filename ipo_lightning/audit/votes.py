@@ -1,4 +1,4 @@
-"""What people said of pairs of videos, one entry a pair, whoever said it and on whatever side."""
+"""People's votes on pairs of videos, one entry a pair, whatever the sides in the rows."""
 
 import math
 import os
@@ -18,7 +18,7 @@ from ipo_lightning.seeds import derive_seed
 
 SIDES = {"A": 1.0, "same": 0.0, "B": -1.0}
 NAMED = 3
-"""Missing files that a message names."""
+"""How many missing files a message names."""
 
 
 class Vote(NamedTuple):
@@ -28,7 +28,7 @@ class Vote(NamedTuple):
     value: float
     """1 for the first video, 0 for a tie, -1 for the second."""
     left: float = math.nan
-    """The same about the video that was shown on the left, where that is known."""
+    """The same for the video that was shown on the left; NaN where that is unknown."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Compared:
     votes: dict[str, list[Vote]] = field(default_factory=dict)
     """By dimension, in the order of the file."""
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """By dimension, what people scored the two with, where they rated videos one at a time."""
+    """By dimension, the scores of the two videos, where people rated single videos."""
 
 
 class Gathered(NamedTuple):
@@ -49,21 +49,21 @@ class Gathered(NamedTuple):
 
     pairs: list[Compared]
     left_out: dict[str, int]
-    """Why rows or pairs are not among them -> how many."""
+    """Reason -> how many rows or pairs were left out."""
 
 
 Find = Callable[[Annotation], tuple[Path, Path]]
 
 
 def gather(rows: Sequence[Annotation], find: Find, *, skip_missing: bool = False) -> Gathered:
-    """Rows of annotations as pairs: two rows on the same videos are one, in whatever order.
+    """Rows of annotations as pairs: all rows on the same two videos are one pair.
 
-    What somebody answered anew counts by the later answer, as it does where people are the critic
-    (`ipo_lightning.critics.people.answers.latest`): two downloads of a page are no repeats.
+    Of an answer that was changed in a later download of a page the later one counts
+    (`ipo_lightning.critics.people.answers.latest`).
 
     Args:
-        find: where the two videos of a row lie.
-        skip_missing: leave out, and count, pairs of which a video is not there.
+        find: row -> the files of its two videos.
+        skip_missing: leave out pairs with a missing video, and count them.
 
     Raises:
         InputError: a video is missing, or nothing is left.
@@ -110,17 +110,17 @@ def _pairs(
 
 
 def _not_there(missing: Mapping[Path, str]) -> str:
-    """What to do about missing videos, each with the row that names it."""
+    """The message about missing videos, each with the row that names it."""
     names = ", ".join(f"{path} (of {row})" for path, row in list(missing.items())[:NAMED])
     return (
-        f"pairs: {len(missing)} videos are not there: {names}{', ...' * (len(missing) > NAMED)}"
-        "\nvideos=DIR says where they are, and paths.store=DIR where videos are that rows name by "
-        "their sha256; skip_missing=true leaves their pairs out"
+        f"pairs: {len(missing)} videos are missing: {names}{', ...' * (len(missing) > NAMED)}"
+        "\ngive videos=DIR, their folder, or paths.store=DIR, the store of videos that rows name "
+        "by their sha256; skip_missing=true leaves out their pairs"
     )
 
 
 def _add(row: Annotation, pair: Compared, side: float, left_out: Counter[str]) -> None:
-    """Put a row's labels among the pair's votes; ``side`` is -1 where it has the videos swapped."""
+    """Add a row's labels to the pair's votes; ``side`` is -1 where the row has them swapped."""
     shown = {"A": 1.0, "B": -1.0}.get(row.shown_left, math.nan)
     for dim, label in row.labels.items():
         if label in SIDES:
@@ -131,7 +131,7 @@ def _add(row: Annotation, pair: Compared, side: float, left_out: Counter[str]) -
 
 
 def _add_scores(row: Annotation, pair: Compared, swapped: bool) -> None:
-    """Keep the scores of two rated videos, which `ipo_lightning.exchange` hands on."""
+    """Keep the scores of two rated videos, which `ipo_lightning.exchange` puts into a row."""
     of_a, of_b = (_scores(row, f"scores_{side}") for side in "AB")
     for dim in of_a.keys() & of_b.keys():
         pair.scores[dim] = (of_b[dim], of_a[dim]) if swapped else (of_a[dim], of_b[dim])
@@ -143,12 +143,14 @@ def _scores(row: Annotation, name: str) -> Mapping[str, float]:
         isinstance(value, int | float) for value in given.values()
     )
     if not sound:
-        raise InputError(f"pairs: {name}={given!r}: give an object, a number a dimension")
+        raise InputError(
+            f"pairs: {name}={given!r}: give an object with a number for each dimension"
+        )
     return given
 
 
 def drawn(pairs: Sequence[Compared], n: int | None, seed: int) -> list[Compared]:
-    """``n`` of the pairs, drawn by prompt: whole prompts until there are enough; None takes all."""
+    """``n`` random pairs, whole prompts except the last; None: all pairs."""
     if n is None or n >= len(pairs):
         return list(pairs)
     order = shuffled(pairs, seed, "drawn")
@@ -157,35 +159,35 @@ def drawn(pairs: Sequence[Compared], n: int | None, seed: int) -> list[Compared]
 
 
 def calibration(pairs: Sequence[Compared], share: float, seed: int) -> Tensor:
-    """Which pairs are of the calibration split, (N,) bool: a share of the prompts."""
+    """(N,) bool: whether a pair is in the calibration split, a share of the prompts."""
     order = shuffled(pairs, seed, "calibration")
     count = min(max(round(share * len(order)), 1), len(order) - 1)
     return torch.tensor([order[pair.prompt] < count for pair in pairs])
 
 
 def shuffled(pairs: Sequence[Compared], seed: int, purpose: str) -> dict[str, int]:
-    """Each prompt's place in an order that the prompts and the seed determine."""
+    """Prompt -> its place in a random order, a function of the prompts and the seed."""
     prompts = {pair.prompt for pair in pairs}
     order = sorted(prompts, key=lambda prompt: derive_seed(seed, "audit", purpose, prompt))
     return {prompt: place for place, prompt in enumerate(order)}
 
 
 def prompt_index(pairs: Sequence[Compared]) -> Tensor:
-    """(N,) integers: which pairs are of one prompt."""
+    """(N,) integers, equal for pairs of one prompt."""
     places: dict[str, int] = {}
     return torch.tensor([places.setdefault(pair.prompt, len(places)) for pair in pairs])
 
 
 def dimensions(pairs: Sequence[Compared]) -> list[str]:
-    """The dimensions that people were asked about, the verdict as a whole first."""
+    """The dimensions that people were asked about, the overall verdict first."""
     found = dict.fromkeys(dim for pair in pairs for dim in pair.votes)
     return [OVERALL, *(dim for dim in found if dim != OVERALL)]
 
 
 def ratings(pairs: Sequence[Compared], dim: str) -> Tensor:
-    """(people, N) verdicts, NaN for none: the first of everybody on each pair.
+    """(people, N) verdicts, NaN for none: the first of each person on each pair.
 
-    Rows without a name are by somebody else each.
+    Rows without a name are of different people.
     """
     columns = [[vote.value for vote in _firsts(pair.votes.get(dim, ()))] for pair in pairs]
     height = max(1, *(len(column) for column in columns))
@@ -194,10 +196,10 @@ def ratings(pairs: Sequence[Compared], dim: str) -> Tensor:
 
 
 def repeats(pairs: Sequence[Compared], dim: str) -> tuple[Tensor, Tensor]:
-    """Verdicts of one person on one pair, where there are several, and the pairs' places.
+    """Repeated verdicts of a person on a pair.
 
     Returns:
-        (times, M) verdicts, NaN for none, and (M,) which pair it is.
+        (times, M) verdicts, NaN for none, and (M,) the pairs' indices.
     """
     columns, places = [], []
     for place, pair in enumerate(pairs):
@@ -215,7 +217,7 @@ def repeats(pairs: Sequence[Compared], dim: str) -> tuple[Tensor, Tensor]:
 
 
 def left_choices(pairs: Sequence[Compared]) -> tuple[Tensor, Tensor]:
-    """Verdicts about the video on the left (M,), where the side is known, and the pairs' places."""
+    """(M,) verdicts about the video on the left, where it is known, and (M,) the pairs' indices."""
     found = [
         (vote.left, place)
         for place, pair in enumerate(pairs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import torch
 from diffusers import (
@@ -40,12 +40,14 @@ from ipo_lightning.backbones.schedulers import (
 from ipo_lightning.backbones.vae import VAESettings
 from ipo_lightning.backbones.video_sampler import Batch, VideoSampler
 from ipo_lightning.errors import InputError
-from ipo_lightning.objectives import Density, VPrediction, Weighting
+from ipo_lightning.objectives import Density, VPrediction, Weighting, Window
 from ipo_lightning.policy import Sampling
+from ipo_lightning.settings import Count, Null, Positive, Text, checked
 
 __all__ = ["CogVideoX", "Lora"]  # configs name the adapter by the family's module
 
 
+@checked
 class CogVideoX(VideoSampler, DiffusersFolder):
     """The CogVideoX family as a `Policy`.
 
@@ -82,20 +84,20 @@ class CogVideoX(VideoSampler, DiffusersFolder):
 
     def __init__(
         self,
-        path: str,
+        path: Text,
         *,
         name: str = "cogvideox",
         revision: str | None = None,
-        num_frames: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        fps: float = 8,
+        num_frames: Annotated[Count | None, Null("the checkpoint's own")] = None,
+        height: Annotated[Count | None, Null("the checkpoint's own")] = None,
+        width: Annotated[Count | None, Null("the checkpoint's own")] = None,
+        fps: Positive = 8,
         lora: Lora | None = None,
         weighting: Weighting = "v",
-        window: tuple[float, float] = (0.0, 1.0),
+        window: Window = (0.0, 1.0),
         density: Density = "uniform",
         checkpointing: bool = False,
-        decode_batch: int = 1,
+        decode_batch: Count = 1,
         weights: Precision = "float32",
         quantize: Kind | None = None,
         compile: bool = False,

@@ -28,7 +28,6 @@ from ipo_lightning.backbones.network_settings import (
     DTYPES,
     NetworkSettings,
     Precision,
-    check_precision,
 )
 from ipo_lightning.backbones.outline import FullLength, OfConfig
 from ipo_lightning.backbones.parts import PipelineParts
@@ -75,8 +74,8 @@ class DiffusersFolder(ABC):
         self.path, self.revision, self.name, self.fps, self.lora = path, revision, name, fps, lora
         self.network_settings, self.text_dtype, self.vae_settings = network, text_dtype, vae
         if lora is not None and not isinstance(lora, Lora):
-            raise InputError(f"backbone.lora={lora}: give it _target_={type(self).__module__}.Lora")
-        check_precision("text_dtype", text_dtype)
+            ours = f"{type(self).__module__}.Lora"
+            raise InputError(setting="lora", value=lora, expected=f"give it _target_={ours}")
         self.parts = PipelineParts(path, revision, self.pipeline_class, self._check_index)
         self.vae = self._new_vae(vae)
 
@@ -174,7 +173,8 @@ class DiffusersFolder(ABC):
 
     def _check_frames(self, num_frames: int | None) -> None:
         if num_frames is not None and num_frames % 4 != 1:
-            raise InputError(f"backbone.num_frames={num_frames}: {self.family} makes 4k + 1 frames")
+            frames = f"{self.family} makes 4k + 1 frames"
+            raise InputError(setting="num_frames", value=num_frames, expected=frames)
 
     def _check_grid(self, height: int, width: int, patch: int) -> None:
         """Refuse sizes in pixels that are not whole patches."""

@@ -16,18 +16,20 @@ from ipo_lightning.backbones.lora_files import plain_lora
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import LORA_FILE
 from ipo_lightning.seeds import derive_seed
+from ipo_lightning.settings import Count, Positive, checked
 
 ADAPTER = "default"
 """Name of the trained adapter in the network."""
 
 
+@checked
 @dataclass(frozen=True)
 class Lora:
     """A low-rank adapter in place of full fine-tuning."""
 
-    rank: int
+    rank: Count
     """Rank of the update, >= 1: trainable parameters grow with it."""
-    alpha: float
+    alpha: Positive
     """The update is scaled by alpha / rank; exports carry it in their metadata."""
     targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
     """Names of the linear layers that get an adapter; these are all of a family's attention."""
@@ -35,11 +37,8 @@ class Lora:
     """Seed of the adapter's first factor (the second starts at zero)."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not self.targets:
-            raise InputError(
-                f"backbone.lora: rank={self.rank}, alpha={self.alpha}, targets="
-                f"{list(self.targets)}: give rank >= 1, alpha > 0 and at least one layer name"
-            )
+        if not self.targets:
+            raise InputError(setting="targets", value=[], expected="give at least one layer name")
 
 
 def add_adapter(network: Any, lora: Lora) -> None:

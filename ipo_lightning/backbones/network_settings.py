@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ipo_lightning.backbones.quantised import Kind, check_quantisation, quantise
 from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.sharding import blocks
+from ipo_lightning.settings import Null, checked
 
 Precision = Literal["float32", "bfloat16"]
 Attention = Literal["flash", "efficient", "cudnn", "math"]
@@ -31,12 +32,7 @@ NO_KERNEL = ("No available kernel", "No viable backend")
 """What torch says, on a GPU and on a CPU, where it lacks the one kernel that it may use."""
 
 
-def check_precision(setting: str, value: str) -> None:
-    """Refuse with `InputError` a precision that weights cannot have."""
-    if value not in DTYPES:
-        raise InputError(f"backbone.{setting}={value}: choose one of {', '.join(DTYPES)}")
-
-
+@checked
 @dataclass(frozen=True)
 class NetworkSettings:
     """How a network is stored and computed; all but ``checkpointing`` changes its outputs' bits."""
@@ -48,19 +44,13 @@ class NetworkSettings:
     """Quantise the linear layers of the blocks, which then do not train; None: none."""
     compile: bool = False
     """Compile each block with `torch.compile` when it first runs."""
-    attention: Attention | None = None
+    attention: Annotated[Attention | None, Null("torch's own choice")] = None
     """The one kernel that attention may use; None: torch chooses one for each shape."""
     checkpointing: bool = False
     """Gradient checkpointing: keep only the blocks' inputs, recompute the rest in the backward."""
 
     def __post_init__(self) -> None:
-        check_precision("weights", self.weights)
         check_quantisation(self.quantize)
-        if self.attention not in (None, *KERNELS):
-            raise InputError(
-                f"backbone.attention={self.attention}: choose one of {', '.join(KERNELS)}, or null "
-                "for torch's own choice"
-            )
 
     @property
     def dtype(self) -> torch.dtype:

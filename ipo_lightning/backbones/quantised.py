@@ -22,13 +22,13 @@ BLOCK = 64
 
 
 def check_quantisation(kind: str | None) -> None:
-    """Refuse an unknown kind, and one whose package is missing."""
-    if kind not in (None, "nf4", "int8"):
-        raise InputError(f"backbone.quantize={kind}: choose nf4, int8, or null for none")
+    """Refuse a kind whose package is missing."""
     if kind == "nf4" and find_spec("bitsandbytes") is None:
         raise InputError(
-            "backbone.quantize=nf4 needs the package bitsandbytes: install the extra gpu "
-            "(make extras EXTRAS=gpu), or choose int8"
+            setting="quantize",
+            value=kind,
+            expected="it needs the package bitsandbytes: install the extra gpu (make extras "
+            "EXTRAS=gpu), or choose int8",
         )
 
 

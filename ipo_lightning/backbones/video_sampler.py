@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class VideoSampler(ABC):
 
         if sampling.batch_size == "auto":
             return self._largest_batch.run(sample_rows, len(seeds))
-        size = cast(int | None, sampling.batch_size) or len(seeds)
+        size = sampling.batch_size or len(seeds)
         return in_batches(sample_rows, len(seeds), size)
 
     @cached_property

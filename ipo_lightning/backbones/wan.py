@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from diffusers import (
@@ -33,8 +33,9 @@ from ipo_lightning.backbones.schedulers import FlowScheduler
 from ipo_lightning.backbones.vae import VAESettings
 from ipo_lightning.backbones.video_sampler import Batch, VideoSampler
 from ipo_lightning.errors import InputError
-from ipo_lightning.objectives import Density, FlowMatching, Weighting
+from ipo_lightning.objectives import Density, FlowMatching, Weighting, Window
 from ipo_lightning.policy import Sampling
+from ipo_lightning.settings import Count, Null, Positive, Text, checked
 
 __all__ = ["Lora", "Wan"]  # configs name the adapter by the family's module
 
@@ -56,6 +57,7 @@ FLOW: dict[str, dict[str, Any]] = {
 """The settings with which a scheduler follows the path that `FlowMatching` trains on."""
 
 
+@checked
 class Wan(VideoSampler, DiffusersFolder):
     """The Wan 2.1 text-to-video family as a `Policy`.
 
@@ -93,22 +95,22 @@ class Wan(VideoSampler, DiffusersFolder):
 
     def __init__(
         self,
-        path: str,
+        path: Text,
         *,
         name: str = "wan",
         revision: str | None = None,
-        num_frames: int = 81,
-        height: int = 480,
-        width: int = 832,
-        fps: float = 16,
+        num_frames: Count = 81,
+        height: Count = 480,
+        width: Count = 832,
+        fps: Positive = 16,
         lora: Lora | None = None,
         weighting: Weighting = "v",
-        window: tuple[float, float] = (0.0, 1.0),
+        window: Window = (0.0, 1.0),
         density: Density = "uniform",
-        shift: float | None = None,
-        text_length: int = 512,
+        shift: Annotated[Positive | None, Null("the checkpoint's own")] = None,
+        text_length: Count = 512,
         checkpointing: bool = False,
-        decode_batch: int = 1,
+        decode_batch: Count = 1,
         weights: Precision = "float32",
         quantize: Kind | None = None,
         compile: bool = False,

@@ -9,34 +9,30 @@ margin is as large as their typical difference has a given logit.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import PreferenceLoss, extra_inputs, label_kind
+from ipo_lightning.settings import AtLeast, Count, Positive, checked
 
 AUTO = "auto"
 
 
+@checked
 @dataclass(frozen=True)
 class Calibration:
     """How ``loss.beta=auto`` becomes a number."""
 
-    logit: float = 7.0
+    logit: Positive = 7.0
     """Beta times the typical difference between two videos' errors, > 0. On the embedded world 7
     gives the beta of 1000 that was found by search."""
-    draws: int = 256
+    draws: Annotated[int, AtLeast(2)] = 256
     """Draws that the typical difference is measured on, >= 2; at 256 it is exact to a tenth."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Draws in one forward, without gradients."""
-
-    def __post_init__(self) -> None:
-        if not self.logit > 0 or self.draws < 2 or self.batch_size < 1:
-            raise InputError(
-                f"calibration: logit={self.logit}, draws={self.draws}, batch_size="
-                f"{self.batch_size}: give logit > 0, draws >= 2, batch_size >= 1"
-            )
 
 
 def has_auto_beta(loss: Callable[..., PreferenceLoss]) -> bool:

@@ -1,4 +1,4 @@
-"""Preference data in and out, a file a format; `read_preferences` reads them all."""
+"""Preference data of other projects: read, written and converted, one module a format."""
 
 from ipo_lightning.exchange.reading import (
     FORMATS,

@@ -1,4 +1,4 @@
-"""The command line of preference data.
+"""Command line: export a round's labels, import preference data.
 
 python -m ipo_lightning.exchange export run=outputs/NAME round=1 format=trl out=DIR
 python -m ipo_lightning.exchange import path=FILE out=FILE.jsonl
@@ -30,9 +30,9 @@ IMPORT = {"path": None, "format": "auto", "out": None, "videos": ""}
 HELP = f"""settings:
   export  run=FOLDER round=1 format={"|".join(WRITTEN)} out=NEW_FOLDER
           playable=true       encode the videos for browsers
-          files_at=ADDRESS    label_studio: what stands before a video's path
+          files_at=ADDRESS    label_studio: prefix of a video's path
   import  path=FILE_OR_FOLDER format=auto|{"|".join(FORMATS)} out=FILE.jsonl
-          videos=FOLDER       where the videos lie, if not beside the file: rows get their sha256
+          videos=FOLDER       folder of the videos, if not the file's: rows get their sha256
 """
 
 
@@ -47,8 +47,8 @@ def export(settings: Mapping[str, str]) -> str:
         settings["run"], int(number), settings["format"], settings["out"],
         playable=playable == "true", files_at=settings["files_at"],
     )  # fmt: skip
-    return f"{done.folder}: {done.labels} labels, {done.videos} videos, README.md (the licence is "\
-        "yours to fill in)"  # fmt: skip
+    return f"{done.folder}: {done.labels} labels, {done.videos} videos, README.md (fill in the "\
+        "licence)"  # fmt: skip
 
 
 def import_(settings: Mapping[str, str]) -> str:
@@ -67,15 +67,15 @@ def import_(settings: Mapping[str, str]) -> str:
     except OSError as error:
         raise InputError(f"out={out} cannot be written: {error}") from error
     known = sum(bool(row.video_A and row.video_B) for row in named)
-    text = f"{out}: {len(named)} pairs ({found.format}), of {known} of them both videos are known"
+    text = f"{out}: {len(named)} pairs ({found.format}), of {known} of them both videos were found"
     return text if moved is not None else (
-        f"{text}; their paths start at {folder}, not beside the new file: say so where it is read, "
-        f"by videos={folder} (audit.py), data.videos= (task=critic) or data.imported.videos="
+        f"{text}; their paths are relative to {folder}, not to the new file: to read it, give "
+        f"videos={folder} (audit.py), data.videos= (task=critic) or data.imported.videos="
     )  # fmt: skip
 
 
 def _hashed(row: Annotation, folder: Path) -> Annotation:
-    """The row with the sha256 of its videos, where they are there and it has none."""
+    """The row with the sha256 of its videos, if they are found and it has none."""
     return replace(
         row,
         video_A=row.video_A or _sha256(folder, row.path_A),
@@ -84,7 +84,7 @@ def _hashed(row: Annotation, folder: Path) -> Annotation:
 
 
 def _moved(rows: Sequence[Annotation], folder: Path, new: Path) -> list[Annotation] | None:
-    """The rows with paths from ``new``; None where a video lies outside, where none would lead."""
+    """The rows with paths relative to ``new``; None where a video is outside of it."""
     base = os.path.abspath(new)
     paths = {path for row in rows for path in (row.path_A, row.path_B) if path}
     places = {path: Path(os.path.abspath(video_place(folder, path))) for path in paths}
@@ -130,7 +130,7 @@ COMMANDS: Mapping[str, tuple[Callable[[Mapping[str, str]], str], Mapping[str, st
 
 
 def settings_of(words: Sequence[str], known: Mapping[str, str | None]) -> dict[str, str]:
-    """``KEY=VALUE`` words over the defaults.
+    """The settings of ``KEY=VALUE`` words, and the defaults of others.
 
     Raises:
         InputError: an unknown or a missing key.
@@ -150,10 +150,10 @@ def settings_of(words: Sequence[str], known: Mapping[str, str | None]) -> dict[s
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status."""
+    """Run one command; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m ipo_lightning.exchange",
-        description="Preference data in and out.",
+        description="Export a round's labels, import preference data.",
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""What the formats have in common: cells of a row, checked; messages name the row's place."""
+"""Cells of a table's row, checked; messages name the row."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ def number(row: Mapping[str, Any], name: str, place: str) -> float:
     """A cell that must be a number.
 
     Raises:
-        InputError: it is none, or not finite.
+        InputError: it is something else, or not finite.
     """
     try:
         value = float(row.get(name))  # type: ignore[arg-type]
@@ -44,7 +44,7 @@ def number(row: Mapping[str, Any], name: str, place: str) -> float:
 
 
 def choice(row: Mapping[str, Any], name: str, place: str) -> Choice | None:
-    """A cell that says which of two is better; None where it is empty.
+    """A cell with the better of two videos; None where it is empty.
 
     Raises:
         InputError: it says something else.
@@ -59,7 +59,7 @@ def choice(row: Mapping[str, Any], name: str, place: str) -> Choice | None:
 
 
 def overall(labels: Mapping[str, Choice]) -> Choice:
-    """A verdict as a whole where only dimensions are known: whichever video wins more of them."""
+    """The overall label of labels by dimension: the video that is better in more of them."""
     balance = sum({"A": 1, "B": -1}.get(value, 0) for value in labels.values())
     if balance:
         return "A" if balance > 0 else "B"
@@ -86,7 +86,7 @@ def video(row: Mapping[str, Any], name: str, place: str) -> Named:
 
 
 def plain(row: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
-    """The other cells that hold something; numbers of a CSV file become numbers."""
+    """The other cells with a value; numbers of a CSV file become numbers."""
     return dict(_plain(row, known))
 
 
@@ -99,7 +99,7 @@ def _plain(row: Mapping[str, Any], known: set[str]) -> Iterator[tuple[str, Any]]
 
 
 def _numeric(value: str) -> str | int | float:
-    """A finite number where the text is one, written as numbers are."""
+    """The finite number that a text is, else the text."""
     for kind in (int, float):
         try:
             parsed = kind(value)
@@ -111,10 +111,10 @@ def _numeric(value: str) -> str | int | float:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it."""
+    """A value for a message, cut short."""
     return json.dumps(value, default=str)[:60]
 
 
 def numbered(path: Path, count: int) -> str:
-    """A name for the pair that has none."""
+    """A name for a pair without one."""
     return f"{path.stem}-{count}"

@@ -16,7 +16,7 @@ NEEDED = frozenset({"prompt", "left_video", "right_video", "vote_type"})
 VOTES: Mapping[str, Choice] = {
     "leftvote": "A", "rightvote": "B", "tievote": "same", "bothbad_vote": "same"
 }  # fmt: skip
-"""Two bad videos are a tie, as in the benchmark's own count; the row keeps the vote's name."""
+"""Two bad videos are a tie, as in the benchmark itself; the row keeps the vote's name."""
 
 
 def read(path: Path, rows: Sequence[Placed]) -> list[Annotation]:

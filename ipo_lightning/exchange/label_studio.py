@@ -1,7 +1,7 @@
 """Label Studio: a labelling configuration, tasks to import, and its JSON export read back.
 
-The configuration asks by dimension with ``Choices`` (left, same, right, cannot say), since the
-``Pairwise`` tag knows no tie; a ``Pairwise`` result of a configuration of one's own is read too.
+The configuration has ``Choices`` for each dimension (left, same, right, cannot say), since the
+``Pairwise`` tag has no tie; results of ``Pairwise`` in other configurations are read too.
 Sources: Label Studio's pages on the task format and on the tags Choices, Pairwise and Video.
 """
 
@@ -29,7 +29,7 @@ SIDES: Mapping[str, Choice] = {
     "left": "A", "right": "B", "same": "same", "cannot say": "invalid"
 }  # fmt: skip
 DATA = ("pair_id", "video_A", "video_B", "round", "source")
-"""Fields of an annotation that pass through a task."""
+"""Fields of an annotation that a task keeps."""
 
 
 def is_export(rows: Sequence[Placed]) -> bool:
@@ -38,7 +38,7 @@ def is_export(rows: Sequence[Placed]) -> bool:
 
 
 def read(path: Path, rows: Sequence[Placed]) -> list[Annotation]:
-    """The annotations of an export, one by one; those that were skipped are left out.
+    """The annotations of an export, without those that were skipped.
 
     Raises:
         InputError: names the task and what is wrong with it.
@@ -87,12 +87,12 @@ def _annotation(
 
 
 def _labels(results: Sequence[Mapping[str, Any]], place: str) -> dict[str, Choice]:
-    """The choices of one annotation, by dimension; a `Pairwise` is the verdict as a whole."""
+    """The choices of one annotation, by dimension; a `Pairwise` result is `OVERALL`."""
     found: dict[str, Choice] = {}
     for result in results:
         value = result.get("value")
         if not isinstance(value, Mapping):
-            continue  # a relation between regions, or a rejection, says nothing of the videos
+            continue  # a relation between regions, or a rejection, is no label of the videos
         if result.get("type") == "pairwise":
             name, said = OVERALL, str(value.get("selected"))
         elif result.get("type") == "choices":
@@ -102,7 +102,7 @@ def _labels(results: Sequence[Mapping[str, Any]], place: str) -> dict[str, Choic
         else:
             continue
         if name in NO_DIMS:
-            raise InputError(f"{place}: {name!r} is a field's name: rename that control tag")
+            raise InputError(f"{place}: {name!r} is the name of a field: rename that control tag")
         if said not in SIDES:
             raise InputError(
                 f"{place}: {name!r} must be one of {', '.join(SIDES)}, got {shown(said)}"
@@ -112,14 +112,14 @@ def _labels(results: Sequence[Mapping[str, Any]], place: str) -> dict[str, Choic
 
 
 def write(folder: Path, rows: Sequence[Annotation], files_at: str = "") -> tuple[Path, Path]:
-    """Write the configuration and the tasks, for every dimension that the rows have.
+    """Write the configuration and the tasks.
 
-    The first row's dimensions are asked; `OVERALL` is always among them. Labels are not passed on:
-    the annotators shall not see them.
+    The dimensions of the first row are asked, and `OVERALL`. Labels are left out: annotators must
+    not see them.
 
     Args:
-        files_at: what stands before a video's path in a task: the address that Label Studio finds
-            the folder at, ``/data/local-files/?d=`` for its local storage.
+        files_at: prefix of a video's path in a task: the address at which Label Studio finds the
+            folder, ``/data/local-files/?d=`` for its local storage.
     """
     dims = sorted({name for one in rows for name in one.labels} - {OVERALL})
     tasks = [_task(one, files_at) for one in rows]
@@ -143,7 +143,7 @@ def _task(one: Annotation, files_at: str) -> dict[str, Any]:
 
 
 def config(dims: Sequence[str]) -> str:
-    """The labelling configuration: the prompt, two videos, a question a dimension."""
+    """The labelling configuration: the prompt, two videos, one question a dimension."""
     questions = [
         f'  <Header value="{escape(name)}"/>\n'
         f'  <Choices name="{escape(name)}" toName="left" choice="single" required="true" '

@@ -1,8 +1,8 @@
-"""Preferences of people as training labels: pairs and points of candidates.
+"""People's preferences as training labels: pairs and points of candidates.
 
-Pure functions, for losses of either form. The labels are people's own: ties are dropped, not
-broken, and all annotators of a pair are taken together. A weight and a margin that a row carries,
-as those of a published round do, are the pair's where no other row is about it.
+Pure functions, for pairwise and pointwise losses. Ties are dropped, and all annotators' answers
+about a pair are combined. The weight and the margin in a row, which a published round has, are used
+if no other row is about the same pair.
 """
 
 from collections import Counter
@@ -22,15 +22,15 @@ from ipo_lightning.metrics.preferences import Preference
 from ipo_lightning.storage.records import Candidate, Pair, Point, Verdict
 
 Videos = Mapping[tuple[str, Named], Candidate]
-"""(prompt, video as a row names it) -> what it became; without those that are of no use."""
+"""(prompt, video as a row names it) -> its candidate; without videos that cannot be used."""
 
 
 class Labelled(NamedTuple):
-    """Labels, and how the videos fared."""
+    """Labels, and the scores of their videos."""
 
     rows: list[Pair] | list[Point]
     scores: dict[tuple[int, int], list[float]]
-    """By place: chances of being the better one, or ratings."""
+    """(prompt index, candidate) -> its chances of being better, or its ratings."""
 
 
 def labels_for(
@@ -40,27 +40,27 @@ def labels_for(
     videos: Videos,
     dropped: "Counter[str]",
 ) -> Labelled:
-    """Rows for a loss of either form, from a file of either kind."""
+    """Labels for a pairwise or pointwise loss, from pairs or points."""
     if label_kind == "pointwise" and points:
         return _points_of_points(points, videos, dropped)
-    duels = list(_duels([*pairs, *pairs_of(points)], videos, dropped))
-    return _pairs(duels, dropped) if label_kind == "pairwise" else _points_of_duels(duels, dropped)
+    compared = list(_compared([*pairs, *pairs_of(points)], videos, dropped))
+    return _pairs(compared, dropped) if label_kind == "pairwise" else _points(compared, dropped)
 
 
 class Compared(NamedTuple):
-    """Two candidates, and what people think of (first, second)."""
+    """Two candidates, and people's preference of (first, second)."""
 
     first: Candidate
     second: Candidate
     preference: Preference
     weight: float
-    """The one that its row carries, else the largest share of the annotators."""
+    """The row's own, else the largest share of the annotators."""
     margin: float
-    """The one that its row carries, else the difference of the two sides' chances."""
+    """The row's own, else the difference of the two chances."""
 
 
 class Carried(NamedTuple):
-    """What a row says of a label beside the label; None: nothing."""
+    """The weight and the margin in a row; None: it has none."""
 
     weight: float | None = None
     margin: float | None = None
@@ -70,7 +70,7 @@ def carried(row: Annotation | VideoPoint) -> Carried:
     """The weight and the margin of a row, as `ipo_lightning.exchange.publishing` writes them.
 
     Raises:
-        InputError: one is no finite number of at least 0.
+        InputError: one is not a finite number of at least 0.
     """
     return Carried(*(_carried(row, name) for name in Carried._fields))
 
@@ -84,10 +84,10 @@ def _carried(row: Annotation | VideoPoint, name: str) -> float | None:
     return value
 
 
-def _duels(
+def _compared(
     pairs: Sequence[Annotation], videos: Videos, dropped: "Counter[str]"
 ) -> Iterator[Compared]:
-    """The pairs of which both videos are of use, all annotators' answers taken together."""
+    """The pairs with two usable videos, all annotators' answers combined."""
     rows: list[Annotation] = []
     asked: dict[tuple[str, str], tuple[Candidate, Candidate]] = {}
     for one in pairs:
@@ -122,13 +122,13 @@ def _duels(
 
 
 def _name(one: Candidate) -> str:
-    """Tells candidates apart, whatever their pixels."""
+    """A name that no other candidate has, whatever its pixels."""
     return f"{one.prompt_index}/{one.candidate}"
 
 
-def _pairs(duels: Iterable[Compared], dropped: "Counter[str]") -> Labelled:
+def _pairs(compared: Iterable[Compared], dropped: "Counter[str]") -> Labelled:
     rows: list[Pair] = []
-    for first, second, preference, weight, margin in duels:
+    for first, second, preference, weight, margin in compared:
         if preference.outcome == "tie":
             dropped["tie"] += 1
             continue
@@ -142,25 +142,25 @@ def _pairs(duels: Iterable[Compared], dropped: "Counter[str]") -> Labelled:
                 margin=margin, weight=weight,
             )
         )  # fmt: skip
-    return Labelled(rows, _fared(duels))
+    return Labelled(rows, _fared(compared))
 
 
-def _fared(duels: Iterable[Compared]) -> dict[tuple[int, int], list[float]]:
-    """By place: the chances of being the better one, a duel each."""
+def _fared(compared: Iterable[Compared]) -> dict[tuple[int, int], list[float]]:
+    """(prompt index, candidate) -> its chance of being better in each comparison."""
     scores: dict[tuple[int, int], list[float]] = {}
-    for first, second, preference, *_ in duels:
+    for first, second, preference, *_ in compared:
         chance = preference.expected
         scores.setdefault((first.prompt_index, first.candidate), []).append(chance)
         scores.setdefault((second.prompt_index, second.candidate), []).append(1 - chance)
     return scores
 
 
-def _points_of_duels(duels: Sequence[Compared], dropped: "Counter[str]") -> Labelled:
-    """Desirable is what is better in more than half of its duels."""
-    scores = _fared(duels)
+def _points(compared: Sequence[Compared], dropped: "Counter[str]") -> Labelled:
+    """Points of compared videos: desirable where the mean chance of being better is above 1/2."""
+    scores = _fared(compared)
     weights: dict[tuple[int, int], list[float]] = {}
     by_place: dict[tuple[int, int], Candidate] = {}
-    for first, second, _, weight, _ in duels:
+    for first, second, _, weight, _ in compared:
         for one in (first, second):
             by_place[one.prompt_index, one.candidate] = one
             weights.setdefault((one.prompt_index, one.candidate), []).append(weight)
@@ -178,7 +178,7 @@ def _points_of_duels(duels: Sequence[Compared], dropped: "Counter[str]") -> Labe
 def _points_of_points(
     points: Sequence[VideoPoint], videos: Videos, dropped: "Counter[str]"
 ) -> Labelled:
-    """As the file says, or, where it has ratings alone, above the median of all of them."""
+    """Points of rated videos: desirable as the file says, else above the median of all ratings."""
     middle = median(one.scores[OVERALL] for one in points)
     scores: dict[tuple[int, int], list[float]] = {}
     rows: list[Point] = []

@@ -15,7 +15,7 @@ MOST_PAIRS = 2**20
 
 @dataclass(frozen=True)
 class VideoPoint:
-    """One video with what people said of it."""
+    """One video with people's ratings."""
 
     prompt: str
     path: str
@@ -23,17 +23,17 @@ class VideoPoint:
     scores: Mapping[str, float]
     """By dimension, higher is better; `OVERALL` is among them."""
     desirable: bool | None = None
-    """Where the file says good or bad; None: it has scores alone."""
+    """The file's own label; None: it has only scores."""
     sha256: str = ""
-    """Of the file; empty where it is not known."""
+    """Of the file; "" where it is unknown."""
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     place: str = field(default="", compare=False)
-    """Where the row stands, for messages; no part of what it says."""
+    """File and line of the row, for messages."""
 
 
 def pairs_of(points: Iterable[VideoPoint]) -> list[Annotation]:
-    """Every two videos of a prompt, in the points' order; equal scores are ``same``.
+    """A pair of every two videos of a prompt, in order; equal scores are ``same``.
 
     Raises:
         InputError: there are too many of them.
@@ -75,10 +75,10 @@ def _better(first: float, second: float) -> Choice:
 
 
 def mean_score(scores: Sequence[float]) -> float:
-    """`OVERALL` where only dimensions are rated: their mean, exact for whole numbers."""
+    """The overall score of scores by dimension: their mean, exact for whole numbers."""
     return round(sum(scores) / len(scores), 9)
 
 
 def with_mean(scores: Mapping[str, float]) -> dict[str, float]:
-    """The scores with `OVERALL` among them."""
+    """The scores by dimension, and `OVERALL`."""
     return {**scores, OVERALL: mean_score(list(scores.values()))}

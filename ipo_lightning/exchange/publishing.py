@@ -54,8 +54,8 @@ def publish_round(
             labels, for people to answer.
         out: a folder that does not exist yet, or is empty.
         playable: encode the videos for browsers (always done for ``label_studio``); else they are
-            the store's own files, which hold every pixel but of small videos play in few browsers.
-        files_at: for ``label_studio``: what stands before a video's path.
+            the store's own files, which are exact; few browsers play those of small videos.
+        files_at: for ``label_studio``: prefix of a video's path.
 
     Raises:
         InputError: there is no such round, it has no labels of the kind, or ``out`` is in use.
@@ -74,7 +74,11 @@ def publish_round(
 
 
 def _refuse(format: str, folder: Path) -> None:
-    """Refuse an unknown format, and a folder that is in use."""
+    """Check the format and the folder.
+
+    Raises:
+        InputError: the format is unknown, or the folder is in use.
+    """
     if format not in FORMATS:
         raise InputError(f"format={format}: choose one of {', '.join(FORMATS)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -83,10 +87,9 @@ def _refuse(format: str, folder: Path) -> None:
 
 @contextmanager
 def _filled(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``folder`` once all is in it.
+    """A temporary folder that becomes ``folder`` once everything is written.
 
-    A folder that is there stays the one it is, and gets what is in the other: somebody may stand in
-    it (``out=.``).
+    If ``folder`` exists, the content is moved into it: it may be the working directory (``out=.``).
     """
     place = Path(os.path.abspath(folder))
     name = f".{place.name}.{uuid4().hex}"
@@ -106,17 +109,17 @@ def _filled(folder: Path) -> Iterator[Path]:
 
 
 def annotations_of_pairs(pairs: Iterable[Pair], number: int, source: str) -> list[Annotation]:
-    """Pairs as annotations of a critic; which one is A is drawn: its place tells nothing."""
+    """Pairs as annotations; which video is A is random, so that it tells nothing."""
     return [_annotation(pair, number, source) for pair in pairs]
 
 
 def video_name(name: str) -> str:
-    """Where a video lies within a dataset."""
+    """A video's path within a dataset."""
     return f"{FILES}/{name}.mp4"
 
 
 def card(run: RunDir, one: RoundDir, pairs: int, points: int, format: str) -> str:
-    """The dataset's card as Markdown with the front matter that a hub reads."""
+    """The dataset's card, as Markdown with front matter for hubs."""
     config = read_config(run)
     backbone = config.get("backbone") or {}
     base = Base(str(backbone.get("name", "model")), str(backbone.get("path", "")),
@@ -141,7 +144,7 @@ def card(run: RunDir, one: RoundDir, pairs: int, points: int, format: str) -> st
         "## How it was made",
         grid(("what", "which"), rows),
         "## Licence",
-        "Put the licence that you give these data here, and into the front matter above. "
+        "Write the licence of these data here, and into the front matter above. "
         + limits(base).splitlines()[-1].removeprefix("- ").replace("these weights", "the videos"),
         *(["## Settings", fenced(yaml.safe_dump(public(kept), sort_keys=False), "yaml")]
           if kept else []),
@@ -149,12 +152,12 @@ def card(run: RunDir, one: RoundDir, pairs: int, points: int, format: str) -> st
 
 
 USE = {
-    "trl": "Columns as TRL's trainers name them, `prompt, chosen, rejected` of pairs or `prompt, "
-    'completion, label` of points: `load_dataset("videofolder", data_dir="...")`, or the id of '
+    "trl": "Columns of TRL's trainers: `prompt, chosen, rejected` for pairs, `prompt, "
+    'completion, label` for points: `load_dataset("videofolder", data_dir="...")`, or the id of '
     "this repository.",
     "canonical": f"One JSON object a line in `{ANNOTATIONS}`: A or B under Overall, margin and "
     "weight under extra.",
-    "videoalign": f"`{TABLE}` has VideoAlign's columns, a label under Overall alone.",
+    "videoalign": f"`{TABLE}` has VideoAlign's columns, with labels only under Overall.",
     "label_studio": f"`{label_studio.CONFIG}` is the labelling configuration, "
     f"`{label_studio.TASKS}` are the tasks to import.",
 }
@@ -244,13 +247,13 @@ def _write_videos(
     for name in names:
         path = find(name)
         if not path.is_file():
-            raise InputError(f"{path}: the video is gone from the store")
+            raise InputError(f"{path}: the video is no longer in the store")
         content = video_for_people(path)[0] if playable else path.read_bytes()
         write_atomically(folder / video_name(name), content)
 
 
 def _maker(run: RunDir, number: int) -> str:
-    """Fingerprint of the policy that a round started with."""
+    """Fingerprint of the policy that made the round's videos; "" where it is unknown."""
     line: Mapping[str, Any] = run.line(number - 1) or {}
     return str(line.get("policy", ""))
 

@@ -1,4 +1,4 @@
-"""Preference data of any known format: which one it is, and its pairs or points."""
+"""Reads preference data of any known format, as pairs or points."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ from ipo_lightning.storage.tables import SUFFIXES, Placed, columns_of, rows_of
 from ipo_lightning.storage.texts import one_line
 
 TABLES = ("metadata", "annotations")
-"""What the table in a folder is called: Hugging Face's name, and that of the other exports."""
+"""Names of the table in a folder: Hugging Face's, and that of other exports."""
 
 
 class Format(NamedTuple):
-    """How one format is told from the others, and read; it has pairs or points."""
+    """How a format is recognised and read; it has pairs or points."""
 
     fits: Callable[[Sequence[Placed]], bool]
     pairs: Callable[[Path, Sequence[Placed]], list[Annotation]] | None = None
@@ -65,7 +65,7 @@ FORMATS = {
 
 
 class Preferences(NamedTuple):
-    """What a file of preferences holds: pairs, or points."""
+    """The pairs or points of a file."""
 
     format: str
     path: Path
@@ -75,7 +75,7 @@ class Preferences(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """Where paths of videos start."""
+        """The folder that paths of videos are relative to."""
         return self.path.parent
 
     def unpack(self, store: Store) -> None:
@@ -95,8 +95,8 @@ class Preferences(NamedTuple):
         """
         pairs = self.pairs or pairs_of(self.points)
         if not pairs:
-            raise InputError(f"{self.path}: no pairs; no prompt has two rated videos, or all "
-                             "answers are empty")  # fmt: skip
+            raise InputError(f"{self.path}: there are no pairs: no prompt has two rated videos, or "
+                             "all answers are empty")  # fmt: skip
         return pairs
 
     def one_lined(self) -> "Preferences":
@@ -119,7 +119,7 @@ def read_any(path: str | Path, format: str = "auto") -> Preferences:
         format: one of `FORMATS`; ``auto``: by the columns.
 
     Raises:
-        InputError: there is no such file, it has no rows, or they are of no known format.
+        InputError: there is no such file, it has no rows, or their format is unknown.
     """
     file = _table(Path(path))
     rows = list(rows_of(file))
@@ -130,7 +130,7 @@ def read_any(path: str | Path, format: str = "auto") -> Preferences:
     name = _recognised(file, rows) if format == "auto" else format
     chosen = FORMATS[name]
     if not chosen.fits(rows):
-        raise InputError(f"{file} is no {name}: {_told(rows)}")
+        raise InputError(f"{file} is not of format {name}: {_told(rows)}")
     pairs = chosen.pairs(file, rows) if chosen.pairs else []
     points = chosen.points(file, rows) if chosen.points else []
     return Preferences(name, file, pairs, points)
@@ -142,7 +142,7 @@ def read_preferences(path: str | Path, format: str = "auto") -> list[Annotation]
 
 
 def _table(path: Path) -> Path:
-    if not os.path.isdir(path):  # of a name that is too long: false, where pathlib raises
+    if not os.path.isdir(path):  # False for a name that is too long, where pathlib raises
         if not os.path.isfile(path):
             raise InputError(f"{path}: there is no such file or folder")
         return path
@@ -150,10 +150,10 @@ def _table(path: Path) -> Path:
     places = [place / name for place in (path, path / "train") for name in names]
     found = [file for file in places if file.is_file()]
     if not found:
-        raise InputError(f"{path}: no {' or '.join(TABLES)}.jsonl, .csv or .parquet in this "
-                         "folder; give the file itself")  # fmt: skip
+        raise InputError(f"{path}: there is no {' or '.join(TABLES)}.jsonl, .csv or .parquet in "
+                         "this folder; give the file itself")  # fmt: skip
     if len(found) > 1:
-        raise InputError(f"{path}: {found[0]} and {found[1]}; give the one that is meant")
+        raise InputError(f"{path} has both {found[0]} and {found[1]}; give one of the files")
     return found[0]
 
 
@@ -161,12 +161,12 @@ def _recognised(path: Path, rows: Sequence[Placed]) -> str:
     for name, one in FORMATS.items():
         if one.fits(rows):
             return name
-    raise InputError(f"{path}: of no known format ({', '.join(FORMATS)}); {_told(rows)}")
+    raise InputError(f"{path}: unknown format (known: {', '.join(FORMATS)}); {_told(rows)}")
 
 
 def _told(rows: Sequence[Placed]) -> str:
-    """The columns that there are, and what is odd about them."""
+    """The columns of a table, and a hint at blanks around their names."""
     names = sorted(map(str, _columns(rows)))
     odd = next((name for name in names if name != name.strip()), None)
-    hint = "" if odd is None else f" (no blanks belong around a name, as in {odd[:60]!r})"
+    hint = "" if odd is None else f" (remove the blanks around {odd[:60]!r})"
     return f"its columns are {columns_of(dict.fromkeys(names))}{hint}"

@@ -1,4 +1,4 @@
-"""Labels that come from elsewhere in place of a round's rollout, critique and labelling."""
+"""Imported labels, which replace a round's rollout, critique and labelling."""
 
 from typing import NamedTuple, Protocol
 
@@ -11,12 +11,12 @@ from ipo_lightning.storage.store import Store
 
 
 class ImportedLabels(NamedTuple):
-    """What a round's files are written from."""
+    """The content of a round's files."""
 
     candidates: list[Candidate]
     """The videos; their latents are the VAE's encodings."""
     verdicts: list[Verdict]
-    """How each video fared, a row a candidate."""
+    """The mean chance or rating of each candidate."""
     rows: list[Pair] | list[Point]
     dropped: dict[str, int]
     """Reason -> how many pairs, points or videos gave no label."""
@@ -31,6 +31,6 @@ class LabelSource(Protocol):
     def prepare(
         self, label_kind: str, policy: Policy, store: Store, workers: Workers, device: torch.device
     ) -> ImportedLabels:
-        """The labels for a ``pairwise`` or a ``pointwise`` loss; videos are encoded once into the
-        store, and all ranks get the same."""
+        """The labels for a ``pairwise`` or ``pointwise`` loss, the same on all ranks. Videos are
+        encoded once, into the store."""
         ...

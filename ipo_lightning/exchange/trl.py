@@ -1,10 +1,10 @@
-"""The preference columns that TRL's trainers take, over videos: ``prompt, chosen, rejected`` for
-pairs, ``prompt, completion, label`` for points.
+"""The preference columns of TRL's trainers, with videos: ``prompt, chosen, rejected`` for pairs,
+``prompt, completion, label`` for points.
 
-On disk this is a ``videofolder`` of Hugging Face ``datasets``: a ``metadata.jsonl`` whose columns
-``chosen_file_name`` and ``rejected_file_name`` (or ``completion_file_name``) name files beside it,
-which ``load_dataset`` turns into the columns ``chosen`` and ``rejected`` (or ``completion``), of
-videos. Sources: the guide "Create a video dataset" and ``folder_based_builder.py`` of ``datasets``,
+On disk this is a ``videofolder`` of Hugging Face ``datasets``: the columns ``chosen_file_name`` and
+``rejected_file_name`` (or ``completion_file_name``) of ``metadata.jsonl`` name files of the folder;
+``load_dataset`` makes columns ``chosen`` and ``rejected`` (or ``completion``) of videos of them.
+Sources: the guide "Create a video dataset" and ``folder_based_builder.py`` of ``datasets``,
 "Dataset formats and types" of TRL.
 """
 
@@ -61,7 +61,7 @@ def read(path: Path, rows: Sequence[Placed]) -> list[Annotation]:
 
 
 def read_points(path: Path, rows: Sequence[Placed]) -> list[VideoPoint]:
-    """The points; a label is true or false, and the score as a whole 1 or 0.
+    """The points; a label is true or false, the overall score 1 or 0.
 
     Raises:
         InputError: names the row and what is wrong with it.
@@ -100,5 +100,5 @@ def write(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def _column(columns: set[str], name: str) -> str | None:
-    """The column that holds a video's file, by the names it goes by on disk and in memory."""
+    """The column with a video's file, by its name on disk or in memory; None: there is none."""
     return next((one for one in (f"{name}_file_name", name) if one in columns), None)

@@ -1,4 +1,4 @@
-"""VideoAlign's CSV, which VideoGen-RewardBench has too.
+"""VideoAlign's CSV, also the format of VideoGen-RewardBench.
 
 Columns: ``path_A, path_B, prompt``, a label ``A``, ``B`` or ``same`` under each of ``VQ``, ``MQ``,
 ``TA`` and, in the benchmark, ``Overall``; ``A_model, B_model, fps_A, num_frames_A, fps_B,
@@ -24,7 +24,7 @@ COLUMNS = ("path_A", "path_B", "A_model", "B_model", "prompt", *DIMS, OVERALL, *
 
 
 def read(path: Path, rows: Sequence[Placed]) -> list[Annotation]:
-    """The pairs of a table; a row without ``Overall`` gets the one that more dimensions are for.
+    """The pairs of a table; without ``Overall`` it is the video that more dimensions prefer.
 
     Raises:
         InputError: names the row and what is wrong with it.
@@ -35,7 +35,7 @@ def read(path: Path, rows: Sequence[Placed]) -> list[Annotation]:
         labels = {name: choice(row, name, place) for name in (*DIMS, OVERALL)}
         given = {name: value for name, value in labels.items() if value is not None}
         if not given:
-            raise InputError(f"{place}: no label under any of {', '.join(labels)}")
+            raise InputError(f"{place}: there is no label under {', '.join(labels)}")
         first, second = (video(row, name, place) for name in ("path_A", "path_B"))
         found.append(
             Annotation(

@@ -20,7 +20,7 @@ SCALE = (1, 4)
 
 
 def read_points(path: Path, rows: Sequence[Placed]) -> list[VideoPoint]:
-    """The rated videos; the score as a whole is the mean of the five.
+    """The rated videos; the overall score is the mean of the five.
 
     Raises:
         InputError: names the row and what is wrong with it.

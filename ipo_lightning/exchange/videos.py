@@ -1,4 +1,4 @@
-"""Where the videos of preference data lie: in a folder by path, or in a store by their sha256."""
+"""Finds the videos of preference data: in a folder by path, or in a store by their sha256."""
 
 import os
 from collections.abc import Iterable
@@ -18,9 +18,9 @@ class Named(NamedTuple):
     """A video as a row names it."""
 
     path: str
-    """Relative to the folder of videos; empty where only the hash is known."""
+    """Relative to the folder of videos; "" where only the hash is known."""
     sha256: str = ""
-    """Of the file; empty where it is not known."""
+    """Of the file; "" where it is unknown."""
 
 
 def videos_of(row: Annotation | VideoPoint) -> tuple[Named, ...]:
@@ -37,20 +37,20 @@ def video_of(point: VideoPoint) -> Named:
 
 @dataclass(frozen=True)
 class Finder:
-    """Finds videos by their paths, and those of which no file is there by their sha256.
+    """Finds videos by their paths, or, where there is no such file, by their sha256.
 
-    The annotation page knows no paths: what is downloaded from it has hashes alone.
+    Answers from the annotation page have hashes only.
 
     Args:
-        folder: where paths start.
-        store: what holds the videos of runs; None: there is no other place than the folder.
+        folder: the folder that paths are relative to.
+        store: the store with the videos of runs; None: only the folder is searched.
     """
 
     folder: Path
     store: Store | None = None
 
     def place(self, video: Named) -> Path:
-        """Where a video is, or should be."""
+        """The place of a video, whether or not it is there."""
         place = video_place(self.folder, video.path)
         if self.store is None or not video.sha256 or (video.path and os.path.isfile(place)):
             return place
@@ -61,10 +61,10 @@ class Finder:
         """The file of a video.
 
         Args:
-            where: the row's place, for the message.
+            where: file and line of the row, for the message.
 
         Raises:
-            InputError: there is none.
+            InputError: it is not there.
         """
         place = self.place(video)
         if not os.path.isfile(place):
@@ -72,12 +72,12 @@ class Finder:
         return place
 
     def lack(self, video: Named) -> str:
-        """What to say of a video that is not there."""
+        """The message about a video that is not there."""
         if video.path or not video.sha256:
             name = video.path[:200] or "(the row names no file)"
             return (
                 f"there is no video {name} in {self.folder}; "
-                "videos are looked for within this folder, to which a link may lead"
+                "videos must be in this folder, or linked into it"
             )
         searched = "no store was searched" if self.store is None else (
             f"it is not in the store {self.store.root}"
@@ -92,17 +92,16 @@ def video_file(folder: Path, path: str) -> Path:
     """The file of a video, see `video_place`.
 
     Raises:
-        InputError: there is none.
+        InputError: it is not there.
     """
     return Finder(folder).file(Named(path), str(folder))
 
 
 def video_place(folder: Path, path: str) -> Path:
-    """Where a video is, or should be: within the folder, or nearer to it where it was moved.
+    """The place of a video in a folder: at its path, or nearer to the folder if it was moved.
 
-    A path that leads out of the folder stands for its last names alone: a file from elsewhere shall
-    not choose which other files of this machine are read. Of the path's `spellings` and their
-    `tails` the first counts that leads to a file.
+    Of a path that leads out of the folder only the last names count: a table must not choose other
+    files of this machine. Of the path's `spellings` and their `tails` the first file counts.
     """
     known = list(spellings(path))
     ends = [tail for one in known for tail in tails(one)]

@@ -1,7 +1,7 @@
-"""The model card of a round's policy: what it is, how it was made, what it scored, how it is used.
+"""The model card of a round's policy: what it is, how it was made, its scores, how to use it.
 
-A card may be published: it names no folder of this machine, and what comes from settings or from
-people is escaped.
+A card may be published: it names no folder of this machine, and texts from settings or people are
+escaped.
 """
 
 import json
@@ -17,7 +17,7 @@ from huggingface_hub import ModelCardData
 from ipo_lightning.report.tables import interval, number, plus_minus
 
 PRIVATE = ("paths", "hydra", "logger", "callbacks", "debug", "dry_run", "until", "push_to_hub")
-"""Settings of the machine or the day, not of the policy."""
+"""Settings that do not belong to the policy."""
 LOCAL = re.compile(r"(?<![\w./-])(?:file:/+|~/|(?:\.\./)+|/(?!/))[^\s,\]}'\"=]+")
 """A path of this machine within a text."""
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -25,7 +25,7 @@ SHIPPED = "ipo_lightning/shapes/pipeline"
 
 
 class Licence(NamedTuple):
-    """What a hub wants to know of a licence."""
+    """A licence as hubs describe it."""
 
     id: str
     name: str | None = None
@@ -40,20 +40,20 @@ LICENCES = {
     r"wan-ai/wan2\.1-t2v-.*": Licence("apache-2.0"),
     rf"(.*/)?{re.escape(SHIPPED)}": Licence("apache-2.0"),
 }
-"""Of base models, by their hub id in lower case."""
+"""Pattern of a base model's hub id in lower case -> its licence."""
 
 
 class Base(NamedTuple):
-    """The model that was trained from."""
+    """The base model."""
 
     name: str
-    """What people call it."""
+    """Its usual name."""
     path: str
     """A folder or a hub id."""
     revision: str | None
     pipeline: str
     transformer: str
-    """Their classes in diffusers."""
+    """Classes of pipeline and transformer in diffusers."""
 
     @property
     def hub_id(self) -> str | None:
@@ -63,7 +63,7 @@ class Base(NamedTuple):
 
     @property
     def licence(self) -> Licence:
-        """The base model's, where it is known; else one that says to look there."""
+        """The base model's licence; where it is unknown, a link to the model."""
         for pattern, known in LICENCES.items():
             if re.fullmatch(pattern, self.path.lower()):
                 link = known.link and known.link.format(base=self.path)
@@ -74,7 +74,7 @@ class Base(NamedTuple):
 
 
 class Data(NamedTuple):
-    """How many videos a round was trained or scored on."""
+    """How many videos a round was trained or evaluated on."""
 
     round: int
     prompts: int
@@ -92,17 +92,17 @@ def model_card(
     settings: str,
     command: Sequence[str] = (),
 ) -> str:
-    """The card as Markdown with the front matter that model hubs read.
+    """The card, as Markdown with front matter for model hubs.
 
     Args:
         name: of the run.
-        base: what was trained from.
+        base: the base model.
         adapter: whether the policy is a LoRA over the base.
         lines: of rounds.jsonl, up to the round of this policy.
-        data: of the rounds that trained it.
-        held_out: what it was scored on.
+        data: the rounds' training data.
+        held_out: the evaluation data.
         settings: the run's config.yaml.
-        command: the words that the run was started with, if they are known.
+        command: the run's command line, if it is known.
     """
     last, chosen = lines[-1], yaml.safe_load(settings) or {}
     parts = [
@@ -139,12 +139,12 @@ def summary(base: Base, adapter: bool, chosen: Mapping[str, Any], last: Mapping[
 
 
 def settings_shown(chosen: Mapping[str, Any]) -> str:
-    """The settings that are of the policy, as YAML."""
+    """The policy's settings, as YAML."""
     return fenced(yaml.safe_dump(public(chosen), sort_keys=False, allow_unicode=True), "yaml")
 
 
 def learnt_from(imported: Mapping[str, Any] | None) -> str:
-    """Whose videos and labels were trained on."""
+    """The origin of the training videos and labels."""
     own = "videos of its own, labelled by a critic"
     if not imported:
         return own
@@ -155,7 +155,7 @@ def learnt_from(imported: Mapping[str, Any] | None) -> str:
 
 
 def front_matter(base: Base, adapter: bool) -> str:
-    """The YAML between the dashes."""
+    """The card's front matter, YAML between dashes."""
     licence = base.licence
     relation = "adapter" if adapter else "finetune"
     data = ModelCardData(
@@ -199,13 +199,13 @@ def usage(base: Base, adapter: bool, chosen: Mapping[str, Any]) -> str:
     ]
     told = (
         "Here `policy` is this folder, or the id of this repository. With diffusers before 0.42 "
-        "write `torch_dtype` for `dtype`; `export_to_video` wants imageio and imageio-ffmpeg."
+        "write `torch_dtype` for `dtype`; `export_to_video` needs imageio and imageio-ffmpeg."
     )
     return f"{told}\n\n{fenced(chr(10).join(lines), 'python')}"
 
 
 def making(chosen: Mapping[str, Any], last: Mapping[str, Any], command: Sequence[str]) -> str:
-    """The loss, who labelled and who judged, the command."""
+    """The loss, the critic, the held-out judge, and the command."""
     loss = chosen.get("loss") or {}
     values = {key: value for key, value in loss.items() if not key.startswith("_")}
     told = ", ".join(f"{key} {value}" for key, value in values.items())
@@ -225,19 +225,19 @@ def making(chosen: Mapping[str, Any], last: Mapping[str, Any], command: Sequence
 
 
 def target(node: Mapping[str, Any]) -> str:
-    """The name of what a node of the settings makes."""
+    """The name of the class or function in a node of the settings."""
     return str(node.get("_target_", "")).rpartition(".")[2]
 
 
 def rounds(lines: Sequence[Mapping[str, Any]], data: Sequence[Data]) -> str:
-    """What each round was trained on."""
+    """A table of each round's training data."""
     labels = {line["round"]: line.get("n_pairs") for line in lines}
     rows = [(one.round, one.prompts, one.videos, number(labels.get(one.round))) for one in data]
     return grid(("round", "prompts", "videos", "labels kept"), rows)
 
 
 def scores(lines: Sequence[Mapping[str, Any]], held_out: Data) -> str:
-    """On held-out prompts, by round; the intervals are of 95 %."""
+    """A table of scores on held-out prompts by round, with 95 % intervals."""
     rows = [
         (
             line["round"] or "0, the base",
@@ -251,31 +251,30 @@ def scores(lines: Sequence[Mapping[str, Any]], held_out: Data) -> str:
     head = ("round", "training critic", "held-out judge", "win rate over the base, 95 %")
     told = (
         f"On {held_out.prompts} prompts that were not trained on, {held_out.videos} videos in all, "
-        "with the same noise in each round. A score has its standard error beside it, over prompts."
+        "with the same noise in each round. Scores are given with standard errors over prompts."
     )
     return f"{told}\n\n{grid((*head, *gauges(lines)), rows)}"
 
 
 def gauges(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of what was measured without a model."""
+    """Names of the gauges."""
     return sorted({name for line in lines for name in line.get("gauges") or {}})
 
 
 def limits(base: Base) -> str:
-    """What nobody should read into the scores."""
+    """What the scores do not say, and the licence."""
     licence = base.licence
     terms = {
-        "unknown": "The base model's licence applies to these weights as well; it lay in a folder "
-        "and is not known to this card.",
+        "unknown": "The base model's licence applies to these weights as well; the base model was "
+        "in a local folder, and its licence is not known.",
         "other": f"The base model's own licence applies to these weights as well: {licence.link}.",
     }.get(licence.id, f"The base model's licence ({licence.id}) applies to these weights as well.")
     return (
-        "- The policy was trained towards one critic's taste, and knows its blind spots. A score "
-        "says what the critics see; motion and drift beside it say what they may have been paid "
-        "with.\n"
-        "- The intervals are over the held-out prompts of this run alone, one training seed.\n"
-        "- What the base model cannot or should not do, this one cannot or should not do either; "
-        f"nothing was done about harmful prompts.\n- {terms}"
+        "- The policy was trained to please one critic, and may exploit its weaknesses. Look at "
+        "motion and drift together with the scores.\n"
+        "- The intervals are over the held-out prompts of this run, with one training seed.\n"
+        "- The limits of the base model apply to this one too; nothing was done about harmful "
+        f"prompts.\n- {terms}"
     )
 
 
@@ -283,7 +282,7 @@ def limits(base: Base) -> str:
 
 
 def public(value: Any) -> Any:
-    """Settings without those of the machine, and without its folders."""
+    """Settings without those in `PRIVATE` and without paths of this machine."""
     if isinstance(value, Mapping):
         return {without_paths(str(k)): public(v) for k, v in value.items() if k not in PRIVATE}
     if isinstance(value, list):
@@ -292,29 +291,29 @@ def public(value: Any) -> Any:
 
 
 def without_paths(text: str) -> str:
-    """A text with the last part alone of every path of this machine."""
+    """A text in which each path of this machine is cut to its last part."""
     return LOCAL.sub(lambda match: Path(match[0]).name or ".", text)
 
 
 def plain(text: object) -> str:
-    """One line that Markdown takes as it is."""
+    """A text on one line, escaped for Markdown."""
     return re.sub(r"([\\`*_{}\[\]<>#|!~$&])", r"\\\1", " ".join(str(text).split()))
 
 
 def code(text: object) -> str:
-    """One line of code within prose."""
+    """A text on one line, as inline code."""
     return f"`{' '.join(str(text).split()).replace('`', chr(39))}`"
 
 
 def fenced(text: str, language: str) -> str:
-    """A block that nothing in it can close."""
+    """A code block, whose fence is longer than any within the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.strip()}\n{fence}"
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table of Markdown."""
+    """A Markdown table."""
     lines = [[plain(name) for name in head], ["---"] * len(head)]
     lines += [[plain(cell) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,6 +1,6 @@
-"""Verdicts to pairs or points: pure functions, nothing is decided by the order of the input.
+"""Verdicts to pairs or points: pure functions, whose results do not depend on the input's order.
 
-Everything that gives no label is counted under a reason; ties are dropped, not broken.
+Whatever gives no label is counted under a reason. Ties are dropped: no order breaks them.
 """
 
 from ipo_lightning.labelling.filters import Filters

@@ -1,56 +1,52 @@
-"""Bounds that a video must keep before a critic's word counts."""
+"""Bounds on a video's gauges, whatever its score."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import Endless, NotNegative, Share, checked
 from ipo_lightning.storage.records import Candidate
 
 NO_LIMIT = {"motion": math.inf, "flow": math.inf, "frozen": 1.0, "empty": 1.0}
-"""Upper bounds that every video keeps."""
+"""Upper bounds that exclude no video."""
 
 
+@checked
 @dataclass(frozen=True)
 class Filters:
-    """Model-free bounds that a candidate must keep before a critic's word counts.
+    """Bounds on the gauges of a candidate; one outside of them gets no label, whatever its score.
 
-    Real critics reward stillness, and jitter passes for motion; a video that does not move, shakes,
-    or is blank, is no example of anything. Each bound is on the gauge of its name
+    Many critics reward still videos, and take jitter for motion. These bounds exclude videos that
+    do not move, shake or are blank. Each is on the gauge of its name
     (`ipo_lightning.metrics.gauges`).
     """
 
-    min_motion: float = 0.0
+    min_motion: NotNegative = 0.0
     """Mean change between neighbouring frames, in grey levels (0..255)."""
-    max_motion: float = math.inf
-    motion_ratio: float = 0.0
+    max_motion: Annotated[NotNegative, Endless()] = math.inf
+    motion_ratio: Share = 0.0
     """A winner must move at least this share of its loser's motion, in [0, 1]."""
-    min_flow: float = 0.0
-    """Optical flow: how fast what moves moves, in percent of the frame's height a frame."""
-    max_flow: float = math.inf
-    max_frozen: float = 1.0
-    """Share of frames that repeat the one before, in [0, 1]."""
-    max_empty: float = 1.0
-    """Share of frames that show nothing, in [0, 1]."""
+    min_flow: NotNegative = 0.0
+    """Optical flow: speed of the moving parts, in percent of the frame's height a frame."""
+    max_flow: Annotated[NotNegative, Endless()] = math.inf
+    max_frozen: Share = 1.0
+    """Share of frames that are equal to the one before, in [0, 1]."""
+    max_empty: Share = 1.0
+    """Share of frames of one colour, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        shares = {"motion_ratio": self.motion_ratio, "max_frozen": self.max_frozen,
-                  "max_empty": self.max_empty}  # fmt: skip
-        for name, value in shares.items():
-            if not 0 <= value <= 1:
-                raise InputError(f"labelling.filters.{name}={value}: give a share, 0 to 1")
         for name, (low, high) in self._bounds().items():
             if not low <= high:
-                raise InputError(
-                    f"labelling.filters: min_{name}={low} is above max_{name}={high}: no video "
-                    "would be left"
-                )
+                left = f"it is above max_{name}={high}: no video could pass"
+                raise InputError(setting=f"min_{name}", value=low, expected=left)
 
     def refuse(self, gauges: Mapping[str, float]) -> str | None:
-        """Why a candidate is left out, or None.
+        """Why a candidate gets no label; None: it passes.
 
         Raises:
-            InputError: a bound is on a gauge that the candidate was not measured by.
+            InputError: a bound is on a gauge that the candidate does not have.
         """
         if gauges["blank"]:
             return "blank"
@@ -70,14 +66,14 @@ class Filters:
         }
 
     def still_winner(self, winner: Candidate, loser: Candidate) -> bool:
-        """Whether a winner moves too little beside its loser."""
+        """Whether a winner moves too little, compared with its loser."""
         return winner.gauges["motion"] < self.motion_ratio * loser.gauges["motion"]
 
 
 def _gauge(gauges: Mapping[str, float], name: str) -> float:
     if name not in gauges:
         raise InputError(
-            f"labelling.filters: a bound on {name}, but these videos were not measured by it; give "
-            "another name=NAME, so that they are measured anew, or take the bound off"
+            f"labelling.filters: a bound on {name}, which was not measured on these videos; remove "
+            "the bound, or give another name=NAME, whose videos are measured again"
         )
     return gauges[name]

@@ -1,4 +1,4 @@
-"""The policy that makes labels of a round's verdicts."""
+"""The rules by which a round's verdicts become training labels."""
 
 import math
 from collections import Counter
@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean, mean
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, within
 from ipo_lightning.labelling.filters import Filters
 from ipo_lightning.labelling.rules import Acceptance, Couple, PairRule, best_versus_worst
 from ipo_lightning.labelling.standings import Standing, compared, rated
@@ -16,6 +16,7 @@ from ipo_lightning.labelling.statistics import statistics
 from ipo_lightning.labelling.tournaments import Schedule, swiss
 from ipo_lightning.labelling.weights import PairWeight, by_certainty
 from ipo_lightning.metrics.preferences import RIDGE
+from ipo_lightning.settings import Endless, NotNegative, Null, Positive, Share, checked
 from ipo_lightning.storage.records import (
     AnyVerdict,
     Candidate,
@@ -27,90 +28,80 @@ from ipo_lightning.storage.records import (
 
 
 class Labels(NamedTuple):
-    """What labelling made of a round's candidates."""
+    """The labels of a round, and what gave none."""
 
     rows: list[Pair] | list[Point]
     dropped: dict[str, int]
     """Reason -> how many candidates, couples, comparisons or prompts gave no label."""
     figures: dict[str, float]
-    """What the round's verdicts and labels look like as a whole, see `statistics`."""
+    """Statistics of the round's verdicts and labels, see `statistics`."""
 
 
+@checked
 @dataclass(frozen=True)
 class Labelling:
-    """The policy that turns a round's verdicts into training labels.
+    """The rules by which a round's verdicts become training labels.
 
     Args:
         pair_rule: couples the candidates of one prompt (`best_versus_worst`, partially applied).
-        filters: bounds that candidates must keep; a critic that compares is not asked about others.
+        filters: bounds on candidates' gauges; a critic that compares is not asked about candidates
+            outside of them.
         upper, lower: for points: bounds of the score. Above ``upper`` a video is desirable, below
             ``lower`` undesirable.
         bounds: for points: whether the two are quantiles of the score, in [0, 1], or scores
-            themselves, in the critic's units. A critic that compares has strengths for scores, in
-            logits, 0 on average over a prompt.
+            themselves, in the critic's units. The scores of a critic that compares are strengths in
+            logits, whose mean over a prompt is 0.
         within: for points: whether the quantiles are those of the video's own prompt or of the
-            whole round. ``prompt`` asks "better than its siblings", ``round`` "good".
-        middle: for points: ``drop`` drops the band between the quantiles; ``keep`` makes a point of
-            every video, desirable where its score is not below the band's middle, for losses
-            that go by ``reward``.
-        weight: for pairs: how much each counts (`by_certainty`, `by_edge`, `by_margin`,
-            `by_rarity`, `uniform`). A point counts as much as the critic is sure.
-        min_certainty: for pairs: least certainty of a couple, in [0, 1]; of a critic that compares
-            the chance that the winner is better (`Standing.certainty`).
-        veto: for pairs: a dimension in which the loser is ahead by more than this refuses the
-            couple: in the critic's units, or, of one that compares, in chances from 0 to 1. None:
-            no dimension has a veto.
+            whole round.
+        middle: for points: ``drop`` drops the videos between the two bounds; ``keep`` makes a point
+            of every video, desirable where its score is at least the middle of the bounds, for
+            losses that use ``reward``.
+        weight: for pairs: the weight of each (`by_certainty`, `by_edge`, `by_margin`, `by_rarity`,
+            `uniform`). A point's weight is the critic's certainty.
+        min_certainty: for pairs: least certainty that the winner is better, in [0, 1]
+            (`Standing.certainty_over`).
+        veto: for pairs: if the loser is ahead in any dimension by more than this, the couple is
+            dropped: in the critic's units, or, of a critic that compares, in chances from 0 to 1.
+            None: no veto.
         schedule: of a critic that compares: which candidates meet
             (`ipo_lightning.labelling.tournaments`).
         both_orders: of a critic that compares: whether each couple is shown in both orders.
         ridge: of a critic that compares: precision of the strengths' prior (`bradley_terry`).
-        max_missing: share of verdicts that may be missing; a round with more is not trained on.
+        max_missing: largest share of verdicts that may be missing; with more the run stops.
     """
 
     pair_rule: PairRule = best_versus_worst
     filters: Filters = Filters()
-    upper: float = 0.5
-    lower: float = 0.5
+    upper: Annotated[float, Endless()] = 0.5
+    lower: Annotated[float, Endless()] = 0.5
     bounds: Literal["quantile", "score"] = "quantile"
     within: Literal["prompt", "round"] = "prompt"
     middle: Literal["drop", "keep"] = "drop"
     weight: PairWeight = by_certainty
-    min_certainty: float = 0.0
-    veto: float | None = None
+    min_certainty: Share = 0.0
+    veto: Annotated[NotNegative | None, Null("none")] = None
     schedule: Schedule = swiss
     both_orders: bool = True
-    ridge: float = RIDGE
-    max_missing: float = 0.5
+    ridge: Positive = RIDGE
+    max_missing: Share = 0.5
 
     def __post_init__(self) -> None:
         self._check_bounds()
-        if self.within not in ("prompt", "round"):
-            raise InputError(f"labelling.within={self.within}: choose prompt or round")
-        if self.middle not in ("drop", "keep"):
-            raise InputError(f"labelling.middle={self.middle}: choose drop or keep")
-        for name in ("min_certainty", "max_missing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"labelling.{name}={getattr(self, name)}: give 0 to 1")
-        if not self.ridge > 0:
-            raise InputError(f"labelling.ridge={self.ridge}: give a number above 0")
-        self.weight([], [])  # refuses wrong settings before anything is generated
-        self.schedule(2, [])
+        with within("weight"):
+            self.weight([], [])  # refuses wrong settings before anything is generated
+        with within("schedule"):
+            self.schedule(2, [])
 
     def _check_bounds(self) -> None:
-        if self.bounds not in ("quantile", "score"):
-            raise InputError(f"labelling.bounds={self.bounds}: choose quantile or score")
         if self.bounds == "score" and not self.lower <= self.upper:
-            raise InputError(
-                f"labelling: lower={self.lower}, upper={self.upper}: give lower <= upper (scores)"
-            )
+            order = f"give at most upper={self.upper} (bounds=score)"
+            raise InputError(setting="lower", value=self.lower, expected=order)
         if self.bounds == "quantile" and not 0 <= self.lower <= self.upper <= 1:
-            raise InputError(
-                f"labelling: lower={self.lower}, upper={self.upper}: "
-                "give 0 <= lower <= upper <= 1 (quantiles of the score)"
-            )
+            order = f"with upper={self.upper}; give 0 <= lower <= upper <= 1 (bounds=quantile)"
+            raise InputError(setting="lower", value=self.lower, expected=order)
 
     def pairs(self, candidates: Iterable[Candidate], verdicts: Sequence[AnyVerdict]) -> Labels:
-        """Pairs of a round."""
+        """The pairs of a round."""
         dropped: Counter[str] = Counter()
         groups = self._groups(candidates, verdicts, dropped)
         couples = [couple for group in groups for couple in self._couples(group, dropped)]
@@ -128,7 +119,7 @@ class Labelling:
         return self.pair_rule(group, accept)
 
     def points(self, candidates: Iterable[Candidate], verdicts: Sequence[AnyVerdict]) -> Labels:
-        """Desirable and undesirable videos of a round."""
+        """The desirable and undesirable videos of a round."""
         dropped: Counter[str] = Counter()
         groups = self._groups(candidates, verdicts, dropped)
         rewards = _rewards(groups)
@@ -151,20 +142,20 @@ class Labelling:
         return _quantile(scores, self.lower), _quantile(scores, self.upper)
 
     def check_missing(self, verdicts: Sequence[AnyVerdict]) -> None:
-        """Refuse a round of which too much is missing.
+        """Check that at most ``max_missing`` of the verdicts are missing.
 
         Raises:
-            InputError: names the commonest fault; what was answered is in the store.
+            InputError: more are; it names the most common fault.
         """
         faults = Counter(one.fault for one in verdicts if _is_missing(one))
         missing, asked = sum(faults.values()), len(verdicts)
         if missing > self.max_missing * asked:
             reason, count = faults.most_common(1)[0]
             raise InputError(
-                f"{missing} of {asked} verdicts are missing (most of all, {count}: "
+                f"{missing} of {asked} verdicts are missing (most common, {count}: "
                 f"{reason or 'no verdict'}), more than labelling.max_missing={self.max_missing} "
-                "allows. What was answered is kept: the same command asks again for what failed "
-                "in passing"
+                "allows. All answers are kept; the same command asks again where a fault was "
+                "transient"
             )
 
     def _groups(
@@ -173,7 +164,7 @@ class Labelling:
         verdicts: Iterable[AnyVerdict],
         dropped: "Counter[str]",
     ) -> list[list[Standing]]:
-        """The candidates that count, by prompt."""
+        """The standings of the candidates that pass the filters, by prompt."""
         ratings: dict[int, list[Verdict]] = {}
         comparisons: dict[int, list[PairVerdict]] = {}
         for one in verdicts:
@@ -210,7 +201,7 @@ def _is_missing(one: AnyVerdict) -> bool:
 
 
 def _rewards(groups: Sequence[Sequence[Standing]]) -> dict[tuple[int, int], float]:
-    """How good each candidate is beside its siblings, see `Point.reward`."""
+    """The reward of each candidate, see `Point.reward`."""
     ahead: dict[tuple[int, int], float] = {}
     for group in groups:
         if group:

@@ -4,9 +4,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Annotated
 
 from ipo_lightning.labelling.filters import Filters
 from ipo_lightning.labelling.standings import Standing
+from ipo_lightning.settings import Count, NotNegative, Null, checked
+
+Depth = Annotated[Count | None, Null("as many as there are")]
+"""Couples a prompt at most."""
 
 Couple = tuple[Standing, Standing]
 """A winner and a loser of one prompt, which may become a pair."""
@@ -35,7 +40,7 @@ class Acceptance:
         return not reason
 
     def count(self, reason: str) -> None:
-        """Count something that gives no label."""
+        """Count a reason for which a candidate or couple gives no label."""
         self.dropped[reason] += 1
 
     def _refusal(self, winner: Standing, loser: Standing) -> str:
@@ -59,17 +64,17 @@ PairRule = Callable[[Sequence[Standing], Acceptance], list[Couple]]
 TOO_CLOSE = "score margin too small"
 
 
+@checked
 def best_versus_worst(
-    group: Sequence[Standing], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 1
+    group: Sequence[Standing], accept: Acceptance, *, margin: NotNegative = 0.0, depth: Depth = 1
 ) -> list[Couple]:
-    """(winner, loser) couples of one prompt: the best against the worst, and so on inwards.
+    """The best against the worst, then the second best against the second worst, and so on.
 
     Args:
         group: the candidates of one prompt, in any order.
-        accept: asked about each couple; a refused one gives way to the next further inwards.
+        accept: decides on each couple; after a refusal the next couple inwards is tried.
         margin: scores that differ by this or less, in the critic's units, tie.
-        depth: couples a prompt at most: 1 takes best against worst, 2 also second best against
-            second worst; None: as many as there are.
+        depth: largest number of couples a prompt; None: as many as there are.
     """
     ranked = _ranked(group)
     couples: list[Couple] = []
@@ -84,11 +89,13 @@ def best_versus_worst(
     return couples
 
 
+@checked
 def widest(
-    group: Sequence[Standing], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 1
+    group: Sequence[Standing], accept: Acceptance, *, margin: NotNegative = 0.0, depth: Depth = 1
 ) -> list[Couple]:
-    """The couples that lie furthest apart among those that pass: a refused best against worst gives
-    way to the next widest, whichever that is. No candidate is used twice.
+    """The couples with the largest difference of scores that pass, no candidate used twice.
+
+    Unlike in `best_versus_worst`, a refused couple is replaced by the next widest of all couples.
 
     Args:
         group, accept, margin, depth: as of `best_versus_worst`.
@@ -110,27 +117,28 @@ def widest(
     return couples
 
 
+@checked
 def all_pairs(
-    group: Sequence[Standing], accept: Acceptance, *, margin: float = 0.0, depth: int | None = None
+    group: Sequence[Standing], accept: Acceptance, *, margin: NotNegative = 0.0, depth: Depth = None
 ) -> list[Couple]:
-    """Every couple that passes, the widest apart first: up to N (N - 1) / 2 a prompt.
+    """Every couple that passes, the largest difference first: up to N (N - 1) / 2 a prompt.
 
     Args:
         group, accept, margin: as of `best_versus_worst`.
-        depth: couples a prompt at most; None: all.
+        depth: largest number of couples a prompt; None: all.
     """
     return _passing(_by_gap(group), accept, margin)[:depth]
 
 
+@checked
 def top_against_bottom(
-    group: Sequence[Standing], accept: Acceptance, *, margin: float = 0.0, depth: int | None = 2
+    group: Sequence[Standing], accept: Acceptance, *, margin: NotNegative = 0.0, depth: Depth = 2
 ) -> list[Couple]:
     """Each of the k best against each of the k worst: up to k^2 couples a prompt.
 
     Args:
         group, accept, margin: as of `best_versus_worst`.
-        depth: k; of fewer than 2 k candidates, and with None, as many at either end as do not
-            overlap.
+        depth: k, or half of the candidates where there are fewer than 2 k; None: half of them.
     """
     ranked = _ranked(group)
     half = len(ranked) // 2
@@ -155,6 +163,6 @@ def _ranked(group: Sequence[Standing]) -> list[Standing]:
 
 
 def _by_gap(group: Sequence[Standing]) -> list[Couple]:
-    """All couples, the better first, by how far apart their scores lie."""
+    """All couples (better, worse), the largest difference of scores first."""
     couples = list(combinations(_ranked(group), 2))
     return sorted(couples, key=lambda two: two[1].score - two[0].score)  # stable: rank decides

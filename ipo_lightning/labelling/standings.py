@@ -1,4 +1,4 @@
-"""What a critic's verdicts say of the candidates of one prompt: a standing each."""
+"""The standing of each candidate among those of its prompt, by the critic's verdicts."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,29 +11,29 @@ from ipo_lightning.storage.records import Candidate, PairVerdict, Verdict
 
 
 class Standing(NamedTuple):
-    """What the verdicts say of a candidate that passed the filters."""
+    """A candidate with what the verdicts say of it; it has passed the filters."""
 
     candidate: Candidate
     score: float
     """The critic's own; of a critic that compares, its Bradley-Terry strength in logits."""
     certainty: float
-    """How sure the critic is of it, in [0, 1]."""
+    """How sure the critic is, in [0, 1]."""
     dims: Mapping[str, float] = {}
     """Scores by dimension, in the same units."""
     compared: "PromptComparisons | None" = None
     """The comparisons of its prompt; None of a critic that rates one video at a time."""
 
     def certainty_over(self, loser: "Standing") -> float:
-        """How sure it is that this candidate is better than the loser, in [0, 1].
+        """The certainty that this candidate is better than the loser, in [0, 1].
 
-        Of two ratings it is the smaller certainty; of comparisons see `PromptComparisons`.
+        Of two ratings it is the smaller one; of comparisons see `PromptComparisons.certainty`.
         """
         if self.compared is None:
             return min(self.certainty, loser.certainty)
         return self.compared.certainty(self.candidate.candidate, loser.candidate.candidate)
 
     def doubt_over(self, loser: "Standing") -> str:
-        """Why the two make no pair whatever their scores; "" where nothing speaks against it."""
+        """Why the two cannot be a pair, whatever their scores; "" where they can."""
         if self.compared is None:
             return ""
         return self.compared.doubt(self.candidate.candidate, loser.candidate.candidate)
@@ -56,7 +56,7 @@ class Standing(NamedTuple):
 class PromptComparisons:
     """The comparisons of a prompt's candidates, which are named by their numbers.
 
-    Of two candidates that were compared their own verdict counts, of others the strengths.
+    For two candidates that were compared their own verdict counts, for others the strengths.
     """
 
     verdicts: Mapping[tuple[int, int], PairVerdict]
@@ -68,7 +68,7 @@ class PromptComparisons:
     def certainty(self, winner: int, loser: int) -> float:
         """The chance that the winner is better, in [0, 1].
 
-        It is the one in their own verdict, but no more than the critic is sure of that. Without a
+        It is the chance in the two's own verdict, but at most the verdict's certainty. Without a
         verdict it follows from the difference of the strengths and its standard error.
         """
         direct = self._direct(winner, loser)
@@ -78,11 +78,11 @@ class PromptComparisons:
         return min(chance, found.certainty)
 
     def doubt(self, winner: int, loser: int) -> str:
-        """Why the two make no pair; "" where nothing speaks against it.
+        """Why the two cannot be a pair; "" where they can.
 
-        Two that were compared must have been the winner's. Of two others the winner must have
-        beaten a candidate that beat a candidate ... that beat the loser: without such a chain, as
-        where comparisons between them got no answer, their strengths say nothing of each other.
+        If they were compared, the winner must have won. If not, there must be a chain: the winner
+        beat a candidate that beat a candidate ... that beat the loser. Without a chain, as where
+        comparisons got no answer, the two's strengths cannot be compared.
         """
         direct = self._direct(winner, loser)
         if direct is None:
@@ -104,7 +104,7 @@ class PromptComparisons:
         return {name: turned * (1 - 2 * chance) for name, chance in found.dims.items()}
 
     def _beaten(self, winner: int) -> set[int]:
-        """The candidates that one beat, itself or through those that it beat, and itself."""
+        """The candidates that one beat, directly or through those that it beat, and itself."""
         outcomes = ((two, verdict.outcome) for two, verdict in self.verdicts.items())
         wins = [
             (i, j) if outcome > 0.5 else (j, i)

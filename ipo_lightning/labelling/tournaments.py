@@ -1,16 +1,17 @@
-"""Which videos of a prompt are compared with which: schedules of comparisons.
+"""Schedules of comparisons: which videos of a prompt are compared, round by round.
 
-A schedule is a pure function of what has been played, round by round: it names the couples of the
-next round, and none once it is finished. It keeps no state, so that a tournament goes on where it
-was interrupted, and says the same on every rank.
+A schedule is a pure function of the results so far: it returns the couples of the next round, and
+none at the end. It has no state, so that a tournament goes on where it was interrupted, and is the
+same on every rank.
 """
 
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from typing import Annotated
 
-from ipo_lightning.errors import InputError
+from ipo_lightning.settings import AtLeast, checked
 
 Couple = tuple[int, int]
 """Two of the N items of a tournament, the smaller number first."""
@@ -19,11 +20,11 @@ Results = Mapping[Couple, float | None]
 Schedule = Callable[[int, Sequence[Results]], list[Couple]]
 """(N, results of the rounds so far) -> couples of the next round; none where it is finished."""
 CLOSE = 0.5
-"""Points that may be owed to having sat out a round."""
+"""Points that an item gets for a round without a comparison."""
 
 
 def next_round(schedule: Schedule, count: int, rounds: Sequence[Results]) -> list[Couple]:
-    """The couples of the next round that have not met before; none ends the tournament."""
+    """The couples of the next round that have not met; none: the tournament is finished."""
     met = {couple for results in rounds for couple in results}
     return [couple for couple in schedule(count, rounds) if couple not in met]
 
@@ -39,40 +40,38 @@ def play(
 
 
 def all_pairs(count: int, rounds: Sequence[Results]) -> list[Couple]:
-    """Everything against everything, at once: N (N - 1) / 2 comparisons."""
+    """Every item against every other in one round: N (N - 1) / 2 comparisons."""
     return [] if rounds else list(combinations(range(count), 2))
 
 
 def opposite(count: int, rounds: Sequence[Results]) -> list[Couple]:
-    """The k-th of the first half against the k-th of the second: N/2 comparisons, at once."""
+    """The k-th of the first half against the k-th of the second in one round: N/2 comparisons."""
     half = count // 2
     return [] if rounds else [(item, half + item) for item in range(half)]
 
 
+@checked
 def swiss(
-    count: int, rounds: Sequence[Results], *, extra: int = 0, final: bool = True
+    count: int,
+    rounds: Sequence[Results],
+    *,
+    extra: Annotated[int, AtLeast(0)] = 0,
+    final: bool = True,
 ) -> list[Couple]:
-    """In each round those meet who have fared alike: about N/2 log2 N comparisons.
+    """Swiss system: items with similar points meet in each round; about N/2 log2 N comparisons.
 
-    After ``ceil(log2 N)`` rounds of N/2 comparisons a critic without noise or ties has left one
-    item unbeaten and one that has won nothing, the best and the worst; of seven, where it matters
-    who sits out, it may leave two unbeaten.
+    After ``ceil(log2 N)`` rounds of N/2 comparisons, with a critic without noise or ties, the best
+    item has won all comparisons and the worst none. Of seven items two may be unbeaten, since in
+    each round one has no comparison.
 
     Args:
         extra: rounds beyond ``ceil(log2 N)``, for a noisy critic.
-        final: ends with a round of up to three comparisons: the first against the last, which is
-            the couple that most labels are made of, and the first two and the last two where half
-            a point or less lies between them. Where verdicts are chances, points are hardly ever
-            far apart: the last two then meet only while that is within half of all pairs, which 8
-            items and more never pass without ``extra``.
-
-    Raises:
-        InputError: ``extra`` is no whole number from 0, or ``final`` neither true nor false.
+        final: add a last round of up to three comparisons: the first against the last, of which
+            most labels are made, and the first two and the last two where they differ by half a
+            point or less. Where verdicts are chances, points hardly ever differ by more: then the
+            last two meet only while at most half of all pairs are compared, which 8 items and more
+            never exceed without ``extra``.
     """
-    if not isinstance(extra, int) or extra < 0:
-        raise InputError(f"labelling.schedule.extra={extra}: give 0 or more rounds")
-    if not isinstance(final, bool):
-        raise InputError(f"labelling.schedule.final={final}: give true or false")
     regular = max(1, math.ceil(math.log2(count))) + extra if count > 1 else 0
     met = {couple for results in rounds for couple in results}
     ranked = _ranked(count, rounds)
@@ -84,7 +83,7 @@ def swiss(
 
 
 def points(count: int, rounds: Sequence[Results]) -> list[float]:
-    """Points of each item: what it won, half for a round that it sat out or that told nothing."""
+    """Points of each item: its chances; a half for a round without a comparison or a verdict."""
     total = [0.0] * count
     for results in rounds:
         gained = [0.5] * count
@@ -96,13 +95,13 @@ def points(count: int, rounds: Sequence[Results]) -> list[float]:
 
 
 def _ranked(count: int, rounds: Sequence[Results]) -> list[int]:
-    """Items by points, the best first; the number decides between equals."""
+    """Items by points, the best first; equal ones by their number."""
     total = points(count, rounds)
     return sorted(range(count), key=lambda item: (-total[item], item))
 
 
 def _neighbours(ranked: Sequence[int], met: set[Couple]) -> list[Couple]:
-    """Each with the nearest in rank that it has not met, from both ends inwards by turns."""
+    """Couples of neighbours in rank that have not met, from both ends inwards in turns."""
     waiting = list(ranked)
     if len(waiting) % 2:
         waiting.remove(_sits_out(ranked, met))
@@ -110,7 +109,7 @@ def _neighbours(ranked: Sequence[int], met: set[Couple]) -> list[Couple]:
     while waiting:
         one = waiting.pop(0)
         other = next((two for two in waiting if _couple(one, two) not in met), None)
-        if other is not None:  # else it has met all that are left, and sits out too
+        if other is not None:  # else it has met all others, and has no comparison
             waiting.remove(other)
             couples.append(_couple(one, other))
         waiting.reverse()
@@ -118,14 +117,14 @@ def _neighbours(ranked: Sequence[int], met: set[Couple]) -> list[Couple]:
 
 
 def _sits_out(ranked: Sequence[int], met: set[Couple]) -> int:
-    """The one nearest to the middle of those that have played most."""
+    """The item without a comparison: of those with most, the nearest to the middle rank."""
     middle, games = (len(ranked) - 1) / 2, Counter(item for couple in met for item in couple)
     place = min(range(len(ranked)), key=lambda k: (-games[ranked[k]], abs(k - middle), k))
     return ranked[place]
 
 
 def _final(ranked: Sequence[int], total: Sequence[float], met: set[Couple]) -> list[Couple]:
-    """The couples of the last round that have not met, those that matter most first."""
+    """The couples of the last round that have not met, the most important first."""
     if len(ranked) < 2:
         return []
     ends = [(ranked[0], ranked[-1])]
@@ -135,8 +134,8 @@ def _final(ranked: Sequence[int], total: Sequence[float], met: set[Couple]) -> l
 
 
 def _room(count: int, rounds: Sequence[Results]) -> int:
-    """How many couples the last round may have: three, or where verdicts are chances two, and the
-    third within half of all pairs."""
+    """How many couples the last round may have: three; where verdicts are chances two, and a third
+    only while at most half of all pairs are compared."""
     played = [won for results in rounds for won in results.values()]
     if all(won in (None, 0, 0.5, 1) for won in played):
         return 3

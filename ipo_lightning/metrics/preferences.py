@@ -23,30 +23,30 @@ class Preference(NamedTuple):
 
     @property
     def expected(self) -> float:
-        """Chance that the first is better, a tie counting half, in [0, 1]."""
+        """Chance that the first is better, in [0, 1]; a tie counts half."""
         return 0.5 + 0.5 * (self.first - self.second)
 
     @property
     def outcome(self) -> Outcome:
-        """The likeliest; where two are equally likely, a tie."""
+        """The likeliest outcome; a tie where two are equally likely."""
         if self.first > max(self.tie, self.second):
             return "first"
         return "second" if self.second > max(self.tie, self.first) else "tie"
 
     def mirrored(self) -> "Preference":
-        """The same with the two videos exchanged."""
+        """The preference with the two videos exchanged."""
         return Preference(self.second, self.tie, self.first)
 
 
 def rao_kupper(difference: float, ties: float = 1.0) -> Preference:
-    """Scores to a preference, by Bradley-Terry with ties (Rao and Kupper 1967).
+    """The preference of two scores, by Bradley-Terry with ties (Rao and Kupper 1967).
 
-    ``P(first) = sigma(d - ln k)``, ``P(second) = sigma(-d - ln k)``, and the rest, ``(k^2 - 1)
-    P(first) P(second)``, is the tie.
+    ``P(first) = sigma(d - ln k)``, ``P(second) = sigma(-d - ln k)``, ``P(tie) = (k^2 - 1) P(first)
+    P(second)``.
 
     Args:
         difference: d, the first's score minus the second's, in logits.
-        ties: k >= 1; 1 leaves no room for ties.
+        ties: k >= 1; 1: there are no ties.
     """
     if not ties >= 1:
         raise ValueError(f"ties={ties}: give 1 or more")
@@ -56,14 +56,14 @@ def rao_kupper(difference: float, ties: float = 1.0) -> Preference:
 
 
 def both_orders(shown: Preference, swapped: Preference) -> tuple[Preference, bool]:
-    """The preference freed of the place's influence, and whether the two answers agree.
+    """The preference without position bias, and whether the two answers agree.
 
     Args:
         shown: the answer to (A, B). swapped: the answer to (B, A), about (B, A).
 
     Returns:
-        The mean, about (A, B), and whether both answers have the same outcome. Exchanging A and B
-        mirrors it exactly: sums of two floats do not depend on their order.
+        The mean of both, about (A, B), and whether they have the same outcome. Exchanging A and B
+        mirrors the result exactly: the sum of two floats does not depend on their order.
     """
     back = swapped.mirrored()
     mean = Preference(*((a + b) / 2 for a, b in zip(shown, back, strict=True)))
@@ -73,8 +73,8 @@ def both_orders(shown: Preference, swapped: Preference) -> tuple[Preference, boo
 def both_orders_of(shown: Mapping[str, float], swapped: Mapping[str, float]) -> dict[str, float]:
     """By dimension: chance that A is better, from the answers to (A, B) and, about B, to (B, A).
 
-    A dimension on which the two disagree is a tie, and one that a single answer has is left out:
-    it cannot be freed of the place's influence.
+    A dimension in which the two disagree is a tie. One that only one answer has is left out: its
+    position bias cannot be removed.
     """
     merged = {}
     for name in sorted(shown.keys() & swapped.keys()):
@@ -84,12 +84,12 @@ def both_orders_of(shown: Mapping[str, float], swapped: Mapping[str, float]) -> 
 
 
 class Strengths(NamedTuple):
-    """How strong each of N items is, in logits: `bradley_terry`'s."""
+    """The strength of each of N items, in logits, see `bradley_terry`."""
 
     values: tuple[float, ...]
     """Their mean is 0 within each group of items that were compared with each other."""
     covariance: tuple[tuple[float, ...], ...]
-    """(N, N), of the Gaussian approximation to what is known of them."""
+    """(N, N), of the Gaussian approximation to their posterior."""
 
     def error(self, i: int, j: int) -> float:
         """Standard error of the difference of two strengths."""
@@ -97,7 +97,7 @@ class Strengths(NamedTuple):
         return math.sqrt(max(rows[i][i] + rows[j][j] - 2 * rows[i][j], 0.0))
 
     def certainty(self, i: int, j: int) -> float:
-        """Chance that item i is stronger than item j, as far as the comparisons tell."""
+        """Chance that item i is stronger than item j, given the comparisons."""
         error = self.error(i, j)
         scaled = (self.values[i] - self.values[j]) / error if error else 0.0
         return 0.5 * math.erfc(-scaled / math.sqrt(2))
@@ -110,12 +110,12 @@ RIDGE = 0.1
 def bradley_terry(
     count: int, outcomes: Mapping[tuple[int, int], float], ridge: float = RIDGE
 ) -> Strengths:
-    """Strengths s that explain outcomes best: ``P(i beats j) = sigma(s_i - s_j)``.
+    """Maximum a posteriori strengths s of the outcomes: ``P(i beats j) = sigma(s_i - s_j)``.
 
     Maximises ``sum y log sigma(s_i - s_j) + (1 - y) log sigma(s_j - s_i) - ridge / 2 sum s^2``,
-    which has one maximum: the prior keeps an unbeaten item finite, and joins items that were never
-    compared with each other, even through others, at a wide error. Nothing depends on the order of
-    the outcomes; equal records have equal strengths, to the digit.
+    which has one maximum: the prior keeps the strength of an unbeaten item finite, and gives items
+    that are not connected by comparisons a large error. The result does not depend on the order of
+    the outcomes; items with equal outcomes have exactly equal strengths.
 
     Args:
         count: N items, numbered from 0.
@@ -151,10 +151,11 @@ def _newton(
         precision = design.T @ bend + ridge * sides
         step = torch.linalg.solve(precision, slope)
         longest = float(step.abs().max()) if count else 0.0
-        if longest < 1e-12 or before <= longest < 1e-3:  # no shorter: the rest is rounding
+        # Where the step does not get shorter, the rest is rounding.
+        if longest < 1e-12 or before <= longest < 1e-3:
             return values, precision
         before = longest
-        values = values + step * min(1.0, 1 / longest)  # a logit at most: no overshooting
+        values = values + step * min(1.0, 1 / longest)  # at most one logit, so as not to overshoot
 
 
 def sigmoid(x: float) -> float:

@@ -1,7 +1,7 @@
-"""A run as plain-text tables and as one self-contained HTML page, made from files on disk alone.
+"""A run as plain-text tables and as one self-contained HTML page, made from its files on disk.
 
 The page loads nothing from elsewhere: styles, charts (SVG) and videos (animated WebP) are inside.
-Whatever came from a file (prompts, names, a critic's words) is text, which ``markup`` escapes.
+Texts from files (prompts, names, a critic's answers) are escaped by ``markup``.
 
 ``run`` reads the files, ``tables`` and ``charts`` show their numbers, ``videos`` their videos;
 ``parts`` and ``page`` put these together.

@@ -1,4 +1,4 @@
-"""Line charts over rounds as SVG, and those that a run is shown with."""
+"""Line charts over rounds as SVG, and the charts of a run."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ Z95 = 1.96  # half-width of a 95 % normal interval, in standard errors
 
 
 class Mark(NamedTuple):
-    """One value of a series, with the bounds of its interval where there is one."""
+    """A value of a series, with the bounds of its interval if it has one."""
 
     x: float
     y: float
@@ -75,7 +75,7 @@ def chart(
 def fit(
     series: Sequence[Series], reference: float | None, limits: tuple[float, float] | None
 ) -> Frame:
-    """The range of the data, with air around it and never empty."""
+    """The range of the data with a margin; it is never empty."""
     marks = [mark for one in series for mark in one.marks]
     xs = [mark.x for mark in marks]
     x_low, x_high = min(0.0, *xs, 0.0), max(1.0, *xs, 1.0)
@@ -98,7 +98,7 @@ def ticks(low: float, high: float, at_most: int = 5) -> list[float]:
 
 
 def axes(frame: Frame, *, whole: bool = True) -> Html:
-    """Grid, labels of the values, and below the rounds, or whatever need not be whole."""
+    """Grid, labels of the values, and below of the rounds; not ``whole``: of other numbers."""
     values = ticks(frame.y_low, frame.y_high)
     lines = [horizontal(frame, value, "grid") for value in values]
     labels = [
@@ -120,9 +120,10 @@ def horizontal(frame: Frame, value: float, class_: str) -> Html:
 
 
 def line(frame: Frame, series: Series, colour: str, along: str = "round") -> Html:
-    """One series: band, line and a dot a round that tells its value when pointed at.
+    """One series: band, line, and a dot a round with its value as a tooltip.
 
-    ``along``: what the horizontal axis is called.
+    Args:
+        along: name of the horizontal axis.
     """
     parts = []
     banded = [(m.x, m.low, m.high) for m in series.marks if m.low is not None is not m.high]
@@ -140,7 +141,7 @@ def line(frame: Frame, series: Series, colour: str, along: str = "round") -> Htm
 
 
 def whisker(frame: Frame, mark: Mark) -> Html:
-    """The interval of one value as a thin vertical line, nothing where there is none."""
+    """The interval of a value as a thin vertical line; nothing where there is none."""
     if mark.low is None or mark.high is None:
         return Html("")
     (x, top), (_, bottom) = frame.at(mark.x, mark.high), frame.at(mark.x, mark.low)
@@ -148,12 +149,12 @@ def whisker(frame: Frame, mark: Mark) -> Html:
 
 
 def path(points: Iterable[tuple[float, float]]) -> str:
-    """Pixel positions as SVG writes them."""
+    """Pixel positions in SVG's notation."""
     return " ".join(f"{x:g},{y:g}" for x, y in points)
 
 
 def legend(series: Sequence[Series]) -> Html:
-    """The names of the lines beside their colours."""
+    """The names of the lines with their colours."""
     entries = (
         tag("span", tag("i", class_=f"c{i % COLOURS}"), one.name) for i, one in enumerate(series)
     )
@@ -161,7 +162,7 @@ def legend(series: Sequence[Series]) -> Html:
 
 
 def spoken(title: str, series: Sequence[Series]) -> str:
-    """A chart for those who do not see it."""
+    """A chart in words, for screen readers."""
     lines = (f"{s.name} from {number(s.marks[0].y)} to {number(s.marks[-1].y)}" for s in series)
     return f"{title}: " + "; ".join(lines)
 
@@ -179,7 +180,7 @@ def with_error(lines: Sequence[Row], name: str) -> Series:
 
 
 def wins(lines: Sequence[Row]) -> Series:
-    """The win rate over rounds with its interval; the base against itself is no comparison."""
+    """The win rate over rounds with its interval, without round 0."""
     marks = []
     for one in lines:
         rate = finite(one.get("win_rate"))
@@ -199,7 +200,7 @@ def nested(lines: Sequence[Row], group: str) -> list[Series]:
 
 
 def ratios(lines: Sequence[Row]) -> list[Series]:
-    """Every gauge over its value in round 0, where that is not zero."""
+    """Each gauge divided by its value in round 0, if that is not zero."""
     base = base_gauges(lines)
     return [
         Series(name, marks_of((one, relative(gauges_of(one), base, name)) for one in lines))
@@ -240,7 +241,7 @@ def charts(lines: Sequence[Row]) -> Html:
 
 
 def relabelled(found: Mapping[str, Series], names: Mapping[str, str]) -> list[Series]:
-    """The series that there are, under the labels given (label -> name)."""
+    """The series that exist, with new labels (label -> name)."""
     there = ((label, found[name]) for label, name in names.items() if name in found)
     return [one._replace(name=label) for label, one in there]
 
@@ -259,6 +260,6 @@ TRAINING_CHARTS: tuple[tuple[str, Mapping[str, str], str, float | None], ...] = 
     ),
     ("Drift", {"drift": "drift"}, "mean change of error on the reference's own videos", 0.0),
     ("Margin by timestep", QUARTERS, "cleanest quarter first", 0.0),
-    ("Saturated pairs", {"saturated": "saturated"}, "share that hardly pull any more", None),
+    ("Saturated pairs", {"saturated": "saturated"}, "share of pairs with nearly no gradient", None),
     ("Gradient norm", {"gradient norm": "gradient_norm"}, "before clipping", None),
 )

@@ -1,4 +1,4 @@
-"""A round's labels on the page: what was kept and dropped, and pairs with what was said of them."""
+"""A round's labels on the page: how many were kept and dropped, and examples with verdicts."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ FIGURES = {
 }
 """Names in labelling.json and what the page calls them."""
 
-Duels = Mapping[tuple[Any, frozenset[Any]], Row]
-"""(prompt index, two candidates) -> their duel."""
+Comparisons = Mapping[tuple[Any, frozenset[Any]], Row]
+"""(prompt index, two candidates) -> their verdict."""
 
 
 def round_part(one: RoundFiles, videos: Videos, line: Row | None, *, unfolded: bool) -> Html:
@@ -34,11 +34,11 @@ def round_part(one: RoundFiles, videos: Videos, line: Row | None, *, unfolded: b
     if one.missing:
         parts.append(tag("p", f"Not finished: {', '.join(one.missing)}.", class_="empty"))
     verdicts = {place(row): row for row in one.verdicts if "p_first" not in row}
-    duels = {meeting(row): row for row in one.verdicts if "p_first" in row}
+    comparisons = {meeting(row): row for row in one.verdicts if "p_first" in row}
     pairs = [one.pairs[i] for i in spread(len(one.pairs), MAX_LABELS)]
     points = [one.points[i] for i in spread(len(one.points), 2 * MAX_LABELS)]
     if pairs:
-        shown = (pair_part(row, verdicts, duels, videos) for row in pairs)
+        shown = (pair_part(row, verdicts, comparisons, videos) for row in pairs)
         parts.append(tag("div", *shown, class_="pairs"))
     if points:
         figures = (point_part(row, verdicts, videos) for row in points)
@@ -53,13 +53,13 @@ def place(row: Row) -> tuple[Any, Any]:
     return row.get("prompt_index"), row.get("candidate")
 
 
-def meeting(duel: Row) -> tuple[Any, frozenset[Any]]:
-    """Prompt and the two candidates of a duel."""
-    return duel.get("prompt_index"), frozenset((duel.get("first"), duel.get("second")))
+def meeting(verdict: Row) -> tuple[Any, frozenset[Any]]:
+    """Prompt and the two candidates of a verdict."""
+    return verdict.get("prompt_index"), frozenset((verdict.get("first"), verdict.get("second")))
 
 
 def headline(one: RoundFiles, line: Row | None) -> str:
-    """How many labels a round has and where its time went."""
+    """How many labels a round has, and its seconds by stage."""
     labels = f"{len(one.pairs)} pairs" if one.pairs else f"{len(one.points)} labelled videos"
     times = ", ".join(f"{name} {s:.0f} s" for name, s in seconds_of(line or {}).items())
     return f"{labels}; {times}" if times else labels
@@ -77,7 +77,7 @@ def counts_part(labelling: Row) -> Html:
 
 
 def figures_part(labelling: Row) -> Html:
-    """What the verdicts look like as a whole, as a small table."""
+    """Statistics of the verdicts, as a small table."""
     figures = labelling.get("figures") or {}
     rows = [
         tag("tr", tag("th", words, scope="row"), tag("td", number(figures[name]), class_="number"))
@@ -87,8 +87,10 @@ def figures_part(labelling: Row) -> Html:
     return tag("table", tag("tbody", *rows), class_="figures level") if rows else Html("")
 
 
-def pair_part(pair: Row, verdicts: Mapping[Any, Row], duels: Duels, videos: Videos) -> Html:
-    """A winner beside its loser."""
+def pair_part(
+    pair: Row, verdicts: Mapping[Any, Row], comparisons: Comparisons, videos: Videos
+) -> Html:
+    """A winner and its loser, side by side."""
     sides = []
     for side in ("winner", "loser"):
         row = verdicts.get((pair.get("prompt_index"), pair.get(side)), {})
@@ -98,16 +100,16 @@ def pair_part(pair: Row, verdicts: Mapping[Any, Row], duels: Duels, videos: Vide
         sides.append(tag("div", figure, words_part(row.get("raw")), class_=side))
     facts = f"margin {number(pair.get('margin'))}, weight {number(pair.get('weight'))}"
     title = tag("h3", str(pair.get("prompt", "")), tag("span", facts, class_="note"))
-    duel = duel_part(pair, duels) if duels else Html("")
-    return tag("div", title, tag("div", *sides, class_="sides"), duel, class_="pair")
+    comparison = comparison_part(pair, comparisons) if comparisons else Html("")
+    return tag("div", title, tag("div", *sides, class_="sides"), comparison, class_="pair")
 
 
-def duel_part(pair: Row, duels: Duels) -> Html:
-    """What was said of the two beside each other, in both orders."""
+def comparison_part(pair: Row, comparisons: Comparisons) -> Html:
+    """The verdict on a winner and its loser, with the answers to both orders."""
     both = frozenset((pair.get("winner"), pair.get("loser")))
-    found = duels.get((pair.get("prompt_index"), both))
+    found = comparisons.get((pair.get("prompt_index"), both))
     if found is None:
-        return tag("p", f"The two never met: winner by the strengths of all, with certainty "
+        return tag("p", f"The two were not compared: winner by their strengths, with certainty "
                    f"{number(pair.get('certainty'))}.", class_="note")  # fmt: skip
     won = found.get("first") == pair.get("winner")
     chances = [found.get(name) for name in ("p_first", "p_tie", "p_second")]
@@ -127,7 +129,7 @@ def duel_part(pair: Row, duels: Duels) -> Html:
 
 
 def orders(won: bool) -> Sequence[str]:
-    """The two orders of a duel, told by the label; ``won``: its first is the winner."""
+    """Names of the two orders of a comparison; ``won``: its first video is the winner."""
     names = ("winner shown first", "loser shown first")
     return names if won else names[::-1]
 
@@ -152,9 +154,9 @@ def verdict_words(kind: str, verdict: Row) -> list[str]:
 
 
 def words_part(raw: Any) -> Html:
-    """The critic's own words, folded away."""
+    """The critic's answer, folded."""
     words = raw if isinstance(raw, str) else json.dumps(raw) if raw else ""
     if not words.strip():
         return Html("")
     cut = words if len(words) <= MAX_WORDS else words[:MAX_WORDS] + " ..."
-    return tag("details", tag("summary", "the critic's words"), tag("pre", cut), class_="words")
+    return tag("details", tag("summary", "the critic's answer"), tag("pre", cut), class_="words")

@@ -1,7 +1,6 @@
-"""Html that is safe to build up from text.
+"""HTML that is safely built from text.
 
-:func:`tag` escapes every child that is not :class:`Html`, so that markup can only come from this
-package.
+`tag` escapes every child that is not `Html`, so that only this package makes markup.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ class Html(str):
 
 
 def tag(name: str, *children: str, **attributes: str | float) -> Html:
-    """An element; children that are not :class:`Html` are escaped, attributes always are.
+    """An element; children that are not `Html` are escaped, and so are all attributes.
 
     ``class_`` means ``class``; other underscores in attributes become hyphens.
     """
@@ -25,7 +24,7 @@ def tag(name: str, *children: str, **attributes: str | float) -> Html:
 
 
 def join(parts: Iterable[str]) -> Html:
-    """Parts one after the other, escaped where they are not :class:`Html`."""
+    """Parts one after the other, escaped where they are not `Html`."""
     return Html("".join(p if isinstance(p, Html) else escape(p) for p in parts))
 
 

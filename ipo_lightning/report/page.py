@@ -1,4 +1,4 @@
-"""The page as a whole: its parts in order, between a head with the styles and the end."""
+"""The whole page: its parts in order."""
 
 from collections.abc import Callable
 from importlib.resources import files
@@ -22,10 +22,11 @@ def write_report(
     videos: Callable[[str], Path] | None = None,
     command: str | None = None,
 ) -> Path:
-    """Write the run as one HTML page; returns its path, ``run_dir/report.html`` by default.
+    """Write a run's page; returns its path, ``run_dir/report.html`` by default.
 
-    ``videos`` finds an mp4 by its name (sha256) and defaults to the run's own store;
-    ``command`` is the command that made the run. What is not on disk yet is said to be missing.
+    Args:
+        videos: name of an mp4 (sha256) -> its file; by default in the run's store.
+        command: the command that made the run.
     """
     run = read_run(Path(run_dir))
     find = videos or find_videos(run.path)
@@ -63,15 +64,15 @@ def page(run: Run, videos: Videos, command: str | None) -> str:
 
 
 ROUNDS_NOTE = (
-    "Round 0 is the base model. Scores are means with standard errors clustered by prompt; the win "
+    "Round 0 is the base model. Scores are means with standard errors clustered by prompt. The win "
     "rate compares each video with the base's of the same prompt and seed, by the held-out judge, "
     "with a 95 % bootstrap interval over prompts. Drift is the change of the error on real videos."
 )
 COMPARISON_NOTE = (
-    "Prompts evenly spaced over the evaluation set, not picked. Below each video: the training "
+    "Prompts evenly spaced over the evaluation set. Below each video: the training "
     "critic's score / the held-out judge's."
 )
-LABELS_NOTE = "What training saw: examples evenly spaced over the round's labels, not picked."
+LABELS_NOTE = "Examples of the training labels, evenly spaced over the round's labels."
 
 STYLE = files("ipo_lightning.report").joinpath("style.css").read_text(encoding="utf-8")
 HEAD = Html(

@@ -24,7 +24,7 @@ MAX_PROMPTS = 6  # rows of the comparison by prompt
 
 
 def summary(run: Run) -> Html:
-    """The outcome in a sentence or two, with a warning where the score may mislead."""
+    """The result in a sentence, with warnings where the score may mislead."""
     trained = [one for one in run.lines if one["round"] > 0]
     if not trained:
         return tag("p", "No trained round is finished yet.", class_="lead")
@@ -44,20 +44,21 @@ def summary(run: Run) -> Html:
 
 
 def verdict_on(low: float, high: float) -> str:
-    """What an interval of a win rate allows to say."""
+    """The conclusion from a win rate's interval."""
     if low > 0.5:
         return ": better than the base."
     return ": worse than the base." if high < 0.5 else ": no clear difference."
 
 
 def warnings(lines: Sequence[Row]) -> list[str]:
-    """Signs that the critic is being pleased at the videos' expense."""
+    """Signs that the policy exploits the critic: less motion, a larger error on real videos."""
     base, last = base_gauges(lines), gauges_of(lines[-1])
     found = []
     for name in ("travel", "motion"):
         ratio = relative(last, base, name)
         if ratio is not None and ratio < 0.8:
-            found.append(f"{name} is {100 * (1 - ratio):.0f} % below the base's, stillness may pay")
+            less = f"{name} is {100 * (1 - ratio):.0f} % below the base's"
+            found.append(f"{less}: the critic may reward stillness")
     drift = relative(last, base, "real_error")
     if drift is not None and drift > 1.1:
         found.append(f"the error on real videos is {100 * (drift - 1):.0f} % above the base's")
@@ -65,7 +66,7 @@ def warnings(lines: Sequence[Row]) -> list[str]:
 
 
 def choices(config: Row) -> Html:
-    """The settings that tell runs apart: every top-level value, and what each group builds."""
+    """The main settings: every top-level value, and the class of each group."""
     entries = []
     for name, value in config.items():
         text = choice(value)
@@ -75,7 +76,7 @@ def choices(config: Row) -> Html:
 
 
 def choice(value: Any) -> str:
-    """One setting in a few words; "" for what is too large to say or switched off."""
+    """A setting in a few words; "" where it is too large or off."""
     if isinstance(value, Mapping):
         target = value.get("_target_")
         plain = [f"{k} {v}" for k, v in value.items() if k[:1] != "_" and is_plain(v)]
@@ -85,7 +86,7 @@ def choice(value: Any) -> str:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a setting is a number, a switch or a short text, but no place on a disk."""
+    """Whether a setting is a number, a switch or a short text, and not a path."""
     short = isinstance(value, str) and len(value) <= 40 and not value.startswith("/")
     return short or isinstance(value, bool | int | float)
 
@@ -111,7 +112,7 @@ def comparison(run: Run, videos: Videos) -> Html:
 
 
 def starts(key: tuple[Any, Any], before: tuple[Any, Any] | None) -> bool:
-    """Whether a place is the first of its prompt."""
+    """Whether a row is the first of its prompt."""
     return before is None or key[0] != before[0]
 
 
@@ -140,7 +141,7 @@ def reproduce(run: Run, command: str | None) -> Html:
 
 
 def train_command(run: Run) -> str:
-    """The command behind a run: Hydra's record of the overrides, or as much as is known of it."""
+    """The command of a run: Hydra's record of the overrides, or the known ones."""
     record = run.path / ".hydra" / "overrides.yaml"
     if record.exists():
         overrides, remark = yaml.safe_load(record.read_text()) or [], []

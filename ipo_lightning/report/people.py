@@ -1,4 +1,4 @@
-"""How the people who labelled worked, where a run's critic was people."""
+"""Statistics of the annotators, where people were a run's critic."""
 
 from pathlib import Path
 
@@ -9,19 +9,19 @@ from ipo_lightning.report.run import Run
 from ipo_lightning.report.tables import number
 
 NOTE = (
-    "From the files that annotators handed in, for all runs that share them. A repeat is a "
-    "question that was asked twice unnoticed, sides swapped: how often somebody agrees with "
-    "themselves bounds what their labels can teach."
+    "From the annotators' files, for all runs that share them. A repeat is a question that was "
+    "shown again with sides swapped. How often annotators agree with themselves limits what can be "
+    "learnt from their labels."
 )
 
 
 def people(run: Run) -> Html:
-    """A table of annotators; nothing where the run's critic has no answers of people."""
+    """A table of annotators; nothing where people were not the run's critic."""
     place = (run.config.get("critic") or {}).get("answers")
     if not isinstance(place, str):
         return Html("")
-    beside = run.path.parent / Path(place).name  # where a run was moved with its store
-    path = Path(place) if Path(place).exists() else beside
+    moved = run.path.parent / Path(place).name  # if the run was moved with its store
+    path = Path(place) if Path(place).exists() else moved
     try:
         accounts = read_answers(path).accounts()
     except InputError as error:
@@ -39,5 +39,5 @@ def _row(one: Account) -> dict[str, str]:
         "ties": number(one.ties),
         "cannot say": number(one.cannot_say),
         "seconds": "-" if one.seconds is None else f"{one.seconds:.1f}",
-        "repeats alike": f"{one.agreed} / {one.repeats}",
+        "same on repeats": f"{one.agreed} / {one.repeats}",
     }

@@ -1,4 +1,4 @@
-"""What lies on disk of a run, read for the page; a file that is missing is no rows."""
+"""A run's files, read for the page; a missing file has no rows."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -14,9 +14,9 @@ from ipo_lightning.storage.store import Store, read_jsonl
 
 
 def find_videos(run_dir: Path) -> Callable[[str], Path]:
-    """Where the mp4 of a name (sha256) lies: in the store of ``config.yaml``, or beside the run.
+    """Name of an mp4 (sha256) -> its file, in the store of ``config.yaml`` or next to the run.
 
-    The former may be relative to a working folder that is not ours, or on another machine.
+    The former may be relative to another working directory, or on another machine.
     """
     configured = (read_config(RunDir(run_dir)).get("paths") or {}).get("store")
     known = configured is not None and Path(configured).is_dir()
@@ -25,14 +25,14 @@ def find_videos(run_dir: Path) -> Callable[[str], Path]:
 
 
 def read_config(run: RunDir) -> Row:
-    """The resolved settings of a run, none where the file is missing."""
+    """The resolved settings of a run; empty where the file is missing."""
     text = run.config_file.read_text() if run.config_file.exists() else ""
     config = yaml.safe_load(text)
     return config if isinstance(config, Mapping) else {}
 
 
 class RoundFiles(NamedTuple):
-    """What lies on disk of one round; a missing file is no rows."""
+    """The files of a round; a missing file has no rows."""
 
     number: int
     verdicts: list[dict[str, Any]]
@@ -44,7 +44,7 @@ class RoundFiles(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What lies on disk of a run."""
+    """The files of a run."""
 
     name: str
     path: Path
@@ -55,7 +55,7 @@ class Run(NamedTuple):
 
 
 def read_run(run_dir: Path) -> Run:
-    """Everything that the page is made of, but the videos."""
+    """All that the page shows, except the videos."""
     if not run_dir.is_dir():
         raise InputError(f"report: no run folder at {run_dir}; give the folder that train.py made")
     run = RunDir(run_dir)
@@ -95,12 +95,12 @@ def read_round(one: RoundDir, line: Row | None) -> RoundFiles:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file, none where it does not exist."""
+    """Rows of a JSON-lines file; none where it does not exist."""
     if not path.exists():
         return []
     try:
         return read_jsonl(path)
     except ValueError as error:
         raise InputError(
-            f"report: {path} is damaged ({error}); delete it to make it anew"
+            f"report: {path} is damaged ({error}); delete it, and it is made again"
         ) from None

@@ -10,14 +10,14 @@ Row = Mapping[str, Any]
 
 
 def finite(value: Any) -> float | None:
-    """A number that can be shown, or None for what is missing, not a number or infinite."""
+    """A finite number; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """Three significant digits, whole numbers as they are, "-" for what is missing."""
+    """Three significant digits; whole numbers unchanged; "-" for a missing one."""
     known = finite(value)
     if known is None:
         return "-"
@@ -30,7 +30,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def plus_minus(value: Any, error: Any) -> str:
-    """A value and its standard error, the value to the decimals that the error deserves."""
+    """A value and its standard error, with the decimals of the error."""
     mean, spread_ = finite(value), finite(error)
     if mean is None or not spread_:
         return number(value)
@@ -48,9 +48,9 @@ def interval(value: Any, bounds: Any) -> str:
 
 
 def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """Rows as aligned plain text under the column names; what a row lacks is "-".
+    """Rows as aligned plain text under the column names; a missing value is "-".
 
-    A column of numbers (or of nothing) is set to the right, words to the left.
+    Columns of numbers are aligned right, others left.
     """
     cells = [[cell(row.get(name)) for name in columns] for row in rows]
     grid = [list(columns), *cells]
@@ -86,8 +86,8 @@ def rounds_table(lines: Sequence[Row]) -> str:
 def rounds_rows(lines: Sequence[Row]) -> list[dict[str, str]]:
     """One row a round: heading -> cell.
 
-    "drift" is the change of the error on real videos since the base, in per cent: a policy that
-    forgets video to please the critic has a rising one.
+    "drift" is the change of the error on real videos since the base, in per cent; it rises if the
+    policy forgets real video to please the critic.
     """
     base = base_gauges(lines)
     moving = next((name for name in ("travel", "motion") if name in base), "motion")
@@ -107,7 +107,7 @@ def rounds_rows(lines: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def base_gauges(lines: Sequence[Row]) -> Row:
-    """The gauges of round 0, none where it is missing."""
+    """The gauges of round 0; empty where it is missing."""
     return next((gauges_of(line) for line in lines if line.get("round") == 0), {})
 
 
@@ -124,7 +124,7 @@ def seconds_of(line: Row) -> dict[str, float]:
 
 
 def relative(values: Row, base: Row, name: str) -> float | None:
-    """A value over the base's, or None where either is missing or the base's is zero."""
+    """A value divided by the base's; None where one is missing or the base's is zero."""
     value, reference = finite(values.get(name)), finite(base.get(name))
     return None if value is None or not reference else value / reference
 

@@ -1,4 +1,4 @@
-"""Videos as small animated pictures inside the page."""
+"""Videos as small animated pictures within the page."""
 
 import base64
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from ipo_lightning.report.markup import Html, tag
 from ipo_lightning.video import Clip, animation, read_video, spread
 
 MAX_FRAMES = 25  # of a thumbnail
-MAX_HEIGHT = 192  # px of a thumbnail; what is smaller stays as it is
+MAX_HEIGHT = 192  # px of a thumbnail; smaller videos are not scaled
 
 
 class Videos:
-    """Videos by name, as embedded pictures; the same picture is made once."""
+    """Videos by name, as embedded pictures; each is made once."""
 
     def __init__(self, find: Callable[[str], Path]) -> None:
         self.find = find
@@ -49,7 +49,7 @@ class Videos:
 
 
 def thumbnail(clip: Clip) -> Clip:
-    """At most 25 frames of at most 192 px: small enough to embed, as long in seconds as before."""
+    """At most 25 frames of at most 192 px, of the same duration."""
     frames = clip.frames
     kept = frames[spread(len(frames), MAX_FRAMES)]
     if kept.shape[1] > MAX_HEIGHT:
@@ -61,5 +61,5 @@ def thumbnail(clip: Clip) -> Clip:
 
 
 def data_url(picture: bytes) -> str:
-    """WebP bytes as an address that holds them."""
+    """WebP bytes as a data URL."""
     return "data:image/webp;base64," + base64.b64encode(picture).decode("ascii")

@@ -1,1 +1,1 @@
-"""Training a critic on human labels."""
+"""Training a critic on people's labels."""

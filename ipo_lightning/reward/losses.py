@@ -1,36 +1,38 @@
-"""What a critic is trained with on human labels: pure functions of rewards.
+"""Losses for training a critic on people's labels: pure functions of rewards.
 
-Rewards are (B, D), one a dimension, in logits: a difference of 1 makes the better video e times as
-likely to be taken. Labels are (B, D) floats: 1 where the first video is better, -1 where the second
-is, 0 for a tie, NaN where there is no label. A pair with labels in two of three dimensions has the
-mean of two, not the sum of two over three: what is missing neither pulls nor dilutes (VideoAlign's
-trainer divides by all of them).
+Rewards are (B, D), one a dimension, in logits: with a difference of 1 the better video is e times
+as likely to be preferred. Labels are (B, D) floats: 1 where the first video is better, -1 where the
+second is, 0 for a tie, NaN for no label. The loss of a pair is the mean over its labelled
+dimensions (VideoAlign's trainer divides by the number of all dimensions instead).
 
-A loss is pairwise where its first parameter is called ``first``, pointwise where it is ``rewards``.
+A loss is pairwise if its first parameter is called ``first``, pointwise if it is ``rewards``.
 """
 
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import Above, Says, checked
+
+Ties = Annotated[float, Above(1), Says("a number above 1; without ties choose bt")]
 
 
 class RewardLoss(NamedTuple):
-    """One value a pair or a video; the caller weights and reduces over those that count."""
+    """One value a pair or a video, not reduced."""
 
     loss: Tensor
-    """(B,) the mean over the valid dimensions; 0 where there is none."""
+    """(B,) the mean over the valid dimensions; 0 without any."""
     valid: Tensor
-    """(B,) bool: whether any dimension has a label that this loss learns from."""
+    """(B,) bool: whether any dimension has a label that this loss uses."""
 
     def mean(self) -> Tensor:
-        """Over the pairs or videos that have a label; 0, with a gradient of 0, where none has."""
+        """The mean over the pairs or videos with a label; 0, with zero gradient, without any."""
         return self.loss.sum() / self.valid.sum().clamp_min(1)
 
 
@@ -41,7 +43,7 @@ class RewardScale(NamedTuple):
     std: tuple[float, ...]
 
     def scores(self, rewards: Tensor) -> Tensor:
-        """Rewards (..., D) in units of the training videos' spread, as float64."""
+        """Rewards (..., D) normalised by mean and standard deviation, as float64."""
         double = rewards.detach().double().cpu()
         return (double - double.new_tensor(self.mean)) / double.new_tensor(self.std)
 
@@ -54,22 +56,21 @@ def bradley_terry(first: Tensor, second: Tensor, labels: Tensor) -> RewardLoss:
     return mean_over_valid(-F.logsigmoid(_filled(labels, decided) * difference), decided)
 
 
+@checked
 def bradley_terry_ties(
-    first: Tensor, second: Tensor, labels: Tensor, *, ties: float = 5.0
+    first: Tensor, second: Tensor, labels: Tensor, *, ties: Ties = 5.0
 ) -> RewardLoss:
     """Bradley-Terry with ties (Rao and Kupper 1967), as VideoReward was trained.
 
     With d the difference: ``P(first) = sigma(d - ln k)``, ``P(second) = sigma(-d - ln k)``,
-    ``P(tie) = (k^2 - 1) P(first) P(second)``; the loss is minus the label's logarithm. See
+    ``P(tie) = (k^2 - 1) P(first) P(second)``; the loss is the negative log-likelihood. See
     `ipo_lightning.metrics.preferences.rao_kupper` for the probabilities.
 
     Args:
-        ties: k > 1; the larger, the readier people call two videos the same. A tie between equal
-            rewards has the chance ``(k - 1) / (k + 1)``: two thirds for VideoAlign's 5.
+        ties: k > 1; the larger, the more often people call a tie. Between equal rewards its
+            probability is ``(k - 1) / (k + 1)``: two thirds for VideoAlign's 5.
     """
     _check_shapes(first, second, labels)
-    if not ties > 1:
-        raise InputError(f"reward_loss.ties={ties}: give more than 1; without ties choose bt")
     difference, log_ties = first.float() - second.float(), math.log(ties)
     win, lose = F.logsigmoid(difference - log_ties), F.logsigmoid(-difference - log_ties)
     tie = win + lose + math.log(ties * ties - 1)
@@ -78,7 +79,7 @@ def bradley_terry_ties(
 
 
 def regression(rewards: Tensor, scores: Tensor) -> RewardLoss:
-    """Squared distance to given scores, such as mean opinions (VideoScore); NaN where missing."""
+    """Squared error of the rewards to given scores, such as mean opinion scores (VideoScore)."""
     _check_shapes(rewards, scores)
     valid = ~scores.isnan()
     return mean_over_valid((rewards.float() - _filled(scores, valid)).square(), valid)
@@ -91,10 +92,10 @@ def mean_over_valid(loss: Tensor, valid: Tensor) -> RewardLoss:
 
 
 def label_kind(loss: Callable[..., RewardLoss]) -> Literal["pairwise", "pointwise"]:
-    """What a loss learns from, by its first parameter.
+    """The kind of labels that a loss takes, by its first parameter.
 
     Raises:
-        InputError: it is neither ``first`` nor ``rewards``.
+        InputError: it is another one than ``first`` or ``rewards``.
     """
     first = next(iter(inspect.signature(loss).parameters), "")
     if first not in ("first", "rewards"):
@@ -106,13 +107,13 @@ def label_kind(loss: Callable[..., RewardLoss]) -> Literal["pairwise", "pointwis
 
 
 def try_loss(loss: Callable[..., Any]) -> None:
-    """Refuse settings that the loss itself refuses, before anything is loaded."""
+    """Call the loss once on zeros, so that it refuses wrong settings before anything is loaded."""
     some = torch.zeros(1, 1)
     loss(*([some] * (3 if label_kind(loss) == "pairwise" else 2)))
 
 
 def _filled(labels: Tensor, valid: Tensor) -> Tensor:
-    """Labels with zeros where there is none: NaN times 0 would still be NaN in a gradient."""
+    """Labels with 0 in place of NaN, whose gradient would be NaN even if masked."""
     return torch.where(valid, labels, torch.zeros_like(labels)).float()
 
 

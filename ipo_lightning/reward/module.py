@@ -1,14 +1,14 @@
-"""Training a critic on what people said: the LightningModule, and what a network must offer.
+"""Training a critic on people's labels: the LightningModule, and the protocol of its networks.
 
-A reward network gives each video with its prompt a reward a dimension, (B, D). Pairs of videos
-train it by the differences (Bradley-Terry and its kin, `ipo_lightning.reward.losses`), rated videos
-by the rewards themselves. Both videos of a pair go through the network in one batch.
+A reward network computes rewards (B, D) of videos and their prompts, one a dimension. Pairs of
+videos train it by differences of rewards (Bradley-Terry, `ipo_lightning.reward.losses`), rated
+videos by the rewards. Both videos of a pair are in one batch.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import lightning as L
 import torch
@@ -26,32 +26,33 @@ from ipo_lightning.metrics.agreement import (
 )
 from ipo_lightning.reward.losses import RewardLoss, RewardScale, label_kind, try_loss
 from ipo_lightning.seeds import derive_seed
+from ipo_lightning.settings import AtLeast, checked
 from ipo_lightning.video import Clip
 
 
 class RewardNetwork(Protocol):
-    """A family of networks that can be trained to be critics; the network itself is passed in."""
+    """A family of networks that can be trained as critics; methods get the network itself."""
 
     dims: tuple[str, ...]
-    """Names of the dimensions that it rewards, in order: those of the labels."""
+    """Names of the dimensions, those of the labels, in order."""
 
     @property
     def identity(self) -> str:
-        """Fingerprint of all that its untrained weights depend on."""
+        """Fingerprint of all that the untrained weights depend on."""
         ...
 
     def build(self) -> nn.Module:
-        """A new network; what is trained has ``requires_grad``. Called with the tensors of
-        `inputs`, it returns rewards (B, D), float32."""
+        """A new network. Its trained parameters have ``requires_grad``; called with the tensors of
+        `inputs` it returns rewards (B, D), float32."""
         ...
 
     def inputs(self, clips: Sequence[Clip], prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What the network takes for videos and their prompts; loader processes call this."""
+        """The network's inputs for videos and their prompts; called in loader processes."""
         ...
 
     def export(self, network: nn.Module, folder: Path, scale: RewardScale) -> None:
-        """Write a trained network as the folder that a critic is loaded from. The network may be
-        used up by it (adapters are merged)."""
+        """Write a trained network as a critic's folder. The network must not be used after it: a
+        LoRA is merged."""
         ...
 
 
@@ -63,18 +64,19 @@ class RewardBatch(NamedTuple):
     labels: Tensor
     """(B, D): 1, 0 or -1 for pairs, scores for videos; NaN where there is none."""
     prompts: Tensor
-    """(B,) int64: equal numbers, equal prompts."""
+    """(B,) int64, equal for equal prompts."""
 
 
+@checked
 class RewardModule(L.LightningModule):
     """Trains a reward network on people's labels.
 
     Args:
-        family: what network, and how videos become its inputs.
+        family: makes the network, and its inputs of videos.
         loss: a pairwise or pointwise function of rewards, see `ipo_lightning.reward.losses`.
         optimizer: takes the trainable parameters.
-        warmup_steps: the learning rate rises linearly over the first updates, then stays.
-        seed: of dropout and of freshly made weights.
+        warmup_steps: optimizer steps over which the learning rate rises linearly.
+        seed: of dropout and of new weights.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class RewardModule(L.LightningModule):
         loss: Callable[..., RewardLoss],
         optimizer: Callable[..., torch.optim.Optimizer],
         *,
-        warmup_steps: int = 0,
+        warmup_steps: Annotated[int, AtLeast(0)] = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -95,14 +97,14 @@ class RewardModule(L.LightningModule):
     # ---------------------------------------------------------------- building
 
     def configure_model(self) -> None:
-        """Build the network once; new weights are drawn from the run's seed."""
+        """Build the network once; new weights depend on the run's seed."""
         if not hasattr(self, "network"):
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(self.seed, "critic", "weights"))
                 self.network = self.family.build()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """One optimizer over what is trained, with its warm-up."""
+        """One optimizer over the trainable parameters, with its warm-up."""
         trained = [p for p in self.network.parameters() if p.requires_grad]
         optimizer = self.optimizer(trained)
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -116,7 +118,7 @@ class RewardModule(L.LightningModule):
     # ---------------------------------------------------------------- steps
 
     def on_train_batch_start(self, batch: RewardBatch, batch_idx: int) -> None:
-        """Dropout is a function of the update, never of history: a resumed run draws the same."""
+        """Seed dropout by the step, so that a resumed run is the same."""
         place = (self.trainer.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(derive_seed(self.seed, "critic", *place))
 
@@ -136,13 +138,13 @@ class RewardModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: RewardBatch, batch_idx: int) -> None:
-        """Keep rewards and labels until all are there. Every rank sees all of them: a validation
-        split is small, and the figures do not depend on how many ranks there are."""
+        """Collect rewards and labels. Every rank computes the whole (small) validation split, so
+        that the metrics do not depend on the number of ranks."""
         margin, _ = self._ask(batch)
         self._seen.append((margin.float().cpu(), batch.labels.cpu(), batch.prompts.cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        """The loss, and how far the network agrees with people, by dimension."""
+        """Log the loss, and the agreement with people by dimension."""
         margin, labels, prompts = (torch.cat(part) for part in zip(*self._seen, strict=True))
         self._seen.clear()
         pairwise = self.label_kind == "pairwise"
@@ -163,23 +165,25 @@ class RewardModule(L.LightningModule):
         return first - second, self.loss(first, second, batch.labels)
 
     def _log_finite(self, values: Mapping[str, float], size: int | None) -> None:
-        """Log what is known: a dimension without labels has no accuracy."""
+        """Log the finite values: a dimension without labels has no accuracy."""
         known = {name: value for name, value in values.items() if not math.isnan(value)}
         self.log_dict(known, batch_size=size)
 
     # ---------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained; a frozen backbone is loaded from where it came from."""
+        """Keep only trainable parameters; a frozen backbone is loaded from its own files."""
         frozen = self._frozen()
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k not in frozen}
         checkpoint["reward_network"] = self.family.identity
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Fill the frozen weights in, so that loading stays strict."""
+        """Add the frozen weights, so that loading can be strict."""
         if checkpoint.get("reward_network") != self.family.identity:
-            raise InputError("the checkpoint is of another reward network: give its settings")
+            raise InputError(
+                "the checkpoint is of another reward network; give the settings of its run"
+            )
         checkpoint["state_dict"] = {**self._frozen(), **checkpoint["state_dict"]}
 
     def _frozen(self) -> dict[str, Tensor]:
@@ -196,10 +200,9 @@ def pair_figures(
 ) -> dict[str, float]:
     """Accuracy by dimension on pairs (N, D), without ties and with them; NaN without labels.
 
-    Without ties: pairs on which people have a preference, equal rewards counting half, and the ends
-    of its 95 % interval (bootstrap over prompts). With ties:
-    of three answers the one that people gave; margins below a threshold are ties. The threshold is
-    chosen on one half of the prompts and used on the other, both ways.
+    Without ties: on pairs with a preference of people, equal rewards counting half, with its 95 %
+    interval (bootstrap over prompts). With ties: three answers; margins below a threshold are ties.
+    The threshold is fitted on one half of the prompts and used on the other, both ways.
     """
     found = {}
     for place, dim in enumerate(dims):
@@ -251,7 +254,7 @@ def _mean(values: Iterable[float]) -> float:
 def measure_scale(
     network: nn.Module, batches: Iterable[dict[str, Tensor]], device: torch.device
 ) -> RewardScale:
-    """Mean and standard deviation of the rewards of videos, each dimension's own."""
+    """Mean and standard deviation of the rewards of videos, by dimension."""
     network.to(device).eval()
     rewards = torch.cat(
         [
@@ -260,7 +263,7 @@ def measure_scale(
         ]
     )
     if len(rewards) < 2:
-        raise InputError("data.path: a scale needs at least two training videos")
+        raise InputError("data.path: give at least two training videos, to normalise the rewards")
     std = rewards.std(0)
     return RewardScale(
         tuple(rewards.mean(0).tolist()),

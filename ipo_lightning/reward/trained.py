@@ -1,7 +1,7 @@
-"""A critic that was trained here: a folder with a reward network and its scale.
+"""A critic that was trained here, from its folder with a reward network and its scale.
 
-`python train.py task=critic` writes such folders; multimodal networks have a folder of their own
-kind, see `ipo_lightning.critics.scorers.reward_model`.
+`python train.py task=critic` writes such folders; multimodal networks have another kind of folder,
+see `ipo_lightning.critics.scorers.reward_model`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,13 @@ from ipo_lightning.critics.people.annotations import OVERALL
 from ipo_lightning.critics.protocols import Rating
 from ipo_lightning.errors import InputError
 from ipo_lightning.reward.losses import RewardScale
+from ipo_lightning.settings import Text, checked
 from ipo_lightning.storage.store import fingerprint, folder_fingerprint
 from ipo_lightning.video import Clip
 
 
 class Restored(NamedTuple):
-    """What a folder holds."""
+    """The content of a folder."""
 
     network: nn.Module
     dims: tuple[str, ...]
@@ -29,36 +30,37 @@ class Restored(NamedTuple):
 
 
 class Restorable(Protocol):
-    """A family of reward networks, as far as a critic needs it."""
+    """A family of reward networks that can be loaded from a folder."""
 
     def restore(self, folder: Path) -> Restored:
         """The network of a folder, on the CPU."""
         ...
 
     def inputs(self, clips: Sequence[Clip], prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What the network takes for videos and their prompts."""
+        """The network's inputs for videos and their prompts."""
         ...
 
 
+@checked
 class TrainedCritic:
-    """Rates by a trained reward network.
+    """A critic that rates by a trained reward network.
 
     Args:
         path: the folder.
-        network: the family that the folder is of.
-        weights: of the dimensions in the score; None: the dimension `OVERALL` alone, or where there
-            is none the mean of all. Rewards are in units of their spread over the training videos.
+        network: the family of the folder's network.
+        weights: of the dimensions in the score; None: only the dimension `OVERALL`, or, without it,
+            the mean of all. Rewards are normalised over the training videos.
 
     Raises:
-        InputError: there is no such folder, or it is another family's.
+        InputError: there is no such folder, or it is of another family.
     """
 
     def __init__(
-        self, path: str, network: Restorable, weights: Mapping[str, float] | None = None
+        self, path: Text, network: Restorable, weights: Mapping[str, float] | None = None
     ) -> None:
         self.path, self.family = Path(path), network
         if not self.path.is_dir():
-            raise InputError(f"critic.path={path}: there is no such folder")
+            raise InputError(setting="path", value=path, expected="there is no such folder")
         found = network.restore(self.path)
         self.dims, self.scale = found.dims, found.scale
         self.weights = self._weights(weights)
@@ -73,8 +75,10 @@ class TrainedCritic:
         unknown = sorted(set(given) - set(self.dims))
         if unknown or not given:
             raise InputError(
-                f"critic.weights={dict(given)}: give weights of {', '.join(self.dims)}, the "
-                "dimensions of the folder, or null"
+                setting="weights",
+                value=dict(given),
+                expected=f"give weights of {', '.join(self.dims)}, the dimensions of the folder, "
+                "or null",
             )
         return {name: float(weight) for name, weight in given.items()}
 
@@ -84,15 +88,15 @@ class TrainedCritic:
         return f"trained@{folder_fingerprint(self.path)[:16]}#{fingerprint(self.weights)[:8]}"
 
     def load(self, device: str) -> None:
-        """Read the weights."""
+        """Load the weights."""
         self.network, self.device = self.family.restore(self.path).network.to(device).eval(), device
 
     def release(self) -> None:
-        """Drop the weights."""
+        """Free the weights."""
         self.network = None
 
     def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
-        """One rating a clip; each is asked about alone, so that company changes not one bit."""
+        """One rating a clip; each is computed alone, so that others do not change its score."""
         if self.network is None:
             raise RuntimeError("load the trained critic before it rates")
         return [

@@ -5,6 +5,8 @@
 """
 
 from ipo_lightning.rounds.checkpoints import Checkpoints, CheckpointsOnCpu
+from ipo_lightning.rounds.datamodule import PreferenceDataModule
+from ipo_lightning.rounds.iteration import IterationCallback
 from ipo_lightning.rounds.maker import RoundMaker, StageReached
 from ipo_lightning.rounds.policies import RoundPolicies
 from ipo_lightning.rounds.rollout import RolloutPlan
@@ -16,6 +18,8 @@ from ipo_lightning.rounds.training import TrainingClock
 __all__ = [
     "Checkpoints",
     "CheckpointsOnCpu",
+    "IterationCallback",
+    "PreferenceDataModule",
     "RolloutPlan",
     "Round",
     "RoundListener",

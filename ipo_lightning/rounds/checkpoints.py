@@ -68,8 +68,8 @@ def is_whole(checkpoint: Path) -> bool:
 class CheckpointsOnCpu(TorchCheckpointIO):
     """Checkpoints of one file, read into CPU memory.
 
-    So Lightning reads them too, but it says where with a function, which torch refuses for tensors
-    of a class of their own, such as torchao's moments in 8 bits.
+    Lightning does so too, but by a ``map_location`` that is a function, which torch refuses for
+    tensor subclasses such as torchao's moments in 8 bits.
     """
 
     @override

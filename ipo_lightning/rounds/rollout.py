@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from ipo_lightning.critics.stage.critique import Critique
-from ipo_lightning.errors import InputError
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.sampling import PromptSeeds, Sampler
 from ipo_lightning.seeds import derive_seed, generator
+from ipo_lightning.settings import AtLeast, Count, Null, checked
 
 
+@checked
 @dataclass(frozen=True)
 class RolloutPlan:
     """Prompts and seeds of every round: a function of the run's seed and the round's number.
@@ -24,15 +26,9 @@ class RolloutPlan:
     """
 
     prompts: Sequence[str]
-    n: int = 6
-    prompts_per_round: int | None = None
+    n: Annotated[int, AtLeast(2)] = 6  # one candidate is no preference
+    prompts_per_round: Annotated[Count | None, Null("all")] = None
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.n < 2:
-            raise InputError(f"rollout.n={self.n}: a preference needs at least 2 candidates")
-        if self.prompts_per_round is not None and self.prompts_per_round < 1:
-            raise InputError(f"rollout.prompts={self.prompts_per_round}: give 1 or more, or null")
 
     def of_round(self, number: int) -> list[PromptSeeds]:
         """The prompts of a round, each with the seeds of its candidates."""

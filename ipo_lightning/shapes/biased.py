@@ -6,15 +6,16 @@ video that they see first, or say the opposite of what they mean.
 
 import hashlib
 from collections.abc import Sequence
-from typing import get_args
+from typing import Annotated, get_args
 
 from ipo_lightning.critics.protocols import Comparison, Rating
-from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.preferences import Outcome, Preference, rao_kupper
+from ipo_lightning.settings import AtLeast, Positive, Share, checked
 from ipo_lightning.shapes.critic import ShapesCritic
 from ipo_lightning.video import Clip
 
 
+@checked
 class ShapesPairs:
     """Compares two clips by the difference of their ratings.
 
@@ -30,16 +31,12 @@ class ShapesPairs:
 
     def __init__(
         self,
-        sharpness: float = 20.0,
-        ties: float = 1.2,
+        sharpness: Positive = 20.0,
+        ties: Annotated[float, AtLeast(1)] = 1.2,
         bias: float = 0.0,
-        noise: float = 0.0,
+        noise: Share = 0.0,
         words: bool = False,
     ) -> None:
-        if not ties >= 1:
-            raise InputError(f"critic.ties={ties}: give 1 or more")
-        if not 0 <= noise <= 1:
-            raise InputError(f"critic.noise={noise}: give a share, 0 to 1")
         self.sharpness, self.ties, self.bias = sharpness, ties, bias
         self.noise, self.words = noise, words
         self.rules = ShapesCritic()

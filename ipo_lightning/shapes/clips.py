@@ -4,6 +4,7 @@ The base model learnt from clips with defects and wrong captions; these have nei
 """
 
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -12,11 +13,13 @@ from ipo_lightning.draws.encoding import Footage, RealData, encode_once
 from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy
+from ipo_lightning.settings import AtLeast, Count, checked
 from ipo_lightning.shapes.prompts import prompts
 from ipo_lightning.shapes.world import FPS, NUM_FRAMES, SIZE, clean_clips
 from ipo_lightning.storage.store import Store, fingerprint_tensors
 
 
+@checked
 class ShapesClips:
     """Flawless clips of the train split's prompts, in turn, as a `RealSource`.
 
@@ -25,9 +28,7 @@ class ShapesClips:
         seed: of their places, sizes and speeds, from 0; runs that share it share the latents.
     """
 
-    def __init__(self, *, n: int = 256, seed: int = 0) -> None:
-        if n < 1 or seed < 0:
-            raise InputError(f"data.real: n={n}, seed={seed}: give at least 1 clip, a seed from 0")
+    def __init__(self, *, n: Count = 256, seed: Annotated[int, AtLeast(0)] = 0) -> None:
         self.n, self.seed = n, seed
 
     def prepare(

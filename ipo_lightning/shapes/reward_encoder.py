@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +26,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.reward.losses import RewardScale
 from ipo_lightning.reward.trained import Restored
 from ipo_lightning.seeds import derive_seed, generator
+from ipo_lightning.settings import AtLeast, Count, checked
 from ipo_lightning.shapes import world
 from ipo_lightning.shapes.build import cosine, to_pixels
 from ipo_lightning.shapes.convolutions import FramesThenTime
@@ -144,6 +145,7 @@ class ShapesRewardNet(nn.Module):
         return torch.cat([seen.hidden, alignment, seen.corruptions], 1)
 
 
+@checked
 class ShapesReward:
     """A reward network of the shapes world, as `ipo_lightning.reward.module.RewardNetwork`.
 
@@ -162,18 +164,15 @@ class ShapesReward:
         self,
         *,
         dims: Sequence[str] = ("VQ", "MQ", "TA", "Overall"),
-        width: int = 64,
-        steps: int = 2000,
-        clips: int = 4096,
+        width: Count = 64,
+        steps: Annotated[int, AtLeast(0)] = 2000,
+        clips: Count = 4096,
         tuned: bool = False,
         seed: int = 0,
         cache: str | None = None,
     ) -> None:
-        if not dims or min(width, clips) < 1 or steps < 0:
-            raise InputError(
-                f"network: dims={list(dims)}, width={width}, clips={clips}, steps={steps}: give at "
-                "least one dimension, width and clips from 1, steps from 0"
-            )
+        if not dims:
+            raise InputError(setting="dims", value=[], expected="give at least one dimension")
         self.dims, self.width, self.steps, self.clips = tuple(dims), width, steps, clips
         self.tuned, self.seed, self.cache = tuned, seed, None if cache is None else Path(cache)
 
@@ -227,9 +226,8 @@ class ShapesReward:
             network = ShapesRewardNet(len(dims), plain["width"])
             network.load_state_dict(load_file(folder / WEIGHTS))
         except (OSError, *MALFORMED, RuntimeError, SafetensorError) as error:
-            raise InputError(
-                f"critic.path={folder}: no reward network of the shapes world ({error})"
-            ) from error
+            other = f"no reward network of the shapes world ({error})"
+            raise InputError(setting="path", value=folder, expected=other) from error
         return Restored(network, dims, scale)
 
     def _pretrain(self, network: ShapesRewardNet) -> None:

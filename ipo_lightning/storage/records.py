@@ -20,7 +20,7 @@ class Candidate(Row):
     """One generated video."""
 
     prompt_index: int
-    """Place of the prompt in its split: part of the seed, unique in a round."""
+    """Index of the prompt in its split: part of the seed, unique in a round."""
     prompt: str
     candidate: int
     """0 .. N-1 among the videos of its prompt."""
@@ -43,7 +43,7 @@ class Verdict(Row):
     critic: str
     """The critic's identity."""
     score: float | None
-    """None: no verdict could be read out."""
+    """None: the critic gave none."""
     dims: Mapping[str, float] = field(default_factory=dict)
     certainty: float = 1.0
     raw: str = ""
@@ -69,14 +69,13 @@ class PairVerdict(Row):
     p_tie: float | None
     p_second: float | None
     dims: Mapping[str, float] = field(default_factory=dict)
-    """By dimension: chance that the first is better, a tie counting half."""
+    """By dimension: chance that the first is better; a tie counts half."""
     certainty: float = 1.0
     consistent: bool = True
     """Whether both orders had the same outcome. Where not, the two tie, whatever the mean."""
     shown: tuple[Sequence[float] | None, ...] = ()
-    """What was answered in each order, (first, second), then (second, first): chances that the one
-    in the first place is better, neither, the one in the second place. None: no answer, or not
-    asked."""
+    """The answer to each order, (first, second), then (second, first): the chances that the video
+    shown first is better, neither, the video shown second. None: no answer, or not asked."""
     raw: tuple[str, ...] = ()
     """The critic's own words, one text an order, as in ``shown``."""
     fault: str = ""
@@ -84,7 +83,8 @@ class PairVerdict(Row):
 
     @property
     def outcome(self) -> float | None:
-        """Chance that the first is better, a tie counting half; 1/2 where the orders disagree."""
+        """Chance that the first is better, a tie counting half; 1/2 where the two orders disagree.
+        None: there is no verdict."""
         if self.p_first is None or self.p_second is None:
             return None
         return 0.5 + 0.5 * (self.p_first - self.p_second) if self.consistent else 0.5
@@ -125,7 +125,7 @@ class Pair(Row):
     """The winner's score minus the loser's."""
     weight: float = 1.0
     certainty: float = 1.0
-    """How sure the critic is of it, in [0, 1]; of one that compares, the winner's chance."""
+    """How sure the critic is that the winner is better, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,12 @@ class Point(Row):
     score: float
     weight: float = 1.0
     reward: float = 0.5
-    """In [0, 1], how good it is beside its siblings, for losses with graded rewards:
-    ``0.5 + 0.5 clip((score - mean of its prompt's scores) / scale, -1, 1)`` with the standard
-    deviation of the round's scores about their prompts' means for scale; 0.5 where that is 0.
+    """In [0, 1], how good the video is among those of its prompt, for losses with graded rewards:
+    ``0.5 + 0.5 clip((score - mean of its prompt's scores) / scale, -1, 1)``, where scale is the
+    standard deviation of the round's scores about their prompts' means; 0.5 where that is 0.
 
-    The form is DiffusionNFT's. Its code takes 5 standard deviations for scale, and those of the raw
-    scores, which also tell how prompts differ, for which no candidate is to blame."""
+    The formula is DiffusionNFT's. Its code uses 5 standard deviations of the raw scores as scale,
+    which also contain the differences between prompts."""
 
 
 @dataclass(frozen=True)
@@ -158,4 +158,4 @@ class RealClip(Row):
     latents: str
     """Name of the blob with the VAE's encoding of it."""
     file: str
-    """Where it came from, for people."""
+    """The file that it was read from, for people."""

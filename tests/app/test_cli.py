@@ -7,10 +7,12 @@ from pathlib import Path
 
 import lightning as L
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from app import assembly, checks
 from app.entry import CONF, REPO, flags_first, refuse_misspelt
+from app.keys import KEYS
 from ipo_lightning.errors import InputError
 from ipo_lightning.storage.layout import STAGES, RunDir
 from tests.conftest import ComposeTrain
@@ -297,24 +299,15 @@ def test_checks_are_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0
 
 
-def test_every_checked_number_is_a_setting(compose_train: ComposeTrain) -> None:
-    """A number that no shipped choice has would be checked in vain."""
-    groups = ("loss", "critic", "eval_critic", "labelling")
-    choices = [f"{one}={path.stem}" for one in groups for path in CONF.glob(f"{one}/*.yaml")]
-    configs = [compose_train(*one.split()) for one in (
-        *choices, "data=file", "data=imported", "experiment=shapes_lora", "reference=ema",
-        "critic=ipo_form critic/vlm=openai",
-        "eval_critic=ipo_form critic/vlm@eval_critic.vlm=openai",
-    )]  # fmt: skip
-    of_critics = [
-        f"critic.{part}.{key}".replace("..", ".")
-        for table in (checks.OF_CRITICS, checks.CRITIC_SWITCHES)
-        for part in table
-        for key in table[part]
-    ]
+def test_every_checked_key_is_a_setting(compose_train: ComposeTrain) -> None:
+    """A value that no configuration has would be checked in vain."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        critic = compose("train_critic", ["data.path=x"])
+    configs = [compose_train(), critic]
+    taken = [key for keys in KEYS.values() for key in keys.values()]
     missing = {
         key
-        for key in (*checks.NUMBERS, *checks.SWITCHES, *of_critics)
+        for key in (*checks.SETTINGS, *taken)
         if all(OmegaConf.select(cfg, key, default="") == "" for cfg in configs)
     }
     assert missing == set()

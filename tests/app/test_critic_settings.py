@@ -74,7 +74,7 @@ def test_a_judge_of_the_critics_make_is_warned_of(
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         check(cfg)
-    assert any("critic's own make" in str(one.message) for one in told) == same
+    assert any("same model or class" in str(one.message) for one in told) == same
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,6 @@ def test_a_judge_of_the_critics_make_is_warned_of(
     [
         ["critic=clip", "critic._target_=mine.Own"],
         ["critic=ensemble", "critic.members.clip._target_=mine.Own"],
-        ["critic=ensemble", "critic._target_=mine.Own"],
         ["critic=compared", "critic@critic.critic=clip", "critic.critic._target_=mine.Own"],
     ],
 )
@@ -97,6 +96,17 @@ def test_what_a_critic_of_ones_own_takes_is_its_own_affair(
     for word in taken:
         with pytest.raises(InputError, match=word.partition("=")[0]):
             check(compose_train(*[w for w in words if "mine.Own" not in w], word))
+
+
+def test_shipped_critics_within_one_of_ones_own_are_checked(compose_train: ComposeTrain) -> None:
+    """Unless it takes their settings as they are, and builds them itself."""
+    words = ["critic=ensemble", "critic._target_=mine.Own"]
+    check(compose_train(*words, "critic.weights=file.json"))
+    for word in ("frames=all", "scaled=log", "weights=file.json"):
+        wrong = [*words, f"critic.members.clip.{word}"]
+        with pytest.raises(InputError, match=f"^critic.members.clip.{word}: "):
+            check(compose_train(*wrong))
+        check(compose_train(*wrong, "+critic._recursive_=false"))
 
 
 def test_a_chat_of_ones_own_beneath_a_shipped_form(compose_train: ComposeTrain) -> None:
@@ -123,7 +133,7 @@ def test_a_chat_of_ones_own_beneath_a_shipped_form(compose_train: ComposeTrain) 
 def test_what_a_labelling_has_of_itself_may_be_left_out(compose_train: ComposeTrain) -> None:
     for part in ("schedule", "weight"):
         check(compose_train(f"~labelling.{part}"))
-    with pytest.raises(InputError, match=r"labelling\.schedule=None: here stand"):
+    with pytest.raises(InputError, match=r"labelling\.schedule=None: give the settings of a part"):
         check(compose_train("labelling.schedule=null"))
 
 
@@ -166,30 +176,33 @@ critic=ipo_form critic.prompt_template.aspects=[motion] \
 critic=ipo_form critic.prompt_template.aspects={motion: 3} \
     | critic.prompt_template.aspects.motion=3: give a question
 critic=vlm_pairwise critic.aspects=abc           | critic.aspects=abc: give a question to each name
-critic=vlm_pointwise critic.questions=["x?"]     | critic.questions: x?: give each ask and dim
+critic=vlm_pointwise critic.questions=["x?"]     | critic.questions.0=x?: give each ask and dim
 critic=vlm_pointwise critic.questions=abc        | critic.questions=abc: give a list
 critic=vlm_pointwise critic.questions={a: b}     | critic.questions={a: b}: a list, a mapping
 critic=vlm_pointwise critic.questions=[{ask: "x?", dim: a, weight: b}] \
-    | critic.questions: 'x?' has weight=b: give a number
-critic=vlm_pointwise critic.questions=[{ask: "x?", dim: 3}] | critic.questions: 'x?' has dim=3
-critic=vlm_pointwise critic.questions=[{ask: 3, dim: a}]    | critic.questions: ask=3
+    | critic.questions.0.weight=b: give a number
+critic=vlm_pointwise critic.questions=[{ask: "x?", dim: 3}] | critic.questions.0.dim=3: give a text
+critic=vlm_pointwise critic.questions=[{ask: 3, dim: a}]    | critic.questions.0.ask=3: give a text
 critic=vlm_pointwise critic/vlm=openai critic.vlm.model=m critic.vlm.top_logprobs=null \
     | critic.vlm.top_logprobs=None: this critic reads
 critic=ipo_form critic.prompt_template.prompt_text=3 \
-    | critic.prompt_template.prompt_text=3: give a text; one that
+    | critic.prompt_template.prompt_text=3: give own or a file; one that
 critic=ipo_form critic.prompt_template.prompt_text=nowhere.txt \
     | critic.prompt_template.prompt_text=nowhere.txt:
-critic=ipo_form critic.vlm=openai               | critic.vlm=openai: settings stand here
+critic=ipo_form critic.vlm=openai \
+    | critic.vlm=openai: to choose its settings by a name give critic/vlm=NAME
 eval_critic=ipo_form eval_critic.vlm=openai     | give critic/vlm@eval_critic.vlm=NAME
-critic=ipo_form critic.vlm=null                 | critic.vlm=None: here stand the settings
-critic=ipo_form critic.vlm.viewing=3            | critic.vlm.viewing=3: here stand the settings
+critic=ipo_form critic.vlm=null                 | critic.vlm=None: give the settings of a part
+critic=ipo_form critic.vlm.viewing=3            | critic.vlm.viewing=3: give the settings of a part
 critic=ipo_form critic.vlm.viewing.fps=inf      | critic.vlm.viewing.fps=inf: give a number
-critic=ipo_form critic.vlm.viewing.least_frames=20 | critic.vlm.viewing: least_frames=20
-critic=ipo_form critic.vlm.dtype=[a]            | critic.vlm.dtype=['a']: give a text
+critic=ipo_form critic.vlm.viewing.least_frames=20 \
+    | critic.vlm.viewing.least_frames=20: give at most most_frames=
+critic=ipo_form critic.vlm.dtype=[a]            | critic.vlm.dtype=['a']: choose one of bfloat16
 critic=ipo_form critic.vlm.template=abc         | critic.vlm.template=abc: give {NAME: VALUE}
 critic=ipo_form critic.vlm.seed=null            | critic.vlm.seed=None: give a whole number
 critic=ipo_form critic.vlm.temperature=inf      | critic.vlm.temperature=inf: give a number
-critic=ipo_form critic.vlm.samples=3            | critic.vlm.samples=3, temperature=0.0
+critic=ipo_form critic.vlm.samples=3 \
+    | critic.vlm.samples=3: several replies need a temperature
 critic=ipo_form critic/vlm=openai critic.vlm.model=m critic.vlm.server.base_url=localhost \
     | critic.vlm.server.base_url=localhost: give http
 critic=clip critic.path=null                     | critic.path=None: give a text
@@ -199,7 +212,8 @@ critic=clip critic.frames=nan                    | critic.frames=nan: give a who
 critic=clip critic.weights={}                    | critic.weights={}: give a weight
 critic=gauges critic.bands=null                  | critic.bands=None: give a band
 critic=gauges critic.bands.flow.high=nan         | critic.bands.flow.high=nan: give a number
-critic=ensemble critic.members.clip=null         | critic.members.clip=None: here stand
+critic=ensemble critic.members.clip=null \
+    | critic.members.clip=None: give the settings of a part
 critic=ensemble critic.members.clip=clip         | give critic@critic.members.clip=NAME
 critic=ensemble critic.members.clip.over=max     | critic.members.clip.over=max: choose one
 critic=ensemble critic.weights={nope: 1}         | critic.weights.nope: the members are
@@ -208,15 +222,20 @@ critic=ensemble +critic@critic.members.form=ipo_form \
 critic=compared critic.critic=clip               | give critic@critic.critic=NAME
 critic=compared critic@critic.critic=ipo_form    | critic.critic: PairVLMCritic compares; give one
 critic=human critic.dims=3                       | critic.dims=3: give a list of names
-critic=trained critic.path=/tmp critic.network=null | critic.network=None: here stand
+critic=trained critic.path=/tmp critic.network=null \
+    | critic.network=None: give the settings of a part
 critic=trained critic.path=/nowhere              | critic.path=/nowhere: there is no such folder
 eval_critic=trained eval_critic.path=/nowhere    | eval_critic.path=/nowhere: there is no such
-eval_critic=human eval_critic.repeats=2          | eval_critic.repeats=2: give a share
-labelling=pairwise labelling.schedule=all_pairs  | labelling.schedule=all_pairs: here stand
-labelling=pairwise labelling.filters=null         | labelling.filters=None: here stand
-labelling=pairwise +labelling.schedule.extra=abc | labelling.schedule.extra=abc: give 0 or more
+eval_critic=human eval_critic.repeats=2 \
+    | eval_critic.repeats=2: give a number, at least 0 and at most 1
+labelling=pairwise labelling.schedule=all_pairs \
+    | labelling.schedule=all_pairs: give the settings of a part
+labelling=pairwise labelling.filters=null \
+    | labelling.filters=None: give the settings of a part
+labelling=pairwise +labelling.schedule.extra=abc \
+    | labelling.schedule.extra=abc: give a whole number, at least 0
 labelling=pairwise +labelling.schedule.final=abc | labelling.schedule.final=abc: give true or false
-labelling=top_k +labelling.pair_rule.foo=1       | labelling.pair_rule: top_against_bottom
+labelling=top_k +labelling.pair_rule.foo=1       | labelling.pair_rule.foo=1: top_against_bottom
 labelling=top_k labelling.ridge=inf              | labelling.ridge=inf: give a number
 """.replace("\\\n", "")
     .strip()

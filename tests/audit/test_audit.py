@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from app.audit_settings import NUMBERS, SWITCHES
+from app.audit_settings import SETTINGS
 from app.entry import CONF, REPO, register_resolvers
 from audit import audit
 from ipo_lightning.audit.asking import Answer, Ledger, Shelf
@@ -122,7 +122,7 @@ def test_a_critic_without_any_verdict_ends_in_a_page(
     found = judged("human", exact, f"critic.answers={tmp_path / 'nobody'}")
     assert found["grade"] == "unknown" and found["answered"]["faults"]
     assert found["calibration"]["own"] is found["calibration"]["fitted"] is None
-    assert "tells nothing of them" in found["use"]
+    assert "does not determine them" in found["use"]
     assert (tmp_path / "audits" / "a" / "audit.html").is_file()
 
 
@@ -149,7 +149,7 @@ def test_dimensions_without_a_match_are_told(judged: Callable[..., Found], crowd
     [
         ("dims={VG:clear}", "dims.VG: people were asked about MQ, TA, VQ"),
         ("dims={VQ:[clear,clean]}", "dims.VQ=clean: the critic's dimensions are "),
-        ("dims={Overall:clear}", "dims.Overall: the critic's own verdict"),
+        ("dims={Overall:clear}", "dims.Overall: it is compared with the critic's overall"),
     ],
 )
 def test_unknown_dimensions_are_refused(
@@ -169,7 +169,7 @@ def test_a_critic_without_dimensions_stands_for_none(
 
 def test_names_that_no_file_can_have_are_missing(tmp_path: Path) -> None:
     find = files(tmp_path, "a")
-    with pytest.raises(InputError, match="1 videos are not there"):
+    with pytest.raises(InputError, match="1 videos are missing"):
         gather([row("a", "x" * 300, "A")], find)
 
 
@@ -177,7 +177,7 @@ def test_a_guess_is_not_trusted(judged: Callable[..., Found], crowd: Path) -> No
     found = judged("Guessing", crowd)
     accuracy = found["dims"]["Overall"]["accuracy"]
     assert accuracy["low"] < 0.5 < accuracy["high"]
-    assert found["grade"] == "chance" and "trusted with nothing" in " ".join(found["sentences"])
+    assert found["grade"] == "chance" and "do not use it" in " ".join(found["sentences"])
     assert 0.3 < found["place"]["flips"]["value"] < 0.7, "a coin flips half of the time"
     assert found["place"]["first"]["low"] < 0.5 < found["place"]["first"]["high"]
     assert found["dims"]["Overall"]["abstained"]["value"] == pytest.approx(
@@ -190,7 +190,7 @@ def test_a_lean_to_the_first_place_is_found(judged: Callable[..., Found], crowd:
     found = judged("Biased", crowd)
     assert found["place"]["first"]["low"] > 0.6
     assert found["place"]["flips"]["value"] == pytest.approx(0.5, abs=0.15)
-    assert "leans to the first place" in " ".join(found["sentences"])
+    assert "position bias to the first video" in " ".join(found["sentences"])
     fair = judged("Comparer", crowd, "n=24")["place"]
     assert fair["first"]["value"] == 0.5 and fair["flips"]["value"] == 0
 
@@ -235,7 +235,7 @@ def test_own_probabilities_are_held_against_people(
     assert only["confidence"] == pytest.approx(0.9) and only["accuracy"]["value"] == 1
     assert found["calibration"]["own"]["ece"] == pytest.approx(0.1)
     assert found["calibration"]["own"]["brier"]["value"] == pytest.approx(0.01)
-    assert found["adapter"]["scale"] > 1 and "right more often than it is sure" in found["use"]
+    assert found["adapter"]["scale"] > 1 and "underconfident" in found["use"]
     assert found["calibration"]["fitted"]["ece"] < 0.1
 
 
@@ -448,7 +448,7 @@ def test_videos_that_only_the_store_may_hold_are_told_by_their_row(
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     find = files(tmp_path, "a", "b", "c")
     rows = [row("a", "b", "A"), row("a", "a", "A"), row("b", "c", "invalid"), row("a", "gone", "B")]
-    with pytest.raises(InputError, match="1 videos are not there: .*gone"):
+    with pytest.raises(InputError, match="1 videos are missing: .*gone"):
         gather(rows, find)
     found = gather(rows, find, skip_missing=True)
     assert len(found.pairs) == 1
@@ -544,7 +544,7 @@ def test_the_ceiling_by_hand() -> None:
     ("words", "named"),
     [
         (["n=1"], "n=1: give a whole number"),
-        (["calibration=1"], "calibration=1: give a share"),
+        (["calibration=1"], "calibration=1: give a number, above 0 and below 1"),
         (["calibration=0"], "calibration=0: give a number, above 0"),
         (["repeats=0"], "repeats=0"),
         (["batch_size=0"], "batch_size=0"),
@@ -573,9 +573,7 @@ def test_a_file_that_is_wrong_is_named(judged: Callable[..., Found], tmp_path: P
     with pytest.raises(InputError, match="broken.jsonl"):
         judged("shapes", broken)
     write_annotations(broken, [row("a.mp4", "b.mp4", "A")])
-    with pytest.raises(
-        InputError, match=r"2 videos are not there: .*a.mp4.*b.mp4[\s\S]*videos=DIR"
-    ):
+    with pytest.raises(InputError, match=r"2 videos are missing: .*a.mp4.*b.mp4[\s\S]*videos=DIR"):
         judged("shapes", broken)
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes(f"no video, {name}".encode())
@@ -594,4 +592,4 @@ def test_what_is_no_critic_is_refused(judged: Callable[..., Found], exact: Path)
 
 def test_every_checked_setting_is_one() -> None:
     cfg = composed("critic=shapes", "pairs=x")
-    assert set(NUMBERS) | set(SWITCHES) <= set(cfg)
+    assert set(SETTINGS) <= set(cfg)

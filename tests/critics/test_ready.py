@@ -80,7 +80,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_without_a_network_nothing_is_made(
     choice: str, named: str, small: ComposeTrain, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=f"{named} cannot be read"):
+    with pytest.raises(InputError, match=f"{named}: it cannot be read"):
         train(small(*choice.split(), "round=1"))
     assert not list(tmp_path.rglob("*.mp4")) and not list(tmp_path.rglob("*.safetensors"))
 
@@ -99,11 +99,15 @@ def test_a_hub_is_asked_for_weights_but_not_to_send_them(
         check_weights("path", "me/clip")
         assert hub.sent == ["config.json"]
         (folder / WEIGHTS).unlink()
-        with pytest.raises(InputError, match=f"path=me/clip cannot be read: there is no {WEIGHTS}"):
+        with pytest.raises(
+            InputError, match=f"path=me/clip: it cannot be read: there is no {WEIGHTS}"
+        ):
             check_weights("path", "me/clip")
         (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "1.bin", "b": "2.bin"}}))
         (folder / "1.bin").touch()
-        with pytest.raises(InputError, match=r"path=me/clip cannot be read: there is no 2\.bin"):
+        with pytest.raises(
+            InputError, match=r"path=me/clip: it cannot be read: there is no 2\.bin"
+        ):
             check_weights("path", "me/clip")
         (folder / "2.bin").touch()
         check_weights("path", "me/clip")
@@ -157,10 +161,10 @@ def test_a_folder_without_weights_is_refused(make: Make, base: Path, tmp_path: P
     if name.endswith(".safetensors"):
         for wrong in (weights[:-9], b"version https://git-lfs.github.com/spec/v1\n", b""):
             (folder / name).write_bytes(wrong)
-            with pytest.raises(InputError, match=f"{folder} cannot be read"):
+            with pytest.raises(InputError, match=f"{folder}: it cannot be read"):
                 critic.ready()
     (folder / name).unlink()
-    with pytest.raises(InputError, match=f"{folder} cannot be read: there is no {name}"):
+    with pytest.raises(InputError, match=f"{folder}: it cannot be read: there is no {name}"):
         critic.ready()
 
 
@@ -218,7 +222,9 @@ def test_a_folder_of_adapters_wants_its_base(base: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"there is no adapter_model\.safetensors"):
         LocalVLM(str(other)).ready()
     (whole / WEIGHTS).unlink()
-    with pytest.raises(InputError, match=f"model={whole} cannot be read: there is no {WEIGHTS}"):
+    with pytest.raises(
+        InputError, match=f"model={whole}: it cannot be read: there is no {WEIGHTS}"
+    ):
         critic.ready()
 
 
@@ -253,7 +259,7 @@ def test_weights_of_dimensions_that_are_not_there_are_refused(base: Path, tmp_pa
 def test_a_head_of_another_model_is_refused(tmp_path: Path) -> None:
     folder, head = tiny_clip.save_model(tmp_path / "clip"), tmp_path / "head.pth"
     head.write_text("not a head")
-    with pytest.raises(InputError, match=f"aesthetic={head} cannot be read"):
+    with pytest.raises(InputError, match=f"aesthetic={head}: it cannot be read"):
         ClipCritic(str(folder), aesthetic=str(head)).ready()
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.datamodule import DrawLoader, PreferenceDataModule
 from ipo_lightning.draws.batch import PairBatch, PointBatch
 from ipo_lightning.draws.dataset import Draws, collate, plan
 from ipo_lightning.errors import InputError
+from ipo_lightning.rounds.datamodule import DrawLoader, PreferenceDataModule
 from ipo_lightning.seeds import gaussian
 from ipo_lightning.storage.layout import RoundData
 from ipo_lightning.storage.records import Pair, Point, RealClip

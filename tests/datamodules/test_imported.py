@@ -211,7 +211,7 @@ def test_the_card_says_what_it_is(run_of: Callable[..., RunDir], tmp_path: Path)
     _, front, body = text.split("---\n", 2)
     head = yaml.safe_load(front)
     assert head["license"] == "unknown" and "trl" in head["tags"]
-    assert "Put the licence that you give these data here" in body
+    assert "Write the licence of these data here" in body
     assert "ShapesCritic" in body and "round 1" in body
     assert str(tmp_path) not in text and "/tmp" not in text
 
@@ -253,7 +253,7 @@ def test_an_export_is_there_whole_or_not_at_all(
     content = video.read_bytes()
     video.unlink()
     words = ["export", f"run={run.path}", f"out={tmp_path / 'set'}"]
-    assert main(words) == 1 and "gone from the store" in capsys.readouterr().err
+    assert main(words) == 1 and "no longer in the store" in capsys.readouterr().err
     assert list(tmp_path.glob("*set*")) == []
     video.write_bytes(content)
     (tmp_path / "set").mkdir()  # an empty folder is as good as none
@@ -285,7 +285,7 @@ def test_an_import_knows_videos_by_their_hash(
     (tmp_path / one.path_A).unlink()
     assert main(["import", f"path={table}", f"out={out}"]) == 0
     assert read_any(out).pairs[0].video_A == ""
-    assert "both videos are known" in capsys.readouterr().out
+    assert "both videos were found" in capsys.readouterr().out
 
 
 def test_paths_of_an_import_lead_to_the_videos_or_it_says_where_they_start(

@@ -66,7 +66,7 @@ def test_a_pair_with_the_typical_margin_has_the_stated_logit() -> None:
 @pytest.mark.parametrize(
     "loss",
     [dpo_loss, robust_dpo_loss, identity_loss, hinge_loss, dpop_loss, linear_dpo_loss, simpo_loss,
-     kto_loss, partial(kto_loss, utility="exponential"), partial(kto_loss, baseline="mismatched")],
+     kto_loss, partial(kto_loss, utility="risk_seeking"), partial(kto_loss, baseline="mismatched")],
 )  # fmt: skip
 def test_losses_whose_beta_multiplies_errors_may_leave_it_open(loss: Any) -> None:
     assert has_auto_beta(partial(loss, beta="auto"))

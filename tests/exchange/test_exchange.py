@@ -234,7 +234,7 @@ def test_label_studio_pairwise(tmp_path: Path) -> None:
         (BENCH | {"VQ": "C"}, "'VQ' must be A, B, same or invalid, got \"C\""),
         (BENCH | {"prompt": " "}, "'prompt' must be a text"),
         (BENCH | {"path_B": None}, "'path_B' must be a text"),
-        (BENCH | dict.fromkeys(("VQ", "MQ", "TA", "Overall")), "no label under any of VQ, MQ"),
+        (BENCH | dict.fromkeys(("VQ", "MQ", "TA", "Overall")), "there is no label under VQ, MQ"),
         (VOTE | {"vote_type": "left"}, "'vote_type' must be one of leftvote"),
         (RATED | {"dynamic degree": "high"}, "'dynamic degree' must be a number"),
         (RATED | {"dynamic degree": 5}, "must be from 1 to 4"),
@@ -243,7 +243,7 @@ def test_label_studio_pairwise(tmp_path: Path) -> None:
         (RATED | {"dynamic degree": float("nan")}, "not JSON"),
         ({"prompt": "x", "completion": "a", "label": "maybe"}, "'label' must be true or false"),
         ({"prompt": "x", "chosen": "", "rejected": "b"}, "'chosen' must be a text"),
-        ({"some": 1, "column": 2}, "of no known format"),
+        ({"some": 1, "column": 2}, "unknown format"),
         ({"data": {"prompt": "x"}, "annotations": 3}, "'annotations' must be a list of objects"),
         ({"data": 3, "annotations": []}, "a task has data and annotations"),
         *(
@@ -251,7 +251,7 @@ def test_label_studio_pairwise(tmp_path: Path) -> None:
             for one, message in (
                 (5, "'annotations' must be a list of objects"),
                 ({"result": "left"}, "'result' must be a list of objects"),
-                ({"result": [CHOSEN | {"from_name": "prompt"}]}, "'prompt' is a field's name"),
+                ({"result": [CHOSEN | {"from_name": "prompt"}]}, "'prompt' is the name of a field"),
                 ({"result": [CHOSEN], "lead_time": "long"}, "seconds='long': give a number"),
                 ({"result": [CHOSEN | {"value": {"choices": 3}}]}, "must be one of left"),
             )
@@ -297,7 +297,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         "kind.txt": ("x", "give a .csv"),
         "semi.csv": ("prompt;path_A;path_B;VQ\na, b;a;b;A\n", "semi.csv:1: .* by semicolons"),
         "tabs.csv": ("prompt\tpath_A\tpath_B\tVQ\nx\ta\tb\tA\n", "separated by tabs"),
-        "blank.csv": ("prompt, path_A, path_B, VQ\nx,a,b,A\n", r"around a name, as in ' VQ'"),
+        "blank.csv": ("prompt, path_A, path_B, VQ\nx,a,b,A\n", r"remove the blanks around ' VQ'"),
         "old.csv": ("prompt,path_A\ncaf\u00e9,a\n".encode("cp1252"), "not UTF-8 .*iconv -f cp1252"),
         "old.jsonl": ('{"prompt": "caf\u00e9"}'.encode("cp1252"), "not UTF-8"),
         "wide.jsonl": ('{"prompt": "x"}'.encode("utf-16"), "UTF-16.*; save it as UTF-8"),
@@ -312,7 +312,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
             read_preferences(tmp_path / name)
     with pytest.raises(InputError, match="no metadata or annotations"):
         read_preferences(tmp_path)
-    with pytest.raises(InputError, match="is no genai_bench"):
+    with pytest.raises(InputError, match="is not of format genai_bench"):
         read_any(table(tmp_path / "bench.csv", [BENCH]), "genai_bench")
     with pytest.raises(InputError, match="format=csv: choose auto"):
         read_any(tmp_path / "bench.csv", "csv")
@@ -420,7 +420,7 @@ def test_a_path_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
 def test_of_two_tables_none_is_chosen_silently(tmp_path: Path) -> None:
     for name in ("metadata.csv", "metadata.jsonl", "metadata.txt"):
         (tmp_path / name).write_text("")
-    with pytest.raises(InputError, match="give the one that is meant"):
+    with pytest.raises(InputError, match="give one of the files"):
         read_any(tmp_path)
 
 

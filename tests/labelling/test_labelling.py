@@ -459,9 +459,9 @@ def test_nothing_gives_nothing() -> None:
         ({"lower": -0.1}, "lower=-0.1"),
         ({"within": "video"}, "within=video"),
         ({"middle": "half"}, "middle=half"),
-        ({"weight": partial(by_margin, power=-1.0)}, "labelling.weight.power=-1.0"),
-        ({"weight": partial(by_rarity, alpha=-0.1)}, "labelling.weight.alpha=-0.1"),
-        ({"weight": partial(by_rarity, bin=0.0)}, "labelling.weight.bin=0.0"),
+        ({"weight": partial(by_margin, power=-1.0)}, "weight.power=-1.0"),
+        ({"weight": partial(by_rarity, alpha=-0.1)}, "weight.alpha=-0.1"),
+        ({"weight": partial(by_rarity, bin=0.0)}, "weight.bin=0.0"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], named: str) -> None:

@@ -87,7 +87,7 @@ def test_every_permutation_of_eight_by_seven() -> None:
 
 
 def test_noise_costs_more_without_the_tournament() -> None:
-    """A judge that is wrong a quarter of the time: strengths of 13 duels beat a single duel."""
+    """A critic wrong a quarter of the time: strengths of 13 comparisons beat a single one."""
     draw, right = random.Random(0), 0
     cases = permutations(8, 200)
     for quality in cases:
@@ -167,7 +167,7 @@ def test_who_wins_does_not_hang_on_the_number() -> None:
 # -------------------------------------------------------------------- strengths
 
 
-def test_one_duel_by_hand() -> None:
+def test_one_comparison_by_hand() -> None:
     """y = 1, ridge r: the slope 1 - sigma(d) = r d / 2 of s = (d/2, -d/2)."""
     strengths = bradley_terry(2, {(0, 1): 1.0}, ridge=0.5)
     difference = strengths.values[0] - strengths.values[1]

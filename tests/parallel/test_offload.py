@@ -1,6 +1,6 @@
-"""A reference whose blocks lie in CPU memory and visit the device.
+"""CPU offload of a reference: its blocks are copied to the device for each forward.
 
-Here the device is the CPU too; a visit is a copy all the same, so what is where can be seen.
+Here the device is the CPU too; a copy is made all the same, so that its use can be seen.
 """
 
 from pathlib import Path

@@ -173,7 +173,7 @@ def test_a_stray_axis_is_refused(loss: partial[RewardLoss]) -> None:
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_loaded() -> None:
-    with pytest.raises(InputError, match="ties=1: give more than 1"):
+    with pytest.raises(InputError, match="ties=1: give a number above 1; without ties"):
         try_loss(partial(bradley_terry_ties, ties=1))
     with pytest.raises(InputError, match="first parameter is 'policy'"):
         label_kind(lambda policy, other: None)

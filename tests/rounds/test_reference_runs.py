@@ -1,4 +1,4 @@
-"""Whole runs: errors in advance against a live reference; what is shared, stopped and goes on."""
+"""Whole runs: precomputed reference errors against an online reference; sharing, resuming."""
 
 import json
 from pathlib import Path

@@ -15,8 +15,6 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from callbacks.iteration import IterationCallback
-from data.datamodule import PreferenceDataModule
 from ipo_lightning.backbones.cogvideox import CogVideoX
 from ipo_lightning.critics.stage.critique import critique_of
 from ipo_lightning.errors import InputError
@@ -38,7 +36,9 @@ from ipo_lightning.rounds import (
     round_stages,
     runtime_of,
 )
+from ipo_lightning.rounds.datamodule import PreferenceDataModule
 from ipo_lightning.rounds.imported import FirstRounds
+from ipo_lightning.rounds.iteration import IterationCallback
 from ipo_lightning.rounds.labels import CritiqueStage, LabellingStage
 from ipo_lightning.rounds.policies import RoundPolicies, eval_mode
 from ipo_lightning.rounds.trainer import announce, round_figures
@@ -463,11 +463,10 @@ def test_a_datamodule_finds_what_makes_rounds(tmp_path: Path) -> None:
     datamodule = PreferenceDataModule(Store(tmp_path), batch_size=1, optimizer_steps=1)
     datamodule.trainer = cast(Any, FakeTrainer(callbacks=[L.Callback(), callback]))
     assert datamodule._source() is callback
-    own = PreferenceDataModule(
-        Store(tmp_path), batch_size=1, optimizer_steps=1, source=cast(Any, "mine")
-    )
+    mine = IterationCallback(RunDir(tmp_path), [TrainingStage()])
+    own = PreferenceDataModule(Store(tmp_path), batch_size=1, optimizer_steps=1, source=mine)
     own.trainer = datamodule.trainer
-    assert own._source() == cast(Any, "mine")
+    assert own._source() is mine
 
 
 def test_a_finished_round_is_announced(tmp_path: Path) -> None:

@@ -6,13 +6,16 @@ The other way round needs no adapter: the labelling computes scores of compariso
 import json
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 from ipo_lightning.critics.protocols import Comparison, PointCritic, Rating, check_ready, kind_of
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, within
 from ipo_lightning.metrics.preferences import rao_kupper
+from ipo_lightning.settings import AtLeast, Positive, checked
 from ipo_lightning.video import Clip
 
 
+@checked
 class ScoresToComparisons:
     """A critic that compares by the scores of another: ``d = scale (score - score')`` in logits.
 
@@ -25,13 +28,17 @@ class ScoresToComparisons:
         ties: k >= 1 of `ipo_lightning.metrics.preferences.rao_kupper`; 1: only equal scores tie.
     """
 
-    def __init__(self, critic: PointCritic, scale: float = 1.0, ties: float = 1.0) -> None:
-        if not (scale > 0 and math.isfinite(scale)):
-            raise InputError(f"scale={scale}: give a number above 0 (logits a unit of the score)")
-        if not (ties >= 1 and math.isfinite(ties)):
-            raise InputError(f"ties={ties}: give 1 or more; 1: only equal scores tie")
-        if kind_of(critic) != "rates":
-            raise InputError(f"critic: {type(critic).__name__} compares; give one that rates")
+    def __init__(
+        self,
+        critic: PointCritic,
+        scale: Positive = 1.0,
+        ties: Annotated[float, AtLeast(1)] = 1.0,
+    ) -> None:
+        with within("critic"):
+            kind = kind_of(critic)
+        if kind != "rates":
+            compares = f"{type(critic).__name__} compares; give one that rates"
+            raise InputError(setting="critic", expected=compares)
         self.critic, self.scale, self.ties = critic, float(scale), float(ties)
 
     @property
@@ -42,11 +49,13 @@ class ScoresToComparisons:
 
     def ready(self) -> None:
         """Check that the critic that rates can be asked."""
-        check_ready(self.critic)
+        with within("critic"):
+            check_ready(self.critic)
 
     def load(self, device: str) -> None:
         """Load the critic that rates."""
-        self.critic.load(device)
+        with within("critic"):
+            self.critic.load(device)
 
     def release(self) -> None:
         """Release the critic that rates."""

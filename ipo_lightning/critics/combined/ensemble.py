@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Generic, Literal, TypeVar, get_args
+from typing import Generic, Literal, TypeVar
 
 from ipo_lightning.critics.combined.adapters import has_score
 from ipo_lightning.critics.combined.normalisation import parts_of, read_normalisation
@@ -17,8 +17,9 @@ from ipo_lightning.critics.protocols import (
     Rating,
     check_ready,
 )
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, within
 from ipo_lightning.metrics.preferences import Preference
+from ipo_lightning.settings import Text, checked
 from ipo_lightning.storage.store import fingerprint
 from ipo_lightning.video import Clip
 
@@ -39,30 +40,32 @@ class Members(Generic[C]):
 
     def __init__(self, members: Mapping[str, C], on_missing: OnMissing, concurrent: bool):
         if not members:
-            raise InputError("members: give an ensemble one member or more")
+            raise InputError(setting="members", expected="give an ensemble one member or more")
         if any("." in name for name in members):
-            raise InputError(f"members: {', '.join(members)}: a name must not have a full stop")
-        if on_missing not in get_args(OnMissing):
-            raise InputError(f"on_missing={on_missing}: choose {' or '.join(get_args(OnMissing))}")
+            dotted = f"{', '.join(members)}: a name must not have a full stop"
+            raise InputError(setting="members", expected=dotted)
         for name, member in members.items():
             if not hasattr(member, self.method):
                 raise InputError(
-                    f"members.{name}: {type(member).__name__} cannot {self.method}; give one that "
-                    "can (docs/critics.md on ensembles of both kinds)"
+                    setting=f"members.{name}",
+                    expected=f"{type(member).__name__} cannot {self.method}; give one that can "
+                    "(docs/critics.md on ensembles of both kinds)",
                 )
         self.members, self.on_missing, self.concurrent = dict(members), on_missing, concurrent
         self.device = "cpu"
 
     def ready(self) -> None:
         """Check that each member can be asked."""
-        for member in self.members.values():
-            check_ready(member)
+        for name, member in self.members.items():
+            with within(f"members.{name}"):
+                check_ready(member)
 
     def load(self, device: str) -> None:
         """Load all members if they are ``concurrent``; else remember the device."""
         self.device = device
-        for member in self.members.values() if self.concurrent else ():
-            member.load(device)
+        for name, member in self.members.items() if self.concurrent else ():
+            with within(f"members.{name}"):
+                member.load(device)
 
     def release(self) -> None:
         """Release what `load` loaded."""
@@ -95,6 +98,7 @@ class Members(Generic[C]):
         return faults, any(passing) if self.on_missing == "rest" else all(passing)
 
 
+@checked
 class Ensemble(Members[PointCritic]):
     """Critics that rate, as one critic.
 
@@ -122,7 +126,7 @@ class Ensemble(Members[PointCritic]):
         self,
         members: Mapping[str, PointCritic],
         weights: Mapping[str, float] | None = None,
-        normalisation: str | None = None,
+        normalisation: Text | None = None,
         on_missing: OnMissing = "fault",
         concurrent: bool = False,
     ) -> None:
@@ -134,17 +138,20 @@ class Ensemble(Members[PointCritic]):
     def _check(self, file: str | None) -> None:
         for part, weight in self.weights.items():
             if part.partition(".")[0] not in self.members:
-                raise InputError(f"weights.{part}: the members are {', '.join(self.members)}")
-            if weight == 0 or not math.isfinite(weight):
-                raise InputError(f"weights.{part}={weight}: give a number other than 0")
+                known = f"the members are {', '.join(self.members)}"
+                raise InputError(setting=f"weights.{part}", expected=known)
+            if weight == 0:
+                other = "give a number other than 0"
+                raise InputError(setting=f"weights.{part}", value=weight, expected=other)
             if self.normalisation is not None and part not in self.normalisation.scales:
                 raise InputError(
-                    f"normalisation={file} has no scale for {part}: the verdicts that it was "
-                    "fitted to do not have it, or it was always the same; fit a new file, or "
-                    "remove the weight"
+                    setting="normalisation",
+                    value=file,
+                    expected=f"it has no scale for {part}: the verdicts that it was fitted to do "
+                    "not have it, or it was always the same; fit a new file, or remove the weight",
                 )
         if not self.weights:
-            raise InputError("weights: give at least one part a weight")
+            raise InputError(setting="weights", expected="give at least one part a weight")
 
     @cached_property
     def identity(self) -> str:
@@ -215,6 +222,7 @@ class Ensemble(Members[PointCritic]):
         }
 
 
+@checked
 class PairEnsemble(Members[PairCritic]):
     """Critics that compare, as one critic: the weighted mean of their preferences.
 
@@ -243,9 +251,8 @@ class PairEnsemble(Members[PairCritic]):
         super().__init__(members, on_missing, concurrent)
         self.weights = dict.fromkeys(members, 1.0) if weights is None else dict(weights)
         if self.weights.keys() != self.members.keys() or not min(self.weights.values()) > 0:
-            raise InputError(
-                f"weights={self.weights}: give each of {', '.join(members)} a weight above 0"
-            )
+            each = f"give each of {', '.join(members)} a weight above 0"
+            raise InputError(setting="weights", value=self.weights, expected=each)
 
     @cached_property
     def identity(self) -> str:

@@ -56,14 +56,15 @@ def read_normalisation(file: str) -> Normalisation:
         identities = {name: str(member["identity"]) for name, member in members.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"normalisation={file} is not a file of means and deviations: {error}; "
-            "make one with python -m ipo_lightning.critics.combined.normalisation"
+            setting="normalisation",
+            value=file,
+            expected=f"it is not a file of means and deviations: {error}; make one with "
+            "python -m ipo_lightning.critics.combined.normalisation",
         ) from error
     wrong = [part for part, one in scales.items() if not (one.std > 0 and math.isfinite(one.mean))]
     if wrong:
-        raise InputError(
-            f"normalisation={file}: {wrong[0]} has no deviation above 0; fit a new file"
-        )
+        flat = f"{wrong[0]} has no deviation above 0; fit a new file"
+        raise InputError(setting="normalisation", value=file, expected=flat)
     return Normalisation(scales, identities)
 
 

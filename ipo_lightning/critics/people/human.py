@@ -6,7 +6,7 @@ answers has.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Annotated, NamedTuple, NoReturn
 
 from ipo_lightning.critics.people.annotations import NO_DIMS, OVERALL
 from ipo_lightning.critics.people.answers import Answers, Key, key_of, read_answers
@@ -14,11 +14,13 @@ from ipo_lightning.critics.people.page import EMBED_MIB, PAGE, write_page
 from ipo_lightning.critics.people.questions import plan
 from ipo_lightning.critics.protocols import AnswersPending, Comparison, Question
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import Above, AtMost, Count, NotNegative, Says, Share, Text, checked
 from ipo_lightning.storage.store import fingerprint, read_jsonl, write_jsonl
 
 ASKED_FILE = "questions.jsonl"
 SECONDS = 8.0
 """Of an answer, for the estimate of time until annotators' own pace is known."""
+Names = Annotated[Sequence[Text], Says("a list of names, such as [VQ, MQ]")]
 NOT_ANSWERED = "not answered"
 
 
@@ -29,6 +31,7 @@ class Batch(NamedTuple):
     questions: list[Question]
 
 
+@checked
 class HumanCritic:
     """A `RecordedCritic` with the verdicts of people.
 
@@ -48,30 +51,22 @@ class HumanCritic:
 
     def __init__(
         self,
-        answers: str,
+        answers: Text,
         *,
-        annotators: int = 1,
-        dims: Sequence[str] = (),
-        repeats: float = 0.1,
-        min_answered: float = 1.0,
+        annotators: Count = 1,
+        dims: Names = (),
+        repeats: Share = 0.1,
+        min_answered: Annotated[float, Above(0), AtMost(1)] = 1.0,
         seed: int = 0,
-        embed_mib: float = EMBED_MIB,
+        embed_mib: NotNegative = EMBED_MIB,
     ) -> None:
-        if annotators < 1:
-            raise InputError(f"critic.annotators={annotators}: give 1 or more")
-        if not 0 <= repeats <= 1:
-            raise InputError(f"critic.repeats={repeats}: give a share from 0 to 1")
-        if not 0 < min_answered <= 1:
-            raise InputError(
-                f"critic.min_answered={min_answered}: give a share above 0 and up to 1"
-            )
-        if isinstance(dims, str) or not all(isinstance(name, str) and name for name in dims):
-            raise InputError(f"critic.dims={dims}: give a list of names, such as [VQ, MQ]")
         if taken := [name for name in dims if name in NO_DIMS]:
-            raise InputError(f"critic.dims: {taken[0]} is the name of a field; choose another")
+            field = f"{taken[0]} is the name of a field; choose another"
+            raise InputError(setting="dims", expected=field)
         self.path = Path(answers)
         if self.path.suffix and not self.path.is_dir() and self.path.suffix != ".jsonl":
-            raise InputError(f"critic.answers={answers}: give a folder or a .jsonl file")
+            kinds = "give a folder or a .jsonl file"
+            raise InputError(setting="answers", value=answers, expected=kinds)
         self.folder = self.path.parent if self.path.suffix == ".jsonl" else self.path
         self.annotators = [str(number + 1) for number in range(annotators)]
         self.dims, self.repeats, self.min_answered = tuple(dims), repeats, min_answered

@@ -10,8 +10,8 @@ from math import ceil
 from typing import NamedTuple
 
 from ipo_lightning.critics.protocols import Question
-from ipo_lightning.errors import InputError
 from ipo_lightning.seeds import derive_seed
+from ipo_lightning.settings import Share, checked
 
 APART = 5
 """Least number of questions between a question and its repeat, if there are as many."""
@@ -28,16 +28,15 @@ class Shown(NamedTuple):
     right: str
 
 
+@checked
 def plan(
-    questions: Sequence[Question], *, annotator: str, seed: int, repeats: float
+    questions: Sequence[Question], *, annotator: str, seed: int, repeats: Share
 ) -> list[Shown]:
     """The questions in an annotator's order, with hidden repeats on swapped sides.
 
     Args:
         repeats: share of the questions that are asked again, in [0, 1], rounded up.
     """
-    if not 0 <= repeats <= 1:
-        raise InputError(f"critic.repeats={repeats}: give a share from 0 to 1")
     draw = _Draw(seed, annotator)
     order = sorted(questions, key=lambda one: draw.seed("order", one))
     again = sorted(order, key=lambda one: draw.seed("repeat", one))[: ceil(repeats * len(order))]

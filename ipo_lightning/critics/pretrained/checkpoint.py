@@ -46,8 +46,10 @@ def named(setting: str, path: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, httpx2.HTTPError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{setting}={path} cannot be read: {reason} (a folder is read from disk; a hub id "
-            "needs the network, or a copy in the local cache)"
+            setting=setting,
+            value=path,
+            expected=f"it cannot be read: {reason} (a folder is read from disk; a hub id needs the "
+            "network, or a copy in the local cache)",
         ) from error
 
 
@@ -60,7 +62,8 @@ def check_source(setting: str, path: str) -> None:
     folder = Path(path)
     unlike = path.count("/") != 1 or path.startswith((".", "~", "/"))
     if not folder.is_dir() and (unlike or folder.parent.is_dir()):
-        raise InputError(f"{setting}={path}: this is neither a folder nor a hub id (owner/name)")
+        neither = "this is neither a folder nor a hub id (owner/name)"
+        raise InputError(setting=setting, value=path, expected=neither)
 
 
 def origin(setting: str, path: str, revision: str | None, file: str = "config.json") -> str:
@@ -204,6 +207,7 @@ class Processor:
         revision: of a hub id: branch, tag or commit.
         template: further arguments of the chat template, such as ``{"enable_thinking": False}``.
         remote_code: whether code in the checkpoint may run.
+        setting: the name of the path in messages.
 
     Raises:
         InputError: torchvision is missing, or the files cannot be read or take no videos.
@@ -215,20 +219,22 @@ class Processor:
         revision: str | None = None,
         template: Mapping[str, Any] | None = None,
         remote_code: bool = False,
+        setting: str = "model",
     ) -> None:
         check_vision()
-        with named("model", path):
+        with named(setting, path):
             self.whole: Any = AutoProcessor.from_pretrained(
                 path, revision=revision, trust_remote_code=remote_code
             )
         self.videos: Any = getattr(self.whole, "video_processor", None)
         self.tokenizer: Any = getattr(self.whole, "tokenizer", None)
         if self.videos is None or self.tokenizer is None:
-            raise InputError(f"model={path}: its processor takes no videos; choose another")
+            taken = "its processor takes no videos; choose another"
+            raise InputError(setting=setting, value=path, expected=taken)
         if hasattr(self.videos, "cap_pixels_per_frame"):  # sizes are ours; unset, it warns
             self.videos.cap_pixels_per_frame = False
         self.template = dict(template or {})
-        self.before, self.video, self.after = self._frame(path)
+        self.before, self.video, self.after = self._frame(setting, path)
 
     @property
     def grid(self) -> Grid:
@@ -280,7 +286,7 @@ class Processor:
         made = self.whole(text=[text], videos=frames, videos_kwargs=told, return_tensors="pt")
         return {name: value for name, value in made.items() if isinstance(value, Tensor)}
 
-    def _frame(self, path: str) -> tuple[str, str, str]:
+    def _frame(self, setting: str, path: str) -> tuple[str, str, str]:
         """The text before a user's turn, in place of a video, and after the turn.
 
         Found by rendering a turn of words and a turn of a video with the chat template. The
@@ -290,7 +296,8 @@ class Processor:
         before, _, after = self._render({"type": "text", "text": mark}).partition(mark)
         shown = self._render({"type": "video"})
         if not video or shown.count(video) != 1:
-            raise InputError(f"model={path}: its chat template has no place for videos")
+            shows = "its chat template has no place for videos"
+            raise InputError(setting=setting, value=path, expected=shows)
         left, _, right = shown.partition(video)
         opening, closing = left[_shared(left, before) :], _beyond(right, after)
         if opening and opening in self._made_of(video):

@@ -121,14 +121,19 @@ def checked_url(text: str) -> httpx2.URL:
     try:
         url = httpx2.URL(str(text).strip())
     except httpx2.InvalidURL as error:
-        raise InputError(f"server.base_url: {error}; give http(s)://HOST:PORT/v1") from error
+        wrong = f"{error}; give http(s)://HOST:PORT/v1"
+        raise InputError(setting="base_url", expected=wrong) from error
     if url.userinfo or url.query or url.fragment:
         raise InputError(
-            f"server.base_url={url.scheme}://{url.host}...: give it without user, password, query "
-            "or fragment; keys come from the environment (key_variable)"
+            setting="base_url",
+            value=f"{url.scheme}://{url.host}...",
+            expected="give it without user, password, query or fragment; keys come from the "
+            "environment (key_variable)",
         )
     if url.scheme not in ("http", "https") or not url.host:
-        raise InputError(f"server.base_url={text}: give http(s)://HOST:PORT/v1")
+        form = "give http(s)://HOST:PORT/v1"
+        raise InputError(setting="base_url", value=text, expected=form)
     if url.path.rstrip("/").endswith("/completions"):
-        raise InputError(f"server.base_url={text}: leave out what comes after /v1")
+        longer = "leave out what comes after /v1"
+        raise InputError(setting="base_url", value=text, expected=longer)
     return url

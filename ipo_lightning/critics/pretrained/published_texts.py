@@ -78,8 +78,10 @@ class PublishedText:
     def absent(self, path: str) -> InputError:
         """The error for a file that does not have the text."""
         return InputError(
-            f"prompt_text={path}: this file does not have the prompt text that the model was tuned "
-            f"with, which is in {self.url}"
+            setting="prompt_text",
+            value=path,
+            expected="this file does not have the prompt text that the model was tuned with, which "
+            f"is in {self.url}",
         )
 
     def _kept(self, file: Path) -> str | None:
@@ -113,9 +115,10 @@ class PublishedText:
 
     def _missing(self, reason: str) -> InputError:
         return InputError(
-            "prompt_text: the prompt text that the model was tuned with is not shipped and cannot "
-            f"be downloaded ({reason}); on a machine with a network run `curl -LO {self.url}`, and "
-            f"give that file as prompt_text={self.file}"
+            setting="prompt_text",
+            expected="the prompt text that the model was tuned with is not shipped and cannot be "
+            f"downloaded ({reason}); on a machine with a network run `curl -LO {self.url}`, and "
+            f"give that file as {{setting}}={self.file}",
         )
 
 
@@ -129,10 +132,11 @@ def given(path: str) -> str:
         with open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise InputError(f"prompt_text={path}: more than {MOST_BYTES} bytes, so no prompt text")
+            long = f"more than {MOST_BYTES} bytes, so no prompt text"
+            raise InputError(setting="prompt_text", value=path, expected=long)
         return content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"prompt_text={path}: {error}") from error
+        raise InputError(setting="prompt_text", value=path, expected=str(error)) from error
 
 
 def cache_folder() -> Path:

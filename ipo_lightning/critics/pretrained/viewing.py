@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import Count, Positive, checked
 from ipo_lightning.storage.store import fingerprint
 from ipo_lightning.video import Clip
 
@@ -45,6 +46,7 @@ class Shown(NamedTuple):
     """Of the whole video."""
 
 
+@checked
 @dataclass(frozen=True)
 class Viewing:
     """How videos are shown.
@@ -52,31 +54,23 @@ class Viewing:
     The defaults are those of VideoReward: 2 frames a second, between 4 and 768, at about 448 x 448.
     """
 
-    fps: float = 2.0
+    fps: Positive = 2.0
     """Frames shown of each second, evenly over the video, with its first and last. More show finer
     motion; tokens, memory and time grow with them."""
-    least_frames: int = 4
+    least_frames: Count = 4
     """The least number of frames that are shown, if the video has as many."""
-    most_frames: int = 768
+    most_frames: Count = 768
     """The largest number of frames that are shown. Equal to ``least_frames``: always this many."""
-    min_pixels: int = 128 * 28 * 28
+    min_pixels: Count = 128 * 28 * 28
     """A smaller frame is enlarged to about this many pixels."""
-    max_pixels: int = 448 * 448
+    max_pixels: Count = 448 * 448
     """A larger frame is reduced to at most this many pixels."""
 
     def __post_init__(self) -> None:
-        if not self.fps > 0:
-            raise InputError(f"viewing.fps={self.fps}: give a number above 0")
-        if not 1 <= self.least_frames <= self.most_frames:
-            raise InputError(
-                f"viewing: least_frames={self.least_frames}, most_frames={self.most_frames}: give "
-                "1 <= least_frames <= most_frames"
-            )
-        if not 1 <= self.min_pixels <= self.max_pixels:
-            raise InputError(
-                f"viewing: min_pixels={self.min_pixels}, max_pixels={self.max_pixels}: give "
-                "1 <= min_pixels <= max_pixels"
-            )
+        for least, most in (("least_frames", "most_frames"), ("min_pixels", "max_pixels")):
+            low, high = getattr(self, least), getattr(self, most)
+            if low > high:
+                raise InputError(setting=least, value=low, expected=f"give at most {most}={high}")
 
     @property
     def identity(self) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -30,8 +30,9 @@ from ipo_lightning.critics.pretrained.checkpoint import (
     origin,
 )
 from ipo_lightning.critics.protocols import Rating
-from ipo_lightning.critics.scorers.reward import DTYPES
+from ipo_lightning.critics.scorers.reward import DTYPES, Dtype
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import Count, Text, checked
 from ipo_lightning.storage.store import fingerprint
 from ipo_lightning.video import Clip, spread
 
@@ -43,6 +44,7 @@ SIGMA = "sigma"
 """Name of the model's own standard deviation, in units of the score; not a dimension."""
 
 
+@checked
 class FrameCritic(ABC):
     """Rates a video by some of its frames: evenly spaced, with the first and the last.
 
@@ -55,13 +57,7 @@ class FrameCritic(ABC):
         dtype: of the weights. Scores are computed from their outputs in float32.
     """
 
-    def __init__(self, frames: int, over: Over, dtype: str) -> None:
-        if frames < 1:
-            raise InputError(f"frames={frames}: give 1 or more")
-        if over not in get_args(Over):
-            raise InputError(f"over={over}: choose one of {', '.join(get_args(Over))}")
-        if dtype not in DTYPES:
-            raise InputError(f"dtype={dtype}: choose one of {', '.join(DTYPES)}")
+    def __init__(self, frames: Count, over: Over, dtype: Dtype) -> None:
         self.frames, self.over, self.dtype = frames, over, dtype
         self.device = "cpu"
 
@@ -118,6 +114,7 @@ class FrameCritic(ABC):
         """The score, from the dimensions."""
 
 
+@checked
 class ClipCritic(FrameCritic):
     """Similarity of frames and prompt by a CLIP model, and the frames' aesthetic score.
 
@@ -142,22 +139,23 @@ class ClipCritic(FrameCritic):
 
     def __init__(
         self,
-        path: str,
-        revision: str | None = None,
-        processor: str | None = None,
-        aesthetic: str | None = None,
+        path: Text,
+        revision: Text | None = None,
+        processor: Text | None = None,
+        aesthetic: Text | None = None,
         weights: Mapping[str, float] | None = None,
         scaled: bool = False,
-        frames: int = 8,
+        frames: Count = 8,
         over: Over = "mean",
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        dtype: Dtype = "float32",
     ) -> None:
         super().__init__(frames, over, dtype)
         check_source("path", path)
         if processor is not None:
             check_source("processor", processor)
         if aesthetic is not None and not Path(aesthetic).is_file():
-            raise InputError(f"aesthetic={aesthetic}: there is no such file")
+            nowhere = "there is no such file"
+            raise InputError(setting="aesthetic", value=aesthetic, expected=nowhere)
         self.path, self.revision, self.scaled = path, revision, scaled
         self.words_path = path if processor is None else processor
         self.aesthetic = aesthetic
@@ -167,7 +165,8 @@ class ClipCritic(FrameCritic):
             names = (
                 "text or aesthetic" if aesthetic else "text (aesthetic needs the file of its head)"
             )
-            raise InputError(f"weights={self.weights}: give a weight to {names}")
+            each = f"give a weight to {names}"
+            raise InputError(setting="weights", value=self.weights, expected=each)
         self._model: Any = None
         self._head: dict[str, Tensor] = {}
         self._texts: dict[str, Tensor] = {}
@@ -223,7 +222,8 @@ class ClipCritic(FrameCritic):
                 self.path, revision=self.revision, dtype=DTYPES[self.dtype], use_safetensors=True
             )
         if not hasattr(model, "logit_scale") or not hasattr(model, "get_text_features"):
-            raise InputError(f"path={self.path} is a {type(model).__name__}; give a CLIP model")
+            other = f"it is a {type(model).__name__}; give a CLIP model"
+            raise InputError(setting="path", value=self.path, expected=other)
         self._model, self.device = model.eval().to(device), device
         if self.aesthetic is not None:
             head = read_head(self.aesthetic, int(model.config.projection_dim))
@@ -304,10 +304,12 @@ def read_head(file: str, width: int) -> dict[str, Tensor]:
         shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"aesthetic={file} cannot be read: {reason}") from error
+        unread = f"it cannot be read: {reason}"
+        raise InputError(setting="aesthetic", value=file, expected=unread) from error
     wanted = {"weight": (1, width), "bias": (1,)}
     if shapes != wanted:
-        raise InputError(f"aesthetic={file} holds {shapes}; this model's head has {wanted}")
+        other = f"it holds {shapes}; this model's head has {wanted}"
+        raise InputError(setting="aesthetic", value=file, expected=other)
     return {name: value.float() for name, value in tensors.items()}
 
 

@@ -8,15 +8,22 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 from ipo_lightning.critics.protocols import Rating
 from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.gauges import GAUGES
+from ipo_lightning.settings import Says, checked
 from ipo_lightning.storage.store import fingerprint
 from ipo_lightning.video import Clip
 
 Combine = Literal["min", "product"]
+Bands = Annotated[
+    Mapping[
+        str, Annotated[Mapping[str, float | None], Says("low, high, soft, or leave the gauge out")]
+    ],
+    Says("a band to each gauge, as {flow: {low: 0.1}}"),
+]
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Band:
         return max(0.0, 1 - outside / self.soft) if self.soft > 0 else 0.0
 
 
+@checked
 class GaugeCritic:
     """Grades a video by its gauges, each in [0, 1]; the score is the worst grade or their product.
 
@@ -50,16 +58,10 @@ class GaugeCritic:
         combine: ``min``: the worst grade counts; ``product``: all faults count.
     """
 
-    def __init__(
-        self, bands: Mapping[str, Mapping[str, float | None]], combine: Combine = "min"
-    ) -> None:
-        if combine not in get_args(Combine):
-            raise InputError(f"combine={combine}: choose one of {', '.join(get_args(Combine))}")
-        if not isinstance(bands, Mapping):
-            raise InputError(f"bands={bands}: give a band to each gauge, as {{flow: {{low: 0.1}}}}")
+    def __init__(self, bands: Bands, combine: Combine = "min") -> None:
         self.bands = {name: band(name, settings) for name, settings in sorted(bands.items())}
         if not self.bands:
-            raise InputError("bands: give at least one gauge a band")
+            raise InputError(setting="bands", expected="give at least one gauge a band")
         self.combine = combine
 
     @property
@@ -94,23 +96,19 @@ def band(gauge: str, settings: Mapping[str, float | None]) -> Band:
         InputError: there is no such gauge, or no value can be in the band.
     """
     if gauge not in GAUGES:
-        raise InputError(f"bands.{gauge}: there is no such gauge; choose among {', '.join(GAUGES)}")
-    if not isinstance(settings, Mapping):
-        raise InputError(
-            f"bands.{gauge}={settings}: give low, high and soft, or leave the gauge out"
-        )
+        known = f"there is no such gauge; choose among {', '.join(GAUGES)}"
+        raise InputError(setting=f"bands.{gauge}", expected=known)
     unknown = sorted(set(settings) - {"low", "high", "soft"})
     if unknown:
-        raise InputError(f"bands.{gauge}.{unknown[0]}: a band has low, high and soft")
-    for name, value in settings.items():
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
-            raise InputError(f"bands.{gauge}.{name}={value}: give a number, or null")
+        known = "a band has low, high and soft"
+        raise InputError(setting=f"bands.{gauge}.{unknown[0]}", expected=known)
     numbers = {name: None if value is None else float(value) for name, value in settings.items()}
     low, high, soft = numbers.get("low"), numbers.get("high"), numbers.get("soft") or 0.0
     crossed = low is not None and high is not None and low > high
     if (low is None and high is None) or crossed or soft < 0:
         raise InputError(
-            f"bands.{gauge}: low={low}, high={high}, soft={soft}: give low or high, low <= high, "
-            "and soft >= 0"
+            setting=f"bands.{gauge}",
+            expected=f"low={low}, high={high}, soft={soft}: give low or high, low <= high, and "
+            "soft >= 0",
         )
     return Band(low, high, soft)

@@ -33,6 +33,7 @@ from ipo_lightning.critics.scorers.reward import DTYPES
 from ipo_lightning.critics.scorers.reward_model import PROMPT, RewardModel, fill
 from ipo_lightning.critics.scorers.videoreward import EMBEDDINGS, PLACES
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import Count, Text, checked
 from ipo_lightning.storage.store import fingerprint
 
 FILE = "HPSv3.safetensors"
@@ -82,6 +83,7 @@ class RankNet(RewardModel):
         return answer
 
 
+@checked
 class HPSv3(FrameCritic):
     """People's predicted preference for a frame as a picture of its prompt.
 
@@ -101,12 +103,12 @@ class HPSv3(FrameCritic):
 
     def __init__(
         self,
-        path: str = "MizzenAI/HPSv3",
-        revision: str | None = None,
-        base: str = "Qwen/Qwen2-VL-7B-Instruct",
-        base_revision: str | None = None,
-        prompt_text: str | None = None,
-        frames: int = 4,
+        path: Text = "MizzenAI/HPSv3",
+        revision: Text | None = None,
+        base: Text = "Qwen/Qwen2-VL-7B-Instruct",
+        base_revision: Text | None = None,
+        prompt_text: Text | None = None,
+        frames: Count = 4,
         over: Over = "mean",
         dtype: Literal["float32", "bfloat16"] = "bfloat16",
     ) -> None:
@@ -220,9 +222,8 @@ class HPSv3(FrameCritic):
                 [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
             )
         if text.count(IMAGE) != 1:
-            raise InputError(
-                f"base={self.base}: its chat template has no place for pictures; give Qwen2-VL"
-            )
+            shows = "its chat template has no place for pictures; give Qwen2-VL"
+            raise InputError(setting="base", value=self.base, expected=shows)
         return text
 
     def _read(self) -> dict[str, Tensor]:

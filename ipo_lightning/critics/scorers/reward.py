@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -32,14 +32,18 @@ from ipo_lightning.critics.scorers.reward_model import (
     read_spec,
 )
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import Count, Null, Positive, Text, checked
 from ipo_lightning.storage.store import fingerprint
 from ipo_lightning.video import Clip
 
 VERSION = "reward-2"
 """Part of the identity; to be raised whenever the same settings give other scores."""
+Dtype = Literal["float32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TrainedFps = Annotated[Positive | None, Null("as it was trained")]
 
 
+@checked
 class RewardCritic:
     """A `PointCritic` from a reward folder (see `ipo_lightning.critics.scorers.reward_model`).
 
@@ -61,12 +65,12 @@ class RewardCritic:
 
     def __init__(
         self,
-        model: str,
-        fps: float | None = None,
+        model: Text,
+        fps: TrainedFps = None,
         weights: Mapping[str, float] | None = None,
-        dtype: Literal["bfloat16", "float32"] = "bfloat16",
-        attention: str | None = None,
-        batch_size: int = 1,
+        dtype: Dtype = "bfloat16",
+        attention: Text | None = None,
+        batch_size: Count = 1,
     ) -> None:
         self.model, self.fps, self.dtype, self.attention = model, fps, dtype, attention
         self.weights = None if weights is None else dict(weights)
@@ -75,12 +79,9 @@ class RewardCritic:
         self._inputs: RewardInputs | None = None
         self._warned = False
         check_source("model", model)
-        if dtype not in DTYPES:
-            raise InputError(f"dtype={dtype}: choose one of {', '.join(DTYPES)}")
         if self.weights is not None and not any(self.weights.values()):
-            raise InputError(f"weights={self.weights}: give at least one dimension a weight")
-        if batch_size < 1 or (fps is not None and fps <= 0):
-            raise InputError(f"batch_size={batch_size}, fps={fps}: give numbers above 0")
+            some = "give at least one dimension a weight"
+            raise InputError(setting="weights", value=self.weights, expected=some)
 
     @cached_property
     def identity(self) -> str:
@@ -145,14 +146,13 @@ class RewardCritic:
 
     def _check_weights(self, dims: Sequence[str]) -> None:
         if self.weights is not None and not self.weights.keys() <= set(dims):
-            raise InputError(
-                f"weights={self.weights}: the dimensions of {self.model} are "
-                f"{', '.join(sorted(dims))}"
-            )
+            known = f"the dimensions of {self.model} are {', '.join(sorted(dims))}"
+            raise InputError(setting="weights", value=self.weights, expected=known)
 
     def _spec(self) -> RewardSpec:
         if not (Path(self.model) / SPEC).is_file():
-            raise InputError(f"model={self.model}: there is no {SPEC}; give a reward folder")
+            bare = f"there is no {SPEC}; give a reward folder"
+            raise InputError(setting="model", value=self.model, expected=bare)
         return read_spec(Path(self.model))
 
     def _open(self) -> tuple[RewardModel, RewardInputs]:

@@ -18,7 +18,7 @@ import math
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ from ipo_lightning.critics.pretrained.checkpoint import (
 )
 from ipo_lightning.critics.pretrained.published_texts import PublishedText
 from ipo_lightning.critics.pretrained.viewing import Viewing
-from ipo_lightning.critics.scorers.reward import DTYPES, RewardCritic
+from ipo_lightning.critics.scorers.reward import DTYPES, Dtype, RewardCritic, TrainedFps
 from ipo_lightning.critics.scorers.reward_model import (
     RewardInputs,
     RewardModel,
@@ -43,6 +43,7 @@ from ipo_lightning.critics.scorers.reward_model import (
     fill,
 )
 from ipo_lightning.errors import InputError
+from ipo_lightning.settings import Count, Text, checked
 from ipo_lightning.storage.store import fingerprint
 
 RUBRIC = PublishedText(
@@ -56,6 +57,7 @@ EMBEDDINGS = "backbone.language_model.embed_tokens.weight"
 HEAD = "head.weight"
 
 
+@checked
 class VideoReward(RewardCritic):
     """VideoReward's three scores, and their sum.
 
@@ -76,17 +78,17 @@ class VideoReward(RewardCritic):
 
     def __init__(
         self,
-        model: str = "KlingTeam/VideoReward",
-        revision: str | None = None,
-        checkpoint: str = "checkpoint-11352/model.pth",
-        base: str = "Qwen/Qwen2-VL-2B-Instruct",
-        base_revision: str | None = None,
-        prompt_text: str | None = None,
-        fps: float | None = None,
+        model: Text = "KlingTeam/VideoReward",
+        revision: Text | None = None,
+        checkpoint: Text = "checkpoint-11352/model.pth",
+        base: Text = "Qwen/Qwen2-VL-2B-Instruct",
+        base_revision: Text | None = None,
+        prompt_text: Text | None = None,
+        fps: TrainedFps = None,
         weights: Mapping[str, float] | None = None,
-        dtype: Literal["bfloat16", "float32"] = "bfloat16",
-        attention: str | None = None,
-        batch_size: int = 1,
+        dtype: Dtype = "bfloat16",
+        attention: Text | None = None,
+        batch_size: Count = 1,
     ) -> None:
         super().__init__(model, fps, weights, dtype, attention, batch_size)
         check_source("base", base)
@@ -104,7 +106,7 @@ class VideoReward(RewardCritic):
     def _check_files(self) -> tuple[str, ...]:
         rubric = RUBRIC.read(self.prompt_text)
         dims = spec_of(self._settings(), rubric, outputs=1).dims
-        Processor(self.base, self.base_revision)
+        Processor(self.base, self.base_revision, setting="base")
         check_weights("model", self.model, self.revision, self.checkpoint)
         return dims
 
@@ -117,7 +119,7 @@ class VideoReward(RewardCritic):
         if EMBEDDINGS not in weights or HEAD not in weights:
             raise InputError(f"{self.model}/{self.checkpoint} is not a checkpoint of VideoReward")
         spec = spec_of(settings, rubric, len(weights[HEAD]))
-        inputs = RewardInputs(Processor(self.base, self.base_revision), spec)
+        inputs = RewardInputs(Processor(self.base, self.base_revision, setting="base"), spec)
         with named("base", self.base):
             config = AutoConfig.from_pretrained(self.base, revision=self.base_revision)
         rows, words = len(weights[EMBEDDINGS]), len(inputs.processor.tokenizer)

@@ -32,6 +32,7 @@ from ipo_lightning.critics.stage.rating import (
     verdict,
 )
 from ipo_lightning.critics.stage.recorded import RecordedCritique
+from ipo_lightning.errors import within
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.storage.records import AnyVerdict, Candidate, PairVerdict, Verdict
 from ipo_lightning.storage.store import Store
@@ -182,8 +183,9 @@ class CombinedCritique:
         return self.critic.identity
 
     def ready(self) -> None:
-        for member in self.members.values():
-            member.ready()
+        for name, member in self.members.items():
+            with within(f"members.{name}"):
+                member.ready()
         _ = self.identity  # which may tell that it was normalised for other members
 
     def ask(

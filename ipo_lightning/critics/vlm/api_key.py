@@ -24,8 +24,9 @@ class ApiKey:
     def __post_init__(self) -> None:
         if self.variable and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.variable):
             raise InputError(  # which does not repeat it: it may be the key
-                "server.key_variable: give the NAME of an environment variable (letters, digits, "
-                "_), never the key itself"
+                setting="key_variable",
+                expected="give the NAME of an environment variable (letters, digits, _), never the "
+                "key itself",
             )
 
     def value(self) -> str:

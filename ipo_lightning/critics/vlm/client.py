@@ -14,6 +14,8 @@ from ipo_lightning.video import Clip
 
 VIDEO = "<video>"
 """The place of the next video in a turn's text."""
+SEVERAL = "several replies need a temperature above 0; at 0 they would all be the same"
+"""Why ``samples`` is refused."""
 
 
 class Turn(NamedTuple):

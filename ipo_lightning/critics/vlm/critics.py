@@ -7,7 +7,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from ipo_lightning.critics.protocols import Comparison, Rating, check_ready
 from ipo_lightning.critics.vlm.client import VIDEO, Fault, Reply, Turn, VLMClient
@@ -16,12 +16,14 @@ from ipo_lightning.critics.vlm.templates.base import (
     PairTemplate,
     PointTemplate,
     PromptText,
+    Questions,
     check_names,
     check_questions,
 )
 from ipo_lightning.critics.vlm.votes import compared, rated, read_all
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, within
 from ipo_lightning.metrics.preferences import Preference
+from ipo_lightning.settings import Above, Below, Says, Text, checked
 from ipo_lightning.video import Clip
 
 F = TypeVar("F", PairTemplate, PointTemplate)
@@ -77,11 +79,13 @@ class _VLMCritic:
 
     def ready(self) -> None:
         """Check that the client can be asked."""
-        check_ready(self.vlm)
+        with within("vlm"):
+            check_ready(self.vlm)
 
     def load(self, device: str) -> None:
         """Load the client's model."""
-        self.vlm.load(device)
+        with within("vlm"):
+            self.vlm.load(device)
 
     def release(self) -> None:
         """Free the client's memory."""
@@ -101,12 +105,14 @@ class _InWords(_VLMCritic, Generic[F]):
         Raises:
             InputError: one of them is missing something.
         """
-        self.prompt_template.load()
+        with within("prompt_template"):
+            self.prompt_template.load()
         super().ready()
 
     def load(self, device: str) -> None:
         """Load the template's text, then the model, which takes longer."""
-        self.prompt_template.load()
+        with within("prompt_template"):
+            self.prompt_template.load()
         super().load(device)
 
     def _replies(self, turns: Sequence[Turn]) -> list[list[Reply | Fault]]:
@@ -149,17 +155,22 @@ class _InLogits(_VLMCritic):
         samples = getattr(vlm, "samples", 1)
         if samples > 1:
             raise InputError(
-                f"vlm.samples={samples}: probabilities are read from one forward pass without "
-                "sampling; give 1, or choose a critic that answers in words"
+                setting="vlm.samples",
+                value=samples,
+                expected="probabilities are read from one forward pass without sampling; give 1, "
+                "or choose a critic that answers in words",
             )
         if getattr(vlm, "top_logprobs", 1) is None:
             raise InputError(
-                "vlm.top_logprobs=None: this critic reads probabilities; give a number of tokens, "
-                "or choose a critic that answers in words"
+                setting="vlm.top_logprobs",
+                value=None,
+                expected="this critic reads probabilities; give a number of tokens, or choose a "
+                "critic that answers in words",
             )
         super().__init__(vlm, version)
 
 
+@checked
 class Letters(_InLogits):
     """Compares two videos by the probabilities of the letters A, B and T, one forward a question.
 
@@ -170,8 +181,8 @@ class Letters(_InLogits):
     def __init__(
         self,
         vlm: VLMClient,
-        question: str = QUESTION,
-        aspects: Mapping[str, str] | None = None,
+        question: Text = QUESTION,
+        aspects: Questions | None = None,
         letters: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """
@@ -188,12 +199,12 @@ class Letters(_InLogits):
         if asked != {}:
             check_questions("aspects", asked)
         if "overall" in asked:
-            raise InputError(
-                "aspects.overall: this is the name of the whole verdict; choose another"
-            )
+            whole = "this is the name of the whole verdict; choose another"
+            raise InputError(setting="aspects.overall", expected=whole)
         self.letters = dict(LETTERS if letters is None else letters)
         if set(self.letters) != set(LETTERS):
-            raise InputError(f"letters={sorted(self.letters)}: give A, T and B")
+            given = sorted(self.letters)
+            raise InputError(setting="letters", value=given, expected="give A, T and B")
         self.dims = tuple(asked)
         self._words = [
             PromptText(PAIR.replace("{question}", one)) for one in (question, *asked.values())
@@ -224,6 +235,7 @@ class Letters(_InLogits):
         return Comparison(overall, expected, max(overall), raw)
 
 
+@checked
 @dataclass(frozen=True)
 class Check:
     """A yes/no question about a video."""
@@ -232,37 +244,37 @@ class Check:
     """The question; the model is told to answer yes or no."""
     dim: str
     """The dimension that it is a part of."""
-    weight: float = 1.0
-    good: str = "yes"
+    weight: Annotated[float, Above(0), Below(1e6)] = 1.0
+    good: Literal["yes", "no"] = "yes"
     """The answer of a good video, ``yes`` or ``no``. Models have a bias towards yes, which raises
     all scores if every good answer is yes: let some be no."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.ask, str) or not self.ask.strip():
-            raise InputError(f"questions: ask={self.ask}: give a question")
-        check_names(f"questions: {self.ask!r} has dim", [self.dim])
-        number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
-        if not (number and 0 < self.weight < 1e6):
-            raise InputError(
-                f"questions: {self.ask!r} has weight={self.weight}: give a number above 0"
-            )
-        if self.good not in YES_NO:
-            raise InputError(f"questions: {self.ask!r} has good={self.good}: give 'yes' or 'no'")
+            raise InputError(setting="ask", value=self.ask, expected="give a question")
+        check_names("dim", [self.dim])
 
 
-def check_of(question: Mapping[str, Any]) -> Check:
-    """A question from its settings.
+EACH = "each ask and dim, of ask, dim, weight, good"
+Checks = Annotated[
+    Sequence[Annotated[Mapping[str, Any], Says(EACH)]], Says("a list of questions, each a mapping")
+]
+
+
+def check_of(place: str, question: Mapping[str, Any]) -> Check:
+    """A question from its settings, which stand at a place.
 
     Raises:
         InputError: they are not fields of `Check`.
     """
     known = [field.name for field in fields(Check)]
-    given = isinstance(question, Mapping) and {"ask", "dim"} <= question.keys() <= set(known)
-    if not given:
-        raise InputError(f"questions: {question}: give each ask and dim, of {', '.join(known)}")
-    return Check(**question)
+    if not {"ask", "dim"} <= question.keys() <= set(known):
+        raise InputError(setting=place, value=question, expected=f"give {EACH}")
+    with within(place):
+        return Check(**question)
 
 
+@checked
 class Checklist(_InLogits):
     """Rates a video by weighted yes/no questions, one forward each.
 
@@ -272,7 +284,7 @@ class Checklist(_InLogits):
     over fewer questions could not be compared with those of other videos.
     """
 
-    def __init__(self, vlm: VLMClient, questions: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, vlm: VLMClient, questions: Checks) -> None:
         """
         Args:
             questions: the fields of `Check`, one question each.
@@ -281,11 +293,13 @@ class Checklist(_InLogits):
             InputError: there is no question, a field is wrong, or the client is set to several
                 samples.
         """
-        if not questions or isinstance(questions, str | Mapping):
-            raise InputError(f"questions={questions}: give a list of at least one question")
-        self.checks = [check_of(one) for one in questions]
+        if not questions:
+            some = "give a list of at least one question"
+            raise InputError(setting="questions", value=questions, expected=some)
+        self.checks = [check_of(f"questions.{at}", one) for at, one in enumerate(questions)]
         if len({check.ask for check in self.checks}) < len(questions):
-            raise InputError("questions: one is given twice; give it more weight instead")
+            twice = "one is given twice; give it more weight instead"
+            raise InputError(setting="questions", expected=twice)
         self.dims = tuple(dict.fromkeys(check.dim for check in self.checks))
         self._words = [PromptText(ONE.replace("{question}", check.ask)) for check in self.checks]
         settings = [[one.ask, one.dim, one.weight, one.good] for one in self.checks]

@@ -6,17 +6,18 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from PIL import Image
 from torch import Tensor
 
 from ipo_lightning.critics.pretrained.viewing import Grid, Shown, Viewing
 from ipo_lightning.critics.vlm.calls import Read, ask
-from ipo_lightning.critics.vlm.client import Fault, Reply, Token, Turn, parts
+from ipo_lightning.critics.vlm.client import SEVERAL, Fault, Reply, Token, Turn, parts
 from ipo_lightning.critics.vlm.server import Server, Spent
 from ipo_lightning.errors import InputError
 from ipo_lightning.seeds import derive_seed
+from ipo_lightning.settings import Count, NotNegative, Null, Text, checked
 from ipo_lightning.storage.store import fingerprint
 from ipo_lightning.video import Clip, encode_video
 
@@ -33,6 +34,7 @@ ROUNDING = 1e-3  # a log probability may be above 0 by this much
 OWN_FIELDS = {"messages", "model", "n", "stream", "logprobs", "top_logprobs", "seed", "temperature"}
 
 
+@checked
 class EndpointVLM:
     """A `VLMClient` over HTTP.
 
@@ -68,18 +70,18 @@ class EndpointVLM:
     def __init__(
         self,
         server: Server,
-        model: str,
+        model: Text,
         *,
-        revision: str | None = None,
+        revision: Text | None = None,
         viewing: Viewing = Viewing(),  # noqa: B008 - frozen
         video: Literal["frames", "mp4"] = "frames",
         picture: Literal["jpeg", "png"] = "jpeg",
-        samples: int = 1,
-        temperature: float = 0.0,
-        max_tokens: int = 1024,
-        seed: int | None = 0,
-        top_logprobs: int | None = 20,
-        limit_field: str = "max_tokens",
+        samples: Count = 1,
+        temperature: NotNegative = 0.0,
+        max_tokens: Count = 1024,
+        seed: Annotated[int | None, Null("none is sent")] = 0,
+        top_logprobs: Annotated[Count | None, Null("not asked for")] = 20,
+        limit_field: Text = "max_tokens",
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         self.server, self.model, self.revision = server, model, revision
@@ -92,22 +94,11 @@ class EndpointVLM:
         self._logged = ""
 
     def _check(self) -> None:
-        if self.video not in ("frames", "mp4"):
-            raise InputError(f"vlm.video={self.video}: choose frames or mp4")
-        if self.picture not in ("jpeg", "png"):
-            raise InputError(f"vlm.picture={self.picture}: choose jpeg or png")
-        bounds = {"samples": 1, "temperature": 0, "max_tokens": 1, "top_logprobs": 1}
-        for name, least in bounds.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
-                raise InputError(f"vlm.{name}={value}: give {least} or more")
         if self.samples > 1 and self.temperature == 0:
-            raise InputError(
-                f"vlm.samples={self.samples}, vlm.temperature=0: several replies need a "
-                "temperature above 0; at 0 they would all be the same"
-            )
+            raise InputError(setting="samples", value=self.samples, expected=SEVERAL)
         if taken := sorted(self.extra.keys() & (OWN_FIELDS | {self.limit_field})):
-            raise InputError(f"vlm.extra has {', '.join(taken)}, which has a setting of its own")
+            own = f"{', '.join(taken)} has a setting of its own"
+            raise InputError(setting="extra", expected=own)
 
     @property
     def identity(self) -> str:

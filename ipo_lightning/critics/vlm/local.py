@@ -36,9 +36,10 @@ from ipo_lightning.critics.pretrained.checkpoint import (
     origin,
 )
 from ipo_lightning.critics.pretrained.viewing import Viewing
-from ipo_lightning.critics.vlm.client import Fault, Reply, Token, Turn, parts
+from ipo_lightning.critics.vlm.client import SEVERAL, Fault, Reply, Token, Turn, parts
 from ipo_lightning.errors import InputError
 from ipo_lightning.seeds import derive_seed, generator
+from ipo_lightning.settings import Count, NotNegative, Text, checked
 from ipo_lightning.storage.store import canonical, fingerprint
 from ipo_lightning.video import Clip
 
@@ -48,6 +49,7 @@ TOP = 20
 """How many likeliest tokens are returned for each token of a reply."""
 
 
+@checked
 class LocalVLM:
     """A `VLMClient` with its weights in this process.
 
@@ -75,14 +77,14 @@ class LocalVLM:
 
     def __init__(
         self,
-        model: str,
-        revision: str | None = None,
+        model: Text,
+        revision: Text | None = None,
         dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
-        samples: int = 1,
-        temperature: float = 0.0,
-        max_tokens: int = 1024,
-        attention: str | None = None,
-        batch_size: int = 1,
+        samples: Count = 1,
+        temperature: NotNegative = 0.0,
+        max_tokens: Count = 1024,
+        attention: Text | None = None,
+        batch_size: Count = 1,
         viewing: Viewing | None = None,
         seed: int = 0,
         template: Mapping[str, Any] | None = None,
@@ -98,18 +100,8 @@ class LocalVLM:
 
     def _check(self) -> None:
         check_source("model", self.model)
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype={self.dtype}: choose one of {', '.join(DTYPES)}")
-        for name in ("samples", "max_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}: give 1 or more")
-        if not isinstance(self.seed, int):
-            raise InputError(f"seed={self.seed}: give a whole number")
-        if self.temperature < 0 or (self.samples > 1 and self.temperature == 0):
-            raise InputError(
-                f"samples={self.samples}, temperature={self.temperature}: several replies need a "
-                "temperature above 0; at 0 they would all be the same"
-            )
+        if self.samples > 1 and self.temperature == 0:
+            raise InputError(setting="samples", value=self.samples, expected=SEVERAL)
 
     @cached_property
     def identity(self) -> str:

@@ -3,18 +3,20 @@
 `ipo_lightning.critics.vlm.calls` sends the requests.
 """
 
-import math
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from typing import Annotated
 
 import httpx2
 
 from ipo_lightning.critics.pretrained.http_errors import checked_url
 from ipo_lightning.critics.protocols import CriticGone
 from ipo_lightning.critics.vlm.api_key import ApiKey
-from ipo_lightning.errors import InputError
+from ipo_lightning.settings import AtLeast, Count, NotNegative, Null, Positive, checked
+
+Budget = Annotated[Count | None, Null("no limit")]
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Spent:
         return text
 
 
+@checked
 @dataclass(frozen=True)
 class Server:
     """How a server is reached, and how patiently.
@@ -59,22 +62,22 @@ class Server:
     """Up to and without ``/chat/completions``: ``http://localhost:8000/v1``."""
     key_variable: str | None = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; None: the server needs none."""
-    concurrency: int = 8
+    concurrency: Count = 8
     """Requests under way at the same time, in one call of a critic."""
-    timeout: float = 120.0
+    timeout: Positive = 120.0
     """Seconds from the beginning of a request to the last byte of its answer."""
-    connect_timeout: float = 10.0
+    connect_timeout: Positive = 10.0
     """Seconds to connect; after them the server counts as away."""
-    retries: int = 4
+    retries: Annotated[int, AtLeast(0)] = 4
     """How often a request is sent again before its question counts as unanswered."""
-    backoff: float = 1.0
+    backoff: NotNegative = 1.0
     """Seconds before the first retry, doubled for each further one up to a minute. A part of up to
     a half is taken off, by the request's content. A server's Retry-After can make it longer."""
-    patience: float = 300.0
+    patience: NotNegative = 300.0
     """Seconds that a server may be away, or ask for in Retry-After, before the run stops."""
-    budget_requests: int | None = None
+    budget_requests: Budget = None
     """How many requests a process may send, retries among them; None: no limit."""
-    budget_tokens: int | None = None
+    budget_tokens: Budget = None
     """Tokens that a process may use, prompts and answers together, by the server's count; None: no
     limit. The last call of the critic may exceed it."""
     spent: Spent = field(default_factory=Spent, init=False, compare=False, repr=False)
@@ -83,17 +86,6 @@ class Server:
         key = self.key
         url = checked_url(self.base_url)
         object.__setattr__(self, "base_url", str(url).rstrip("/"))
-        bounds = {
-            "concurrency": 1, "retries": 0, "backoff": 0, "patience": 0,
-            "budget_requests": 1, "budget_tokens": 1,
-        }  # fmt: skip
-        for name, least in bounds.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
-                raise InputError(f"server.{name}={value}: give {least} or more")
-        for name in ("timeout", "connect_timeout"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"server.{name}={getattr(self, name)}: give seconds, above 0")
         if url.scheme == "http" and not self.local and key.value():
             warnings.warn(
                 f"server.base_url={self.base_url}: the key and the videos are sent unencrypted; "

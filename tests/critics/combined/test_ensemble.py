@@ -365,9 +365,9 @@ def test_what_tells_no_scale_is_refused(tmp_path: Path) -> None:
     for scores in ([2.0, 2.0], [None], []):
         with pytest.raises(InputError, match="a: "):
             fit_normalisation({"a": [verdicts(tmp_path, "v", scores)]})
-    write_jsonl(tmp_path / "duels", [{"critic": "a", "p_first": 1.0}])
+    write_jsonl(tmp_path / "comparisons", [{"critic": "a", "p_first": 1.0}])
     with pytest.raises(InputError, match="has no scores"):
-        fit_normalisation({"a": [tmp_path / "duels"]})
+        fit_normalisation({"a": [tmp_path / "comparisons"]})
     for arguments in (["out.json"], ["out.json", "a"], ["out.json", f"a={tmp_path / 'nowhere'}"]):
         with pytest.raises(InputError):
             main(arguments)

@@ -205,8 +205,8 @@ def test_answers_are_read_strictly(tmp_path: Path) -> None:
         ({"repeats": 2}, "repeats=2"),
         ({"min_answered": 0}, "min_answered=0"),
         ({"answers": "file.csv"}, "answers=file.csv"),
-        ({"dims": ["VQ", "prompt"]}, "critic.dims: prompt is the name of a field"),
-        ({"dims": ["extra"]}, "critic.dims: extra is the name of a field"),
+        ({"dims": ["VQ", "prompt"]}, "dims: prompt is the name of a field"),
+        ({"dims": ["extra"]}, "dims: extra is the name of a field"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:

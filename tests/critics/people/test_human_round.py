@@ -65,14 +65,14 @@ def test_a_round_stops_for_people_and_goes_on(
     winners = {key_of(p.prompt, p.winner_video, p.loser_video)[0]: p for p in one.pairs()}
     assert len(winners) == 3
     assert all(pair.winner_video < pair.loser_video for pair in winners.values())
-    for duel in one.verdicts():
-        assert isinstance(duel, PairVerdict) and duel.certainty == 1
+    for verdict in one.verdicts():
+        assert isinstance(verdict, PairVerdict) and verdict.certainty == 1
     told = capsys.readouterr().out
     assert (
         "annotator 1: 5 answers (0 ties, 0 cannot say), 3 s each; 2 of 2 repeats answered" in told
     )
     report = (outputs / "run" / "report.html").read_text()
-    assert "repeats alike" in report and "2 / 2" in report
+    assert "same on repeats" in report and "2 / 2" in report
     assert len(pages(outputs)) == 2  # nobody is asked again
 
 

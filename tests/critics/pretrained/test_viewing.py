@@ -122,11 +122,11 @@ def test_identity_is_what_is_shown() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"fps": 0}, "viewing.fps=0"),
-        ({"least_frames": 0}, "1 <= least_frames"),
-        ({"least_frames": 9, "most_frames": 8}, "least_frames=9, most_frames=8"),
-        ({"min_pixels": 10, "max_pixels": 9}, "min_pixels=10, max_pixels=9"),
-        ({"min_pixels": 0}, "1 <= min_pixels"),
+        ({"fps": 0}, "fps=0: give a number, above 0"),
+        ({"least_frames": 0}, "least_frames=0: give a whole number, at least 1"),
+        ({"least_frames": 9, "most_frames": 8}, "least_frames=9: give at most most_frames=8"),
+        ({"min_pixels": 10, "max_pixels": 9}, "min_pixels=10: give at most max_pixels=9"),
+        ({"min_pixels": 0}, "min_pixels=0: give a whole number, at least 1"),
     ],
 )
 def test_settings_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -185,7 +185,7 @@ def test_identity_tells_settings_weights_and_processor_apart(
 def test_wrong_settings_are_refused_in_a_sentence(clip_folder: Path, tmp_path: Path) -> None:
     path = str(clip_folder)
     for settings, match in (
-        ({"frames": 0}, "frames=0: give 1 or more"),
+        ({"frames": 0}, "frames=0: give a whole number, at least 1"),
         ({"over": "max"}, "over=max: choose one of mean, min"),
         ({"dtype": "float16"}, "dtype=float16"),
         ({"weights": {"aesthetic": 1.0}}, "needs the file of its head"),

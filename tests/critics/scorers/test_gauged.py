@@ -76,7 +76,7 @@ def test_identity_holds_the_settings() -> None:
         ({"flow": {}}, "give low or high"),
         ({"flow": {"low": 2, "high": 1}}, "low <= high"),
         ({"flow": {"low": 2, "soft": -1}}, "soft >= 0"),
-        ({"flow": None}, "bands.flow=None: give low, high and soft, or leave"),
+        ({"flow": None}, "bands.flow=None: give low, high, soft, or leave"),
         ({"flow": {"low": "abc"}}, "bands.flow.low=abc: give a number"),
         ({"flow": {"low": float("nan")}}, "bands.flow.low=nan: give a number"),
         ({"flow": {"least": 2}}, "bands.flow.least: a band has low, high and soft"),

@@ -277,7 +277,11 @@ def test_another_base_is_refused(folders: dict[int, Path], base: Path, tmp_path:
         (("data_config", "sample_type"), "multi_pts", "sample_type=multi_pts; only uniform"),
         (("data_config", "num_frames"), 12, "num_frames=12; only None"),
         (("data_config", "fps"), "fast", "is not VideoReward's"),
-        (("data_config", "max_frame_pixels"), 100, "min_pixels=100352, max_pixels=100"),
+        (
+            ("data_config", "max_frame_pixels"),
+            100,
+            "min_pixels=100352: give at most max_pixels=100",
+        ),
     ],
 )
 def test_other_trainings_are_refused(

@@ -326,14 +326,14 @@ def test_beside_the_rollout(tmp_path: Path) -> None:
     assert critic.calls > calls and max(Counter(critic.asked).values()) == 1
 
 
-# -------------------------------------------------------------------- verdicts
+# -------------------------------------------------------------------- verdicts on two videos
 
 
 def place(k: int) -> Candidate:
     return Candidate(0, "a", k, 7, "l", f"v{k}")
 
 
-def test_a_duel_by_hand() -> None:
+def test_a_verdict_by_hand() -> None:
     shown = Comparison(Preference(0.7, 0.2, 0.1), {"a": 0.8, "b": 0.9, "c": 0.5}, 0.9, "one")
     swapped = Comparison(Preference(0.3, 0.1, 0.6), {"a": 0.4, "b": 0.6}, 0.7, "two")
     found = pair_verdict(place(0), place(1), "critic", shown, swapped)
@@ -470,7 +470,7 @@ Compose = Callable[..., DictConfig]
 LABELS = ("round=1", "until=labelling", "critic=shapes_biased", "labelling=pairwise")
 
 
-@pytest.mark.filterwarnings("ignore:.*the critic's own make")
+@pytest.mark.filterwarnings("ignore:.*same model or class as the critic")
 def test_a_run_with_a_critic_that_compares(small: Compose) -> None:
     judge = "eval_critic._target_=ipo_lightning.shapes.biased.ShapesPairs"
     cfg = small("round=1", "critic=shapes_pairwise", "labelling=pairwise", judge)

@@ -706,7 +706,7 @@ def test_readable_on_the_way() -> None:
         ("https://me:secret@host/v1", "without user, password"),
         ("https://host/v1?key=secret", "without user, password, query"),
         ("https://host/v1/chat/completions", "leave out what comes after /v1"),
-        ("http://host:port/v1", "server.base_url"),
+        ("http://host:port/v1", "^base_url: "),
     ],
 )
 def test_addresses_are_looked_at_early(url: str, words: str) -> None:

@@ -129,10 +129,10 @@ def contents(folder: Path) -> Iterator[bytes]:
     return (path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
-def outcome(duel: PairVerdict) -> str:
+def outcome(verdict: PairVerdict) -> str:
     """Which of two is better."""
-    assert duel.outcome in (0.0, 0.5, 1.0) and duel.consistent
-    return {0.0: "second", 0.5: "tie", 1.0: "first"}[duel.outcome]
+    assert verdict.outcome in (0.0, 0.5, 1.0) and verdict.consistent
+    return {0.0: "second", 0.5: "tie", 1.0: "first"}[verdict.outcome]
 
 
 def check_labels(one: RoundDir, true: Mapping[str, tuple[float, str]]) -> None:
@@ -203,14 +203,14 @@ def test_a_round_of_comparisons_by_a_server_that_fails_in_every_way(
     one = RunDir(f"{cfg.paths.outputs}/run").round(1)
     true = truths(one.candidates(), Store(cfg.paths.store))
     assert len(server.lives) == 2 and all(len(life) > 10 for life in server.lives)
-    for duel in one.verdicts():
-        (first, a), (second, b) = true[duel.first_video], true[duel.second_video]
+    for verdict in one.verdicts():
+        (first, a), (second, b) = true[verdict.first_video], true[verdict.second_video]
         orders = [server.expected(a, b), server.expected(b, a)]
-        assert duel.fault == next((fault for fault in orders if fault), "")
-        if not duel.fault:
+        assert verdict.fault == next((fault for fault in orders if fault), "")
+        if not verdict.fault:
             right = "first" if first > second else "second" if second > first else "tie"
-            assert outcome(duel) == right
-    assert {"", "unreadable", "timeout"} <= {duel.fault for duel in one.verdicts()}
+            assert outcome(verdict) == right
+    assert {"", "unreadable", "timeout"} <= {verdict.fault for verdict in one.verdicts()}
     check_labels(one, true)
 
 

@@ -308,7 +308,7 @@ def test_settings_are_refused(folders: Any, tmp_path: Path) -> None:
     path = str(folders("qwen2_vl"))
     for settings, message in (
         ({"samples": 2}, "several replies need a temperature"),
-        ({"batch_size": 0}, "batch_size=0: give 1 or more"),
+        ({"batch_size": 0}, "batch_size=0: give a whole number, at least 1"),
         ({"dtype": "int8"}, "dtype=int8: choose one of"),
     ):
         with pytest.raises(InputError, match=message):
@@ -316,9 +316,9 @@ def test_settings_are_refused(folders: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="neither a folder nor a hub id"):
         LocalVLM(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty cannot be read"):
+    with pytest.raises(InputError, match="empty: it cannot be read"):
         LocalVLM(str(tmp_path / "empty")).load("cpu")
-    with pytest.raises(InputError, match="owner/name cannot be read.*needs the network"):
+    with pytest.raises(InputError, match="owner/name: it cannot be read.*needs the network"):
         LocalVLM("owner/name").load("cpu")
 
 

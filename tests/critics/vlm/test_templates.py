@@ -561,7 +561,7 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, dict[str, flo
 def test_pairs_keep_a_name_for_the_whole() -> None:
     with pytest.raises(InputError, match="overall"):
         IpoPairs({"overall": "?"})
-    with pytest.raises(InputError, match="soft or hard"):
+    with pytest.raises(InputError, match="choose one of soft, hard"):
         VideoScore2("both")  # type: ignore[arg-type]
 
 

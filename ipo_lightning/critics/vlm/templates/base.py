@@ -4,15 +4,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 from ipo_lightning.critics.pretrained.published_texts import PROMPT, PublishedText, given
 from ipo_lightning.critics.vlm.client import VIDEO, Reply, Turn, quoted
 from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.preferences import Preference
+from ipo_lightning.settings import Says, Text
 from ipo_lightning.storage.store import fingerprint
 from ipo_lightning.video import Clip
 
+Questions = Mapping[str, Annotated[str, Says("a question")]]
+"""Dimension -> what is asked about it."""
+OwnText = Annotated[Text, Says("own or a file")]
+AnyText = Annotated[Text, Says("own, original or a file")]
+"""Where a template's words come from, see `prompt_text_of`; of one with a published original."""
 QUOTED = "{quoted}"
 """The place of the prompt as a JSON string, from which no prompt can break out. `PROMPT` is the
 place of the prompt itself, on one line."""
@@ -159,34 +165,37 @@ def prompt_text_of(
         return PromptText(original, "original")
     if prompt_text == "original" or not isinstance(prompt_text, str):
         choices = "own, original" if original else "own"
-        raise InputError(f"prompt_text={prompt_text}: give {choices} or a file")
+        kinds = f"give {choices} or a file"
+        raise InputError(setting="prompt_text", value=prompt_text, expected=kinds)
     text = given(prompt_text)
     if original and original.within(text) is not None:
         return PromptText(original, "original", prompt_text)
     if original and prompt_text.endswith(".py"):
         raise original.absent(prompt_text)
     if PROMPT not in text and QUOTED not in text:
-        raise InputError(f"prompt_text={prompt_text}: write {PROMPT} in the place of the prompt")
+        place = f"write {PROMPT} in the place of the prompt"
+        raise InputError(setting="prompt_text", value=prompt_text, expected=place)
     if text.count(VIDEO) not in (0, videos):
         raise InputError(
-            f"prompt_text={prompt_text}: {text.count(VIDEO)} marks {VIDEO}, but {videos} videos "
-            "are shown; write one mark for each, or none (then videos come first)"
+            setting="prompt_text",
+            value=prompt_text,
+            expected=f"{text.count(VIDEO)} marks {VIDEO}, but {videos} videos are shown; write one "
+            "mark for each, or none (then videos come first)",
         )
     return PromptText(text, "file")
 
 
-def check_questions(what: str, asked: Mapping[str, str]) -> None:
+def check_questions(what: str, asked: Questions) -> None:
     """Check a setting that gives each of some dimensions a question.
 
     Raises:
-        InputError: it is something else, or a dimension's name is not allowed.
+        InputError: a question is blank, or a dimension's name is not allowed.
     """
-    if not isinstance(asked, Mapping):
-        raise InputError(f"{what}={asked}: give a question to each name, as {{NAME: QUESTION}}")
     check_names(what, list(asked))
     for name, question in asked.items():
-        if not isinstance(question, str) or not question.strip():
-            raise InputError(f"{what}.{name}={question}: give a question")
+        if not question.strip():
+            place = f"{what}.{name}"
+            raise InputError(setting=place, value=question, expected="give a question")
 
 
 def check_names(what: str, names: Sequence[str]) -> None:
@@ -196,9 +205,10 @@ def check_names(what: str, names: Sequence[str]) -> None:
         InputError: there is none, or one has other characters than a label may have.
     """
     if not names:
-        raise InputError(f"{what}: give at least one")
+        raise InputError(setting=what, expected="give at least one")
     for name in names:
         if not isinstance(name, str):
-            raise InputError(f"{what}={name}: give a name")
+            raise InputError(setting=what, value=name, expected="give a name")
         if not (name.isascii() and name.replace("_", "").isalnum() and name == name.lower()):
-            raise InputError(f"{what}.{name}: use lower-case letters, digits and _")
+            allowed = "use lower-case letters, digits and _"
+            raise InputError(setting=f"{what}.{name}", expected=allowed)

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from ipo_lightning.critics.vlm.client import VIDEO, Reply, Turn
 from ipo_lightning.critics.vlm.templates.base import (
     QUOTED,
+    OwnText,
     PairVote,
     PointVote,
+    Questions,
     TextTemplate,
     Unreadable,
     check_questions,
@@ -20,6 +22,7 @@ from ipo_lightning.critics.vlm.templates.base import (
 from ipo_lightning.critics.vlm.templates.reading import after_thinking, agreed, last_fields, words
 from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.preferences import Preference
+from ipo_lightning.settings import checked
 from ipo_lightning.video import Clip
 
 ASPECTS = {
@@ -76,10 +79,11 @@ A is better), B (video B is better) or tie (neither is).
 {OVERALL}: ..."""
 
 
+@checked
 class IpoPairs(TextTemplate):
     """Which of two videos is better, by dimension and overall, with the reason first."""
 
-    def __init__(self, aspects: Mapping[str, str] | None = None, prompt_text: str = "own") -> None:
+    def __init__(self, aspects: Questions | None = None, prompt_text: OwnText = "own") -> None:
         """
         Args:
             aspects: dimension -> the question about it; None: `ASPECTS`.
@@ -91,9 +95,8 @@ class IpoPairs(TextTemplate):
         asked = ASPECTS if aspects is None else aspects
         check_questions("aspects", asked)
         if OVERALL in asked:
-            raise InputError(
-                f"aspects.{OVERALL}: this is the name of the whole verdict; choose another"
-            )
+            whole = "this is the name of the whole verdict; choose another"
+            raise InputError(setting=f"aspects.{OVERALL}", expected=whole)
         self.dims = tuple(asked)
         self._words = prompt_text_of(listed(PAIR, asked), 2, prompt_text)
         self.version = self._words.version("ipo-pairs-1", list(asked))
@@ -108,15 +111,16 @@ class IpoPairs(TextTemplate):
         return PairVote(votes[OVERALL], dims)
 
 
+@checked
 class IpoPoints(TextTemplate):
     """Good, Normal or Bad by dimension, with the reason first; the score is their weighted mean."""
 
     def __init__(
         self,
-        aspects: Mapping[str, str] | None = None,
+        aspects: Questions | None = None,
         grades: Mapping[str, float] | None = None,
         weights: Mapping[str, float] | None = None,
-        prompt_text: str = "own",
+        prompt_text: OwnText = "own",
     ) -> None:
         """
         Args:
@@ -193,11 +197,13 @@ def check_grades(grades: Mapping[str, float]) -> None:
         InputError: they do not.
     """
     if set(grades) != set(GRADES):
-        raise InputError(f"grades={dict(grades)}: give {', '.join(GRADES)}")
+        each = f"give {', '.join(GRADES)}"
+        raise InputError(setting="grades", value=dict(grades), expected=each)
     if not -1e6 < grades["Bad"] <= grades["Normal"] <= grades["Good"] < 1e6 or (
         grades["Bad"] == grades["Good"]
     ):
-        raise InputError(f"grades={dict(grades)}: Good must be worth more than Bad, Normal between")
+        order = "Good must be worth more than Bad, Normal between"
+        raise InputError(setting="grades", value=dict(grades), expected=order)
 
 
 def check_weights(weights: Mapping[str, float], names: list[str]) -> None:
@@ -207,11 +213,11 @@ def check_weights(weights: Mapping[str, float], names: list[str]) -> None:
         InputError: it is not so.
     """
     if sorted(weights) != sorted(names):
-        raise InputError(f"weights={dict(weights)}: give one for each of {', '.join(names)}")
+        each = f"give one for each of {', '.join(names)}"
+        raise InputError(setting="weights", value=dict(weights), expected=each)
     if not all(0 <= weight < 1e6 for weight in weights.values()) or not sum(weights.values()):
-        raise InputError(
-            f"weights={dict(weights)}: give numbers of 0 or more, at least one above 0"
-        )
+        some = "give numbers of 0 or more, at least one above 0"
+        raise InputError(setting="weights", value=dict(weights), expected=some)
 
 
 def _refuse(answer: str) -> str:

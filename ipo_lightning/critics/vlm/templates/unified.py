@@ -15,6 +15,7 @@ from ipo_lightning.critics.pretrained.published_texts import PublishedText
 from ipo_lightning.critics.vlm.client import VIDEO, Reply, Turn
 from ipo_lightning.critics.vlm.templates.base import (
     QUOTED,
+    AnyText,
     PairVote,
     PointVote,
     TextTemplate,
@@ -94,7 +95,7 @@ class _Pairs(TextTemplate):
     own = ""
     original: PublishedText
 
-    def __init__(self, prompt_text: str = "own") -> None:
+    def __init__(self, prompt_text: AnyText = "own") -> None:
         """
         Args:
             prompt_text: "own", "original", or a file; see `prompt_text_of`.
@@ -204,7 +205,7 @@ Alignment Score (1-5): X
 Physics Score (1-5): Y
 Style Score (1-5): Z"""
 
-    def __init__(self, prompt_text: str = "own") -> None:
+    def __init__(self, prompt_text: AnyText = "own") -> None:
         """
         Args:
             prompt_text: "own", "original", or a file; see `prompt_text_of`.

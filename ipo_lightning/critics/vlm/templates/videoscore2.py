@@ -16,13 +16,14 @@ from ipo_lightning.critics.pretrained.published_texts import PublishedText
 from ipo_lightning.critics.vlm.client import VIDEO, Reply, Token, Turn
 from ipo_lightning.critics.vlm.templates.base import (
     QUOTED,
+    AnyText,
     PointVote,
     TextTemplate,
     Unreadable,
     prompt_text_of,
 )
 from ipo_lightning.critics.vlm.templates.reading import after_thinking, words
-from ipo_lightning.errors import InputError
+from ipo_lightning.settings import checked
 from ipo_lightning.video import Clip
 
 ORIGINAL = PublishedText(
@@ -53,13 +54,16 @@ REST = re.compile(r"\s*[.;]?\s*(?:</answer>)?\s*(?:<\|[a-z_]+\|>\s*)*", re.ASCII
 DIGITS = (1, 2, 3, 4, 5)
 
 
+@checked
 class VideoScore2(TextTemplate):
     """Asks for visual quality, alignment and physical consistency; the rating is their mean."""
 
     dims: tuple[str, ...] = ("quality", "alignment", "physics")
     span = (1.0, 5.0)
 
-    def __init__(self, readout: Literal["soft", "hard"] = "soft", prompt_text: str = "own") -> None:
+    def __init__(
+        self, readout: Literal["soft", "hard"] = "soft", prompt_text: AnyText = "own"
+    ) -> None:
         """
         Args:
             readout: "soft": the expectation over the digits, which needs the tokens' probabilities;
@@ -69,8 +73,6 @@ class VideoScore2(TextTemplate):
         Raises:
             InputError: there is no such readout, or the text cannot be used.
         """
-        if readout not in ("soft", "hard"):
-            raise InputError(f"readout={readout}: give soft or hard")
         self.soft = readout == "soft"
         self._words = prompt_text_of(OWN, 1, prompt_text, ORIGINAL)
         self.version = self._words.version(f"videoscore2-1-{readout}")

@@ -38,10 +38,10 @@ def candidates(count: int, prompt: int = 0, **gauges: dict[int, float]) -> list[
             for k in range(count)]  # fmt: skip
 
 
-def fight(
+def compared(
     first: int, second: int, chance: float | None, prompt: int = 0, **more: Any
 ) -> PairVerdict:
-    """A duel that the first wins with this chance, without ties."""
+    """A verdict that the first wins with this chance, without ties."""
     lost = None if chance is None else 1 - chance
     tie = None if chance is None else 0.0
     place = (prompt, first, second, f"v{first}", f"v{second}", "critic")
@@ -50,7 +50,7 @@ def fight(
 
 def leaning(first: int, second: int) -> PairVerdict:
     """Two of three votes say that neither is better, in both orders."""
-    return replace(fight(first, second, 1 / 3), p_tie=2 / 3, p_second=0.0, certainty=2 / 3)
+    return replace(compared(first, second, 1 / 3), p_tie=2 / 3, p_second=0.0, certainty=2 / 3)
 
 
 def pairs_of(labels: Labels) -> list[tuple[int, int]]:
@@ -62,7 +62,7 @@ def policy(rule: Any = best_versus_worst, **settings: Any) -> Labelling:
     return Labelling(partial(rule, **own), settings.pop("filters", Filters()), **settings)
 
 
-LADDER = [fight(i, j, 0.9) for i, j in combinations(range(4), 2)]
+LADDER = [compared(i, j, 0.9) for i, j in combinations(range(4), 2)]
 """0 beats 1 beats 2 beats 3, everybody everybody below."""
 
 
@@ -75,49 +75,49 @@ def test_the_strongest_beats_the_weakest() -> None:
     assert row.certainty == row.weight == 0.9  # the two's own duel
 
 
-def test_the_direct_duel_must_be_the_winners() -> None:
+def test_the_twos_own_verdict_must_be_the_winners() -> None:
     for last, reason in (
-        (fight(0, 3, 0.5), "a tie of the two"),
+        (compared(0, 3, 0.5), "a tie of the two"),
         (leaning(0, 3), "a tie of the two"),  # its outcome is 2/3
-        (fight(0, 3, 0.7, consistent=False), "the two orders disagree"),
-        (fight(0, 3, 0.4), "the loser won the two's own duel"),
+        (compared(0, 3, 0.7, consistent=False), "the two orders disagree"),
+        (compared(0, 3, 0.4), "the loser won the two's own duel"),
     ):
-        duels = [last if (d.first, d.second) == (0, 3) else d for d in LADDER]
-        inwards = policy().pairs(candidates(4), duels)
+        verdicts = [last if (d.first, d.second) == (0, 3) else d for d in LADDER]
+        inwards = policy().pairs(candidates(4), verdicts)
         assert pairs_of(inwards) == [(1, 2)] and inwards.dropped == {reason: 1}
-        next_widest = policy(widest).pairs(candidates(4), duels)
+        next_widest = policy(widest).pairs(candidates(4), verdicts)
         assert pairs_of(next_widest)[0] in [(0, 2), (1, 3)] and next_widest.dropped == {reason: 1}
 
 
-def test_certainty_is_the_direct_duels_or_the_strengths() -> None:
-    duels = [fight(0, 1, 1.0), fight(1, 2, 1.0)]  # 0 and 2 never met
-    row = policy().pairs(candidates(3), duels).rows[0]
+def test_certainty_is_their_own_verdicts_or_the_strengths() -> None:
+    verdicts = [compared(0, 1, 1.0), compared(1, 2, 1.0)]  # 0 and 2 never met
+    row = policy().pairs(candidates(3), verdicts).rows[0]
     strengths = bradley_terry(3, {(0, 1): 1.0, (1, 2): 1.0})
     assert (row.winner, row.loser) == (0, 2)
     assert row.certainty == pytest.approx(strengths.certainty(0, 2))
-    sure = policy(min_certainty=0.99).pairs(candidates(3), duels)
+    sure = policy(min_certainty=0.99).pairs(candidates(3), verdicts)
     assert sure.rows == [] and sure.dropped == {"certainty below min_certainty": 1}
 
 
 def test_a_critic_that_is_unsure_of_itself_lowers_the_chance() -> None:
-    duels = [fight(0, 1, 0.95, certainty=0.6)]
-    assert policy().pairs(candidates(2), duels).rows[0].certainty == 0.6
-    assert policy(min_certainty=0.7).pairs(candidates(2), duels).rows == []
+    verdicts = [compared(0, 1, 0.95, certainty=0.6)]
+    assert policy().pairs(candidates(2), verdicts).rows[0].certainty == 0.6
+    assert policy(min_certainty=0.7).pairs(candidates(2), verdicts).rows == []
 
 
 def test_weights_by_what_is_known_beyond_a_coin() -> None:
-    labels = policy(weight=by_edge).pairs(candidates(2), [fight(0, 1, 0.8)])
+    labels = policy(weight=by_edge).pairs(candidates(2), [compared(0, 1, 0.8)])
     assert labels.rows[0].weight == pytest.approx(0.6)
-    labels = policy(weight=uniform).pairs(candidates(2), [fight(0, 1, 0.8)])
+    labels = policy(weight=uniform).pairs(candidates(2), [compared(0, 1, 0.8)])
     assert labels.rows[0].weight == 1.0
 
 
 def test_a_dimension_may_veto() -> None:
-    duels = [fight(0, 1, 0.9, dims={"motion": 0.2, "look": 0.95})]  # chances of 0 in each
-    assert pairs_of(policy(veto=0.7).pairs(candidates(2), duels)) == [(0, 1)]
-    refused = policy(veto=0.5).pairs(candidates(2), duels)  # 0.8 - 0.2 for the loser
+    verdicts = [compared(0, 1, 0.9, dims={"motion": 0.2, "look": 0.95})]  # chances of 0 in each
+    assert pairs_of(policy(veto=0.7).pairs(candidates(2), verdicts)) == [(0, 1)]
+    refused = policy(veto=0.5).pairs(candidates(2), verdicts)  # 0.8 - 0.2 for the loser
     assert refused.rows == [] and refused.dropped == {"veto: motion": 1}
-    turned = [fight(0, 1, 0.1, dims={"motion": 0.8, "look": 0.05})]
+    turned = [compared(0, 1, 0.1, dims={"motion": 0.8, "look": 0.05})]
     assert policy(veto=0.5).pairs(candidates(2), turned).dropped == {"veto: motion": 1}
 
 
@@ -128,16 +128,19 @@ def test_a_veto_of_ratings_is_in_their_units() -> None:
     assert policy(veto=0.3).pairs(candidates(2), verdicts).dropped == {"veto: motion": 1}
 
 
-def test_a_veto_without_a_direct_duel_goes_by_the_strengths() -> None:
-    duels = [fight(0, 1, 1.0, dims={"motion": 0.0}), fight(1, 2, 1.0, dims={"motion": 0.0})]
-    assert policy(veto=0.3).pairs(candidates(3), duels).dropped == {"veto: motion": 1}
-    assert pairs_of(policy(veto=0.95).pairs(candidates(3), duels)) == [(0, 2)]
+def test_a_veto_without_a_verdict_on_the_two_goes_by_the_strengths() -> None:
+    verdicts = [
+        compared(0, 1, 1.0, dims={"motion": 0.0}),
+        compared(1, 2, 1.0, dims={"motion": 0.0}),
+    ]
+    assert policy(veto=0.3).pairs(candidates(3), verdicts).dropped == {"veto: motion": 1}
+    assert pairs_of(policy(veto=0.95).pairs(candidates(3), verdicts)) == [(0, 2)]
 
 
-def test_missing_duels_are_counted_and_no_outcome() -> None:
-    lost = [fight(0, 1, None, fault="timeout"), fight(2, 3, None, fault="timeout"),
-            fight(0, 2, None, fault="unreadable")]  # fmt: skip
-    labels = policy().pairs(candidates(4), [*lost, fight(0, 3, 0.9)])
+def test_missing_verdicts_are_counted_and_no_outcome() -> None:
+    lost = [compared(0, 1, None, fault="timeout"), compared(2, 3, None, fault="timeout"),
+            compared(0, 2, None, fault="unreadable")]  # fmt: skip
+    labels = policy().pairs(candidates(4), [*lost, compared(0, 3, 0.9)])
     assert pairs_of(labels) == [(0, 3)]
     assert labels.dropped == {"no verdict: timeout": 2, "no verdict: unreadable": 1,
                               "no verdict": 2}  # fmt: skip
@@ -150,7 +153,7 @@ def test_faults_of_ratings_are_counted_by_reason() -> None:
 
 
 def test_too_many_missing_verdicts_stop_the_round() -> None:
-    lost, kept = fight(0, 1, None, fault="timeout"), fight(0, 2, 0.9)
+    lost, kept = compared(0, 1, None, fault="timeout"), compared(0, 2, 0.9)
     policy().check_missing([lost, kept])
     with pytest.raises(InputError, match=r"2 of 3 .* timeout.*max_missing=0.5"):
         policy().check_missing([lost, lost, kept])
@@ -183,9 +186,9 @@ def test_the_flows_band_and_broken_videos() -> None:
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
-        ({"motion_ratio": 2.0}, "motion_ratio=2.0: give a share"),
-        ({"max_frozen": -0.1}, "max_frozen=-0.1: give a share"),
-        ({"min_flow": 5.0, "max_flow": 1.0}, "min_flow=5.0 is above max_flow=1.0"),
+        ({"motion_ratio": 2.0}, "motion_ratio=2.0: give a number, at least 0 and at most 1"),
+        ({"max_frozen": -0.1}, "max_frozen=-0.1: give a number, at least 0 and at most 1"),
+        ({"min_flow": 5.0, "max_flow": 1.0}, "min_flow=5.0: it is above max_flow=1.0"),
     ],
 )
 def test_bounds_that_no_video_can_keep_are_refused(bounds: dict[str, float], message: str) -> None:
@@ -195,7 +198,7 @@ def test_bounds_that_no_video_can_keep_are_refused(bounds: dict[str, float], mes
 
 
 def test_a_tournament_of_less_than_its_rounds_is_refused() -> None:
-    with pytest.raises(InputError, match="extra=-1: give 0 or more"):
+    with pytest.raises(InputError, match="extra=-1: give a whole number, at least 0"):
         policy(schedule=partial(swiss, extra=-1))
 
 
@@ -260,7 +263,7 @@ def test_no_rule_uses_the_order_of_the_input() -> None:
 # -------------------------------------------------------------------- points
 
 
-def test_points_of_duels_by_quantile_and_by_score() -> None:
+def test_points_of_comparisons_by_quantile_and_by_score() -> None:
     quantile = policy(lower=0.3, upper=0.7).points(candidates(4), LADDER)
     assert {row.candidate: row.desirable for row in quantile.rows} == {0: True, 3: False}
     assert quantile.dropped == {"between lower and upper": 2}
@@ -282,14 +285,14 @@ def test_points_by_an_absolute_score() -> None:
 # -------------------------------------------------------------------- invariants, figures
 
 
-def random_duels(seed: int) -> tuple[list[Candidate], list[PairVerdict]]:
+def random_verdicts(seed: int) -> tuple[list[Candidate], list[PairVerdict]]:
     draw = random.Random(seed)
-    duels = [
-        fight(i, j, draw.choice([None, 0.1, 0.5, 0.8, 1.0]), consistent=draw.random() < 0.7,
+    verdicts = [
+        compared(i, j, draw.choice([None, 0.1, 0.5, 0.8, 1.0]), consistent=draw.random() < 0.7,
               dims={"a": draw.random()}, certainty=draw.random())
         for i, j in combinations(range(6), 2) if draw.random() < 0.7
     ]  # fmt: skip
-    return candidates(6), duels
+    return candidates(6), verdicts
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -299,40 +302,40 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_the_order_of_duels_changes_nothing(settings: dict[str, Any]) -> None:
+def test_the_order_of_verdicts_changes_nothing(settings: dict[str, Any]) -> None:
     for seed in range(10):
-        some, duels = random_duels(seed)
+        some, verdicts = random_verdicts(seed)
         for label_kind in ("pairs", "points"):
-            wanted = getattr(policy(**settings), label_kind)(some, duels)
-            random.Random(seed).shuffle(duels)
-            assert getattr(policy(**settings), label_kind)(some[::-1], duels) == wanted
+            wanted = getattr(policy(**settings), label_kind)(some, verdicts)
+            random.Random(seed).shuffle(verdicts)
+            assert getattr(policy(**settings), label_kind)(some[::-1], verdicts) == wanted
 
 
 def test_turned_round_every_winner_is_a_loser() -> None:
     for seed in range(10):
-        some, duels = random_duels(seed)
+        some, verdicts = random_verdicts(seed)
         back = [
-            fight(d.first, d.second, None if d.p_first is None else 1 - d.p_first,
+            compared(d.first, d.second, None if d.p_first is None else 1 - d.p_first,
                   consistent=d.consistent, certainty=d.certainty)
-            for d in duels
+            for d in verdicts
         ]  # fmt: skip
-        there = {(w, ll) for w, ll in pairs_of(policy(all_pairs).pairs(some, duels))}
+        there = {(w, ll) for w, ll in pairs_of(policy(all_pairs).pairs(some, verdicts))}
         assert there == {(ll, w) for w, ll in pairs_of(policy(all_pairs).pairs(some, back))}
 
 
 def test_figures_by_hand() -> None:
     some = candidates(3, motion={0: 1.0, 1: 6.0, 2: 2.0})
-    duels = [
-        fight(0, 1, 0.9, shown=[[0.9, 0.0, 0.1], [0.1, 0.0, 0.9]]),
-        fight(0, 2, 0.6, shown=[[0.9, 0.0, 0.1], [0.7, 0.0, 0.3]], consistent=False),
-        fight(1, 2, None, shown=[None, [0.8, 0.1, 0.1]], fault="timeout"),
+    verdicts = [
+        compared(0, 1, 0.9, shown=[[0.9, 0.0, 0.1], [0.1, 0.0, 0.9]]),
+        compared(0, 2, 0.6, shown=[[0.9, 0.0, 0.1], [0.7, 0.0, 0.3]], consistent=False),
+        compared(1, 2, None, shown=[None, [0.8, 0.1, 0.1]], fault="timeout"),
     ]
     one = policy()
-    figures = one.pairs(some, duels).figures
+    figures = one.pairs(some, verdicts).figures
     assert figures["prompts"] == figures["prompts_labelled"] == 1
     assert (figures["comparisons"], figures["ties"], figures["flips"]) == (3, 0.5, 0.5)
     assert figures["first_wins"] == pytest.approx(4 / 5)
-    assert one.pairs(some, [leaning(0, 1), *duels[1:]]).figures["ties"] == 1.0
+    assert one.pairs(some, [leaning(0, 1), *verdicts[1:]]).figures["ties"] == 1.0
     assert figures["score_motion"] < 0  # the stillest wins
 
 

@@ -1,0 +1,125 @@
+"""The loop in a Lightning trainer: one fit for all rounds, an epoch each.
+
+`ipo_lightning.rounds` makes, exports and closes the rounds. This callback gives it the trainer,
+times the training steps and saves checkpoints.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any, cast
+
+import lightning as L
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from typing_extensions import override
+
+from ipo_lightning.errors import InputError
+from ipo_lightning.module import PreferenceModule
+from ipo_lightning.rounds.checkpoints import Checkpoints
+from ipo_lightning.rounds.maker import RoundMaker
+from ipo_lightning.rounds.stage import RoundStage
+from ipo_lightning.rounds.trainer import announce, runtime_of
+from ipo_lightning.rounds.training import TrainingClock
+from ipo_lightning.settings import Count, Null, checked
+from ipo_lightning.storage.layout import RoundData, RunDir, Stage
+
+
+@checked
+class IterationCallback(L.Callback):
+    """Makes, checkpoints and closes the rounds of a run; a `RoundSource` for the datamodule.
+
+    The last round is the trainer's ``max_epochs``.
+
+    Args:
+        run: the run's folder.
+        stages: of a round, in order, see `round_stages`.
+        until: a stage of the last round to stop after; None runs it to the end.
+        checkpoint_every: optimizer steps between checkpoints in a round; a kill loses at most
+            these.
+        parallel_prompts: prompts that a process samples at the same time; None: one a core on the
+            CPU, one on a GPU. It changes no bit.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        stages: Sequence[RoundStage],
+        *,
+        until: Stage | None = None,
+        checkpoint_every: Count = 20,
+        parallel_prompts: Annotated[Count | None, Null("chosen by the device")] = None,
+    ) -> None:
+        self.run, self.stages, self.until = run, stages, until
+        self.checkpoint_every, self.parallel_prompts = checkpoint_every, parallel_prompts
+        self.checkpoints, self.clock = Checkpoints(run), TrainingClock()
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Bind the rounds to the trainer: by now it knows its devices, and no loader is built."""
+        every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+        if every != 1 and trainer.max_epochs != 1:
+            raise InputError(
+                "the trainer would train every round on the first one's labels: give "
+                "Trainer(reload_dataloaders_every_n_epochs=1)"
+            )
+        self.module = cast(PreferenceModule, pl_module)
+        self.maker = RoundMaker(
+            self.run,
+            self.module,
+            self.stages,
+            runtime_of(trainer, self.parallel_prompts),
+            last_round=None if trainer.max_epochs == -1 else trainer.max_epochs,
+            until=self.until,
+            clock=self.clock,
+            on_closed=partial(announce, trainer, self.run),
+        )
+
+    def ensure_round(self, number: int, draws: int) -> RoundData:
+        """See `RoundSource`: the datamodule asks, once everything is restored."""
+        return self.maker.ensure_round(number, draws)
+
+    @override
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Skipped where a round is resumed: its time so far comes from the checkpoint."""
+        self.clock.reset()
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock of a batch; stages between rounds must not count as training."""
+        self.clock.start()
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save a checkpoint every so many optimizer steps, between two of them."""
+        self.clock.stop()
+        optimizer_steps, between = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
+        last = batch_idx + 1 == trainer.num_training_batches  # the epoch's end saves that one
+        if not between and not last and optimizer_steps % self.checkpoint_every == 0:
+            self.checkpoints.save(trainer, self.module.round, optimizer_steps)
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The round is trained: keep its policy, then see what it is worth."""
+        optimizer_steps = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+        self.module.finish_round()
+        self.checkpoints.save(trainer, self.module.round, optimizer_steps)
+        self.module.drop_moments()  # videos are made next: they may need the room
+        self.maker.close_round(self.module.round)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds of training so far in this round."""
+        return {"training_seconds": self.clock.seconds}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.clock.reset(state_dict["training_seconds"])
