@@ -72,16 +72,16 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
 def read_pairs(cfg: DictConfig, shelf: "Shelf") -> "Gathered":
     """People's verdicts, and where their videos lie."""
     from ipo_lightning.audit.votes import gather
-    from ipo_lightning.exchange import Finder, read_any, read_preferences, videos_of
+    from ipo_lightning.exchange import Finder, read_any, videos_of
 
-    folder = Path(cfg.videos) if cfg.videos else read_any(cfg.pairs, cfg.format).folder
-    rows = read_preferences(cfg.pairs, cfg.format)
-
-    finder = Finder(folder, shelf)
+    found = read_any(cfg.pairs, cfg.format).one_lined()
+    rows = found.comparisons()
+    found.unpack(shelf)
+    finder = Finder(Path(cfg.videos) if cfg.videos else found.folder, shelf)
 
     def find(row: "Annotation") -> tuple[Path, Path]:
-        first, second = videos_of(row)
-        return finder.place(first), finder.place(second)
+        first, second = map(finder.place, videos_of(row))
+        return first, second
 
     gathered = gather(rows, find, skip_missing=cfg.skip_missing)
     prompts = {pair.prompt for pair in gathered.pairs}

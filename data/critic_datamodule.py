@@ -20,7 +20,7 @@ from data.prompts import place
 from ipo_lightning.critics.people.annotations import Annotation
 from ipo_lightning.critics.people.answers import latest
 from ipo_lightning.errors import InputError
-from ipo_lightning.exchange import Finder, Named, Preferences, read_any, videos_of
+from ipo_lightning.exchange import Finder, Preferences, read_any, videos_of
 from ipo_lightning.exchange.points import VideoPoint
 from ipo_lightning.reward.module import RewardBatch
 from ipo_lightning.seeds import derive_seed, generator
@@ -140,15 +140,12 @@ class CriticDataModule(L.LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
         if videos is not None and not Path(videos).is_dir():
             raise InputError(setting="videos", value=videos, expected="there is no such folder")
-        found = read_any(path, format)
+        found = read_any(path, format).one_lined()
+        if store is not None:
+            found.unpack(store)
         finder = Finder(found.folder if videos is None else Path(videos), store)
         samples = read_samples(found, label_kind, self.dims, finder)
-        self.train = [one for one in samples if place(one.prompt) >= validation]
-        self.valid = [one for one in samples if place(one.prompt) < validation]
-        for name, part in (("training", self.train), ("validation", self.valid)):
-            if not part:
-                lacks = f"no {name} prompt; give more prompts, or another validation={validation}"
-                raise InputError(setting="path", value=path, expected=lacks)
+        self.train, self.valid = parts_of(samples, validation, path)
         read = lru_cache(maxsize=None)(read_video) if in_memory else read_video
         numbers = {p: i for i, p in enumerate(dict.fromkeys(one.prompt for one in samples))}
         self.collate = partial(collate, inputs=inputs, read=read, numbers=numbers)
@@ -191,6 +188,23 @@ class CriticDataModule(L.LightningDataModule):
             collate_fn=self.collate,
             persistent_workers=self.num_workers > 0,
         )
+
+
+def parts_of(
+    samples: Sequence[Sample], validation: float, path: str
+) -> tuple[list[Sample], list[Sample]]:
+    """The samples to train on, and those that are held out, by their prompts.
+
+    Raises:
+        InputError: one of the parts is empty.
+    """
+    train = [one for one in samples if place(one.prompt) >= validation]
+    valid = [one for one in samples if place(one.prompt) < validation]
+    for name, part in (("training", train), ("validation", valid)):
+        if not part:
+            lacks = f"no {name} prompt; give more prompts, or another validation={validation}"
+            raise InputError(setting="path", value=path, expected=lacks)
+    return train, valid
 
 
 def collate(
@@ -249,11 +263,10 @@ def read_samples(
 
 
 def _sample(finder: Finder, row: Annotation | VideoPoint, dims: Sequence[str]) -> Sample:
-    videos = videos_of(row) if isinstance(row, Annotation) else (Named(row.path),)
     labels = _labels(row)
     return Sample(
         row.prompt,
-        tuple(finder.file(video, row.place) for video in videos),
+        tuple(finder.file(video, row.place) for video in videos_of(row)),
         tuple(labels.get(dim, math.nan) for dim in dims),
     )
 

@@ -5,14 +5,17 @@ prompts are for the figures that are reported.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.settings import AtLeast, Below, checked
+from ipo_lightning.storage.tables import SUFFIXES, NotARow, columns_of, rows_of
+from ipo_lightning.storage.texts import one_line, read_text
 
+TEXT = ".txt"
 Split = Literal["train", "select", "final"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Held = Annotated[float, AtLeast(0), Below(1)]
@@ -24,13 +27,14 @@ Prompts = Callable[[Split], Sequence[str]]
 def from_file(
     split: Split, *, path: str, select: Held = 0.05, final: Held = 0.05, key: str = "prompt"
 ) -> list[str]:
-    """The prompts of one split of a text file (one a line) or a JSON-lines file.
+    """The prompts of one split of a file, see `read_prompts`.
 
     A prompt's split is a function of its text alone: adding prompts moves none of the others.
 
     Args:
-        path: ``.txt``, or ``.jsonl`` whose objects hold the prompt under ``key``.
+        path: the file.
         select, final: shares of the prompts in those splits, in [0, 1); the rest trains.
+        key: the column of a table that holds the prompts.
     """
     return split_of(read_prompts(Path(path), key), split, path, select, final)
 
@@ -53,29 +57,55 @@ def split_of(
 
 
 def read_prompts(path: Path, key: str = "prompt") -> list[str]:
-    """The prompts of a text or JSON-lines file, in order, each once."""
-    if not path.is_file():
+    """The prompts of a file, in order, each once, each as `one_line` has it.
+
+    Args:
+        path: ``.txt``, a prompt a line, or one of `SUFFIXES`, a prompt a row.
+        key: the column that holds the prompts.
+
+    Raises:
+        InputError: there is no such file, it is of another kind, or it has no prompts.
+    """
+    path = path.expanduser()
+    if not os.path.exists(path):  # of a name that is too long: false, where pathlib raises
         raise InputError(f"prompts: there is no file {path}")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from error
-    if path.suffix != ".jsonl":
-        return list(dict.fromkeys(line for line in lines if line))
-    prompts = [_prompt_of(line, key, f"{path}:{n}") for n, line in enumerate(lines, 1) if line]
-    return list(dict.fromkeys(prompts))
+    suffix = path.suffix.lower()
+    if suffix not in (TEXT, *SUFFIXES):
+        raise InputError(
+            f"prompts: {path} ends in {suffix or 'nothing'}: give {TEXT}, a prompt a line, or a "
+            f"table with a column {key!r}: {', '.join(SUFFIXES)}"
+        )
+    found = _of_text(read_text(path)) if suffix == TEXT else _of_table(path, key)
+    prompts = list(dict.fromkeys(found))
+    if not prompts:
+        raise InputError(f"prompts: {path} has no prompts")
+    return prompts
 
 
-def _prompt_of(line: str, key: str, place: str) -> str:
+def _of_text(text: str) -> Iterator[str]:
+    """One a line; only what ends lines in files does so here, not what `str.splitlines` takes."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return filter(None, map(one_line, lines))
+
+
+def _of_table(path: Path, key: str) -> Iterator[str]:
     try:
-        prompt = json.loads(line)[key]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{place}: expected {{"{key}": "..."}}, got {line[:60]!r}') from error
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise InputError(f"{place}: {key!r} must be a prompt, got {prompt!r}")
-    return prompt.strip()
+        for place, row in rows_of(path):
+            if key not in row:
+                raise InputError(
+                    f'{place}: expected {{"{key}": "..."}}, got the columns {columns_of(row)}; '
+                    "data.prompts.key=COLUMN names another"
+                )
+            prompt = row[key]
+            if not isinstance(prompt, str) or not one_line(prompt):
+                raise InputError(f"{place}: {key!r} must be a prompt, got {repr(prompt)[:60]}")
+            yield one_line(prompt)
+    except NotARow as error:
+        raise InputError(
+            f'{error.place}: expected {{"{key}": "..."}}, got {error.text!r}'
+        ) from error
 
 
 def place(prompt: str) -> float:
-    """A number in [0, 1) that a prompt keeps for ever."""
-    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:7], "big") / 2**56
+    """A number in [0, 1) that a prompt keeps for ever; two spellings of one line have one."""
+    return int.from_bytes(hashlib.sha256(one_line(prompt).encode()).digest()[:7], "big") / 2**56

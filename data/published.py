@@ -25,13 +25,14 @@ from ipo_lightning.exchange.labels import Videos, carried, labels_for, verdicts_
 from ipo_lightning.exchange.points import VideoPoint
 from ipo_lightning.exchange.reading import Preferences, read_any
 from ipo_lightning.exchange.source import ImportedLabels
-from ipo_lightning.exchange.videos import Finder, Named, videos_of
+from ipo_lightning.exchange.videos import Finder, Named, video_of, videos_of
 from ipo_lightning.metrics.gauges import measure
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy
 from ipo_lightning.settings import Count, Null, checked
 from ipo_lightning.storage.records import Candidate
 from ipo_lightning.storage.store import Store
+from ipo_lightning.storage.texts import one_line
 from ipo_lightning.video import Clip, encode_video
 
 MISSING = "video missing"
@@ -57,7 +58,7 @@ def _read(path: str, format: str) -> Preferences:
 
 @lru_cache(2)
 def _read_once(path: str, format: str, changed: int) -> Preferences:
-    return read_any(path, format)
+    return read_any(path, format).one_lined()
 
 
 @checked
@@ -85,7 +86,7 @@ class ImportedPreferences:
         held_out: Collection[str] = (),
     ) -> None:
         self.path, self.rounds, self.lossless = path, rounds, lossless
-        self.held_out = frozenset(held_out)
+        self.held_out = frozenset(map(one_line, held_out))
         self.found = _read(path, format)
         rows: list[Annotation | VideoPoint] = [*self.found.pairs, *self.found.points]
         for row in rows:
@@ -105,7 +106,7 @@ class ImportedPreferences:
         dropped: Counter[str] = Counter()
         pairs, points = self._kept(dropped)
         shown = [(p.prompt, video) for p in pairs for video in videos_of(p)]
-        shown += [(p.prompt, Named(p.path)) for p in points]
+        shown += [(p.prompt, video_of(p)) for p in points]
         videos = self._videos(dict.fromkeys(shown), policy, store, workers, device, dropped)
         made = labels_for(label_kind, pairs, points, videos, dropped)
         candidates = _distinct(videos.values())
@@ -151,7 +152,9 @@ class ImportedPreferences:
     def _files(
         self, videos: Sequence[Named], finder: Finder, workers: Workers, dropped: "Counter[str]"
     ) -> dict[Named, tuple[Path, str]]:
-        """The file and its sha256, by video; missing ones are counted."""
+        """The file and its `content_name`, by video; missing ones are counted."""
+        if workers.leads and finder.store is not None:
+            self.found.unpack(finder.store)
         places = {video: finder.place(video) for video in videos}
         there = workers.agree({v: place for v, place in places.items() if os.path.isfile(place)})
         missing = [video for video in videos if video not in there]
@@ -169,7 +172,7 @@ class ImportedPreferences:
     def _where(self, video: Named) -> str:
         """The place of the first row that names a video."""
         rows = [(row.place, one) for row in self.found.pairs for one in videos_of(row)]
-        rows += [(row.place, Named(row.path)) for row in self.found.points]
+        rows += [(row.place, video_of(row)) for row in self.found.points]
         return next(place for place, one in rows if one == video)
 
 

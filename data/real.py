@@ -17,18 +17,22 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ipo_lightning.decoding.differences import content_name
 from ipo_lightning.draws.encoding import DAMAGED, Footage, LeftOut, RealData, encode_once
 from ipo_lightning.errors import InputError
+from ipo_lightning.exchange.names import same_letters, spellings
+from ipo_lightning.exchange.videos import Named, unpack
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy
-from ipo_lightning.storage.store import Store, file_sha256, fingerprint
-from ipo_lightning.storage.tables import rows_of
+from ipo_lightning.storage.parquet import Embedded
+from ipo_lightning.storage.store import Store, fingerprint
+from ipo_lightning.storage.tables import SUFFIXES, columns_of, rows_of
+from ipo_lightning.storage.texts import NotUtf8, one_line, read_text
 from ipo_lightning.video import read_frames, read_timeline
 
 RECIPE = 1
 """Part of every clip's fingerprint: raise it when the same file gives other frames."""
 VIDEOS = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
-LISTS = (".csv", ".jsonl", ".parquet")
 TOO_SHORT = "too short"
 TOO_SLOW = "too few frames a second"
 ENOUGH = Fraction(99, 100)
@@ -42,15 +46,22 @@ class Captioned(NamedTuple):
     caption: str
 
 
+class Listed(NamedTuple):
+    """A clip as its list has it: named, or held by the list itself."""
+
+    video: Path | Embedded
+    caption: str
+
+
 class RealVideos:
     """Video files with captions, as a `RealSource`.
 
     Args:
         path: a folder, searched with all its subfolders, in which ``clip.txt`` lies beside
-            ``clip.mp4`` and holds its caption; or a list: ``.csv`` with a header, ``.jsonl`` or
-            ``.parquet``, a clip a row. Hidden files and those of other endings are passed over in
-            a folder, and refused in a list.
-        video: the list's column with paths, absolute or relative to the list's folder.
+            ``clip.mp4`` and holds its caption; or a list, a clip a row: one of `SUFFIXES`. Hidden
+            files and those of other endings are passed over in a folder, and refused in a list.
+        video: the list's column with paths, absolute or relative to the list's folder, or, in a
+            parquet file, with the videos themselves.
         caption: the list's column with captions. White space in a caption counts as one blank.
 
     Raises:
@@ -71,31 +82,43 @@ class RealVideos:
         self, policy: Policy, store: Store, workers: Workers, device: torch.device
     ) -> RealData:
         """See `RealSource.prepare`; a file's contents are looked at once in a process."""
-        hashes = workers.agree(self._contents(workers))
-        footage = [
-            footage_of(clip, file, policy) for file, clip in zip(hashes, self.clips, strict=True)
-        ]
+        clips = self._unpacked(store, workers)
+        hashes = workers.agree(self._contents(clips, workers))
+        footage = [footage_of(clip, file, policy) for file, clip in zip(hashes, clips, strict=True)]
         return encode_once(footage, policy, store, workers, device, f"data.real.path={self.path}")
 
-    def _contents(self, workers: Workers) -> list[str]:
-        """sha256 (hex) of each file."""
+    def _unpacked(self, store: Store, workers: Workers) -> list[Captioned]:
+        """The clips as files; those that the list holds are put into the store."""
+        held = [clip.video for clip in self.clips if isinstance(clip.video, Embedded)]
+        if held:
+            if workers.leads:
+                unpack(self.path, (Named("", one.sha256) for one in held), store)
+            workers.agree(True)  # which the others wait for
+        return [
+            Captioned(store.path("videos", video.sha256, ".mp4"), caption)
+            if isinstance(video, Embedded) else Captioned(video, caption)
+            for video, caption in self.clips
+        ]  # fmt: skip
+
+    def _contents(self, clips: Sequence[Captioned], workers: Workers) -> list[str]:
+        """`content_name` of each file."""
         if self._hashes is None:
-            files = [clip.video for clip in self.clips]
+            files = [clip.video for clip in clips]
             self._hashes = hashes_of(files, "real videos: hashes", workers)
         return self._hashes
 
 
 def hashes_of(files: Sequence[Path], label: str, workers: Workers) -> list[str]:
-    """sha256 (hex) of each file, with a progress bar on the leading rank."""
+    """`content_name` of each file, with a progress bar on the leading rank."""
     bar = tqdm(files, label, unit=" files", disable=not workers.leads)
-    return [_sha256(file) for file in bar]
+    return [_content(file) for file in bar]
 
 
 def footage_of(clip: Captioned, content: str, policy: Policy) -> Footage:
     """A video file as a policy trains on it: cut to its size and rate when it is read.
 
     Args:
-        content: sha256 of the file.
+        content: the file's `content_name`.
     """
     size, fps = policy.size, float(policy.fps)
     return Footage(
@@ -106,9 +129,9 @@ def footage_of(clip: Captioned, content: str, policy: Policy) -> Footage:
     )
 
 
-def _sha256(path: Path) -> str:
+def _content(path: Path) -> str:
     try:
-        return file_sha256(path)
+        return content_name(path)
     except OSError as error:
         raise InputError(f"real video {path} cannot be read: {error.strerror}") from error
 
@@ -116,7 +139,7 @@ def _sha256(path: Path) -> str:
 # --- Lists ---------------------------------------------------------------------------------------
 
 
-def _of_folder(folder: Path) -> list[Captioned]:
+def _of_folder(folder: Path) -> list[Listed]:
     """The clips of a folder, by path."""
     clips = sorted(
         (file for file in _files(folder) if file.suffix.lower() in VIDEOS),
@@ -131,7 +154,7 @@ def _of_folder(folder: Path) -> list[Captioned]:
             f"{bare[0]}: no caption; write it to {bare[0].with_suffix('.txt').name} beside it "
             f"({len(bare)} of {len(clips)} clips of {folder} have none)"
         )
-    return [Captioned(clip, _caption_file(clip.with_suffix(".txt"))) for clip in clips]
+    return [Listed(clip, _caption_file(clip.with_suffix(".txt"))) for clip in clips]
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -149,39 +172,57 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _caption_file(path: Path) -> str:
     try:
-        return _one_line(path.read_text(encoding="utf-8-sig"), str(path))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from error
+        return _one_line(read_text(path), str(path))
+    except NotUtf8 as error:
+        raise InputError(f"{path} is not UTF-8 text: {error.detail}") from error
 
 
-def _of_list(path: Path, video: str, caption: str) -> list[Captioned]:
+def _of_list(path: Path, video: str, caption: str) -> list[Listed]:
     """The clips of a list, in its order."""
-    if path.suffix.lower() not in LISTS:
-        kinds = f"give a folder, or a list: {', '.join(LISTS)}"
+    if path.suffix.lower() not in SUFFIXES:
+        kinds = f"give a folder, or a list: {', '.join(SUFFIXES)}"
         raise InputError(setting="path", value=path, expected=kinds)
     clips = []
     for place, row in rows_of(path):
         for key, setting in ((video, "video"), (caption, "caption")):
             if key not in row:
-                columns = ", ".join(str(name) for name in row)
-                raise InputError(f"{place}: no column {key!r} among {columns}; name yours with "
-                                 f"data.real.{setting}=COLUMN")  # fmt: skip
-        file = path.parent / _one_line(row[video], f"{place}: {video!r}")
-        if file.suffix.lower() not in VIDEOS:
-            raise InputError(f"{place}: {file.name!r} is none of {', '.join(VIDEOS)}")
-        if not os.path.isfile(file):  # of a name that is too long: false, where pathlib raises
-            raise InputError(f"{place}: there is no file {file}")
-        clips.append(Captioned(file, _one_line(row[caption], f"{place}: {caption!r}")))
+                raise InputError(f"{place}: no column {key!r} among {columns_of(row)}; name yours "
+                                 f"with data.real.{setting}=COLUMN")  # fmt: skip
+        clips.append(
+            Listed(
+                _listed(path.parent, row[video], video, place),
+                _one_line(row[caption], f"{place}: {caption!r}"),
+            )
+        )
     if not clips:
         raise InputError(setting="path", value=path, expected="the list has no rows")
     return clips
 
 
-def _one_line(text: Any, place: str) -> str:
-    """A text with its white space made one blank each."""
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{place} must be a text, got {text!r}")
-    return " ".join(text.split())
+def _listed(folder: Path, cell: Any, column: str, place: str) -> Path | Embedded:
+    """The video of a row: the file that its cell names, whoever wrote it, or the one it holds."""
+    if isinstance(cell, Embedded):
+        return cell
+    name = _text(cell, f"{place}: {column!r}").strip()
+    known = [folder / one for one in (cell, *spellings(name))]
+    file = next(filter(os.path.isfile, known), None)  # of names too long: false
+    file = file or same_letters(folder, name) or known[-1]
+    if file.suffix.lower() not in VIDEOS:
+        raise InputError(f"{place}: {file.name[:200]!r} is none of {', '.join(VIDEOS)}")
+    if not os.path.isfile(file):
+        raise InputError(f"{place}: there is no file {str(folder / name)[:400]}")
+    return file
+
+
+def _text(cell: Any, place: str) -> str:
+    if not isinstance(cell, str) or not one_line(cell):
+        raise InputError(f"{place} must be a text, got {repr(cell)[:60]}")
+    return cell
+
+
+def _one_line(cell: Any, place: str) -> str:
+    """A text as one line, see `one_line`."""
+    return one_line(_text(cell, place))
 
 
 # --- Clips ---------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
-"""Videos as files and as pictures: decord or PyAV in, PyAV out.
+"""Videos as files and as pictures.
 
-Frames are uint8 RGB (T, H, W, 3) on the CPU throughout.
+Frames are uint8 RGB (T, H, W, 3) on the CPU throughout. PyAV reads and writes; where single frames
+of a file are wanted, decord picks them if it is installed and gives the same values.
 """
 
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -19,6 +19,17 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
+from ipo_lightning.decoding.differences import differences
+from ipo_lightning.decoding.frames import (
+    colours_of,
+    fps_of,
+    frames_of,
+    pixels_of,
+    settled,
+    time_of,
+)
+from ipo_lightning.decoding.opening import opened, unreadable_is_input_error
+from ipo_lightning.decoding.orientation import AS_STORED, Orientation, orientation_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.storage.store import write_atomically
 
@@ -29,6 +40,8 @@ except ImportError:
 
 MIN_FRAME_HEIGHT = 96  # px; a smaller frame is hard to judge by eye
 MAX_FRAMES_A_ROW = 9  # of a contact sheet
+MOST_HELD = 2**32
+"""Bytes of a video in memory: 23 s of 1920 x 1080 at 30 frames a second."""
 
 
 class Clip(NamedTuple):
@@ -42,7 +55,8 @@ class Timeline(NamedTuple):
     """When the frames of a file are shown, and how they are to be turned."""
 
     times: list[Fraction]  # seconds at which each frame appears, ascending
-    turns: int  # quarter turns counterclockwise, 0..3, that put a frame upright
+    orientation: Orientation  # what puts a frame upright
+    alike: bool  # whether decord is there and gives the values of PyAV
 
 
 # --- Files ---------------------------------------------------------------------------------------
@@ -97,80 +111,75 @@ def pad_to_even(frames: Tensor) -> Tensor:
 
 
 def read_video(path: str | Path) -> Clip:
-    """Read every frame of a video file: by decord where it is installed, else by PyAV."""
+    """Read every frame of a video file, upright.
+
+    Raises:
+        InputError: it cannot be read, see `ipo_lightning.decoding`, or needs too much memory.
+    """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"video {path}: no such file")
-    if decord is None:
-        return read_with_pyav(path)
-    try:
-        return read_with_decord(path)
-    except InputError:  # decord refuses some sound files, such as frames 8, 16 or 24 px wide
-        return read_with_pyav(path)
-
-
-def read_with_decord(path: Path) -> Clip:
-    """All frames by decord, bit-equal to :func:`read_with_pyav`."""
-    with unreadable_is_input_error(path):
-        reader = decord.VideoReader(str(path), num_threads=1)
-        frames = reader.get_batch(range(len(reader))).asnumpy()
-        return Clip(check_frames(torch.from_numpy(frames)), float(reader.get_avg_fps()))
-
-
-def read_with_pyav(path: Path) -> Clip:
-    """All frames by PyAV, bit-equal to :func:`read_with_decord`."""
-    with unreadable_is_input_error(path), av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        frames = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(stream)])
-        return Clip(check_frames(torch.from_numpy(frames)), float(stream.average_rate or 0))
+    frames: list[np.ndarray] = []
+    times: list[Fraction | None] = []
+    with opened(path) as video:
+        held, orientation = 0, AS_STORED
+        for frame in frames_of(video):
+            if not frames:
+                orientation = orientation_of(frame, video.stream.metadata, path)
+            held += 3 * frame.width * frame.height
+            if held > MOST_HELD:
+                raise InputError(
+                    f"video {path}: its frames take more than {MOST_HELD // 2**30} GiB; cut it "
+                    "into clips (ffmpeg -ss START -t SECONDS -i FILE NEW.mp4) or scale it down"
+                )
+            frames.append(orientation.upright(pixels_of(frame)))
+            times.append(time_of(frame))
+        fps = fps_of(settled(times, video), video)
+    return Clip(check_frames(torch.from_numpy(np.stack(frames))), fps)
 
 
 def read_timeline(path: Path) -> Timeline:
     """Decode a file once, keeping no pixels: its frames' exact times, or what is wrong with it.
 
-    Packets would tell the times sooner, but not which of them are shown, nor that all are sound;
-    threads that decode a frame each would let the end of a truncated file pass for its end.
+    Packets would tell the times sooner, but not which of them are shown, nor that all are sound.
+
+    Raises:
+        InputError: see `read_video`.
     """
-    with unreadable_is_input_error(path), av.open(str(path)) as container:
-        stream = _video_stream(container, path)
-        times: list[Fraction] = []
-        rotation = 0
-        for number, frame in enumerate(container.decode(stream)):
-            if frame.is_corrupt or frame.pts is None or frame.time_base is None:
-                fault = "is damaged" if frame.is_corrupt else "has no time"
-                raise InputError(f"video {path}: frame {number} {fault}")
-            times.append(frame.pts * frame.time_base)
-            rotation = frame.rotation
-    if not times:
-        raise InputError(f"video {path}: it has no frames")
-    if times != sorted(times):
-        raise InputError(f"video {path}: the times of its frames run backwards")
-    return Timeline(times, round(rotation / 90) % 4)
+    with opened(path) as video:
+        times: list[Fraction | None] = []
+        colours = set()
+        for frame in frames_of(video):
+            if not times:
+                orientation = orientation_of(frame, video.stream.metadata, path)
+            times.append(time_of(frame))
+            colours.add(colours_of(frame))
+        known = settled(times, video)
+    alike = len(colours) == 1 and decord is not None and not differences(path)
+    return Timeline(known, orientation, alike)
 
 
 def read_frames(path: Path, timeline: Timeline, indices: Sequence[int]) -> Iterator[Tensor]:
     """Chosen frames of a file, upright, uint8 (H, W, 3), one at a time.
 
-    By decord where it is installed and reads the file, else by PyAV; both give the same bits.
+    By decord where it is installed and gives the values of PyAV, else by PyAV.
 
     Args:
         timeline: the file's own, see `read_timeline`.
         indices: places in the timeline, ascending; a place may come again.
     """
     done = 0
-    if decord is not None:
+    if decord is not None and timeline.alike:
         try:
             for frame in frames_with_decord(path, timeline, indices):
                 yield frame
                 done += 1
             return
-        except InputError:
+        except InputError:  # it refuses some sound files, such as frames 8, 16 or 24 px wide
             pass  # PyAV has read the file before, see `read_timeline`: it goes on
     yield from frames_with_pyav(path, timeline, indices[done:])
 
 
 def frames_with_decord(path: Path, timeline: Timeline, indices: Sequence[int]) -> Iterator[Tensor]:
-    """See :func:`read_frames`; decord turns frames by itself."""
+    """See :func:`read_frames`."""
     with unreadable_is_input_error(path):
         reader = decord.VideoReader(str(path), num_threads=1)
         if len(reader) != len(timeline.times):
@@ -182,33 +191,14 @@ def frames_with_decord(path: Path, timeline: Timeline, indices: Sequence[int]) -
 def frames_with_pyav(path: Path, timeline: Timeline, indices: Sequence[int]) -> Iterator[Tensor]:
     """See :func:`read_frames`."""
     wanted = Counter(indices)
-    with unreadable_is_input_error(path), av.open(str(path)) as container:
-        stream = _video_stream(container, path)
-        for number, frame in enumerate(container.decode(stream)):
+    with opened(path) as video:
+        for number, frame in enumerate(frames_of(video)):
             if number in wanted:
-                upright = np.rot90(frame.to_ndarray(format="rgb24"), timeline.turns)
+                upright = timeline.orientation.upright(pixels_of(frame))
                 yield from [torch.from_numpy(upright.copy())] * wanted.pop(number)
             if not wanted:
                 return
         raise InputError(f"video {path}: it ends before frame {max(wanted)}")
-
-
-def _video_stream(container: av.container.InputContainer, path: Path) -> VideoStream:
-    if not container.streams.video:
-        raise InputError(f"video {path}: it has sound or pictures, but no video")
-    return container.streams.video[0]
-
-
-@contextmanager
-def unreadable_is_input_error(path: Path) -> Iterator[None]:
-    """Name the file in whatever a decoder says about it."""
-    try:
-        yield
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # decoders raise their own classes, decord's is not exported
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise InputError(f"video {path}: cannot be decoded ({reason[:200]})") from error
 
 
 def check_frames(frames: Tensor) -> Tensor:

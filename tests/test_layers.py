@@ -24,6 +24,7 @@ LAYERS = {
     "reward.losses": MATHEMATICS,
     "storage": MATHEMATICS,
     "policy": PROTOCOLS,
+    "decoding": PROTOCOLS,
     "video": PROTOCOLS,
     "draws": PROTOCOLS,
     "parallel": PROTOCOLS,

@@ -20,12 +20,13 @@ from ipo_lightning.critics.protocols import (
 )
 from ipo_lightning.critics.stage.comparing import Couples
 from ipo_lightning.critics.stage.critique import PairCritique, PointCritique
+from ipo_lightning.decoding.differences import READER, content_name, sha256_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.labelling.tournaments import opposite
 from ipo_lightning.metrics.preferences import Preference
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.storage.records import Candidate, PairVerdict, Verdict
-from ipo_lightning.storage.store import Store, file_sha256, fingerprint
+from ipo_lightning.storage.store import Store, fingerprint
 from ipo_lightning.video import Clip
 
 
@@ -55,7 +56,7 @@ class Shelf(Store):
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
         self.files: dict[str, Path] = {}
-        """By name (sha256)."""
+        """By name, see `content_name`."""
         self.names: dict[Path, str] = {}
 
     def path(self, kind: str, name: str, suffix: str) -> Path:
@@ -65,7 +66,7 @@ class Shelf(Store):
         return super().path(kind, name, suffix)
 
     def place(self, files: Iterable[Path]) -> dict[Path, str]:
-        """File -> its sha256, which is cached while the file's size and time do not change."""
+        """File -> its `content_name`, cached while the file's size and time do not change."""
         new = sorted(set(files) - self.names.keys())
         for file in tqdm(new, "names of videos", unit=" files", disable=not new):
             self.names[file] = self._name(file)
@@ -75,11 +76,14 @@ class Shelf(Store):
     def _name(self, file: Path) -> str:
         status = file.stat()
         seen = [str(file.resolve()), status.st_size, status.st_mtime_ns]
-        key = fingerprint(["name of a file", *seen])
+        key = fingerprint(["name of a file", READER, *seen])
         known = self.get_record("names", key)
         if isinstance(known, str):
             return known
-        name = file_sha256(file)
+        try:
+            name = content_name(file)
+        except OSError as error:
+            raise InputError(f"video {file} cannot be read: {error.strerror}") from error
         self.put_record("names", key, name)
         return name
 
@@ -384,9 +388,10 @@ class RecordedAsker:
     def ask(self, pairs: Sequence[Compared], device: str, turn: int = 0) -> list[Answer]:
         """One answer a pair, from the recorded verdicts."""
         names = self.shelf.place(file for pair in pairs for file in (pair.first, pair.second))
+        hashes = {file: sha256_of(name) for file, name in names.items()}
         return [
             _remembered(
-                self.critic.recall(Question(names[pair.first], names[pair.second], pair.prompt))
+                self.critic.recall(Question(hashes[pair.first], hashes[pair.second], pair.prompt))
             )
             for pair in pairs
         ]

@@ -12,6 +12,7 @@ from ipo_lightning.audit.findings import Table, number
 from ipo_lightning.audit.page import FINDINGS, PAIRS
 from ipo_lightning.audit.votes import Compared
 from ipo_lightning.critics.people.annotations import OVERALL
+from ipo_lightning.decoding.differences import sha256_of
 from ipo_lightning.storage.store import write_atomically, write_jsonl
 
 
@@ -30,8 +31,8 @@ def _pair_row(pair: Compared, names: Mapping[Path, str]) -> dict[str, Any]:
     values = [vote.value for vote in pair.votes[OVERALL]]
     return {
         "prompt": pair.prompt,
-        "first_video": names[pair.first], "first_file": str(pair.first.resolve()),
-        "second_video": names[pair.second], "second_file": str(pair.second.resolve()),
+        "first_video": sha256_of(names[pair.first]), "first_file": str(pair.first.resolve()),
+        "second_video": sha256_of(names[pair.second]), "second_file": str(pair.second.resolve()),
         "people": {"first": values.count(1), "tie": values.count(0), "second": values.count(-1)},
     }  # fmt: skip
 

@@ -6,7 +6,7 @@ from ipo_lightning.exchange.reading import (
     read_any,
     read_preferences,
 )
-from ipo_lightning.exchange.videos import Finder, Named, video_file, video_place, videos_of
+from ipo_lightning.exchange.videos import Finder, Named, unpack, video_file, video_place, videos_of
 
 __all__ = [
     "FORMATS",
@@ -16,6 +16,7 @@ __all__ = [
     "videos_of",
     "read_any",
     "read_preferences",
+    "unpack",
     "video_file",
     "video_place",
 ]

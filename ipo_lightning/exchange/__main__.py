@@ -15,11 +15,12 @@ from pathlib import Path
 from ipo_lightning.critics.people.annotations import Annotation, write_annotations
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.points import pairs_of
+from ipo_lightning.exchange.publishing import FILES, publish_round
 from ipo_lightning.exchange.publishing import FORMATS as WRITTEN
-from ipo_lightning.exchange.publishing import publish_round
 from ipo_lightning.exchange.reading import FORMATS, read_any
 from ipo_lightning.exchange.videos import video_file, video_place
-from ipo_lightning.storage.store import file_sha256
+from ipo_lightning.storage.parquet import embedded_files
+from ipo_lightning.storage.store import file_sha256, write_atomically
 
 EXPORT = {
     "run": None, "round": "1", "format": "trl", "out": None, "playable": "false", "files_at": ""
@@ -61,7 +62,8 @@ def import_(settings: Mapping[str, str]) -> str:
     named = [_hashed(row, folder) for row in rows]
     moved = _moved(named, folder, out.parent)
     try:
-        write_annotations(out, named if moved is None else moved)
+        written = _unpacked(named if moved is None else moved, found.path, out.parent)
+        write_annotations(out, written)
     except OSError as error:
         raise InputError(f"out={out} cannot be written: {error}") from error
     known = sum(bool(row.video_A and row.video_B) for row in named)
@@ -91,6 +93,27 @@ def _moved(rows: Sequence[Annotation], folder: Path, new: Path) -> list[Annotati
     known = {path: place.relative_to(base).as_posix() for path, place in places.items()}
     known[""] = ""
     return [replace(row, path_A=known[row.path_A], path_B=known[row.path_B]) for row in rows]
+
+
+def _unpacked(rows: Sequence[Annotation], table: Path, new: Path) -> list[Annotation]:
+    """The rows with paths of the videos that a parquet file holds, which are put beside them."""
+    held = {row.video_A for row in rows if not row.path_A}
+    held |= {row.video_B for row in rows if not row.path_B}
+    if table.suffix.lower() != ".parquet" or not held:
+        return list(rows)
+    places = {"": ""}
+    for name, content in embedded_files(table):
+        if name in held:
+            places[name] = f"{FILES}/{name}.mp4"
+            write_atomically(new / places[name], content)
+    return [
+        replace(
+            row,
+            path_A=row.path_A or places.get(row.video_A, ""),
+            path_B=row.path_B or places.get(row.video_B, ""),
+        )
+        for row in rows
+    ]
 
 
 def _sha256(folder: Path, path: str) -> str:

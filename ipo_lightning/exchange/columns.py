@@ -1,17 +1,16 @@
 """Cells of a table's row, checked; messages name the row."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from ipo_lightning.critics.people.annotations import OVERALL, Choice
 from ipo_lightning.errors import InputError
+from ipo_lightning.exchange.names import video_path
+from ipo_lightning.exchange.videos import Named
+from ipo_lightning.storage.parquet import Embedded
 
-ON_A_HUB = re.compile(r".*/resolve/[^/]+/")
-"""The part of an address before a file's path in its repository."""
 CHOICE_WORDS: Mapping[str, Choice] = {
     "a": "A", "b": "B", "same": "same", "tie": "same", "invalid": "invalid"
 }  # fmt: skip
@@ -72,15 +71,18 @@ def with_overall(labels: dict[str, Choice]) -> dict[str, Choice]:
     return labels if OVERALL in labels else {**labels, OVERALL: overall(labels)}
 
 
-def video_path(value: str) -> str:
-    """A video's path relative to its table; of an address the path within its repository.
+def video(row: Mapping[str, Any], name: str, place: str) -> Named:
+    """A cell that must name a video, or hold it.
 
-    It may lead outside of the folder, like any path in a table; `video_place` prevents that.
+    Raises:
+        InputError: it is missing or empty.
     """
-    if "://" not in value:
-        return value
-    bare = re.split(r"[?#]", value)[0]
-    return unquote(ON_A_HUB.sub("", bare) if ON_A_HUB.match(bare) else bare.rpartition("/")[2])
+    cell = row.get(name)
+    if isinstance(cell, Embedded):
+        return Named("", cell.sha256)
+    if isinstance(cell, Mapping):  # {"bytes": null, "path": ...}, as `datasets` writes JSON
+        row, name = cell, "path"
+    return Named(video_path(text(row, name, place)))
 
 
 def plain(row: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
@@ -90,7 +92,8 @@ def plain(row: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
 
 def _plain(row: Mapping[str, Any], known: set[str]) -> Iterator[tuple[str, Any]]:
     for name, value in row.items():
-        if name in known or value is None or (isinstance(value, str) and not value):
+        empty = value is None or (isinstance(value, str) and not value)
+        if name in known or empty or isinstance(value, Embedded):
             continue
         yield name, _numeric(value) if isinstance(value, str) else value
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ipo_lightning.critics.people.annotations import OVERALL, Annotation, Choice
 from ipo_lightning.errors import InputError
-from ipo_lightning.exchange.columns import numbered, plain, shown, text, video_path
+from ipo_lightning.exchange.columns import numbered, plain, shown, text, video
 from ipo_lightning.storage.tables import Placed
 
 NEEDED = frozenset({"prompt", "left_video", "right_video", "vote_type"})
@@ -32,12 +32,15 @@ def read(path: Path, rows: Sequence[Placed]) -> list[Annotation]:
             raise InputError(
                 f"{place}: 'vote_type' must be one of {', '.join(VOTES)}, got {shown(vote)}"
             )
+        first, second = (video(row, name, place) for name in ("left_video", "right_video"))
         found.append(
             Annotation(
                 pair_id=numbered(path, number),
                 prompt=text(row, "prompt", place),
-                path_A=video_path(text(row, "left_video", place)),
-                path_B=video_path(text(row, "right_video", place)),
+                path_A=first.path,
+                path_B=second.path,
+                video_A=first.sha256,
+                video_B=second.sha256,
                 labels={OVERALL: VOTES[vote]},
                 shown_left="A",
                 source=path.name,

@@ -19,7 +19,8 @@ from ipo_lightning.critics.people.annotations import (
     annotations_of,
 )
 from ipo_lightning.errors import InputError
-from ipo_lightning.exchange.columns import numbered, shown, text, video_path, with_overall
+from ipo_lightning.exchange.columns import numbered, shown, text, with_overall
+from ipo_lightning.exchange.names import video_path
 from ipo_lightning.storage.store import write_atomically
 from ipo_lightning.storage.tables import Placed
 

@@ -17,7 +17,7 @@ from ipo_lightning.critics.protocols import Comparison, Question
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.columns import number, shown
 from ipo_lightning.exchange.points import VideoPoint, pairs_of
-from ipo_lightning.exchange.videos import Named, videos_of
+from ipo_lightning.exchange.videos import Named, video_of, videos_of
 from ipo_lightning.metrics.preferences import Preference
 from ipo_lightning.storage.records import Candidate, Pair, Point, Verdict
 
@@ -183,7 +183,7 @@ def _points_of_points(
     scores: dict[tuple[int, int], list[float]] = {}
     rows: list[Point] = []
     for one in points:
-        candidate, score = videos.get((one.prompt, Named(one.path))), one.scores[OVERALL]
+        candidate, score = videos.get((one.prompt, video_of(one))), one.scores[OVERALL]
         if candidate is None:
             continue  # counted as a video
         scores.setdefault((candidate.prompt_index, candidate.candidate), []).append(score)

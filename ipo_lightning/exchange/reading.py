@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,11 @@ from ipo_lightning.critics.people.annotations import OVERALL, Annotation, annota
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange import genai_bench, label_studio, trl, videoalign, videofeedback
 from ipo_lightning.exchange.points import VideoPoint, pairs_of
-from ipo_lightning.storage.tables import SUFFIXES, Placed, rows_of
+from ipo_lightning.exchange.videos import unpack, videos_of
+from ipo_lightning.storage.parquet import Embedded
+from ipo_lightning.storage.store import Store
+from ipo_lightning.storage.tables import SUFFIXES, Placed, columns_of, rows_of
+from ipo_lightning.storage.texts import one_line
 
 TABLES = ("metadata", "annotations")
 """Names of the table in a folder: Hugging Face's, and that of other exports."""
@@ -28,6 +33,17 @@ def _columns(rows: Sequence[Placed]) -> set[str]:
     return set(rows[0][1]) if rows else set()
 
 
+def _unpacked(placed: Placed) -> Placed:
+    """A canonical row that holds its videos as one that names them by their sha256."""
+    place, row = placed
+    held = {name: cell for name, cell in row.items() if isinstance(cell, Embedded)}
+    plain = {name: cell for name, cell in row.items() if name not in held}
+    for side in ("A", "B"):
+        if f"path_{side}" in held:
+            plain[f"video_{side}"] = held[f"path_{side}"].sha256
+    return place, plain
+
+
 FORMATS = {
     "label_studio": Format(label_studio.is_export, label_studio.read),
     "genai_bench": Format(lambda rows: _columns(rows) >= genai_bench.NEEDED, genai_bench.read),
@@ -41,7 +57,7 @@ FORMATS = {
             _columns(rows) >= {"prompt", OVERALL}
             and bool(_columns(rows) & {"pair_id", "video_A", "annotator", "shown_left"})
         ),
-        lambda path, rows: annotations_of(rows),
+        lambda path, rows: annotations_of(map(_unpacked, rows)),
     ),
     "videoalign": Format(lambda rows: _columns(rows) >= videoalign.NEEDED, videoalign.read),
 }
@@ -62,13 +78,44 @@ class Preferences(NamedTuple):
         """The folder that paths of videos are relative to."""
         return self.path.parent
 
+    def unpack(self, store: Store) -> None:
+        """Put the videos that the file itself holds into a store, where `Finder` finds them.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        rows: list[Annotation | VideoPoint] = [*self.pairs, *self.points]
+        unpack(self.path, (video for row in rows for video in videos_of(row)), store)
+
+    def comparisons(self) -> list[Annotation]:
+        """The pairs; rated videos become every two of a prompt.
+
+        Raises:
+            InputError: no prompt has two rated videos.
+        """
+        pairs = self.pairs or pairs_of(self.points)
+        if not pairs:
+            raise InputError(f"{self.path}: there are no pairs: no prompt has two rated videos, or "
+                             "all answers are empty")  # fmt: skip
+        return pairs
+
+    def one_lined(self) -> "Preferences":
+        """The same with each prompt as `one_line` has it, as prompts of other files are.
+
+        Two spellings of a prompt would be trained on and held out.
+        """
+        return self._replace(
+            pairs=[replace(one, prompt=one_line(one.prompt)) for one in self.pairs],
+            points=[replace(one, prompt=one_line(one.prompt)) for one in self.points],
+        )
+
 
 def read_any(path: str | Path, format: str = "auto") -> Preferences:
     """The pairs or points of a file, or of the table in a folder.
 
     Args:
-        path: a ``.csv``, ``.json``, ``.jsonl`` or ``.parquet`` file (the latter needs pyarrow), or
-            a folder with one of `TABLES` as one of these.
+        path: one of `SUFFIXES` (``.parquet`` needs pyarrow), or a folder with one of `TABLES` in
+            such a file.
         format: one of `FORMATS`; ``auto``: by the columns.
 
     Raises:
@@ -90,19 +137,8 @@ def read_any(path: str | Path, format: str = "auto") -> Preferences:
 
 
 def read_preferences(path: str | Path, format: str = "auto") -> list[Annotation]:
-    """The pairs of a file, see `read_any`; every two rated videos of a prompt are a pair.
-
-    Raises:
-        InputError: see `read_any`; or no prompt has two rated videos.
-    """
-    found = read_any(path, format)
-    if found.pairs:
-        return found.pairs
-    pairs = pairs_of(found.points)
-    if not pairs:
-        raise InputError(f"{found.path}: there are no pairs: no prompt has two rated videos, or "
-                         "all answers are empty")  # fmt: skip
-    return pairs
+    """The pairs of a file, see `read_any` and `Preferences.comparisons`."""
+    return read_any(path, format).comparisons()
 
 
 def _table(path: Path) -> Path:
@@ -130,7 +166,7 @@ def _recognised(path: Path, rows: Sequence[Placed]) -> str:
 
 def _told(rows: Sequence[Placed]) -> str:
     """The columns of a table, and a hint at blanks around their names."""
-    names = sorted(_columns(rows))
+    names = sorted(map(str, _columns(rows)))
     odd = next((name for name in names if name != name.strip()), None)
-    hint = "" if odd is None else f" (remove the blanks around {odd!r})"
-    return f"its columns are {', '.join(names)}{hint}"
+    hint = "" if odd is None else f" (remove the blanks around {odd[:60]!r})"
+    return f"its columns are {columns_of(dict.fromkeys(names))}{hint}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from ipo_lightning.critics.people.annotations import OVERALL, Annotation
 from ipo_lightning.errors import InputError
-from ipo_lightning.exchange.columns import numbered, plain, shown, text, video_path
+from ipo_lightning.exchange.columns import numbered, plain, shown, text, video
 from ipo_lightning.exchange.points import VideoPoint
 from ipo_lightning.storage.store import write_jsonl
 from ipo_lightning.storage.tables import Placed
@@ -42,12 +42,15 @@ def read(path: Path, rows: Sequence[Placed]) -> list[Annotation]:
     found = []
     for number, (place, row) in enumerate(rows, 1):
         chosen, rejected = (_column(set(row), name) or name for name in PAIR)
+        first, second = (video(row, name, place) for name in (chosen, rejected))
         found.append(
             Annotation(
                 pair_id=numbered(path, number),
                 prompt=text(row, "prompt", place),
-                path_A=video_path(text(row, chosen, place)),
-                path_B=video_path(text(row, rejected, place)),
+                path_A=first.path,
+                path_B=second.path,
+                video_A=first.sha256,
+                video_B=second.sha256,
                 labels={OVERALL: "A"},
                 source=path.name,
                 extra=plain(row, {"prompt", chosen, rejected}),
@@ -65,20 +68,22 @@ def read_points(path: Path, rows: Sequence[Placed]) -> list[VideoPoint]:
     """
     found = []
     for place, row in rows:
-        video = _column(set(row), *POINT) or POINT[0]
+        column = _column(set(row), *POINT) or POINT[0]
         label = LABELS.get(str(row.get("label")).strip().lower())
         if label is None:
             raise InputError(
                 f"{place}: 'label' must be true or false, got {shown(row.get('label'))}"
             )
+        one = video(row, column, place)
         found.append(
             VideoPoint(
                 prompt=text(row, "prompt", place),
-                path=video_path(text(row, video, place)),
+                path=one.path,
+                sha256=one.sha256,
                 scores={OVERALL: float(label)},
                 desirable=label,
                 source=path.stem,
-                extra=plain(row, {"prompt", video, "label"}),
+                extra=plain(row, {"prompt", column, "label"}),
                 place=place,
             )
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ipo_lightning.critics.people.annotations import OVERALL, Annotation
 from ipo_lightning.errors import InputError
-from ipo_lightning.exchange.columns import choice, numbered, plain, text, video_path, with_overall
+from ipo_lightning.exchange.columns import choice, numbered, plain, text, video, with_overall
 from ipo_lightning.storage.store import write_atomically
 from ipo_lightning.storage.tables import Placed
 
@@ -36,12 +36,15 @@ def read(path: Path, rows: Sequence[Placed]) -> list[Annotation]:
         given = {name: value for name, value in labels.items() if value is not None}
         if not given:
             raise InputError(f"{place}: there is no label under {', '.join(labels)}")
+        first, second = (video(row, name, place) for name in ("path_A", "path_B"))
         found.append(
             Annotation(
                 pair_id=numbered(path, number),
                 prompt=text(row, "prompt", place),
-                path_A=video_path(text(row, "path_A", place)),
-                path_B=video_path(text(row, "path_B", place)),
+                path_A=first.path,
+                path_B=second.path,
+                video_A=first.sha256,
+                video_B=second.sha256,
                 labels=with_overall(given),
                 source=path.name,
                 extra=plain(row, known),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.exchange.columns import number, shown, text, video_path
+from ipo_lightning.exchange.columns import number, shown, text, video
 from ipo_lightning.exchange.points import VideoPoint, with_mean
 from ipo_lightning.storage.tables import Placed
 
@@ -31,10 +31,12 @@ def read_points(path: Path, rows: Sequence[Placed]) -> list[VideoPoint]:
         for name, score in scores.items():
             if not SCALE[0] <= score <= SCALE[1]:
                 raise InputError(f"{place}: {name!r} must be from 1 to 4, got {shown(score)}")
+        rated = video(row, "video link", place)
         found.append(
             VideoPoint(
                 prompt=text(row, "text prompt", place),
-                path=video_path(text(row, "video link", place)),
+                path=rated.path,
+                sha256=rated.sha256,
                 scores=with_mean(scores),
                 source=path.stem,
                 extra={"id": row["id"]} if row.get("id") else {},

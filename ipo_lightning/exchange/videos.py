@@ -1,12 +1,16 @@
 """Finds the videos of preference data: in a folder by path, or in a store by their sha256."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from ipo_lightning.critics.people.annotations import Annotation
 from ipo_lightning.errors import InputError
+from ipo_lightning.exchange.names import before_upload, same_letters, spellings, tails
+from ipo_lightning.exchange.points import VideoPoint
+from ipo_lightning.storage.parquet import embedded_files
 from ipo_lightning.storage.store import Store
 
 
@@ -19,9 +23,16 @@ class Named(NamedTuple):
     """Of the file; "" where it is unknown."""
 
 
-def videos_of(row: Annotation) -> tuple[Named, Named]:
-    """The two videos of a row."""
+def videos_of(row: Annotation | VideoPoint) -> tuple[Named, ...]:
+    """The two videos of a pair, or the one of a point."""
+    if isinstance(row, VideoPoint):
+        return (video_of(row),)
     return Named(row.path_A, row.video_A), Named(row.path_B, row.video_B)
+
+
+def video_of(point: VideoPoint) -> Named:
+    """The video of a point."""
+    return Named(point.path, point.sha256)
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,9 @@ class Finder:
     def lack(self, video: Named) -> str:
         """The message about a video that is not there."""
         if video.path or not video.sha256:
+            name = video.path[:200] or "(the row names no file)"
             return (
-                f"there is no video {video.path or '(the row names no file)'} in {self.folder}; "
+                f"there is no video {name} in {self.folder}; "
                 "videos must be in this folder, or linked into it"
             )
         searched = "no store was searched" if self.store is None else (
@@ -86,12 +98,37 @@ def video_file(folder: Path, path: str) -> Path:
 
 
 def video_place(folder: Path, path: str) -> Path:
-    """The place of a video in a folder: at its path, or by its file name directly in the folder.
+    """The place of a video in a folder: at its path, or nearer to the folder if it was moved.
 
-    Of a path that leads out of the folder only the file name counts: a table must not choose other
-    files of this machine.
+    Of a path that leads out of the folder only the last names count: a table must not choose other
+    files of this machine. Of the path's `spellings` and their `tails` the first file counts.
     """
-    place, moved = folder / path, folder / Path(path).name
-    inside = Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))
-    there, elsewhere = os.path.isfile(place), os.path.isfile(moved)  # False of names too long
-    return place if inside and (there or not elsewhere) else moved
+    known = list(spellings(path))
+    ends = [tail for one in known for tail in tails(one)]
+    for one in (*known, *ends):
+        place = folder / one
+        if _inside(folder, place) and os.path.isfile(place):  # False of names too long
+            return place
+    found = next(filter(None, (same_letters(folder, tail) for tail in ends)), None)
+    literal = folder / path if _inside(folder, folder / path) else folder / Path(path).name
+    return found or before_upload(folder, path) or literal
+
+
+def _inside(folder: Path, place: Path) -> bool:
+    return Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))
+
+
+def unpack(path: Path, videos: Iterable[Named], store: Store) -> None:
+    """Put the videos that a parquet file holds into a store, where its rows find them by sha256.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if path.suffix.lower() != ".parquet":
+        return
+    names = {video.sha256 for video in videos if video.sha256 and not video.path}
+    wanted = {name for name in names if not store.has_blob("videos", name, ".mp4")}
+    if wanted:
+        for sha256, content in embedded_files(path):
+            if sha256 in wanted:
+                store.put_blob("videos", content, ".mp4")

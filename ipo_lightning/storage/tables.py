@@ -1,26 +1,32 @@
 """Tables that others wrote, row by row: CSV, JSON lines, JSON and parquet, a place beside each row.
 
-A parquet file needs pyarrow or pandas, which this project does not install.
+Text is UTF-8, with or without a byte order mark, with line ends of any system.
 """
 
 import csv
+import io
 import json
 import math
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from typing import Any, TextIO
+from typing import Any
 
 from ipo_lightning.errors import InputError
+from ipo_lightning.storage.parquet import light_rows
+from ipo_lightning.storage.texts import MOST_ROWS, read_text
 
-SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
 
-UTF_8 = "save it as UTF-8 (iconv -f cp1252 -t utf-8, or Excel's 'CSV UTF-8')"
-SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
-"""What stands in the place of commas in tables of some programs."""
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+"""What stands between the columns in tables of some programs."""
+OWN = {".csv": ",", ".tsv": "\t"}
+"""What stands between them by the file's ending."""
+MOST_COLUMNS = 1000
+SHOWN = 200
+"""Letters of columns' names in a message."""
 _LIMIT = Lock()
 """Of the longest cell of a CSV file, which Python keeps once for all its readers."""
 
@@ -28,8 +34,18 @@ Placed = tuple[str, Mapping[str, Any]]
 """(where a row stands, for messages; the row by column)."""
 
 
+class NotARow(InputError):
+    """What stands where a row should."""
+
+    def __init__(self, place: str, fault: str, text: str) -> None:
+        self.place, self.text = place, text.strip()[:60]
+        super().__init__(f"{place}: {fault} {self.text!r}")
+
+
 def rows_of(path: Path) -> Iterator[Placed]:
-    """The rows of a file, by its ending.
+    """The rows of a file, by its ending; JSON lines and a list of objects are told by the content.
+
+    A cell of a parquet file that holds a file is an `Embedded`.
 
     Raises:
         InputError: the file cannot be read, or a row is no row; the message has its place.
@@ -37,51 +53,54 @@ def rows_of(path: Path) -> Iterator[Placed]:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"{path}: give a {', '.join(SUFFIXES)} file")
-    try:
-        if suffix == ".parquet":
-            yield from ((f"{path}: row {n}", row) for n, row in enumerate(_parquet(path), 1))
-            return
-        _refuse_wide(path)
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            if suffix == ".csv":
-                yield from _csv(path, file)
-            elif suffix == ".json":
-                yield from _array(path, file.read())
-            else:
-                yield from _lines(path, file)
-    except InputError:
-        raise
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} cannot be read: not UTF-8 ({error.reason}); {UTF_8}") from error
-    except csv.Error as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if suffix == ".parquet":
+        yield from ((f"{path}: row {n}", row) for n, row in enumerate(light_rows(path), 1))
+    elif suffix in OWN:
+        try:
+            yield from _csv(path, read_text(path), OWN[suffix])
+        except csv.Error as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+    else:
+        yield from _json(path, read_text(path))
 
 
-def _refuse_wide(path: Path) -> None:
-    """Texts of two bytes a letter, which may pass for UTF-8 that means nothing."""
-    with open(path, "rb") as file:
-        head = file.read(64)
-    if head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or b"\0" in head:
-        raise InputError(f"{path} cannot be read: UTF-16, or no text at all; save it as UTF-8")
+def columns_of(row: Mapping[str, Any]) -> str:
+    """The names of a row's columns, for a message."""
+    names = ", ".join(map(str, row))
+    return names if len(names) <= SHOWN else f"{names[:SHOWN]}..."
 
 
-def _csv(path: Path, file: TextIO) -> Iterator[Placed]:
+def _csv(path: Path, text: str, separator: str) -> Iterator[Placed]:
     """The rows of a CSV file, without those that are blank; a cell may be as long as the file."""
-    with _cells_of(path.stat().st_size):
-        reader = csv.DictReader(file, strict=True)
-        names = reader.fieldnames or []
-        other = [SEPARATORS[one] for one in SEPARATORS if len(names) == 1 and one in names[0]]
-        if other:
-            raise InputError(f"{path}:1: columns are separated by {other[0]}: use commas")
+    with _cells_of(len(text)):
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
+        _check_names(path, list(reader.fieldnames or []), separator)
         rows = [(reader.line_num, row) for row in reader]
     for number, row in rows:
         if not any("".join(cell or "").strip() for cell in row.values()):
             continue
         if None in row:
-            raise InputError(f"{path}:{number}: more cells than columns")
+            raise InputError(f"{path}:{number}: more cells than columns; put quotes around cells "
+                             f"that hold {SEPARATORS[separator]}")  # fmt: skip
         yield f"{path}:{number}", row
+
+
+def _check_names(path: Path, names: list[str], separator: str) -> None:
+    """Refuse a table whose columns are not told apart by what its ending says, or by their names.
+
+    Raises:
+        InputError: says which.
+    """
+    other = [SEPARATORS[one] for one in SEPARATORS if one != separator and one in "".join(names)]
+    if other and len(names) == 1:
+        raise InputError(
+            f"{path}:1: columns are separated by {other[0]}: use {SEPARATORS[separator]}"
+        )
+    if len(names) > MOST_COLUMNS:
+        raise InputError(f"{path}:1: {len(names):,} columns, of which {MOST_COLUMNS} are read")
+    twice = [name for name, count in Counter(names).items() if count > 1 and name.strip()]
+    if twice:
+        raise InputError(f"{path}:1: two columns are called {twice[0][:SHOWN]!r}")
 
 
 @contextmanager
@@ -96,26 +115,60 @@ def _cells_of(size: int) -> Iterator[None]:
             csv.field_size_limit(before)
 
 
+def _json(path: Path, text: str) -> Iterator[Placed]:
+    """A list of objects, or an object a line: files of either kind go by either ending."""
+    if _by_line(path.suffix.lower(), text):
+        yield from _lines(path, io.StringIO(text, newline=""))
+        return
+    if text.count("{") + text.count("[") > MOST_ROWS:
+        raise InputError(f"{path} cannot be read: more than {MOST_ROWS:,} objects; split it")
+    whole = _parsed(text, str(path))
+    if isinstance(whole, list):
+        yield from _array(path, whole)
+    elif isinstance(whole, dict) and whole:  # a file with one object is a file with one row
+        yield f"{path}: row 1", whole
+    else:
+        raise NotARow(str(path), "expected a list of objects, got", json.dumps(whole))
+
+
+def _by_line(suffix: str, text: str) -> bool:
+    """Whether a file is JSON lines: as its first line has it, and its ending where that is odd."""
+    lines = suffix == ".jsonl"
+    first = text.lstrip("\ufeff\t\r\n ").partition("\n")[0]
+    try:
+        row = _parsed(first, "")
+    except NotARow:
+        return lines and not first.startswith("[")
+    if isinstance(row, dict):
+        return lines or bool(row)
+    return lines and not (isinstance(row, list) and all(isinstance(one, dict) for one in row))
+
+
 def _lines(path: Path, lines: Iterable[str]) -> Iterator[Placed]:
     for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield f"{path}:{number}", _object(_parsed(line, f"{path}:{number}"), f"{path}:{number}")
+        plain = line.lstrip("\ufeff")  # of files that were put together
+        if plain.strip():
+            place = f"{path}:{number}"
+            yield place, _object(_parsed(plain, place), place)
 
 
-def _array(path: Path, text: str) -> Iterator[Placed]:
-    rows = _parsed(text, str(path))
-    if not isinstance(rows, list):
-        raise InputError(f"{path}: expected a list of objects, got {text.strip()[:60]!r}")
+def _array(path: Path, rows: list[Any]) -> Iterator[Placed]:
     for number, row in enumerate(rows, 1):
         yield f"{path}: row {number}", _object(row, f"{path}: row {number}")
 
 
 def _parsed(text: str, place: str) -> Any:
-    """JSON without the numbers that it has no word for: NaN and infinities."""
+    """JSON without what it has no word for: NaN, infinities, halves of characters."""
     try:
-        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+        parsed = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        if "\\ud" in text.lower():
+            json.dumps(parsed, ensure_ascii=False).encode()
+        return parsed
+    except json.JSONDecodeError as error:
+        where = f"{place}, line {error.lineno}" if error.lineno > 1 else place
+        raise NotARow(where, "not JSON:", text[max(error.pos - 30, 0) :]) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: not JSON: {text.strip()[:60]!r}") from error
+        raise NotARow(place, "not JSON:", text) from error
 
 
 def _finite(text: str) -> float:
@@ -127,24 +180,5 @@ def _finite(text: str) -> float:
 
 def _object(row: Any, place: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise InputError(f"{place}: expected an object, got {json.dumps(row)[:60]!r}")
+        raise NotARow(place, "expected an object, got", json.dumps(row))
     return row
-
-
-def _parquet(path: Path) -> list[dict[str, Any]]:
-    """The rows of a parquet file, by pyarrow or whatever pandas finds."""
-    try:
-        try:
-            rows: list[dict[str, Any]] = (
-                import_module("pyarrow.parquet").read_table(path).to_pylist()
-            )
-        except ImportError:
-            rows = import_module("pandas").read_parquet(path).to_dict("records")
-    except ImportError as error:
-        raise InputError(
-            f"{path}: parquet needs a package that is not installed: pip install pyarrow, or give "
-            "a .csv or .jsonl"
-        ) from error
-    except (ValueError, OSError) as error:  # pyarrow's own errors are of these classes
-        raise InputError(f"{path} is no parquet file: {error}") from error
-    return rows

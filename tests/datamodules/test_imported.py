@@ -493,6 +493,22 @@ def test_ratings_serve_losses_of_both_forms(tmp_path: Path, policy: CogVideoX) -
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("spelt", ["a dog ", " a  dog", "a\u00a0dog", "a dog\u2028", "\ufeffa dog"])
+def test_a_held_out_prompt_does_not_leak_by_another_spelling(
+    spelt: str, tmp_path: Path, policy: CogVideoX
+) -> None:
+    clip(tmp_path / "a.mp4", 10), clip(tmp_path / "b.mp4", 90)
+    rows = [pair("a.mp4", "b.mp4", prompt=spelt), pair("a.mp4", "b.mp4", prompt="a cat")]
+    write_annotations(tmp_path / "rows.jsonl", rows)
+    for held in ("a dog", spelt):
+        found = take(tmp_path / "rows.jsonl", policy, held_out={held})
+        assert [row.prompt for row in found.rows] == ["a cat"]
+        assert found.dropped["prompt is held out"] == 1
+    assert prompts("train", path=str(tmp_path / "rows.jsonl"), select=0, final=0) == [
+        "a dog", "a cat"
+    ]  # fmt: skip
+
+
 def test_splits_of_a_file_are_disjoint(tmp_path: Path) -> None:
     write_annotations(
         tmp_path / "rows.jsonl", [pair("a", "b", prompt=f"prompt {k}") for k in range(200)]

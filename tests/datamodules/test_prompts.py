@@ -1,11 +1,12 @@
 """Prompt files: disjoint splits that stay, and errors that say where."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
-from data.prompts import SPLITS, from_file, read_prompts
+from data.prompts import SPLITS, from_file, place, read_prompts
 from ipo_lightning.errors import InputError
 
 
@@ -90,3 +91,64 @@ def test_splits_are_the_same_in_every_process(tmp_path: Path) -> None:
     parts = {s: from_file(s, path=path, select=0.3, final=0.3) for s in SPLITS}
     numbers = {s: [int(p.rpartition(" ")[2]) for p in part] for s, part in parts.items()}
     assert numbers == {"train": [5, 7, 8], "select": [1, 2, 3, 4, 10], "final": [0, 6, 9, 11]}
+
+
+SPELLINGS = ["a dog runs", "a dog runs ", "\ta  dog runs", "a\u00a0dog runs", "a dog\u2028runs",
+             "a dog\u0085runs", "\ufeffa dog runs", "a dog runs\u200b"]  # fmt: skip
+ACCENTS = ["un \u00e9t\u00e9", "un e\u0301te\u0301", "un e\u0301t\u00e9"]
+
+
+@pytest.mark.parametrize("ending", [".txt", ".csv", ".tsv", ".json", ".jsonl"])
+def test_spellings_of_a_prompt_are_one_in_one_split(ending: str, tmp_path: Path) -> None:
+    """As two they could be trained on and held out."""
+    spelt = [*SPELLINGS, *ACCENTS, *numbered(30)]
+    path = tmp_path / f"prompts{ending}"
+    if ending == ".txt":
+        path.write_bytes("\r\n".join(spelt).encode("utf-8-sig"))
+    elif ending.startswith(".json"):
+        path.write_text(json.dumps([{"prompt": one} for one in spelt]))
+    else:
+        path.write_text("prompt\n" + "".join(f'"{one}"\n' for one in spelt))
+    assert read_prompts(path) == ["a dog runs", "un \u00e9t\u00e9", *numbered(30)]
+    parts = [from_file(s, path=str(path), select=0.2, final=0.2) for s in SPLITS]
+    assert sorted(p for part in parts for p in part) == sorted(read_prompts(path))
+
+
+def test_the_place_of_a_prompt_is_that_of_all_its_spellings() -> None:
+    assert len({place(one) for one in SPELLINGS}) == len({place(one) for one in ACCENTS}) == 1
+    digest = hashlib.sha256(b"a dog runs").digest()  # as ever: the hash of the plain text
+    assert place("a dog runs") == int.from_bytes(digest[:7], "big") / 2**56
+
+
+def test_what_ends_lines_elsewhere_does_not_cut_a_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("a dog\x0cruns\u2029on\x1ehere\r\na cat\rsits\n".encode())
+    assert read_prompts(path) == ["a dog runs on here", "a cat", "sits"]
+
+
+def test_columns_of_tables(tmp_path: Path) -> None:
+    """Quotes and the header are those of a table, not text."""
+    path = tmp_path / "prompts.csv"
+    path.write_text('id,caption\n1,"a dog, running"\n\n2,"a ""cat""\nsits"\n')
+    assert read_prompts(path, key="caption") == ["a dog, running", 'a "cat" sits']
+    with pytest.raises(InputError, match=r'csv:2: expected .*"prompt".* the columns id, caption; '
+                       "data.prompts.key=COLUMN"):  # fmt: skip
+        read_prompts(path)
+    path.write_text("a dog\na cat\n")
+    with pytest.raises(InputError, match="got the columns a dog; data.prompts.key"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize("ending", ["", ".md", ".docx", ".yaml", ".xlsx", ".csv.gz", ".txt~"])
+def test_unknown_endings_are_refused_with_those_that_are_read(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"prompts{ending}"
+    path.write_text("a dog\n")
+    with pytest.raises(InputError, match=r"give \.txt, a prompt a line, or a table .*\.csv"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", "\ufeff", "\u200b\n"])
+def test_a_file_without_prompts_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text(content)
+    with pytest.raises(InputError, match=r"prompts\.txt has no prompts"):
+        read_prompts(tmp_path / "prompts.txt")

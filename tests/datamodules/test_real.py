@@ -1,6 +1,7 @@
 """Real clips: found in any list, cut to size, encoded once, counted where they are of no use."""
 
 import csv
+import hashlib
 import json
 import shutil
 import struct
@@ -25,7 +26,7 @@ from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.shapes import clips as shapes_clips
 from ipo_lightning.shapes.clips import ShapesClips
 from ipo_lightning.shapes.prompts import parse, prompts, split_of
-from ipo_lightning.storage.store import Store
+from ipo_lightning.storage.store import Store, fingerprint
 from ipo_lightning.video import (
     Clip,
     encode_video,
@@ -153,6 +154,21 @@ def test_a_list_keeps_its_order_and_takes_absolute_paths(clips: Path, tmp_path: 
             {"video": "link.MP4", "caption": "a"}]  # fmt: skip
     listed = RealVideos(str(csv_list(elsewhere, rows))).clips
     assert listed == [(clips / "b.mp4", 'a "b", clip'), (elsewhere / "link.MP4", "a")]
+
+
+@pytest.mark.parametrize(
+    ("written", "there"),
+    [("a  b.mp4", "a  b.mp4"), (" a.mp4 ", "a.mp4"), (r"sub\c.mp4", "sub/c.mp4"),
+     ("sub%2Fc.mp4", "sub/c.mp4"), ("a%20b.mp4", "a b.mp4"), ("e\u0301.mp4", "\u00e9.mp4"),
+     ("\u00e9.mp4", "e\u0301.mp4"), ("./sub/../a.mp4", "a.mp4")],
+)  # fmt: skip
+def test_a_list_may_be_written_on_another_system(written: str, there: str, tmp_path: Path) -> None:
+    clip_file(tmp_path / "clips" / there)
+    (tmp_path / "clips/sub").mkdir(exist_ok=True)
+    rows = [{"video": written, "caption": "e\u0301te\u0301 \u2028 a\u00a0dog"}]
+    (clip,) = RealVideos(str(jsonl_list(tmp_path / "clips", rows))).clips
+    assert clip.video.samefile(tmp_path / "clips" / there)
+    assert clip.caption == "\u00e9t\u00e9 a dog"
 
 
 def test_a_folder_is_searched_through_links_and_without_hidden_files(clips: Path) -> None:
@@ -513,7 +529,7 @@ def test_files_are_not_hashed_again_in_a_process(
 ) -> None:
     source = RealVideos(str(clips))
     first = prepare(source, policy, store)
-    monkeypatch.delattr(real, "_sha256")
+    monkeypatch.delattr(real, "_content")
     assert prepare(source, policy, store) == first
 
 
@@ -538,6 +554,22 @@ def test_a_changed_file_is_encoded_anew(clips: Path, policy: Counting, store: St
     assert policy.encoded == 4
     changed = [a.latents != b.latents for a, b in zip(before.rows, after.rows, strict=True)]
     assert changed == [False, True, False]
+
+
+def test_the_key_tells_what_an_earlier_reader_saw_otherwise(
+    clips: Path, policy: Counting, store: Store
+) -> None:
+    """Latents of common files stay; those of a rotated one, made lying down, are not taken."""
+    whole = (clips / "b.mp4").read_bytes()
+    (clips / "b.mp4").write_bytes(turned(whole, (-1, 0, 0, -1)))
+    prepare(RealVideos(str(clips)), policy, store)
+    known = []
+    for name in ("a.mp4", "b.mp4"):
+        content = hashlib.sha256((clips / name).read_bytes()).hexdigest()
+        clip = fingerprint({"recipe": 1, "file": content, "size": list(SIZE), "fps": 8.0})
+        key = fingerprint({"policy": policy.identity, "clip": clip})
+        known.append(store.get_record("real", key) is not None)
+    assert known == [True, False]
 
 
 def test_lost_latents_are_made_again(clips: Path, policy: Counting, store: Store) -> None:

@@ -20,7 +20,7 @@ from ipo_lightning.exchange import (
     video_place,
     videoalign,
 )
-from ipo_lightning.exchange.columns import video_path
+from ipo_lightning.exchange.names import video_path
 
 
 def table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

@@ -166,6 +166,16 @@ def test_no_prompt_is_on_both_sides_and_none_is_lost(labels: Path) -> None:
     assert sides[1] <= held, "a prompt's place is its own"
 
 
+def test_spellings_of_a_prompt_are_on_one_side(labels: Path, tmp_path: Path) -> None:
+    (tmp_path / "videos").symlink_to(labels.parent / "videos")
+    spelt = [replace(row, prompt=f" {row.prompt.replace(' ', '  ')}\u200b")
+             for row in read_annotations(labels)]  # fmt: skip
+    write_annotations(tmp_path / "pairs.jsonl", [*read_annotations(labels), *spelt])
+    plain, mixed = made(labels, validation=0.3), made(tmp_path / "pairs.jsonl", validation=0.3)
+    for one, other in ((plain.train, mixed.train), (plain.valid, mixed.valid)):
+        assert {sample.prompt for sample in one} == {sample.prompt for sample in other}
+
+
 def test_both_videos_of_a_pair_are_in_one_batch(labels: Path) -> None:
     data = made(labels)
     batch = data.collate(data.train[:3])

@@ -19,6 +19,7 @@ from ipo_lightning.critics.protocols import Comparison, Question
 from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.preferences import Preference
 from ipo_lightning.storage.store import fingerprint
+from ipo_lightning.storage.texts import one_line
 
 CANNOT_SAY = "cannot say"
 MIRRORED: Mapping[Choice, Choice] = {"A": "B", "B": "A", "same": "same", "invalid": "invalid"}
@@ -153,8 +154,11 @@ def mirrored(one: Comparison) -> Comparison:
 
 
 def key_of(prompt: str, first: str, second: str) -> tuple[Key, bool]:
-    """A question's key, and whether the key has its videos in the other order."""
-    return (prompt, *sorted((first, second))), first > second  # type: ignore[return-value]
+    """A question's key, and whether the key has its videos in the other order.
+
+    Two spellings of a prompt are one, see `one_line`.
+    """
+    return (one_line(prompt), *sorted((first, second))), first > second  # type: ignore[return-value]
 
 
 def latest(*files: Iterable[Annotation]) -> list[Annotation]:

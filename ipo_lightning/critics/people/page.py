@@ -14,18 +14,11 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
-import av
-
 from ipo_lightning.critics.people.annotations import OVERALL
 from ipo_lightning.critics.people.questions import Shown
+from ipo_lightning.decoding.opening import opened
 from ipo_lightning.storage.store import fingerprint, write_atomically
-from ipo_lightning.video import (
-    Clip,
-    encode_video,
-    fitting_scale,
-    read_video,
-    unreadable_is_input_error,
-)
+from ipo_lightning.video import Clip, encode_video, fitting_scale, read_video
 
 PAGE = 1
 """Version of the page, part of the identity: raise it when the questions change."""
@@ -149,8 +142,8 @@ def video_for_people(path: Path) -> tuple[bytes, bool]:
 
 def plays(path: Path) -> bool:
     """Whether browsers play a file as it is: H.264 in yuv420p, in an mp4."""
-    with unreadable_is_input_error(path), av.open(str(path)) as container:
-        stream = container.streams.video[0].codec_context
+    with opened(path) as video:
+        stream = video.stream.codec_context
         return path.suffix == ".mp4" and (stream.name, stream.pix_fmt) == ("h264", "yuv420p")
 
 
