@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from app.entry import (
     build,
@@ -25,7 +25,6 @@ from app.entry import (
     refuse_misspelt,
     register_resolvers,
 )
-from app.renamed import saved_settings
 from app.sample_settings import (
     arithmetic,
     backbone_of,
@@ -34,8 +33,9 @@ from app.sample_settings import (
     place_of,
     processes_of,
     sampling_of,
+    settings_beside,
 )
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, readable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -114,12 +114,13 @@ def ordered(cfg: DictConfig, prompts: list[str]) -> Order:
 
     settle(cfg)
     checkpoint = find_checkpoint(str(cfg.ckpt))
-    saved = saved_settings(checkpoint.config) if checkpoint.config else OmegaConf.create({})
+    saved = settings_beside(checkpoint)
     node = backbone_of(cfg, checkpoint, saved)
-    policy: Policy = build(node, "backbone")
-    sampling = sampling_of(cfg, saved, node)
-    policy.check_sampling(sampling)
-    todo = list(jobs(len(prompts), cfg.n, batch_of(cfg, policy.size)))
+    with readable(checkpoint.config or Path(checkpoint.path)):
+        policy: Policy = build(node, "backbone")
+        sampling = sampling_of(cfg, saved, node)
+        policy.check_sampling(sampling)
+        todo = list(jobs(len(prompts), cfg.n, batch_of(cfg, policy.size)))
     return Order(cfg, checkpoint, node, sampling, prompts, todo)
 
 

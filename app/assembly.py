@@ -64,7 +64,7 @@ def settle(cfg: DictConfig) -> None:
 def claim(run: RunDir, cfg: DictConfig) -> None:
     """Write config.yaml, or refuse a folder that holds a run of other settings."""
     if run.config_file.exists():
-        old = saved_settings(run.config_file)
+        old = saved_settings(run.config_file, "restore it, or give another name=NAME")
         changed = list(differences(settings(old), settings(cfg)))
         if changed and not list(differences(settings_but_batches(old), settings_but_batches(cfg))):
             changed = []  # another number of devices, and batches to match

@@ -22,6 +22,7 @@ LAYERS = {
     "metrics": MATHEMATICS,
     "reward.losses": MATHEMATICS,
     "storage": MATHEMATICS,
+    "storage.foreign_yaml": PROTOCOLS,
     "policy": PROTOCOLS,
     "video": PROTOCOLS,
     "draws": PROTOCOLS,

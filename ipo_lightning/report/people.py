@@ -1,5 +1,6 @@
 """How the people who labelled worked, where a run's critic was people."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ipo_lightning.critics.people.answers import Account, read_answers
@@ -17,7 +18,8 @@ NOTE = (
 
 def people(run: Run) -> Html:
     """A table of annotators; nothing where the run's critic has no answers of people."""
-    place = (run.config.get("critic") or {}).get("answers")
+    critic = run.config.get("critic")
+    place = critic.get("answers") if isinstance(critic, Mapping) else None
     if not isinstance(place, str):
         return Html("")
     beside = run.path.parent / Path(place).name  # where a run was moved with its store
