@@ -21,6 +21,7 @@ from app.entry import (
     friendly,
     in_settings,
     quote_free_text,
+    quote_paths,
     refuse_missing,
     refuse_misspelt,
     register_resolvers,
@@ -120,6 +121,7 @@ def ordered(cfg: DictConfig, prompts: list[str]) -> Order:
         policy: Policy = build(node, "backbone")
         sampling = sampling_of(cfg, saved, node)
         policy.check_sampling(sampling)
+        _ = policy.latent_shape, policy.objective()  # configs that do not fit are refused here
         todo = list(jobs(len(prompts), cfg.n, batch_of(cfg, policy.size)))
     return Order(cfg, checkpoint, node, sampling, prompts, todo)
 
@@ -380,7 +382,7 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv = quote_free_text(sys.argv, ("prompt", "negative_prompt"))
+    sys.argv = quote_paths(quote_free_text(sys.argv, ("prompt", "negative_prompt")))
     with friendly("debug=true" in sys.argv):
         refuse_misspelt("sample", sys.argv[1:])
     main()

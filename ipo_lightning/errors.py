@@ -24,15 +24,13 @@ def readable(place: Path) -> Iterator[None]:
     """
     try:
         yield
-    except InputError:
-        raise
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-        if "OutOfMemory" in type(error).__name__:
+    except Exception as error:
+        if isinstance(error, InputError | MemoryError) or "OutOfMemory" in type(error).__name__:
             raise
         raise InputError(f"{place} cannot be read: {cause_of(error)}") from error
 
 
-def cause_of(error: Exception) -> str:
+def cause_of(error: BaseException) -> str:
     """The beginning of an error's message, on one line; its kind where it says nothing."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror

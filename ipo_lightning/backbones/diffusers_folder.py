@@ -154,7 +154,7 @@ class DiffusersFolder(ABC):
     @cached_property
     def scheduler(self) -> Any:
         """The checkpoint's own scheduler, as this policy uses it."""
-        kind = self.parts.index["scheduler"][1]
+        kind = self.parts.class_of("scheduler")
         known = {one.__name__: one for one in self.scheduler_classes}
         if kind not in known:
             raise InputError(f"{self.path}: scheduler {kind} is not one of {self.family}'s")
