@@ -247,12 +247,14 @@ def _unparsed(words: Sequence[str], error: HydraException) -> str:
     for word in words:
         try:
             OverridesParser.create().parse_override(word)
-        except HydraException as own:
+        except HydraException:
             key, equals, _ = word.partition("=")
             if not equals:
-                return f"{word}: give KEY=VALUE ({one_line(own)})"
-            quoted = shlex.quote(quote_free_text([word], [key])[0])
-            return f"{word}: Hydra does not take this value as it is; quote it, as {quoted}"
+                return f"{word}: give KEY=VALUE ({word!r} has no =)"
+            quoted = quote_free_text([word], [key])[0]
+            plain = not set(quoted) & set('"$`\\!')
+            shown = f'"{quoted}"' if plain else shlex.quote(quoted)
+            return f"{word}: Hydra does not take this value as it is; quote it, as {shown}"
     return one_line(error)
 
 

@@ -350,8 +350,9 @@ def _unopened(error: Exception) -> str:
     said = cause_of(error)
     if isinstance(error, pickle.UnpicklingError):
         named = re.search(r"GLOBAL ([\w.]{1,80})|(?:function|class) ([\w.]{1,80})", str(error))
-        code = f", as {named[1] or named[2]}" if named else ""
-        return f"it holds code or what is no tensor{code}: it is not opened"
+        if not named:
+            return "it is damaged, or holds code or objects: it is not opened"
+        return f"it names {named[1] or named[2]}, which may be code: it is not opened"
     if isinstance(error, KeyError):
         return f"it has no {error}"
     if "weights_only" in said or "zip" in said.lower() or isinstance(error, EOFError):
