@@ -24,6 +24,7 @@ from ipo_lightning.hub.checkpoints import TRANSFORMER_FILE, find_checkpoint, loa
 from ipo_lightning.policy import LORA_FILE, trained_weights
 from tests.backbones.test_cogvideox import moved
 from tests.helpers import tiny
+from tests.hub.test_checkpoints import shards
 from tests.test_sample import composed
 
 KINDS = ("transformer", "lora", "lightning", "pipeline")
@@ -399,6 +400,29 @@ def test_bytes_flipped_or_cut_are_refused_or_harmless(
     ckpt = tmp_path / WEIGHTS[kind] if kind == "lightning" else tmp_path / kind
     try:
         network = opened(ckpt, base)
+    except InputError as error:
+        assert str(error).count("\n") < 3 and "weights_only" not in str(error)
+    else:
+        assert trained_weights(network)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_damaged_shards_are_refused_or_harmless(seed: int, base: Path, tmp_path: Path) -> None:
+    draw, policy = random.Random(seed), tiny.policy(base)
+    shards(policy, policy.build(), tmp_path / "update-3.ckpt")
+    file = draw.choice(sorted(one for one in (tmp_path / "update-3.ckpt").iterdir()))
+    content = bytearray(file.read_bytes())
+    how = draw.choice(["cut", "flip", "flip", "flip", "delete", "folder", "empty"])
+    if how == "cut":
+        file.write_bytes(content[: draw.randrange(len(content))])
+    elif how == "flip":
+        for _ in range(draw.randint(1, 5)):
+            content[draw.randrange(min(len(content), 6000))] ^= 1 << draw.randrange(8)
+        file.write_bytes(content)
+    else:
+        {"delete": missing, "folder": folder, "empty": empty}[how](file)
+    try:
+        network = opened(tmp_path / "update-3.ckpt", base)
     except InputError as error:
         assert str(error).count("\n") < 3 and "weights_only" not in str(error)
     else:
