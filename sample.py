@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from app.entry import (
     build,
     friendly,
     quote_free_text,
+    quote_paths,
     refuse_missing,
     refuse_misspelt,
     register_resolvers,
 )
-from app.renamed import saved_settings
 from app.sample_settings import (
     arithmetic,
     backbone_of,
@@ -33,8 +33,9 @@ from app.sample_settings import (
     place_of,
     processes_of,
     sampling_of,
+    settings_beside,
 )
-from ipo_lightning.errors import InputError, within
+from ipo_lightning.errors import InputError, readable, within
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -113,12 +114,14 @@ def ordered(cfg: DictConfig, prompts: list[str]) -> Order:
 
     settle(cfg)
     checkpoint = find_checkpoint(str(cfg.ckpt))
-    saved = saved_settings(checkpoint.config) if checkpoint.config else OmegaConf.create({})
+    saved = settings_beside(checkpoint)
     node = backbone_of(cfg, checkpoint, saved)
-    policy: Policy = build(node, "backbone")
-    sampling = sampling_of(cfg, saved, node)
-    policy.check_sampling(sampling)
-    todo = list(jobs(len(prompts), cfg.n, batch_of(cfg, policy.size)))
+    with readable(checkpoint.config or Path(checkpoint.path)):
+        policy: Policy = build(node, "backbone")
+        sampling = sampling_of(cfg, saved, node)
+        policy.check_sampling(sampling)
+        _ = policy.latent_shape, policy.objective()  # configs that do not fit are refused here
+        todo = list(jobs(len(prompts), cfg.n, batch_of(cfg, policy.size)))
     return Order(cfg, checkpoint, node, sampling, prompts, todo)
 
 
@@ -378,7 +381,7 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv = quote_free_text(sys.argv, ("prompt", "negative_prompt"))
+    sys.argv = quote_paths(quote_free_text(sys.argv, ("prompt", "negative_prompt")))
     with friendly("debug=true" in sys.argv):
         refuse_misspelt("sample", sys.argv[1:])
     main()

@@ -18,7 +18,7 @@ from app.keys import make
 from app.renamed import saved_settings
 from ipo_lightning.critics.stage.comparing import Couples
 from ipo_lightning.critics.stage.critique import Critique, critique_of
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, readable
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.exchange.source import LabelSource
 from ipo_lightning.labelling import Labelling
@@ -65,10 +65,12 @@ def settle(cfg: DictConfig) -> None:
 def claim(run: RunDir, cfg: DictConfig) -> None:
     """Write config.yaml, or refuse a folder that holds a run of other settings."""
     if run.config_file.exists():
-        old = saved_settings(run.config_file)
-        changed = list(differences(settings(old), settings(cfg)))
-        if changed and not list(differences(settings_but_batches(old), settings_but_batches(cfg))):
-            changed = []  # another number of devices, and batches to match
+        old = saved_settings(run.config_file, "restore it, or give another name=NAME")
+        new, new_but_batches = settings(cfg), settings_but_batches(cfg)
+        with readable(run.config_file):
+            changed = list(differences(settings(old), new))
+            if changed and not list(differences(settings_but_batches(old), new_but_batches)):
+                changed = []  # another number of devices, and batches to match
         if changed:
             raise InputError(
                 f"{run.path} holds a run of other settings ({'; '.join(changed[:3])}"

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -205,10 +206,26 @@ def refuse_misspelt(config: str, arguments: Sequence[str]) -> None:
     try:
         overrides = OverridesParser.create().parse_overrides(words)
     except HydraException as error:
-        raise InputError(one_line(error)) from error
+        raise InputError(_unparsed(words, error)) from error
     with _composer():
         for one in _single_runs(overrides):
             _compose(config, one)
+
+
+def _unparsed(words: Sequence[str], error: HydraException) -> str:
+    """Which word Hydra's grammar does not take, and how it is quoted."""
+    for word in words:
+        try:
+            OverridesParser.create().parse_override(word)
+        except HydraException:
+            key, equals, _ = word.partition("=")
+            if not equals:
+                return f"{word}: give KEY=VALUE ({word!r} has no =)"
+            quoted = quote_free_text([word], [key])[0]
+            plain = not set(quoted) & set('"$`\\!')
+            shown = f'"{quoted}"' if plain else shlex.quote(quoted)
+            return f"{word}: Hydra does not take this value as it is; quote it, as {shown}"
+    return one_line(error)
 
 
 def task_of(arguments: Sequence[str]) -> str:
@@ -234,6 +251,14 @@ def quote_free_text(arguments: Sequence[str], keys: Sequence[str]) -> list[str]:
             argument = f"{key}='{value}'"
         quoted.append(argument)
     return quoted
+
+
+def quote_paths(arguments: Sequence[str], keys: Sequence[str] = ("ckpt", "prompts")) -> list[str]:
+    """Quote paths, in which ``=``, spaces and brackets are ordinary: Lightning names its files
+    ``epoch=3-step=100.ckpt``. With ``-m`` those with a comma are left for Hydra to sweep over."""
+    sweep = any(word in ("-m", "--multirun") for word in arguments)
+    swept = [word for word in arguments if sweep and "," in word]
+    return [word if word in swept else quote_free_text([word], keys)[0] for word in arguments]
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:

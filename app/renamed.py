@@ -10,6 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ipo_lightning.errors import InputError
+from ipo_lightning.storage.foreign_yaml import read_settings
+
 SETTINGS = {
     "data.updates": "data.optimizer_steps",
     "optim.warmup_updates": "optim.warmup_steps",
@@ -67,9 +70,31 @@ def old_name(word: str) -> str | None:
     return f"{word}: {key.lstrip('+~')} is now called {new.lstrip('+~')}; give {new}={value}"
 
 
-def saved_settings(file: Path) -> DictConfig:
-    """The settings that a run was made with, from its config.yaml."""
-    return OmegaConf.create(with_new_names(OmegaConf.to_container(OmegaConf.load(file))))
+def saved_settings(file: Path, cure: str) -> DictConfig:
+    """The settings that a run was made with, from its config.yaml, which may be of anybody.
+
+    They refer to nothing: what looks like an interpolation is text.
+
+    Args:
+        cure: what to do where it cannot be read, for the message.
+
+    Raises:
+        InputError: it is damaged, or more than plain data.
+    """
+    return OmegaConf.create(_as_text(with_new_names(read_settings(file, cure))))
+
+
+def _as_text(value: Any) -> Any:
+    """Plain data in which OmegaConf finds neither references nor missing values."""
+    if isinstance(value, dict):
+        return {key: _as_text(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_as_text(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    if value == "???":
+        raise InputError("config.yaml has a ??? in place of a value: it is not a run's own")
+    return re.sub(r"(\\*)\$\{", lambda found: f"{found[1] * 2}\\${{", value)
 
 
 def with_new_names(config: Any, key: str = "", ours: bool = True) -> Any:

@@ -5,12 +5,14 @@ A checkpoint may come from a run's folder, whose own settings then hold but for 
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from app.checks import Threads
 from app.entry import REPO
+from app.renamed import saved_settings
 from app.signatures import check_settings, read_signature
 from ipo_lightning.errors import InputError
 from ipo_lightning.settings import Count, Null, Positive
@@ -29,6 +31,7 @@ TRUSTED = {
     "ipo_lightning.backbones.wan.Lora",
 }
 """What the config.yaml beside a checkpoint may name: a run's folder may come from anybody."""
+CURE = "copy the policy folder out of the run and give backbone="
 
 SETTINGS = {
     "n": Count,
@@ -61,14 +64,57 @@ def check_sample(cfg: DictConfig) -> None:
     check_settings(cfg, {**SETTINGS, **of_run})
 
 
-def backbone_of(cfg: DictConfig, checkpoint: "Checkpoint", saved: DictConfig) -> dict[str, Any]:
+def settings_beside(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """The settings of the run that a checkpoint lies in, as plain data; none where it lies alone.
+
+    Raises:
+        InputError: they are damaged, or not a run's.
+    """
+    if checkpoint.config is None:
+        return {}
+    saved = OmegaConf.to_container(saved_settings(checkpoint.config, CURE), resolve=True)
+    found = {str(key): value for key, value in cast(dict[Any, Any], saved).items()}
+    for group in ("backbone", "rollout"):
+        if not isinstance(found.get(group, {}), dict):
+            raise InputError(f"{checkpoint.config}: its {group} is {str(found[group])[:40]!r}, not "
+                             f"settings by name; {CURE}")  # fmt: skip
+    if "backbone" in found:
+        _check_backbone(found["backbone"], checkpoint.config)
+    return found
+
+
+def _check_backbone(node: dict[str, Any], config: Path) -> None:
+    """Refuse what would run code, or look something up on this machine."""
+    names = set(targets(node))
+    if not names <= TRUSTED:
+        raise InputError(f"{config}: its backbone names {sorted(names - TRUSTED)[:3]}, none of "
+                         f"this project's; {CURE}")  # fmt: skip
+    if not str(node.get("_target_")).endswith((".CogVideoX", ".Wan")) or "path" not in node:
+        raise InputError(f"{config}: its backbone has no _target_ or no path; {CURE}")
+    odd = [text for text in texts(node)
+           if "${" in text or (text[:1] == "_" and text != "_target_")]  # fmt: skip
+    if odd:
+        raise InputError(f"{config}: its backbone has {odd[0][:60]}, which is not plain data; "
+                         f"{CURE}")  # fmt: skip
+
+
+def texts(node: Any) -> Iterator[str]:
+    """Every key and every text at any depth."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield str(key)
+            yield from texts(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from texts(value)
+    elif isinstance(node, str):
+        yield node
+
+
+def backbone_of(cfg: DictConfig, checkpoint: "Checkpoint", saved: dict[str, Any]) -> dict[str, Any]:
     """The backbone's settings: the run's own, else those given here."""
-    node: dict[str, Any] = OmegaConf.to_container(saved.get("backbone", cfg.backbone), resolve=True)  # type: ignore[assignment]
-    if "backbone" in saved and not set(targets(node)) <= TRUSTED:
-        raise InputError(
-            f"{checkpoint.config}: its backbone names {sorted(set(targets(node)) - TRUSTED)}, none "
-            "of this project's; copy the policy folder out of the run and give backbone="
-        )
+    given: Any = OmegaConf.to_container(cfg.backbone, resolve=True)
+    node: dict[str, Any] = {**saved["backbone"]} if "backbone" in saved else given
     if is_shipped(node):
         node["path"] = str(REPO / SHIPPED)  # a run may have been made in another clone
     if checkpoint.kind == "pipeline":
@@ -97,7 +143,9 @@ def targets(node: Any) -> Iterator[str]:
             yield from targets(value)
 
 
-def sampling_of(cfg: DictConfig, saved: DictConfig, node: dict[str, Any]) -> "Sampling":
+def sampling_of(
+    cfg: DictConfig, saved: DictConfig | dict[str, Any], node: dict[str, Any]
+) -> "Sampling":
     """How videos are drawn: as given here, else as in rollout=, in the run, in CogVideoX's usual.
 
     What makes candidates of a run cheaper or more alike (``shared``, ``cache``) is left out.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -43,3 +44,30 @@ def within(key: str) -> Iterator[None]:
         if error.setting:
             error.setting = f"{key}.{error.setting}"
         raise
+
+
+@contextmanager
+def readable(place: Path) -> Iterator[None]:
+    """Say of which file or folder it is where what somebody wrote cannot be read or does not fit.
+
+    For what the code of others reads, whose errors are of any kind; want of memory passes.
+
+    Raises:
+        InputError: names ``place`` and the cause.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError | MemoryError) or "OutOfMemory" in type(error).__name__:
+            raise
+        raise InputError(f"{place} cannot be read: {cause_of(error)}") from error
+
+
+def cause_of(error: BaseException) -> str:
+    """The beginning of an error's message, on one line; its kind where it says nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    said = " ".join(str(error).split())
+    said = said if len(said) <= 300 else f"{said[:297]}..."
+    named = isinstance(error, InputError | OSError | RuntimeError) or type(error) is ValueError
+    return said if named and said else f"{type(error).__name__} {said}".strip()

@@ -23,6 +23,7 @@ LAYERS = {
     "metrics": MATHEMATICS,
     "reward.losses": MATHEMATICS,
     "storage": MATHEMATICS,
+    "storage.foreign_yaml": PROTOCOLS,
     "policy": PROTOCOLS,
     "decoding": PROTOCOLS,
     "video": PROTOCOLS,

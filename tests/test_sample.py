@@ -14,7 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import sample as sample_module
-from app.entry import CONF, quote_free_text, register_resolvers
+from app.entry import (
+    CONF,
+    quote_free_text,
+    quote_paths,
+    refuse_misspelt,
+    register_resolvers,
+)
 from app.sample_settings import batch_of, sampling_of
 from ipo_lightning.backbones.cogvideox import CogVideoX, Lora
 from ipo_lightning.errors import InputError
@@ -368,6 +374,29 @@ def test_a_prompt_needs_no_quoting() -> None:
         "prompt='a cat, it\\'s [big]'", "n=2",
     ]  # fmt: skip
     assert quote_free_text(['prompt="given, quoted"'], ["prompt"]) == ['prompt="given, quoted"']
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["epoch=3-step=100.ckpt", "a b/c.ckpt", "[1]/x", "{a}.ckpt", "it's/x.ckpt", "a,b", "a:b=c",
+     "(x)/y", "1e5", "null.ckpt", "C:\\x\\", "~/x", "a#b", "%41"],
+)  # fmt: skip
+def test_a_path_needs_no_quoting(path: str) -> None:
+    words = quote_paths([f"ckpt={path}", "prompt=x"])
+    refuse_misspelt("sample", words)
+    assert composed("sample", *words).ckpt == path
+
+
+def test_a_sweep_over_paths_stays_one() -> None:
+    assert quote_paths(["-m", "ckpt=a,b", "prompts=x=y"]) == ["-m", "ckpt=a,b", "prompts='x=y'"]
+
+
+@pytest.mark.parametrize("word", ["name=a=b", "paths.outputs=[x", "name=it's", "n"])
+def test_what_hydra_cannot_parse_is_said_with_its_cure(word: str) -> None:
+    with pytest.raises(InputError) as refused:
+        refuse_misspelt("sample", ["ckpt=x", word])
+    said = str(refused.value)
+    assert said.startswith(word) and ("quote it" in said or "KEY=VALUE" in said)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,10 @@ class DiffusersFolder(ABC):
     def _to_vae(self, latents: Tensor) -> Tensor:
         """The VAE's (B, C, F, H, W) of latents (B, ...)."""
 
+    def original_layer(self, layer: str) -> str:
+        """The name of one of the network's layers in the family's original code."""
+        return layer
+
     def _check_index(self, index: dict[str, Any]) -> None:
         """Refuse the model_index.json of another pipeline by name."""
         found, wanted = index["_class_name"], self.pipeline_class.__name__
@@ -149,7 +153,7 @@ class DiffusersFolder(ABC):
     @cached_property
     def scheduler(self) -> Any:
         """The checkpoint's own scheduler, as this policy uses it."""
-        kind = self.parts.index["scheduler"][1]
+        kind = self.parts.class_of("scheduler")
         known = {one.__name__: one for one in self.scheduler_classes}
         if kind not in known:
             raise InputError(f"{self.path}: scheduler {kind} is not one of {self.family}'s")
@@ -255,9 +259,8 @@ class DiffusersFolder(ABC):
 
     @cached_property
     def _text_encoder(self) -> Any:
-        dtype = DTYPES[self.text_dtype]
-        encoder = self.parts.load(self.text_encoder_class, "text_encoder", dtype=dtype)
-        return encoder.eval().requires_grad_(False)
+        kind, dtype = self.text_encoder_class, DTYPES[self.text_dtype]
+        return self.parts.load(kind, "text_encoder", dtype=dtype).eval().requires_grad_(False)
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -284,4 +287,4 @@ class DiffusersFolder(ABC):
 
     def load_lora(self, network: nn.Module, file: Path) -> None:
         """Put a LoRA, with its own rank and alpha, on a base network; see `load_adapter`."""
-        load_adapter(network, self.pipeline_class, file)
+        load_adapter(network, file, self.original_layer)

@@ -1,6 +1,6 @@
 """Low-rank adapters (LoRA): added to a network, saved as diffusers does, loaded from others'."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ipo_lightning.backbones.lora_files import plain_lora
+from ipo_lightning.backbones.lora_files import LoraFile, read_lora
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import LORA_FILE
 from ipo_lightning.seeds import derive_seed
@@ -72,28 +72,69 @@ def saved_adapter(folder: Path) -> dict[str, Tensor]:
     }
 
 
-def load_adapter(network: Any, pipeline_class: Any, file: Path) -> None:
+def load_adapter(network: Any, file: Path, original: Callable[[str], str]) -> None:
     """Put the LoRA of a file on a base network; the file may be of diffusers, peft or others.
 
+    What is changed outside of the adapter, by whole differences, is marked as trained.
+
+    Args:
+        original: the name of a layer in the model's original code.
+
     Raises:
-        InputError: the file is no LoRA of this network.
+        InputError: the file is no LoRA of this network, or a tensor of it has no place there.
     """
     try:
-        weights, metadata = pipeline_class.lora_state_dict(
-            str(file.parent),
-            weight_name=file.name,
-            use_safetensors=True,
-            local_files_only=True,
-            return_lora_metadata=True,
-        )
-        layers = [name for name, _ in network.named_modules()]
-        weights, metadata = plain_lora(weights, metadata, file, layers)
-        if not weights:
-            raise ValueError("it holds no layers of a transformer")
-        network.load_lora_adapter(weights, prefix=None, metadata=metadata)
-        _refuse_left_over(network, weights)
+        content = read_lora(file, network, original)
+        changed = [network.get_parameter(name) for name in content.differences]
+        for parameter, difference in zip(changed, content.differences.values(), strict=True):
+            _add(parameter, difference)
+        if content.weights:
+            network.load_lora_adapter(content.weights, prefix=None, metadata=_settings(content))
+            _refuse_left_over(network, content.weights)
+            changed += _scaled_biases(network, content)
+        for parameter in changed:
+            parameter.requires_grad_(True)
     except (ValueError, RuntimeError, KeyError, OSError, TypeError, SafetensorError) as error:
-        raise InputError(f"{file} is no LoRA of this model: {error}") from error
+        said = " ".join(str(error).split())[:400]
+        raise InputError(f"{file} is no LoRA of this model: {said}") from error
+
+
+def _settings(content: LoraFile) -> dict[str, Any] | None:
+    """The keywords of `peft.LoraConfig`: its layers are those that the file has factors for."""
+    if content.config is None:
+        return None
+    layers = dict.fromkeys(name.partition(".lora_")[0] for name in content.weights)
+    return {**content.config, "target_modules": [*layers]}
+
+
+@torch.no_grad()
+def _add(parameter: Tensor, difference: Tensor) -> None:
+    """Add in float32, whatever the precision of the parameter."""
+    total = parameter.float() + difference.float().to(parameter.device)
+    parameter.copy_(total.to(parameter.dtype))
+
+
+def _scaled_biases(network: Any, content: LoraFile) -> list[Tensor]:
+    """Add the second factors' biases to the layers' own, scaled as the update is.
+
+    Raises:
+        ValueError: a layer's alpha in the file is not the one that its settings say.
+    """
+    name, changed = list(network.peft_config)[-1], []
+    for layer in dict.fromkeys([*content.scales, *content.up_biases]):
+        module = network.get_submodule(layer)
+        scale, own = module.scaling[name], content.scales.get(layer)
+        if content.config is None:
+            scale = 1.0 if own is None else own
+        elif own is not None and abs(scale - own) > 1e-6 * abs(scale):
+            raise ValueError(
+                f"alpha / rank of {layer} is {own:g} by its tensor and {scale:g} by its settings "
+                "(the file's metadata or the adapter_config.json beside it): remove one of them"
+            )
+        if layer in content.up_biases:
+            changed.append(module.get_base_layer().bias)
+            _add(changed[-1], content.up_biases[layer].float() * scale)
+    return changed
 
 
 def _refuse_left_over(network: Any, weights: Mapping[str, Tensor]) -> None:

@@ -1,14 +1,17 @@
 """A diffusers pipeline on disk or on a hub, read part by part."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from diffusers import ModelMixin
 from huggingface_hub import hf_hub_download
+from transformers import PreTrainedModel
 
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, cause_of
 from ipo_lightning.storage.store import folder_fingerprint
 
 
@@ -40,7 +43,8 @@ class PipelineParts:
     def index(self) -> dict[str, Any]:
         """The content of model_index.json."""
         with named(self.path):
-            index = dict(self._pipeline_class.load_config(self.path, revision=self.revision))
+            content = self._pipeline_class.load_config(self.path, revision=self.revision)
+            index = _Config(f"backbone.path={self.path}: model_index.json", content)
         self._check_index(index)
         return index
 
@@ -53,16 +57,26 @@ class PipelineParts:
             index = hf_hub_download(self.path, "model_index.json", revision=self.revision)
         return [self.path, Path(index).parent.name]
 
+    def class_of(self, part: str) -> str:
+        """The name of a part's class in model_index.json."""
+        with named(self.path):
+            return str(self.index[part][1])
+
     def config(self, kind: Any, part: str) -> dict[str, Any]:
         """The config of a part, such as ``transformer``, of a class of diffusers."""
         where = self._where(part)
         with named(self.path):
-            return dict(kind.load_config(**where))
+            return _Config(
+                f"backbone.path={self.path}: {part}/config.json", kind.load_config(**where)
+            )
 
     def load(self, kind: Any, part: str, **settings: Any) -> Any:
         """A part, of a class of diffusers or transformers; settings go to ``from_pretrained``."""
         where = self._where(part)
         with named(self.path):
+            if isinstance(kind, type) and issubclass(cast(Any, kind), ModelMixin | PreTrainedModel):
+                more = {**settings, "output_loading_info": True}
+                return _whole(part, *cast(Any, kind).from_pretrained(**where, **more))
             return kind.from_pretrained(**where, **settings)
 
     def _where(self, part: str) -> dict[str, Any]:
@@ -74,17 +88,51 @@ class PipelineParts:
         }
 
 
+class _Config(dict[str, Any]):
+    """A config that says whose it is where it lacks a key."""
+
+    def __init__(self, owner: str, content: dict[str, Any]) -> None:
+        super().__init__(content)
+        self._owner = owner
+
+    def __missing__(self, key: str) -> Any:
+        raise InputError(f"{self._owner} has no {key}; download the folder again")
+
+
+def _whole(part: str, model: Any, found: dict[str, Any]) -> Any:
+    """A model all of whose weights were there; diffusers would go on with random ones."""
+    own = {name for name, _ in model.named_parameters()}
+    if lost := sorted(own & set(found["missing_keys"])):
+        raise ValueError(f"{len(lost)} of the weights of its {part} are missing, as {lost[0]}")
+    return model
+
+
 @contextmanager
 def named(path: str) -> Iterator[None]:
     """Name the pipeline in the message where its files cannot be read, as by a wrong hub id."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if isinstance(error, InputError | MemoryError) or "OutOfMemory" in type(error).__name__:
+            raise
+        if Path(path).is_dir():
+            raise InputError(
+                f"backbone.path={path} cannot be read: {_local(error)}; a file in it is missing or "
+                "damaged: copy or download the folder again"
+            ) from error
+        if not isinstance(error, OSError):
+            raise
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"backbone.path={path} cannot be read: {reason} (a folder is read from disk; a hub id "
             "needs the network, or a copy in the local cache)"
         ) from error
+
+
+def _local(error: Exception) -> str:
+    """The cause in a folder, without others' advice on hubs and networks."""
+    said = cause_of(error)
+    return re.split(r"(?i)(?:\.|,|;)\s[^.]*(?:internet|huggingface\.co|hub)", said)[0]
 
 
 def check_path(path: str) -> None:

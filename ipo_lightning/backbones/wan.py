@@ -6,6 +6,7 @@ both, and the sampler, are read from the checkpoint.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
@@ -55,6 +56,29 @@ FLOW: dict[str, dict[str, Any]] = {
     },
 }
 """The settings with which a scheduler follows the path that `FlowMatching` trains on."""
+
+ORIGINAL = (
+    (r"\battn1\.", "self_attn."),
+    (r"\battn2\.", "cross_attn."),
+    (r"\bnorm_added_k\b", "norm_k_img"),
+    (r"\badd_(k|v)_proj\b", r"\1_img"),
+    (r"_attn\.to_(q|k|v)\b", r"_attn.\1"),
+    (r"_attn\.to_out\.0\b", "_attn.o"),
+    (r"^(blocks\.\d+)\.norm2\b", r"\1.norm3"),
+    (r"^(blocks\.\d+)\.ffn\.net\.0\.proj\b", r"\1.ffn.0"),
+    (r"^(blocks\.\d+)\.ffn\.net\.2\b", r"\1.ffn.2"),
+    (r"^(blocks\.\d+)\.scale_shift_table\b", r"\1.modulation"),
+    (r"^scale_shift_table\b", "head.modulation"),
+    (r"^proj_out\b", "head.head"),
+    (r"^condition_embedder\.time_proj\b", "time_projection.1"),
+    (r"^condition_embedder\.(text|time)_embedder\.linear_1\b", r"\1_embedding.0"),
+    (r"^condition_embedder\.(text|time)_embedder\.linear_2\b", r"\1_embedding.2"),
+    (r"^condition_embedder\.image_embedder\.norm1\b", "img_emb.proj.0"),
+    (r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj\b", "img_emb.proj.1"),
+    (r"^condition_embedder\.image_embedder\.ff\.net\.2\b", "img_emb.proj.3"),
+    (r"^condition_embedder\.image_embedder\.norm2\b", "img_emb.proj.4"),
+)
+"""Layers of diffusers -> those of Wan's own code, which most LoRA files name."""
 
 
 @checked
@@ -160,6 +184,12 @@ class Wan(VideoSampler, DiffusersFolder):
     @property
     def _latent_channels(self) -> int:
         return int(self._vae_config["z_dim"])
+
+    def original_layer(self, layer: str) -> str:
+        """The name of one of the network's layers in Wan's own code."""
+        for ours, theirs in ORIGINAL:
+            layer = re.sub(ours, theirs, layer)
+        return layer
 
     def _check_index(self, index: dict[str, Any]) -> None:
         super()._check_index(index)

@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from ipo_lightning.report.tables import interval, number, plus_minus
+from ipo_lightning.storage.foreign_yaml import parsed
 
 PRIVATE = ("paths", "hydra", "logger", "callbacks", "debug", "dry_run", "until", "push_to_hub")
 """Settings that do not belong to the policy."""
@@ -104,7 +105,7 @@ def model_card(
         settings: the run's config.yaml.
         command: the run's command line, if it is known.
     """
-    last, chosen = lines[-1], yaml.safe_load(settings) or {}
+    last, chosen = lines[-1], parsed(settings) or {}
     parts = [
         front_matter(base, adapter),
         f"# {plain(name)}, round {last['round']}",

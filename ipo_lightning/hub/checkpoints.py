@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint import metadata as records
 
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, cause_of, readable
 from ipo_lightning.hub.upload import one_sentence
 from ipo_lightning.policy import LORA_FILE, Policy, put_weights, trained_weights
 from ipo_lightning.storage.layout import RunDir
@@ -72,10 +72,15 @@ def find_checkpoint(ckpt: str) -> Checkpoint:
         InputError: there is no such thing, or it is none of these.
     """
     path = Path(ckpt)
-    if path.is_dir():
-        return _folder(path)
-    if path.is_file():
-        return _file(path)
+    with readable(path):
+        if path.is_dir():
+            return _folder(path)
+        if path.is_file():
+            return _file(path)
+        if path.is_symlink():
+            raise InputError(f"ckpt={ckpt} is a link to {path.readlink()}, where nothing is")
+        if path.exists():
+            raise InputError(f"ckpt={ckpt} is neither a file nor a folder")
     found = HUB.fullmatch(ckpt)
     if found is None or (found["file"] is None and path.suffix in (".ckpt", ".safetensors")):
         raise InputError(f"ckpt={ckpt}: there is no such file or folder")
@@ -89,8 +94,11 @@ def _folder(path: Path) -> Checkpoint:
         return _run(path)
     if (path / "policy").is_dir() or path.name.startswith("round_"):
         return _round(path)
-    if (path / "model_index.json").is_file():
+    index = path / "model_index.json"
+    if index.is_file():
         return Checkpoint("pipeline", str(path))
+    if index.exists() or index.is_symlink():
+        raise InputError(f"ckpt={path}: its model_index.json is no file, or a link to none")
     if (path / SHARDS).is_file():
         return Checkpoint("lightning", str(path), _config(path))
     for name in (LORA_FILE, PEFT_FILE):
@@ -104,15 +112,32 @@ def _folder(path: Path) -> Checkpoint:
         return Checkpoint("lora", str(files[0]))
     if files:
         raise InputError(f"ckpt={path}: give one of its files, as {files[0]}")
+    if lacking := _lacking(path):
+        raise InputError(f"ckpt={path}: {lacking}; copy or export it again")
     raise InputError(
         f"ckpt={path}: neither a run, a round, a sharded checkpoint, a diffusers folder, nor a "
         "folder with a LoRA"
     )
 
 
+def _lacking(path: Path) -> str | None:
+    """What a folder lacks that was meant to hold a policy; None where nothing says that it was."""
+    if not any(path.iterdir()):
+        return "the folder is empty"
+    for folder in (path, path / "transformer"):
+        if (folder / "config.json").exists():
+            return f"{folder} has a config.json and no weights (*.safetensors)"
+    odd = [name for name in (LORA_FILE, PEFT_FILE, TRANSFORMER_FILE, "model_index.json", SHARDS)
+           if (path / name).is_symlink() or (path / name).exists()]  # fmt: skip
+    if odd:
+        return f"its {odd[0]} is no file, or a link to none"
+    return "a policy without its weights" if path.name == "policy" else None
+
+
 def _run(path: Path) -> Checkpoint:
     """The last round of a run that has a policy; the base model's where none has."""
-    trained = [int(line["round"]) for line in RunDir(path).lines() if line["round"]]
+    with readable(path / "rounds.jsonl"):
+        trained = [int(line["round"]) for line in RunDir(path).lines() if line["round"]]
     if not trained:
         raise InputError(f"ckpt={path}: this run has no finished round yet; give a round's folder")
     return _round(path / f"round_{max(trained)}")
@@ -120,6 +145,8 @@ def _run(path: Path) -> Checkpoint:
 
 def _round(path: Path) -> Checkpoint:
     policy = path / "policy"
+    if policy.is_symlink() and not policy.exists():
+        raise InputError(f"ckpt={policy} is a link to {policy.readlink()}, where nothing is")
     if not policy.is_dir():
         raise InputError(f"ckpt={path}: this round has no policy; it is not trained to its end")
     return _folder(policy)
@@ -139,8 +166,9 @@ def _file(path: Path) -> Checkpoint:
 def _config(path: Path) -> Path | None:
     """config.yaml of the run that a file lies in."""
     for folder in list(path.parents)[:3]:
-        if (folder / "config.yaml").is_file() and (folder / "round_0").is_dir():
-            return folder / "config.yaml"
+        config = folder / "config.yaml"  # a folder or a dead link in its place is refused later
+        if (config.exists() or config.is_symlink()) and (folder / "round_0").is_dir():
+            return config
     return None
 
 
@@ -200,14 +228,26 @@ def _unreadable(repo: str, error: Exception) -> InputError:
 
 def load_into(checkpoint: Checkpoint, policy: Policy) -> nn.Module:
     """A new network of ``policy`` with the checkpoint's weights, in evaluation mode."""
-    network = policy.build()
-    if checkpoint.kind == "lora":
-        policy.load_lora(network, Path(checkpoint.path))
-    elif checkpoint.kind == "transformer":
-        _load_transformer(network, Path(checkpoint.path), policy)
-    elif checkpoint.kind == "lightning":
-        _load_lightning(network, Path(checkpoint.path), policy)
+    path = Path(checkpoint.path)
+    with readable(path):
+        network = policy.build()
+        if checkpoint.kind == "lora":
+            policy.load_lora(network, path)
+        elif checkpoint.kind == "transformer":
+            _load_transformer(network, path, policy)
+        elif checkpoint.kind == "lightning":
+            _load_lightning(network, path, policy)
+    if checkpoint.kind != "pipeline":
+        _refuse_infinite(network, path)
     return network.eval()
+
+
+def _refuse_infinite(network: nn.Module, path: Path) -> None:
+    """Refuse weights that make every video noise: those of a run that diverged, or damaged ones."""
+    for name, weight in trained_weights(network).items():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            raise InputError(f"ckpt={path}: its {name} holds values that are not finite: it is "
+                             "damaged, or of a training that diverged; take another")  # fmt: skip
 
 
 def halve(network: nn.Module) -> None:
@@ -219,8 +259,11 @@ def halve(network: nn.Module) -> None:
 
 
 def _load_transformer(network: nn.Module, path: Path, policy: Policy) -> None:
-    config, wanted = json.loads((path / "config.json").read_text()), type(network).__name__
-    found = config.get("_class_name")
+    wanted = type(network).__name__
+    with readable(path / "config.json"):
+        config = json.loads((path / "config.json").read_bytes())
+        found = config.get("_class_name")
+    _refuse_missing_shards(path)
     if found != wanted:
         raise InputError(f"ckpt={path} is a {found}; {policy.name} has a {wanted}: give the "
                          "backbone= that it was trained from")  # fmt: skip
@@ -234,6 +277,19 @@ def _load_transformer(network: nn.Module, path: Path, policy: Policy) -> None:
             )
     _refuse_unlike(network, _shapes(path), path)  # diffusers would fill what lacks with noise
     put_weights(network, policy.load_export(path))
+
+
+def _refuse_missing_shards(path: Path) -> None:
+    """Refuse a folder that lacks files which its own index names."""
+    for index in path.glob("*.safetensors.index.json"):
+        with readable(index):
+            named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+        lost = sorted(name for name in named if not (path / name).is_file())
+        if lost:
+            raise InputError(
+                f"ckpt={path}: {len(lost)} of the {len(named)} files that {index.name} names are "
+                f"missing, as {lost[0]}; copy them too"
+            )
 
 
 def _shapes(path: Path) -> dict[str, torch.Size]:
@@ -267,11 +323,19 @@ def _refuse_unlike(network: nn.Module, shapes: Mapping[str, torch.Size], path: P
 def _load_lightning(network: nn.Module, path: Path, policy: Policy) -> None:
     try:
         plain = path / "meta.pt" if path.is_dir() else path
-        content = torch.load(plain, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of old pickles; what cannot be read is refused below
+            warnings.simplefilter("ignore")
+            content = torch.load(plain, map_location="cpu", weights_only=True)
         base = content["ipo_lightning"]["base"]
         state = {} if path.is_dir() else content["state_dict"]
+        odd = [name for name, value in state.items() if not isinstance(value, Tensor)]
+        if odd:
+            raise TypeError(f"its {odd[0]} is no tensor")
     except Exception as error:
-        raise InputError(f"ckpt={path}: not a checkpoint of this project ({error})") from error
+        raise InputError(
+            f"ckpt={path}: not a checkpoint of this project, or a damaged one "
+            f"({_unopened(error)}); take another of the run's checkpoints or its policy folder"
+        ) from error
     if base != policy.identity:
         raise InputError(f"ckpt={path} was trained on another base model; give its backbone=")
     own = trained_weights(network)
@@ -279,6 +343,21 @@ def _load_lightning(network: nn.Module, path: Path, policy: Policy) -> None:
     weights = _gather(path, own) if path.is_dir() else {k: w for k, w in named.items() if k in own}
     _refuse_unlike(network, {name: weight.shape for name, weight in weights.items()}, path)
     put_weights(network, weights)
+
+
+def _unopened(error: Exception) -> str:
+    """Why a checkpoint was not opened, without torch's advice to open it all the same."""
+    said = cause_of(error)
+    if isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"GLOBAL ([\w.]{1,80})|(?:function|class) ([\w.]{1,80})", str(error))
+        if not named:
+            return "it is damaged, or holds code or objects: it is not opened"
+        return f"it names {named[1] or named[2]}, which may be code: it is not opened"
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    if "weights_only" in said or "zip" in said.lower() or isinstance(error, EOFError):
+        return "it is cut short or altered"
+    return said
 
 
 # -------------------------------------------------------------------- shards
@@ -348,6 +427,7 @@ def _gather(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load({"state_dict": state}, storage_reader=reader, no_dist=True)
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, dcp.CheckpointException,
-            AttributeError, EOFError) as error:  # fmt: skip
-        raise InputError(f"ckpt={path}: its shards cannot be read ({error})") from error
+            AttributeError, LookupError, TypeError, EOFError) as error:  # fmt: skip
+        said = cause_of(error)
+        raise InputError(f"ckpt={path}: its shards cannot be read ({said})") from error
     return {name.removeprefix("network."): tensor for name, tensor in state.items()}

@@ -4,8 +4,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from ipo_lightning.report.labels import place
 from ipo_lightning.report.markup import Html, join, tag
 from ipo_lightning.report.run import Run
@@ -18,6 +16,7 @@ from ipo_lightning.report.tables import (
     relative,
 )
 from ipo_lightning.report.videos import Videos
+from ipo_lightning.storage.foreign_yaml import read_plain
 from ipo_lightning.video import spread
 
 MAX_PROMPTS = 6  # rows of the comparison by prompt
@@ -143,8 +142,9 @@ def reproduce(run: Run, command: str | None) -> Html:
 def train_command(run: Run) -> str:
     """The command of a run: Hydra's record of the overrides, or the known ones."""
     record = run.path / ".hydra" / "overrides.yaml"
-    if record.exists():
-        overrides, remark = yaml.safe_load(record.read_text()) or [], []
+    found = read_plain(record, "delete it; it is a record alone") if record.exists() else None
+    if isinstance(found, list):
+        overrides, remark = found, []
     else:
         known = [key for key in ("name", "seed", "round") if key in run.config]
         overrides = [f"{key}={run.config[key]}" for key in known]

@@ -1,5 +1,6 @@
 """Statistics of the annotators, where people were a run's critic."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ipo_lightning.critics.people.answers import Account, read_answers
@@ -16,8 +17,9 @@ NOTE = (
 
 
 def people(run: Run) -> Html:
-    """A table of annotators; nothing where people were not the run's critic."""
-    place = (run.config.get("critic") or {}).get("answers")
+    """A table of annotators; nothing where the run's critic has no answers of people."""
+    critic = run.config.get("critic")
+    place = critic.get("answers") if isinstance(critic, Mapping) else None
     if not isinstance(place, str):
         return Html("")
     moved = run.path.parent / Path(place).name  # if the run was moved with its store

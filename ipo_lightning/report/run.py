@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from ipo_lightning.errors import InputError
 from ipo_lightning.report.tables import Row
+from ipo_lightning.storage.foreign_yaml import read_settings
 from ipo_lightning.storage.layout import STAGES, RoundDir, RunDir
 from ipo_lightning.storage.store import Store, read_jsonl
 
@@ -18,17 +17,18 @@ def find_videos(run_dir: Path) -> Callable[[str], Path]:
 
     The former may be relative to another working directory, or on another machine.
     """
-    configured = (read_config(RunDir(run_dir)).get("paths") or {}).get("store")
-    known = configured is not None and Path(configured).is_dir()
+    paths = read_config(RunDir(run_dir)).get("paths")
+    configured = paths.get("store") if isinstance(paths, Mapping) else None
+    known = isinstance(configured, str) and Path(configured).is_dir()
     store = Store(str(configured) if known else run_dir.parent / "store")
     return lambda name: store.path("videos", name, ".mp4")
 
 
 def read_config(run: RunDir) -> Row:
-    """The resolved settings of a run; empty where the file is missing."""
-    text = run.config_file.read_text() if run.config_file.exists() else ""
-    config = yaml.safe_load(text)
-    return config if isinstance(config, Mapping) else {}
+    """The resolved settings of a run, none where the file is missing."""
+    if not run.config_file.exists():
+        return {}
+    return read_settings(run.config_file, "restore it, or delete it to have a report without it")
 
 
 class RoundFiles(NamedTuple):
@@ -59,8 +59,8 @@ def read_run(run_dir: Path) -> Run:
     if not run_dir.is_dir():
         raise InputError(f"report: no run folder at {run_dir}; give the folder that train.py made")
     run = RunDir(run_dir)
-    text = run.config_file.read_text() if run.config_file.exists() else ""
     config = read_config(run)
+    text = run.config_file.read_text("utf-8-sig") if config else ""
     lines = sorted(read_rows(run.rounds_file), key=lambda one: one["round"])
     numbers = {int(p.name[6:]) for p in run_dir.glob("round_*") if p.name[6:].isdigit()}
     numbers |= {int(one["round"]) for one in lines}

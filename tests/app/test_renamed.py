@@ -75,3 +75,16 @@ def test_the_folder_of_an_old_run_is_taken_for_what_it_is(
     run.config_file.write_text(text.replace("updates: 80", "updates: 81"))
     with pytest.raises(InputError, match=r"data\.optimizer_steps: 81 -> 80"):
         assembly.claim(run, new)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "a: *b", "trainer:\n", "trainer: 3\ndata: 1\n",
+                                  "seed: 1\n", "trainer: {a: 1}\ndata: []\n"])  # fmt: skip
+def test_a_run_whose_settings_are_damaged_is_refused(
+    text: str, compose_train: ComposeTrain, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    run.config_file.write_text(text)
+    with pytest.raises(InputError) as refused:
+        assembly.claim(run, compose_train())
+    assert str(run.path) in str(refused.value) and run.config_file.read_text() == text

@@ -105,13 +105,15 @@ def test_a_critic_that_is_always_right(audit_of: Callable[..., Found], exact: Pa
     assert found["place"] is None and found["again"] is None
 
 
-def test_spellings_of_a_prompt_are_one_prompt(judged: Callable[..., Found], exact: Path) -> None:
+def test_spellings_of_a_prompt_are_one_prompt(audit_of: Callable[..., Found], exact: Path) -> None:
     """As two, one could choose the calibration that the other is counted by."""
     rows = read_annotations(exact)
     spelt = [replace(row, prompt=f"{row.prompt} " if n % 2 else f"\ufeff{row.prompt}")
              for n, row in enumerate(rows)]  # fmt: skip
     write_annotations(exact.parent / "spelt.jsonl", spelt)
-    plain, mixed = (judged("shapes", exact.parent / f"{name}.jsonl") for name in ("exact", "spelt"))
+    plain, mixed = (
+        audit_of("shapes", exact.parent / f"{name}.jsonl") for name in ("exact", "spelt")
+    )
     assert mixed["counts"] == plain["counts"] and mixed["dims"] == plain["dims"]
 
 
