@@ -54,8 +54,7 @@ class DiffusersFolder(ABC):
     vae_class: ClassVar[Any]
     text_encoder_class: ClassVar[Any]
     scheduler_classes: ClassVar[tuple[Any, ...]]
-    guidance_videos = 1
-    """Videos in one forward for each that is sampled with guidance, see `Policy`."""
+    guidance_videos = 1  # in one forward for each that is sampled with guidance, see `Policy`
     stateful_vae: ClassVar[bool] = False
     """Whether the VAE keeps what it has seen of a video in itself."""
 
@@ -286,5 +285,5 @@ class DiffusersFolder(ABC):
         return {name: parameter.detach() for name, parameter in network.named_parameters()}
 
     def load_lora(self, network: nn.Module, file: Path) -> None:
-        """Put a LoRA, with its own rank and alpha, on a base network; see `load_adapter`."""
+        """Put a LoRA, with its own rank and alpha, on a base network."""
         load_adapter(network, file, self.original_layer)
