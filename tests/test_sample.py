@@ -343,7 +343,7 @@ def test_large_videos_are_sampled_one_by_one() -> None:
         (["scheduler=heun"], "scheduler=heun: choose one of ddim, dpm, unipc, euler, or null"),
         (["precision=fp16"], "precision=fp16: choose one of float32, bf16"),
         (["tiling=some"], "tiling=some: give true or false"),
-        (["dynamic_guidance=3"], "dynamic_guidance=3: give true, false or null"),
+        (["dynamic_guidance=3"], "dynamic_guidance=3: give true or false, or null"),
         (["dynamic_guidance=true"], "dynamic_guidance=true: give a guidance_scale above 1"),
         (["trainer.devices=none"], "trainer.devices=none: give a whole number"),
         (["trainer.accelerator=cuda", "trainer.devices=64"], "this machine has"),

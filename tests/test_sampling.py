@@ -166,10 +166,10 @@ def test_a_choice_that_the_family_lacks_is_refused_early(
     ("choice", "told"),
     [
         ({"dynamic_guidance": True}, "guidance_scale above 1"),
-        ({"shared": 1.0}, "less than 1"),
-        ({"shared": -0.1}, "less than 1"),
-        ({"batch_size": 0}, "1 or more"),
-        ({"batch_size": "all"}, "1 or more"),
+        ({"shared": 1.0}, "below 1"),
+        ({"shared": -0.1}, "at least 0"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": "all"}, "at least 1, or auto"),
         ({"cache": FasterCacheConfig}, "cache config"),
         (
             {"cache": PyramidAttentionBroadcastConfig(current_timestep_callback=lambda: 1)},

@@ -141,7 +141,9 @@ def test_the_answer_does_not_depend_on_what_was_asked_before(kind: Any) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantised, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"quantize=nf4 needs the package bitsandbytes.*extra gpu"):
+    with pytest.raises(
+        InputError, match=r"quantize=nf4.* needs the package bitsandbytes.*extra gpu"
+    ):
         quantised.check_quantisation("nf4")
     quantised.check_quantisation("int8")
 

@@ -447,9 +447,9 @@ def test_sizes_and_text_length_enter_the_identity(folders: Folders, tmp_path: Pa
     ("settings", "said"),
     [
         ({"num_frames": 8}, "num_frames=8: Wan 2.1 text-to-video makes 4k"),
-        ({"shift": 0.0}, "shift=0.0: give more than 0"),
+        ({"shift": 0.0}, "shift=0.0: give a number, above 0"),
         ({"weighting": "snr"}, "weighting=snr"),
-        ({"lora": {"rank": 2}}, "backbone.lora"),
+        ({"lora": {"rank": 2}}, "lora=.*give it _target_=ipo_lightning.backbones.wan.Lora"),
     ],
 )
 def test_wrong_settings_are_refused_at_once(
