@@ -39,7 +39,7 @@ demo: $(VENV)/demo.stamp  ## install into .venv, then train the embedded model: 
 test: $(VENV)/dev.stamp  ## install into .venv, then run the test suite
 	$(PYTEST)
 
-quick: $(VENV)/dev.stamp  ## the same without what takes more than a few seconds a test
+quick: $(VENV)/dev.stamp  ## the same without the tests that take more than a second
 	$(PYTEST) -m "not slow"
 
 check: $(VENV)/dev.stamp  ## formatter, linter, types, layers

@@ -310,7 +310,7 @@ def write_sheet(made: Sequence[Made], prompts: Sequence[str]) -> Path:
 
 
 def critic_of(cfg: DictConfig) -> Any:
-    """Who is to judge the videos, or None; refused before they are made where that cannot be."""
+    """The critic that scores the videos, or None; a wrong one is refused before they are made."""
     from ipo_lightning.critics.protocols import check_ready, kind_of
 
     if not cfg.get("critic"):

@@ -28,6 +28,7 @@ def run_train(*arguments: str) -> subprocess.CompletedProcess[str]:
 # ---------------------------------------------------------------- through the command line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -52,6 +53,7 @@ def test_the_command_line_refuses(arguments: list[str], named: str, tmp_path: Pa
     assert not any((tmp_path / "outputs").glob("shapes*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -114,6 +116,7 @@ def test_misspelt_words_are_named(words: list[str], named: str) -> None:
     assert len(str(refused.value).splitlines()) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "words", "wrong", "named"),
     [
@@ -183,6 +186,7 @@ def refusal(compose_train: ComposeTrain, *overrides: str) -> str:
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override",
     [
@@ -268,6 +272,7 @@ def test_a_folder_keeps_its_settings(compose_train: ComposeTrain, tmp_path: Path
     assert OmegaConf.load(run.config_file).seed == 1
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
     compose_train: ComposeTrain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,7 @@ def check_target(place: str, node: dict[str, Any]) -> None:
         signature.bind(**settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_its_targets_take_its_keys(
     choice: str, compose_train: ComposeTrain, tmp_path: Path
@@ -116,6 +117,7 @@ def planned() -> Iterator[Any]:
             yield pytest.param(choice, marks=[pytest.mark.slow] if long else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", list(planned()))
 def test_every_choice_is_planned(
     choice: str,
@@ -138,6 +140,7 @@ def test_every_trainer_is_built(choice: str, compose_train: ComposeTrain) -> Non
     assert assembly.build_trainer(cfg, L.Callback()).max_epochs == cfg.round
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", choices_of("critic"))
 def test_every_critic_is_a_choice_of_the_held_out_judge(
     name: str, compose_train: ComposeTrain, tmp_path: Path
@@ -185,6 +188,7 @@ ASKING_VLMS = sorted(
 VLMS = sorted(path.stem for path in CONF.glob("critic/vlm/*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vlm", VLMS)
 @pytest.mark.parametrize("name", ASKING_VLMS)
 def test_every_form_goes_with_every_chat(name: str, vlm: str, compose_train: ComposeTrain) -> None:
@@ -266,6 +270,7 @@ def test_a_loss_may_choose_its_labels_and_reference(compose_train: ComposeTrain)
     assert compose_train("loss=dpo").labelling.middle == "drop"
 
 
+@pytest.mark.slow
 def test_names_of_runs_are_made_of_their_settings(compose_train: ComposeTrain) -> None:
     """Equal results share a name; what does not change them does not change it."""
     name = compose_train().name

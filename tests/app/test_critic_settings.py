@@ -19,6 +19,7 @@ from tests.helpers import tiny_clip
 from train import train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
@@ -77,6 +78,7 @@ def test_a_judge_of_the_critics_make_is_warned_of(
     assert any("same model or class" in str(one.message) for one in told) == same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -243,6 +245,7 @@ labelling=top_k labelling.ridge=inf              | labelling.ridge=inf: give a n
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", WRONG)
 def test_a_wrong_value_is_named_with_its_full_key(compose_train: ComposeTrain, line: str) -> None:
     """In one sentence, before a video is made."""

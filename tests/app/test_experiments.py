@@ -29,6 +29,7 @@ def prompts(tmp_path: Path) -> str:
     return f"data.prompts.path={file}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "ipo_base"])
 def test_an_experiment_fits_its_card(
     name: str, compose_train: ComposeTrain, prompts: str, capsys: pytest.CaptureFixture[str]
@@ -80,6 +81,7 @@ def hours_of(printed: str) -> str:
     return found[1]
 
 
+@pytest.mark.slow
 def test_real_videos_are_labelled_and_judged_by_critics_of_other_makes(
     compose_train: ComposeTrain, prompts: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

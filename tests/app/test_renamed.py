@@ -14,6 +14,7 @@ from ipo_lightning.storage.layout import RunDir
 from tests.conftest import ComposeTrain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "new"),
     [

@@ -93,6 +93,7 @@ def audit_of(tmp_path: Path) -> Callable[..., Found]:
 # ---------------------------------------------------------------- critics of known habits
 
 
+@pytest.mark.slow
 def test_a_critic_that_is_always_right(audit_of: Callable[..., Found], exact: Path) -> None:
     found = audit_of("shapes", exact)
     overall = found["dims"]["Overall"]
@@ -105,6 +106,7 @@ def test_a_critic_that_is_always_right(audit_of: Callable[..., Found], exact: Pa
     assert found["place"] is None and found["again"] is None
 
 
+@pytest.mark.slow
 def test_spellings_of_a_prompt_are_one_prompt(audit_of: Callable[..., Found], exact: Path) -> None:
     """As two, one could choose the calibration that the other is counted by."""
     rows = read_annotations(exact)
@@ -128,6 +130,7 @@ def test_a_critic_without_any_verdict_ends_in_a_page(
     assert (tmp_path / "audits" / "a" / "audit.html").is_file()
 
 
+@pytest.mark.slow
 def test_the_rules_and_people_who_see_by_them(audit_of: Callable[..., Found], crowd: Path) -> None:
     """People have noise of their own, so the rules agree with them more than they do."""
     found = audit_of("shapes", crowd, DIMS)
@@ -142,6 +145,7 @@ def test_the_rules_and_people_who_see_by_them(audit_of: Callable[..., Found], cr
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_dimensions_without_a_match_are_told(audit_of: Callable[..., Found], crowd: Path) -> None:
     assert sorted(audit_of("shapes", crowd)["unmatched"]) == ["MQ", "TA", "VQ"]
 
@@ -175,6 +179,7 @@ def test_names_that_no_file_can_have_are_missing(tmp_path: Path) -> None:
         gather([row("a", "x" * 300, "A")], find)
 
 
+@pytest.mark.slow
 def test_a_guess_is_not_trusted(audit_of: Callable[..., Found], crowd: Path) -> None:
     found = audit_of("Guessing", crowd)
     accuracy = found["dims"]["Overall"]["accuracy"]
@@ -188,6 +193,7 @@ def test_a_guess_is_not_trusted(audit_of: Callable[..., Found], crowd: Path) -> 
     assert found["dims"]["Overall"]["kappa"]["low"] < 0
 
 
+@pytest.mark.slow
 def test_a_lean_to_the_first_place_is_found(audit_of: Callable[..., Found], crowd: Path) -> None:
     found = audit_of("Biased", crowd)
     assert found["place"]["first"]["low"] > 0.6
@@ -197,6 +203,7 @@ def test_a_lean_to_the_first_place_is_found(audit_of: Callable[..., Found], crow
     assert fair["first"]["value"] == 0.5 and fair["flips"]["value"] == 0
 
 
+@pytest.mark.slow
 def test_faults_are_neither_right_nor_wrong(
     audit_of: Callable[..., Found], exact: Path, tmp_path: Path
 ) -> None:
@@ -215,12 +222,14 @@ def test_faults_are_neither_right_nor_wrong(
     assert all(bool(row["fault"]) == (row["margin"] is None) for row in rows)
 
 
+@pytest.mark.slow
 def test_a_rating_critic_without_all_scores(audit_of: Callable[..., Found], exact: Path) -> None:
     found = audit_of("Blind", exact)
     assert set(found["answered"]["faults"]) == {"no score"}
     assert found["dims"]["Overall"]["accuracy"]["value"] == 1
 
 
+@pytest.mark.slow
 def test_asking_again_tells_moods(audit_of: Callable[..., Found], crowd: Path) -> None:
     steady = audit_of("Comparer", crowd, "n=12", "repeats=3", "repeat_pairs=10")["again"]
     assert steady["alike"]["value"] == 1 and (steady["times"], steady["pairs"]) == (3, 10)
@@ -228,6 +237,7 @@ def test_asking_again_tells_moods(audit_of: Callable[..., Found], crowd: Path) -
     assert moody["alike"]["high"] < 0.8
 
 
+@pytest.mark.slow
 def test_own_probabilities_are_held_against_people(
     audit_of: Callable[..., Found], exact: Path
 ) -> None:
@@ -258,6 +268,7 @@ def test_a_critic_that_is_gone_is_told(audit_of: Callable[..., Found], exact: Pa
 # ---------------------------------------------------------------- the store
 
 
+@pytest.mark.slow
 def test_a_second_audit_asks_nothing(
     audit_of: Callable[..., Found], crowd: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +283,7 @@ def test_a_second_audit_asks_nothing(
     assert audited.Comparer.asked - before == 42
 
 
+@pytest.mark.slow
 def test_an_interrupted_audit_goes_on(
     audit_of: Callable[..., Found], crowd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +335,7 @@ def test_videos_stay_where_they_are(
 # ---------------------------------------------------------------- what is written
 
 
+@pytest.mark.slow
 def test_files_and_scalars(audit_of: Callable[..., Found], crowd: Path, tmp_path: Path) -> None:
     found = audit_of("shapes", crowd)
     found = audit_of("shapes", crowd)
@@ -336,6 +349,7 @@ def test_files_and_scalars(audit_of: Callable[..., Found], crowd: Path, tmp_path
     assert log.Tags()["tensors"] == ["audit/text_summary"]
 
 
+@pytest.mark.slow
 def test_the_page_is_one_file_with_escaped_words(
     audit_of: Callable[..., Found], crowd: Path, tmp_path: Path
 ) -> None:
@@ -480,6 +494,7 @@ def test_splits_are_by_prompt_and_of_the_seed() -> None:
     assert int(calibration(pairs[:6], 0.99, 0).sum()) == 3, "and not all"
 
 
+@pytest.mark.slow
 def test_rated_videos_correlate(
     tmp_path: Path, audit_of: Callable[..., Found], crowd: Path
 ) -> None:
@@ -518,6 +533,7 @@ def verdict(votes: Sequence[Sequence[float]], margins: Sequence[float]) -> tuple
     return grade(found), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("expected", "wrong"),
     [("below people", 0.3), ("like people", 0.1), ("above people", 0.0), ("chance", 0.5),

@@ -141,6 +141,7 @@ def test_the_noise_at_the_branch_is_the_candidates_own(policies: Policies, kind:
     assert torch.allclose(seen[shared], alpha * clean + sigma * own, atol=1e-5)
 
 
+@pytest.mark.slow
 @KINDS
 def test_variance_of_gaussian_data(policies: Policies, kind: str) -> None:
     """With the best denoiser of N(0, s^2) data, what the branch loses is what theory says.

@@ -64,6 +64,7 @@ def ask(policy: CogVideoX, network: nn.Module, seed: int = 0) -> Tensor:
 # -------------------------------------------------------------------- sampling
 
 
+@pytest.mark.slow
 @STYLES
 @KINDS
 @pytest.mark.parametrize("guidance", [1.0, 4.0])

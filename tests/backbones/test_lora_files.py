@@ -114,6 +114,7 @@ def renamed(policy: Any, key: str) -> str:
     return f"{policy.original_layer(layer)}{dot}{rest}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alphas", [False, True], ids=["rank", "alpha"])
 @pytest.mark.parametrize("original", [False, True], ids=["ours", "original"])
 @pytest.mark.parametrize("naming", NAMINGS)

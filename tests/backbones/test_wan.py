@@ -78,6 +78,7 @@ def changed(folder: Path, copy: Path, file: str, **changes: Any) -> Path:
 # -------------------------------------------------------------------- sampling
 
 
+@pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @torch.no_grad()

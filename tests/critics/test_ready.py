@@ -64,6 +64,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -------------------------------------------------------------------- out of reach
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "named"),
     [

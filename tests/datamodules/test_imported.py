@@ -108,6 +108,7 @@ def test_published_pairs_are_trained_on(
     assert before == {path: path.stat().st_mtime_ns for path in mine.path.rglob("*.jsonl")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["trl", "canonical"])
 def test_weights_and_margins_survive(
     run_of: Callable[..., RunDir], small: Compose, tmp_path: Path, format: str
@@ -124,6 +125,7 @@ def test_weights_and_margins_survive(
     ]
 
 
+@pytest.mark.slow
 def test_videos_survive_to_the_bit(run_of: Callable[..., RunDir], small: Compose,
                                    tmp_path: Path) -> None:  # fmt: skip
     """The clips that are trained on are the published ones: same size, same rate, every pixel."""
@@ -138,6 +140,7 @@ def test_videos_survive_to_the_bit(run_of: Callable[..., RunDir], small: Compose
         assert torch.equal(before, after)
 
 
+@pytest.mark.slow
 def test_published_points_are_trained_on(
     run_of: Callable[..., RunDir], small: Compose, tmp_path: Path
 ) -> None:
@@ -151,6 +154,7 @@ def test_published_points_are_trained_on(
     assert [one.desirable for one in mine] == [one.desirable for one in run.round(1).points()]
 
 
+@pytest.mark.slow
 def test_labels_that_changed_in_mid_round_are_refused(
     run_of: Callable[..., RunDir], small: Compose, tmp_path: Path
 ) -> None:

@@ -138,6 +138,7 @@ def test_odd_files_are_known_and_read_by_pyav_alone(name: str, tmp_path: Path) -
     assert not timeline.alike
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*COMMON, *ODD])
 @pytest.mark.parametrize("decord", [True, False])
 def test_a_critic_sees_what_the_importer_sees(

@@ -21,6 +21,7 @@ def clone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPO)
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own_trains_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called = Mock(wraps=own_loss.bounded_loss)
     monkeypatch.setattr(own_loss, "bounded_loss", wraps(own_loss.bounded_loss)(called))
@@ -44,6 +45,7 @@ def test_a_critic_of_ones_own_labels_a_round(tmp_path: Path) -> None:
         assert verdicts[pair.winner_video].raw.endswith("grey levels")
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_trained_by_an_adapter(tmp_path: Path) -> None:
     policy = own_backbone.train(outputs=str(tmp_path), prompts_a_round=2, steps=2)
     assert (Path(policy) / LORA_FILE).exists()

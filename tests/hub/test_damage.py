@@ -133,6 +133,7 @@ WEIGHTS = {
 DAMAGES = (truncate, empty, garbage, text, pointer, folder, dead_link, missing, huge_header)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_file", [False, True], ids=["folder", "file"])
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda one: one.__name__)
 @pytest.mark.parametrize("kind", WEIGHTS)
@@ -167,6 +168,7 @@ CONTENT: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CONTENT)
 @pytest.mark.parametrize("kind", ["transformer", "lora", "run"])
 def test_weights_that_do_not_fit_are_refused(
@@ -341,6 +343,7 @@ CKPTS: dict[str, Callable[[bytes], bytes]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CKPTS)
 def test_checkpoints_that_are_none_are_refused(
     kind: str, made: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -384,6 +387,7 @@ def test_links_without_an_end_and_want_of_permission(
 # -------------------------------------------------------------------- fuzz
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(15))
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_bytes_flipped_or_cut_are_refused_or_harmless(
@@ -411,6 +415,7 @@ def test_bytes_flipped_or_cut_are_refused_or_harmless(
         assert trained_weights(network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_damaged_shards_are_refused_or_harmless(seed: int, base: Path, tmp_path: Path) -> None:
     draw, policy = random.Random(seed), tiny.policy(base)

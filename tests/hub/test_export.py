@@ -132,6 +132,7 @@ def plain_pipeline(family: str, base: Path, policy: Path, adapter: bool) -> Any:
     return pipe
 
 
+@pytest.mark.slow
 @KINDS
 def test_a_rounds_policy_makes_the_same_video_in_plain_diffusers(
     family: str,
@@ -347,6 +348,7 @@ def test_a_file_that_names_a_folder_is_not_published(tmp_path: Path) -> None:
         published(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_upload_that_would_fail_is_refused_before_the_run(
     compose_train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -382,6 +384,7 @@ def publish_again(place: Path) -> None:
     train(cfg)
 
 
+@pytest.mark.slow
 def test_what_a_hub_receives(
     hub: Hub,
     runs: Callable[[str, bool], Path],
@@ -412,6 +415,7 @@ def test_what_a_hub_receives(
     assert not any(b"hf_secret" in file.read_bytes() for file in files)
 
 
+@pytest.mark.slow
 def test_a_hub_that_refuses_is_told_of_in_a_sentence(
     hub: Hub, runs: Callable[[str, bool], Path], place: Path
 ) -> None:

@@ -84,6 +84,7 @@ def test_flow_reads_a_known_motion(pixels: float, blur: int) -> None:
         assert read == pytest.approx(wanted, rel=0.05, abs=0.05)
 
 
+@pytest.mark.slow
 def test_flow_does_not_depend_on_the_resolution() -> None:
     small = flow(gliding(1, 0, (120, 180), 4)).item()
     large = flow(gliding(4, 0, (480, 720), 16, frames=3)).item()

@@ -57,6 +57,7 @@ def places(network: nn.Module) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 @families
 @settings
 @pytest.mark.parametrize("make", [FrozenReference, MovingReference])

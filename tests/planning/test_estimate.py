@@ -63,6 +63,7 @@ def test_a_step_takes_what_was_computed(
         assert Traces(one).step.peak[0] == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.slow
 def test_an_online_reference_and_an_adapter_are_counted(make: MakePolicy) -> None:
     weights = Traces(job(make())).step.weights
     assert Traces(job(make(), FrozenReference())).step.reference == weights
@@ -97,6 +98,7 @@ def test_operations_are_those_that_torch_counts(make: MakePolicy) -> None:
 # ---------------------------------------------------------------- extrapolation
 
 
+@pytest.mark.slow
 def test_a_deep_network_is_told_from_shallow_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +119,7 @@ def test_a_deep_network_is_told_from_shallow_ones(
         costs._CACHE.clear()
 
 
+@pytest.mark.slow
 def test_a_long_video_is_told_from_short_ones(tmp_path: Path) -> None:
     folder = tiny.save_pipeline(tmp_path)
     told = Traces(job(tiny.policy(folder, num_frames=49)))
@@ -126,6 +129,7 @@ def test_a_long_video_is_told_from_short_ones(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_published_sizes(tmp_path: Path) -> None:
     """Of real size, with encoders whose counts are known, in seconds."""
     path = str(write_configs(MODELS["zai-org/CogVideoX-2b"], tmp_path))
@@ -162,6 +166,7 @@ def test_optimizers_hold_what_they_hold() -> None:
     assert sum(t.nbytes for t in held) == weight.numel() * rule.state(4)
 
 
+@pytest.mark.slow
 def test_shards_divide_and_are_gathered(make: MakePolicy) -> None:
     alone = Estimate(job(make()))
     shared = Estimate(job(make(), devices=4, sharded=True))
@@ -177,6 +182,7 @@ def test_shards_divide_and_are_gathered(make: MakePolicy) -> None:
     assert (copies.resident["gradients"], alone.resident["gradients"]) == (own, 0)
 
 
+@pytest.mark.slow
 def test_what_a_rollout_asks(make: MakePolicy) -> None:
     """Guidance doubles the operations; shared steps save theirs; batches bound the memory."""
     plain = job(make(), sampling=Sampling(4), candidates=3)

@@ -216,6 +216,7 @@ def by_hash(labels: Path, answers: Path, store: Store) -> None:
     write_annotations(answers, rows)
 
 
+@pytest.mark.slow
 def test_answers_of_the_page_find_their_videos_in_the_store(
     composed: Callable[..., DictConfig], labels: Path, tmp_path: Path
 ) -> None:
@@ -340,6 +341,7 @@ def test_captions_of_mixed_clips_are_as_true_as_their_share_is_large(name: str) 
     assert steady.all() if name == "overlay" else not steady.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CORRUPTIONS[:6])
 def test_corruptions_are_as_strong_as_they_say(name: str) -> None:
     """Each alone, on clips that move: the stronger, the further from the clip as it was."""
@@ -442,6 +444,7 @@ def test_folders_that_are_no_critic_are_refused(folder: Path, tmp_path: Path) ->
 # ---------------------------------------------------------------- runs
 
 
+@pytest.mark.slow
 def test_a_critic_is_trained_and_rates(
     composed: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -462,6 +465,7 @@ def test_a_critic_is_trained_and_rates(
     assert (folder / "figures.json").stat().st_mtime_ns == stamp, "it was finished"
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_bits(
     composed: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -493,6 +497,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(
         assert one.read_bytes() == other.read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_small_and_of_its_network(
     composed: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
@@ -505,6 +510,7 @@ def test_a_checkpoint_is_small_and_of_its_network(
         train_critic(composed("network.seed=7"))
 
 
+@pytest.mark.slow
 def test_other_labels_under_the_same_name_are_refused(
     composed: Callable[..., DictConfig], labels: Path, tmp_path: Path
 ) -> None:

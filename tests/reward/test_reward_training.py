@@ -76,6 +76,7 @@ def _plain(name: str) -> str:
     return name
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_critic_says_the_same_after_saving(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_the_loss_falls_and_the_critic_says_the_same_after_saving(
     assert found[0, 0] > found[2, 0] and found[0, 1] < found[2, 1], "as the labels say"
 
 
+@pytest.mark.slow
 def test_only_adapters_head_and_the_tokens_rows_move(folder: Path, tmp_path: Path) -> None:
     """Under weight decay, which would shrink rows that have no gradient."""
     torch.manual_seed(0)

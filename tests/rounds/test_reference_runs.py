@@ -69,6 +69,7 @@ def test_errors_in_advance_train_as_a_live_reference_step_by_step(
         assert all(torch.allclose(w, other[name], atol=2e-5) for name, w in policy.items())
 
 
+@pytest.mark.slow
 def test_a_sweep_over_losses_and_rates_computes_the_reference_once(
     small: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,7 @@ def test_a_crash_anywhere_changes_nothing(
     assert results(small("round=2")) == unbroken["results"]
 
 
+@pytest.mark.slow
 def test_a_run_grows_by_a_round_as_if_it_had_been_asked_at_once(
     small: Compose, unbroken: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_run_grows_by_a_round_as_if_it_had_been_asked_at_once(
     train(small("round=2"))
 
 
+@pytest.mark.slow
 def test_what_a_round_leaves_on_disk(small: Compose) -> None:
     cfg = small("round=1")
     line = train(cfg)
@@ -131,6 +133,7 @@ def test_what_a_round_leaves_on_disk(small: Compose) -> None:
     assert not list(folder.rglob(".*.ckpt")), "a temporary checkpoint was left behind"
 
 
+@pytest.mark.slow
 def test_a_sweep_makes_equal_stages_once(small: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     train(small("round=1", "name=first", "until=critique"))
     written: list[str] = []
@@ -147,6 +150,7 @@ def test_a_sweep_makes_equal_stages_once(small: Compose, monkeypatch: pytest.Mon
     assert {point.desirable for point in points} == {True, False}
 
 
+@pytest.mark.slow
 def test_until_stops_after_the_stage_and_the_run_goes_on_from_there(small: Compose) -> None:
     cfg = small("round=1", "until=rollout")
     run = RunDir(Path(cfg.paths.outputs) / "run")
@@ -164,6 +168,7 @@ def test_until_stops_after_the_stage_and_the_run_goes_on_from_there(small: Compo
     assert run.line(1) is not None
 
 
+@pytest.mark.slow
 def test_a_damaged_video_is_named_and_made_anew(small: Compose) -> None:
     cfg = small("round=1", "until=rollout")
     train(cfg)
@@ -196,6 +201,7 @@ def test_videos_lost_in_mid_round_are_made_by_the_policy_that_the_round_began_wi
     assert results(cfg) == results(small("round=2", outputs="whole"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [("loss=kto",), ("loss=identity",), ("loss=sft",),
                                        ("experiment=shapes_lora",),
                                        ("experiment=shapes_lora", "reference.of=base"),

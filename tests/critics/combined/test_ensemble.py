@@ -341,6 +341,7 @@ def test_a_normalisation_by_hand(tmp_path: Path) -> None:
     assert (found["identity"], found["videos"], found["without_verdict"]) == ("a@1.0", 4, 1)
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_an_ensemble_reads(tmp_path: Path) -> None:
     path = verdicts(tmp_path, "v.jsonl", [1.0, 3.0])
     out = tmp_path / "scales.json"

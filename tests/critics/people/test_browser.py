@@ -211,6 +211,7 @@ def test_a_broken_video_is_said(
     browser.until("document.getElementById('broken').innerText.includes('cannot be played')")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_it_fits_and_can_be_read(

@@ -43,6 +43,7 @@ def answer_all(page: Path, likes: str = "smaller", number: int | None = None) ->
     return file
 
 
+@pytest.mark.slow
 def test_a_round_stops_for_people_and_goes_on(
     small: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +87,7 @@ def test_the_answers_folder_is_no_setting_of_a_run(small: Compose, tmp_path: Pat
     assert settings(small("critic=human", "critic.annotators=2")) != here
 
 
+@pytest.mark.slow
 def test_two_runs_ask_once(small: Compose, tmp_path: Path) -> None:
     """The same videos, another loss: the answers are there."""
     train(small(*PEOPLE))

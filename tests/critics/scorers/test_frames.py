@@ -109,6 +109,7 @@ def test_pictures_are_prepared_the_same_without_torchvision(clip_folder: Path) -
     assert arrays.shape == other(images=[frame.numpy()], return_tensors="pt")["pixel_values"].shape
 
 
+@pytest.mark.slow
 def test_a_long_prompt_is_cut_and_told_of_once(clip_folder: Path) -> None:
     critic = ClipCritic(str(clip_folder))
     long = "a red ring moving left and right"

@@ -128,6 +128,7 @@ def test_the_readout_by_hand(base: Path, weights: Path) -> None:
     assert list(rating.dims) == ["preference"]
 
 
+@pytest.mark.slow
 def test_batch_and_order_do_not_change_a_bit(base: Path, weights: Path) -> None:
     one = critic(base, weights)
     assert isinstance(one, PointCritic)

@@ -432,6 +432,7 @@ def test_a_form_is_whole(change: dict[str, Any], message: str) -> None:
         RewardSpec(**whole | change)
 
 
+@pytest.mark.slow
 def test_a_user_can_check_the_figures(
     folders: dict[int, Path],
     base: Path,

@@ -221,6 +221,7 @@ def test_a_fault_that_lasts_is_kept(tmp_path: Path) -> None:
         assert (one.fault, one.p_first, critic.calls) == ("unreadable", None, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prompts_per_call", "calls"), [(1, 12), (3, 6), (64, 3)])
 def test_prompts_may_be_put_to_a_critic_together(
     tmp_path: Path, prompts_per_call: int, calls: int
@@ -470,6 +471,7 @@ Compose = Callable[..., DictConfig]
 LABELS = ("round=1", "until=labelling", "critic=shapes_biased", "labelling=pairwise")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*same model or class as the critic")
 def test_a_run_with_a_critic_that_compares(small: Compose) -> None:
     judge = "eval_critic._target_=ipo_lightning.shapes.biased.ShapesPairs"
@@ -484,6 +486,7 @@ def test_a_run_with_a_critic_that_compares(small: Compose) -> None:
     assert "couples compared" in page and "winner shown first" in page
 
 
+@pytest.mark.slow
 def test_points_of_a_critic_that_compares(small: Compose) -> None:
     cfg = small(*LABELS, "loss=kto", "critic=shapes_pairwise")
     train(cfg)
@@ -491,6 +494,7 @@ def test_points_of_a_critic_that_compares(small: Compose) -> None:
     assert {one.desirable for one in points} == {True, False}
 
 
+@pytest.mark.slow
 def test_a_critic_that_is_gone_stops_the_run_and_what_it_said_stays(
     small: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -511,6 +515,7 @@ def test_a_critic_that_is_gone_stops_the_run_and_what_it_said_stays(
     assert before - 1 == len(calls) - before
 
 
+@pytest.mark.slow
 def test_a_round_of_failures_is_not_trained_on(
     small: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -524,6 +529,7 @@ def test_a_round_of_failures_is_not_trained_on(
     assert all(one.fault == "" for one in run.round(1).verdicts())
 
 
+@pytest.mark.slow
 def test_a_run_waits_politely(
     small: Compose, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

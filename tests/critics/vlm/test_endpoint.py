@@ -329,6 +329,7 @@ def timeout_for(name: str) -> float:
     return 1.0 if reason_of(name) == "timeout" else 20.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PASSING)
 def test_what_passes_is_asked_again(name: str) -> None:
     with served(first(PASSING[name], then=always(GOOD))) as server:
@@ -338,6 +339,7 @@ def test_what_passes_is_asked_again(name: str) -> None:
     assert (critic.spent.requests, critic.spent.answers) == (2, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PASSING)
 def test_what_stays_is_a_fault_that_a_later_run_may_mend(name: str) -> None:
     with served(always(PASSING[name])) as server:

@@ -87,6 +87,7 @@ def plain_logits(model: LocalVLM, turn: Turn) -> torch.Tensor:
     return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_probabilities_are_a_softmax_over_the_raw_logits(family: str, vlm: Open) -> None:
     model = vlm(family)
@@ -228,6 +229,7 @@ def test_samples_differ_and_follow_from_the_turn_alone(vlm: Open) -> None:
     assert replies(turns, seed=1) != texts
 
 
+@pytest.mark.slow
 def test_draws_follow_the_softmax(vlm: Open) -> None:
     """An answer is empty as often as its first token is one that ends it."""
     model = vlm("qwen2_vl", samples=400, temperature=0.5, batch_size=200, max_tokens=12)
