@@ -135,7 +135,7 @@ def build(node: Any, key: str, **extra: Any) -> Any:
 
     Args:
         key: where the node stands among the settings.
-        extra: objects made elsewhere, for the outermost call.
+        extra: for the outermost call: objects made elsewhere, and what takes a setting's place.
 
     Raises:
         InputError: names the wrong setting by its full key.
@@ -162,7 +162,7 @@ def _called(node: dict[str, Any], key: str, own: dict[str, Any], extra: dict[str
                 signature.check(own)
             if node.get("_partial_"):
                 return functools.partial(found.func, *found.args, **own)
-            return found(**own, **extra)
+            return found(**{**own, **extra})
     except InputError:
         raise
     except Exception as error:

@@ -243,7 +243,7 @@ def error_without_seeing(policy: Wan, count: int = 1000) -> float:
     For x0 of mean 0 and variance 1 that answer is ``(2 s - 1) / (s^2 + (1 - s)^2) sample``, s the
     noise level. Well below it is who has learnt how the numbers of a video belong together.
     """
-    level = policy.objective().level((torch.arange(count) + 0.5) / count)
+    level = policy.objective().sigma((torch.arange(count) + 0.5) / count)
     seen = (2 * level - 1).square() / (level.square() + (1 - level).square())
     return (2 - seen).mean().item()
 

@@ -131,6 +131,7 @@ def test_every_folder_has_its_layer() -> None:
     assert gone == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MODULES, ids=named)
 def test_a_module_knows_of_its_layers_alone(path: Path) -> None:
     own = layer(module(path))

@@ -76,6 +76,7 @@ def update(module: PreferenceModule) -> float:
     return float(loss.detach())
 
 
+@pytest.mark.slow
 @choices
 def test_each_round_warms_up_with_fresh_moments(choice: str, small: Compose, folder: Path) -> None:
     cfg = small("optim.warmup_steps=2", "optim.optimizer.lr=3e-4", *CHOICES[choice])
@@ -107,6 +108,7 @@ def test_a_round_that_is_stopped_goes_on_to_the_bit(choice: str, small: Compose)
     assert results(small(*settings)) == results(small(*settings, outputs="whole"))
 
 
+@pytest.mark.slow
 @choices
 def test_it_learns(choice: str, small: Compose, folder: Path) -> None:
     cfg = small(*CHOICES[choice], "optim.optimizer.lr=2e-3")

@@ -43,6 +43,7 @@ SHIPPED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=named)
 def test_what_is_imported_is_required(path: Path) -> None:
     asked = requirements("options", "install_requires")

@@ -182,7 +182,7 @@ def test_what_changes_answers_changes_the_identity(family: str, folders: dict[st
 def test_unknown_settings_are_refused(folders: dict[str, Path]) -> None:
     for name, value in (("weights", "float16"), ("quantize", "int4"), ("attention", "fast"),
                         ("text_dtype", "half")):  # fmt: skip
-        with pytest.raises(InputError, match=rf"backbone\.{name}={value}: choose"):
+        with pytest.raises(InputError, match=rf"^{name}={value}: choose"):
             tiny.policy(folders["cogvideox"], **{name: value})
 
 
@@ -204,6 +204,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", REFUSED)
 def test_what_excludes_each_other_is_refused_at_once(small: Compose, overrides: str) -> None:
     with pytest.raises(InputError, match=REFUSED[overrides]):
@@ -270,7 +271,8 @@ def test_text_encoder_and_vae_are_gone_while_the_network_trains(
 
         def remember(*args: Any, load: Any = kind.from_pretrained, **kwargs: Any) -> nn.Module:
             part = load(*args, **kwargs)
-            made.append(weakref.ref(part))
+            # with the report of its loading, where that is asked for
+            made.append(weakref.ref(part[0] if isinstance(part, tuple) else part))
             return part
 
         monkeypatch.setattr(kind, "from_pretrained", remember)

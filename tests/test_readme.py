@@ -108,6 +108,7 @@ def searched(folder: Path) -> str:
     return f"hydra.searchpath=[file://{folder}]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_every_command_composes(page: str, command: str, examples: Path) -> None:
     words = shlex.split(command, comments=True)
@@ -193,6 +194,7 @@ def test_the_loss_is_trained_with(
     assert "pairwise" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_critic_is_asked(
     examples: Path, compose_train: ComposeTrain, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,6 +234,7 @@ def test_examples_agree(page: str, name: str, content: str) -> None:
 # -------------------------------------------------------------------- plans
 
 
+@pytest.mark.slow
 def test_the_command_for_real_models_makes_the_plan_that_is_shown(
     examples: Path,
     compose_train: ComposeTrain,

@@ -77,6 +77,7 @@ def frames(files: list[Path]) -> list[torch.Tensor]:
     return [read_video(file).frames for file in files]
 
 
+@pytest.mark.slow
 def test_a_run_its_last_round_its_policy_and_its_checkpoint_are_one_policy(
     runs: dict[str, Path], draw: Callable[..., list[Path]]
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_run_its_last_round_its_policy_and_its_checkpoint_are_one_policy(
         assert all(torch.equal(videos[0], video) for video in videos[1:]), run
 
 
+@pytest.mark.slow
 def test_lora_file_alone(
     runs: dict[str, Path], draw: Callable[..., list[Path]], tmp_path: Path
 ) -> None:
@@ -103,6 +105,7 @@ def test_base_pipeline_differs_from_the_trained_policy(
     assert not torch.equal(base, frames(draw(runs["full"]))[0])
 
 
+@pytest.mark.slow
 def test_a_video_has_the_same_noise_whatever_n_and_batch_are(
     draw: Callable[..., list[Path]],
 ) -> None:
@@ -162,6 +165,7 @@ def tinies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+@pytest.mark.slow
 def test_what_a_video_depends_on_is_in_its_name() -> None:
     checkpoint = find_checkpoint(PIPELINE)
     policy = CogVideoX(PIPELINE)
@@ -202,6 +206,7 @@ def test_a_tag_is_explained(draw: Callable[..., list[Path]], tmp_path: Path) -> 
     assert (told["ckpt"], told["fps"]) == (PIPELINE, 12.0)
 
 
+@pytest.mark.slow
 def test_finished_videos_are_kept(draw: Callable[..., list[Path]]) -> None:
     settings = ("n=3", "batch_size=2")
     files = draw(PIPELINE, *settings)
@@ -216,6 +221,7 @@ def test_finished_videos_are_kept(draw: Callable[..., list[Path]]) -> None:
     assert [file.read_bytes() for file in files] == content
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_no_half_video_and_the_rest_is_made(
     draw: Callable[..., list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +262,7 @@ def test_fps_of_the_file(draw: Callable[..., list[Path]]) -> None:
     assert read_video(draw(PIPELINE)[0]).fps == pytest.approx(8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["cogvideox", "wan"])
 def test_saving_memory(
     family: str, tinies: dict[str, Path], monkeypatch: pytest.MonkeyPatch, draw: Any
@@ -281,6 +288,7 @@ def test_saving_memory(
     assert half.max() > 0 and half.mean() < 4
 
 
+@pytest.mark.slow
 def test_tiles_are_other_pixels_and_must_fit(
     tinies: dict[str, Path], tmp_path: Path, draw: Callable[..., list[Path]]
 ) -> None:
@@ -376,6 +384,7 @@ def test_a_prompt_needs_no_quoting() -> None:
     assert quote_free_text(['prompt="given, quoted"'], ["prompt"]) == ['prompt="given, quoted"']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     ["epoch=3-step=100.ckpt", "a b/c.ckpt", "[1]/x", "{a}.ckpt", "it's/x.ckpt", "a,b", "a:b=c",

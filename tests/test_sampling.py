@@ -75,6 +75,7 @@ def policies(folders: Folders) -> Callable[[str], Any]:
 # -------------------------------------------------------------------- schedulers and guidance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("own", ["ddim", "dpm"])
 @pytest.mark.parametrize(
@@ -285,6 +286,7 @@ CACHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")  # in FasterCache itself
 @pytest.mark.parametrize(("family", "cache"), CACHES)
 @pytest.mark.parametrize("shared", [0.0, 0.3])
@@ -344,6 +346,7 @@ def draw(policy: Any, root: Path, sampling: Sampling, threads: int = 1) -> list[
     return [(one.latents, one.video, one.gauges) for one in candidates]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [0.0, 0.5])
 def test_units_are_the_same_however_they_are_worked_off(
     policies: Callable[[str], Any], tmp_path: Path, shared: float
@@ -501,6 +504,7 @@ def test_other_critics_wait_for_their_stage(sampler: Sampler) -> None:
         assert on_candidates is None
 
 
+@pytest.mark.slow
 def test_a_critic_that_fails_beside_is_asked_again(sampler: Sampler) -> None:
     critic = Brightness(failing=1)
     critique = PointCritique(critic, sampler.store)

@@ -147,7 +147,9 @@ def test_without_an_average_a_round_ends_with_its_last_update(folder: Path) -> N
 
 def test_impossible_averages_are_refused(folder: Path) -> None:
     for decay in (1.0, -0.1):
-        with pytest.raises(InputError, match=rf"optim\.ema={decay}: give 0 <= ema < 1"):
+        with pytest.raises(
+            InputError, match=rf"^ema={decay}: give a number, at least 0 and below 1"
+        ):
             rounds(folder, decay)
 
 

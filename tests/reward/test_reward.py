@@ -549,7 +549,7 @@ def test_wrong_settings_are_refused_in_a_sentence(composed: Callable[..., DictCo
         ("data.validation=1e-9",): "no validation prompt",
         ("reward_loss=regression",): "learns from rated videos",
         ("trainer.precision=16-mixed",): "float16 overflows",
-        ("trainer=fsdp",): "trainer=fsdp: a critic's network is not sharded",
+        ("trainer=fsdp",): "trainer=fsdp: the network of a critic is never sharded",
         ("network.dims=[wit]",): "has a label 'wit'",
     }.items():
         with pytest.raises(InputError, match=message):
@@ -562,7 +562,7 @@ def test_what_is_trained_beside_bfloat16_needs_mixed_precision(labels: Path) -> 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         check_critic(compose("train_critic", [*words, "trainer.precision=bf16-mixed"]))
         check_critic(compose("train_critic", [*words, "network.dtype=float32"]))
-        with pytest.raises(InputError, match="choose bf16-mixed or network.dtype=float32"):
+        with pytest.raises(InputError, match="choose bf16-mixed, or network.dtype=float32"):
             check_critic(compose("train_critic", words))
 
 

@@ -115,6 +115,7 @@ def test_a_round_that_is_stopped_goes_on_as_if_it_had_not(
     assert results(small(*settings)) == results(small(*settings, outputs="whole"))
 
 
+@pytest.mark.slow
 def test_beta_of_its_own_is_written_down(small: Compose) -> None:
     line = train(small("round=2", "loss.beta=auto", "calibration.logit=3", "logger=tensorboard"))
     run = RunDir(Path(small().paths.outputs) / "run")
@@ -128,6 +129,7 @@ def test_beta_of_its_own_is_written_down(small: Compose) -> None:
     assert other is not None and other["train"]["beta"] == pytest.approx(2 * betas[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["simpo", "mapo", "sft", "rwr"])
 def test_a_loss_without_reference_runs_without_one(small: Compose, loss: str) -> None:
     line = train(small("round=1", f"loss={loss}", "reference=none"))
@@ -136,6 +138,7 @@ def test_a_loss_without_reference_runs_without_one(small: Compose, loss: str) ->
     assert "reference errors" not in line["seconds"]
 
 
+@pytest.mark.slow
 def test_health_is_kept_with_each_round(small: Compose) -> None:
     line = train(small("round=1", "regularise.real=1", "data.real.n=4"))
     assert line is not None
@@ -149,6 +152,7 @@ def test_health_is_kept_with_each_round(small: Compose) -> None:
     assert real == {"kept": 4, "dropped": {}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("labelling", "file"),
     [("graded", "points"), ("margin_weighted", "pairs"), ("rarity_weighted", "pairs")],

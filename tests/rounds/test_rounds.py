@@ -218,11 +218,13 @@ def test_every_choice_trains_and_starts_at_the_constant_of_its_loss(
     assert all(value is not None for value in line["train"].values())
 
 
+@pytest.mark.slow
 def test_a_round_without_a_label_says_what_to_do(small: Compose) -> None:
     with pytest.raises(InputError, match=r"round 1: no label was kept.*margin"):
         train(small("round=1", "labelling.pair_rule.margin=5"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_plain_tensors_and_what_was_trained(small: Compose) -> None:
     cfg = small("round=1", "experiment=shapes_lora")
     train(cfg)

@@ -394,6 +394,7 @@ def parts(folder: Path) -> tuple[RoundMaker, PreferenceModule]:
     return RoundMaker(RunDir(folder / "python"), module, stages), module
 
 
+@pytest.mark.slow
 def test_python_alone_makes_what_the_command_line_makes(
     small: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
@@ -408,6 +409,7 @@ def test_python_alone_makes_what_the_command_line_makes(
     assert maker.run.line(0) is None, "nothing was evaluated"
 
 
+@pytest.mark.slow
 def test_a_training_loop_of_ones_own(tmp_path: Path) -> None:
     maker, module = parts(tmp_path)
     data = maker.ensure_round(1, draws=4)

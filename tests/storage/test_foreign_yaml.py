@@ -122,6 +122,7 @@ def test_a_backbone_that_is_none_is_refused(backbone: object, tmp_path: Path) ->
         settings_beside(Checkpoint("lora", "x", file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(300))
 def test_damaged_settings_are_read_or_refused(seed: int) -> None:
     draw = random.Random(seed)

@@ -43,6 +43,7 @@ BATCHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 @pytest.mark.parametrize("mixed", [False, True], ids=["float32", "bf16"])
 @pytest.mark.parametrize("kind", BATCHES)
