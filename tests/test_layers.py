@@ -143,12 +143,14 @@ def test_a_module_knows_of_its_layers_alone(path: Path) -> None:
         assert not tops(path) & MAY_NOT_USE[own]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MODULES, ids=named)
 def test_nothing_knows_of_the_embedded_world(path: Path) -> None:
     if not module(path).startswith("shapes"):
         assert not any(name.startswith("shapes") for name in within(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sources("ipo_lightning"), ids=named)
 def test_library_knows_no_application(path: Path) -> None:
     assert not tops(path) & (APPLICATION | SETTINGS)
@@ -191,6 +193,7 @@ def test_folders_do_not_import_each_other_in_a_circle() -> None:
     assert knows == {}
 
 
+@pytest.mark.slow
 def test_no_drawer_for_odds_and_ends() -> None:
     hidden = {".venv", ".git", "build"}
     found = [p for p in REPO.rglob("utils.py") if not hidden & set(p.relative_to(REPO).parts)]

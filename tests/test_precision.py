@@ -109,6 +109,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @families
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_first_loss_is_exactly_log_2(kind: str, family: str, folders: dict[str, Path]) -> None:
@@ -223,6 +224,7 @@ ACCEPTED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", ACCEPTED)
 def test_what_goes_together_is_not_refused(small: Compose, overrides: str) -> None:
     check(small(*overrides.split()))

@@ -180,6 +180,7 @@ def test_the_pages_show_commands() -> None:
 # -------------------------------------------------------------------- examples
 
 
+@pytest.mark.slow
 def test_the_loss_is_trained_with(
     examples: Path, compose_train: ComposeTrain, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,6 +98,7 @@ def test_lora_file_alone(
     assert torch.equal(frames(draw(copied))[0], frames(draw(runs["lora"]))[0])
 
 
+@pytest.mark.slow
 def test_base_pipeline_differs_from_the_trained_policy(
     runs: dict[str, Path], draw: Callable[..., list[Path]]
 ) -> None:
@@ -257,6 +258,7 @@ def test_two_processes_write_the_files_of_one(
         draw(PIPELINE, "scheduler=unipc", "trainer.devices=2", "n=9")
 
 
+@pytest.mark.slow
 def test_fps_of_the_file(draw: Callable[..., list[Path]]) -> None:
     assert read_video(draw(PIPELINE, "fps=12")[0]).fps == pytest.approx(12)
     assert read_video(draw(PIPELINE)[0]).fps == pytest.approx(8)
@@ -307,6 +309,7 @@ def test_tiles_are_other_pixels_and_must_fit(
         draw(tinies["cogvideox"], "tiling=true")
 
 
+@pytest.mark.slow
 def test_schedulers_of_a_family(tinies: dict[str, Path], draw: Callable[..., list[Path]]) -> None:
     wan = ("backbone=wan_1_3b", "backbone.text_length=6", "backbone.num_frames=9",
            "backbone.height=16", "backbone.width=32")  # fmt: skip
@@ -343,6 +346,7 @@ def test_large_videos_are_sampled_one_by_one() -> None:
     assert batch_of(composed("sample", "ckpt=x", "batch_size=3"), (49, 480, 720)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

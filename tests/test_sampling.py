@@ -208,6 +208,7 @@ def test_choices_count_only_where_they_are_made(
     assert branched.independent().sampling == Sampling(4, 2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["cogvideox", "wan", "branched"])
 def test_shipped_rollouts_say_what_they_are(choice: str, compose_train: ComposeTrain) -> None:
     from app.assembly import make_sampling

@@ -134,6 +134,7 @@ def test_every_choice_is_planned(
     assert not Path(cfg.paths.outputs, cfg.name).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", [c for c in CHOICES if re.match("trainer|callbacks|logger", c)])
 def test_every_trainer_is_built(choice: str, compose_train: ComposeTrain) -> None:
     cfg = compose_train(choice, "trainer.accelerator=cpu", "trainer.devices=1")

@@ -54,6 +54,7 @@ def test_wrong_values_are_refused_in_a_sentence(
     assert words in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "same"),
     [
@@ -100,6 +101,7 @@ def test_what_a_critic_of_ones_own_takes_is_its_own_affair(
             check(compose_train(*[w for w in words if "mine.Own" not in w], word))
 
 
+@pytest.mark.slow
 def test_shipped_critics_within_one_of_ones_own_are_checked(compose_train: ComposeTrain) -> None:
     """Unless it takes their settings as they are, and builds them itself."""
     words = ["critic=ensemble", "critic._target_=mine.Own"]
@@ -132,6 +134,7 @@ def test_a_chat_of_ones_own_beneath_a_shipped_form(compose_train: ComposeTrain) 
     check(cfg)
 
 
+@pytest.mark.slow
 def test_what_a_labelling_has_of_itself_may_be_left_out(compose_train: ComposeTrain) -> None:
     for part in ("schedule", "weight"):
         check(compose_train(f"~labelling.{part}"))
@@ -147,6 +150,7 @@ def test_numbers_out_of_reach_are_no_numbers(compose_train: ComposeTrain, value:
         check(cfg)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["vlm_pairwise", "vlm_pointwise"])
 @pytest.mark.parametrize("vlm", ["local", "openai"])
 def test_several_samples_of_a_probability_are_refused(
@@ -160,6 +164,7 @@ def test_several_samples_of_a_probability_are_refused(
     assert build(compose_train(*words).critic, "critic").vlm.samples == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "word"), [("human", "annotators=2"), ("trained", "path=p"), ("compared", "ties=2")]
 )
@@ -258,6 +263,7 @@ def test_a_wrong_value_is_named_with_its_full_key(compose_train: ComposeTrain, l
     assert len(str(refused.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_words_that_are_missing_are_asked_for_by_their_full_key(
     compose_train: ComposeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def test_the_folder_of_an_old_run_is_taken_for_what_it_is(
         assembly.claim(run, new)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "[1]", "a: *b", "trainer:\n", "trainer: 3\ndata: 1\n",
                                   "seed: 1\n", "trainer: {a: 1}\ndata: []\n"])  # fmt: skip
 def test_a_run_whose_settings_are_damaged_is_refused(

@@ -202,6 +202,7 @@ def test_a_part_of_several_places_names_them(compose_train: ComposeTrain) -> Non
 # ---------------------------------------------------------------- shipped functions, early
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "word",
     ["+loss.gamma=3", "loss.label_smoothing=0.7", "labelling.filters.max_frozen=1.2",

@@ -301,6 +301,7 @@ def test_an_interrupted_audit_goes_on(
     assert audited.Comparer.asked - before == 40 + 8, "but for the call that was cut off"
 
 
+@pytest.mark.slow
 def test_the_plan_knows_the_price(
     audit_of: Callable[..., Found], crowd: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -560,6 +561,7 @@ def test_the_ceiling_by_hand() -> None:
 # ---------------------------------------------------------------- wrong input
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "named"),
     [

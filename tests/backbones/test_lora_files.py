@@ -215,6 +215,7 @@ def test_a_convolution_has_an_update(
     assert_changed(policy, network, {f"{layer}.weight": product(content, layer, scale)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [None, ALPHA])
 @pytest.mark.parametrize("part", ["dora_scale", "lora_magnitude_vector",
                                   "lora_magnitude_vector.default.weight"])  # fmt: skip

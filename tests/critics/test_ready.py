@@ -203,6 +203,7 @@ def test_an_index_that_names_no_files_beside_it_is_refused(names: Any, tmp_path:
         check_weights("path", str(tmp_path / "clip"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_a_folder_of_adapters_wants_its_base(base: Path, tmp_path: Path) -> None:
     """As `PeftModel.save_pretrained` and a processor write one; transformers loads it."""

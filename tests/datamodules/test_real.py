@@ -533,6 +533,7 @@ def test_files_are_not_hashed_again_in_a_process(
     assert prepare(source, policy, store) == first
 
 
+@pytest.mark.slow
 def test_another_size_rate_or_model_is_encoded_anew(
     clips: Path, folder: Path, store: Store, tmp_path: Path
 ) -> None:
@@ -684,6 +685,7 @@ def shapes_policy(folder: Path) -> Counting:
     return Counting(str(folder), height=32, width=32)
 
 
+@pytest.mark.slow
 def test_shapes_clips_are_of_train_prompts_and_made_once(folder: Path, store: Store) -> None:
     policy = shapes_policy(folder)
     data = prepare(ShapesClips(n=62), policy, store)

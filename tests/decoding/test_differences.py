@@ -110,6 +110,7 @@ def made(folder: Path, name: str) -> Path:
     return make(folder / f"a.{ending}")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(video.decord is None, reason="no decord wheel")
 @pytest.mark.parametrize("name", COMMON)
 def test_readers_agree_on_common_files(name: str, tmp_path: Path) -> None:

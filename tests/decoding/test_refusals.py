@@ -234,6 +234,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SOURCES)
 def test_damage_ends_in_an_answer_or_in_a_sentence(kind: str, tmp_path: Path) -> None:
     whole = SOURCES[kind](tmp_path / f"a.{kind}").read_bytes()

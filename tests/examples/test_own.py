@@ -36,6 +36,7 @@ def test_the_loss_is_the_readmes() -> None:
     assert function.strip() in (REPO / "examples/own_loss.py").read_text()
 
 
+@pytest.mark.slow
 def test_a_critic_of_ones_own_labels_a_round(tmp_path: Path) -> None:
     pairs = own_critic.label(str(tmp_path), prompts_a_round=2, steps=2)
     verdicts = {one.video: one for one in RunDir(tmp_path / "own_critic").round(1).verdicts()}

@@ -222,6 +222,7 @@ def test_damaged_configs_are_refused(
     assert str(error.value).count("\n") < 3 and "hub" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [*TEXTS, folder], ids=named)
 @pytest.mark.parametrize("file", ["config.yaml", "rounds.jsonl"])
 def test_damaged_files_of_a_run_are_refused(
@@ -261,6 +262,7 @@ def test_odd_lines_of_rounds_are_refused(
     refused(tmp_path / "run", base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [
     {"rollout": 3}, {"rollout": {"steps": "many"}}, {"rollout": {"steps": None}},
     {"rollout": {"guidance_scale": [1]}}, {"rollout": {"scheduler": {"a": 1}}},

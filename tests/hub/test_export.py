@@ -181,6 +181,7 @@ def front_and_body(card: str) -> tuple[dict[str, Any], str]:
     return yaml.safe_load(front), body
 
 
+@pytest.mark.slow
 @KINDS
 def test_the_cards_program_makes_a_video(
     family: str,

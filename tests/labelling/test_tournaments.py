@@ -78,6 +78,7 @@ def test_calls_grow_as_n_log_n(count: int) -> None:
     assert max(calls) <= count / 2 * math.ceil(math.log2(count)) + 3
 
 
+@pytest.mark.slow
 def test_every_permutation_of_eight_by_seven() -> None:
     """All orders of the first five of eight: 6720 tournaments of at most 14 comparisons."""
     for first in itertools.islice(itertools.permutations(range(8), 5), 0, None, 7):
@@ -108,6 +109,7 @@ def test_two_that_tie_all_along_end() -> None:
     assert 12 <= len(played) <= 15 and set(played.values()) == {0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [8, 9, 10, 12, 16])
 def test_chances_take_no_more_than_half_of_all_pairs(count: int) -> None:
     """Acceptance, of a critic whose answers are chances: the nearer the items, the nearer their

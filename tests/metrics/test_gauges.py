@@ -75,6 +75,7 @@ def gliding(right: float, down: float, size: tuple[int, int], blur: int, frames:
     return inner.permute(0, 2, 3, 1).clamp(0, 255).round().to(torch.uint8)[None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blur", [3, 6, 12])
 @pytest.mark.parametrize("pixels", [0.25, 0.5, 1.0, 2.0, 4.0])
 def test_flow_reads_a_known_motion(pixels: float, blur: int) -> None:

@@ -216,6 +216,7 @@ def test_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     assert all(part.startswith("data:") for part in text.split('src="')[1:])
 
 
+@pytest.mark.slow
 def test_page_is_a_function_of_the_files(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     assert write_report(run).read_bytes() == write_report(run, tmp_path / "again.html").read_bytes()

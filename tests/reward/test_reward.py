@@ -326,6 +326,7 @@ def test_what_is_left_alone_is_as_it_was_and_corruptions_are_as_frequent_as_said
     assert found.strengths.max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["join", "overlay"])
 def test_captions_of_mixed_clips_are_as_true_as_their_share_is_large(name: str) -> None:
     """Shaking and melting leave a grey clip as it is; what changes its grey is left out."""
@@ -356,6 +357,7 @@ def test_corruptions_are_as_strong_as_they_say(name: str) -> None:
     assert spearman(found.strengths[rows, place], distance) > 0.6
 
 
+@pytest.mark.slow
 def test_an_encoder_learns_to_see_and_is_kept(tmp_path: Path) -> None:
     """In a few steps: the loss on words falls. The second build reads the first one's file."""
     family = ShapesReward(steps=12, clips=96, width=16, cache=str(tmp_path))
@@ -540,6 +542,7 @@ def test_a_plan_trains_nothing(
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_wrong_settings_are_refused_in_a_sentence(composed: Callable[..., DictConfig]) -> None:
     for words, message in {
         ("data.path=nowhere.jsonl",): "data.path=nowhere.jsonl: there is no such file",

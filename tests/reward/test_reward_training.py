@@ -136,6 +136,7 @@ def test_the_merger_is_trained_on_request(folder: Path) -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for _, p in merger)
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_no_gradient(folder: Path) -> None:
     gradients = []
     for checkpointing in (True, False):

@@ -69,6 +69,7 @@ def test_dims_are_named_and_within_bounds(critic: PointCritic) -> None:
         assert 0 <= rating.score <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attribute", range(3))
 def test_a_wrong_attribute_always_loses(critic: PointCritic, attribute: int) -> None:
     wrong = world.wrong_clips(ASKED, attribute, SEED)
@@ -145,6 +146,7 @@ def test_the_score_is_the_stated_mix() -> None:
         assert rating.score == pytest.approx(0.6 * alignment + 0.4 * quality, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.0, 0.2, 1.0])
 def test_slowing_down_never_pays(strength: float) -> None:
     rules = ShapesCritic()

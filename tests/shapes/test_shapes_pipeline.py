@@ -83,6 +83,7 @@ def test_a_sample_does_not_depend_on_its_batch(
     assert (alone[0].int() - samples[0].int()).abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_reconstructions_keep_the_score(pipeline: CogVideoXPipeline) -> None:
     clips = world.clean_clips(prompts("final"), seed=99)
     again = build.decode(pipeline.vae, build.encode(pipeline.vae, clips, "cpu"), "cpu")
@@ -113,6 +114,7 @@ def test_a_few_steps_of_the_build_make_a_loadable_pipeline(built: Path) -> None:
     assert judge.rate([Clip(clips[0], world.FPS)], prompts("train")[:1])[0].score is not None
 
 
+@pytest.mark.slow
 def test_the_same_seeds_build_the_same_files(built: Path, tmp_path: Path) -> None:
     build.build(TINY, tmp_path)
     names = sorted(path.relative_to(built) for path in built.rglob("*.safetensors"))

@@ -71,6 +71,7 @@ def seen(browser: Browser) -> tuple[str, str, str]:
     return browser.text("#prompt"), *browser.run(f"return {SIDES}.map((video) => video.src)")
 
 
+@pytest.mark.slow
 def test_answered_by_keys_alone(
     browser: Browser, tmp_path: Path, store: Store, questions: list[Question]
 ) -> None:
@@ -108,6 +109,7 @@ def test_answered_by_keys_alone(
     assert browser.complaints() == []
 
 
+@pytest.mark.slow
 def test_answered_by_clicks(
     browser: Browser, tmp_path: Path, store: Store, questions: list[Question]
 ) -> None:
@@ -168,6 +170,7 @@ def test_dimensions_are_asked_one_after_the_other(
     assert row.labels == {"VQ": "A", "grip": "same", "Overall": "B"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("embed_mib", [32, 0], ids=["within the page", "beside it"])
 def test_both_videos_play_and_play_again(
     browser: Browser, tmp_path: Path, store: Store, questions: list[Question], embed_mib: int

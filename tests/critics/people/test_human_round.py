@@ -77,6 +77,7 @@ def test_a_round_stops_for_people_and_goes_on(
     assert len(pages(outputs)) == 2  # nobody is asked again
 
 
+@pytest.mark.slow
 def test_the_answers_folder_is_no_setting_of_a_run(small: Compose, tmp_path: Path) -> None:
     """The run's name, and its folder, stay when answers come from elsewhere."""
     from app.entry import settings

@@ -77,6 +77,7 @@ def test_the_worst_frame_counts_if_asked(clip_folder: Path) -> None:
     assert critic.rate([CLIPS[0]], ["a ring"])[0].score == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_batch_and_order_do_not_change_a_bit(clip_folder: Path) -> None:
     critic = ClipCritic(str(clip_folder))
     assert isinstance(critic, PointCritic)

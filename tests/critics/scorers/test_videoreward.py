@@ -123,6 +123,7 @@ def raw(rating: Rating) -> list[float]:
     return list(json.loads(rating.raw).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_rewards_are_upstreams(outputs: int, critic: Make, base: Path) -> None:
     ours = critic(outputs)
@@ -364,6 +365,7 @@ def test_identity_is_what_determines_a_score(base: Path, folders: dict[int, Path
     assert identity() == identity()
 
 
+@pytest.mark.slow
 def test_a_reward_folder_holds_the_whole_critic(critic: Make, tmp_path: Path) -> None:
     """What a critic trained here is saved as gives the same scores."""
     ours = critic(3)

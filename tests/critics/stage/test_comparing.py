@@ -119,6 +119,7 @@ def test_an_interrupted_critique_goes_on_and_asks_nothing_twice(tmp_path: Path) 
     assert ask(PairCritique(Brighter(), other), candidates_of(other, ROUND)) == verdicts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", [swiss, all_pairs])
 def test_the_number_of_ranks_changes_nothing(tmp_path: Path, schedule: Any) -> None:
     store = Store(tmp_path)

@@ -474,6 +474,7 @@ PROMPTS = ["a cat", "a dog runs fast", "a red ring", "a cat"]
 SAMPLED = {"words": {"samples": 3, "temperature": 1.5}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PAIRS)
 def test_a_real_pair_critic_minds_neither_company_nor_order(
     kind: str, tiny: Callable[..., LocalVLM]
@@ -503,6 +504,7 @@ def test_swapping_the_videos_mirrors_a_real_verdict(
     assert fair[0][0] == fair[1][0].mirrored() and fair[0][1] == fair[1][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", POINTS)
 def test_a_real_point_critic_minds_neither_company_nor_order(
     kind: str, tiny: Callable[..., LocalVLM]

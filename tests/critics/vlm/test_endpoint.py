@@ -357,6 +357,7 @@ def test_a_response_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     assert answers == [[Fault("endless response", transient=True)]]
 
 
+@pytest.mark.slow
 def test_faults_of_one_are_not_those_of_another() -> None:
     def behaviour(request: Request) -> Answer:
         odd = int(videos(request)[0][0, 0, 0, 0]) % 2
@@ -786,6 +787,7 @@ def viewer(request: Request) -> Answer:
     return Answer(completion("red" if red(shown[0]) else "blue"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("video", ["frames", "mp4"])
 def test_the_check_of_an_address(video: str, capsys: pytest.CaptureFixture[str]) -> None:
     with served(viewer) as server:
@@ -824,6 +826,7 @@ def test_it_is_chosen_by_the_settings(compose_train: ComposeTrain, group: str, c
     assert critic.identity.startswith("NAME@served#view-") and critic.vlm.extra == {"top_k": 5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "words"),
     [

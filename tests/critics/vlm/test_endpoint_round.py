@@ -214,6 +214,7 @@ def test_a_round_of_comparisons_by_a_server_that_fails_in_every_way(
     check_labels(one, true)
 
 
+@pytest.mark.slow
 def test_samples_are_scored_by_a_server_and_kept_where_it_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

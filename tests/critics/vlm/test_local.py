@@ -211,6 +211,7 @@ def test_penalties_of_the_checkpoint_change_nothing(folders: Any, tmp_path: Path
     assert any(isinstance(one, Reply) and one.tokens for (one,) in replies[0])
 
 
+@pytest.mark.slow
 def test_samples_differ_and_follow_from_the_turn_alone(vlm: Open) -> None:
     settings: dict[str, Any] = {"samples": 3, "temperature": 1.5, "max_tokens": 60}
     turns = [single(1), single(2), pair(3, 4)]
@@ -338,6 +339,7 @@ def test_without_torchvision_one_sentence(folders: Any, monkeypatch: pytest.Monk
         LocalVLM(str(folders("qwen2_vl"))).ready()
 
 
+@pytest.mark.slow
 def test_release_frees_and_asking_unloaded_is_an_error(folders: Any) -> None:
     model = LocalVLM(str(folders("qwen2_vl")), dtype="float32", viewing=Viewing(**SMALL))
     model.load("cpu")
