@@ -5,19 +5,22 @@ Markdown as it is; furo loads no font or script from the network. All three have
 ``make docs`` builds the site without network into build/docs.
 """
 
+import functools
 import os
 import pkgutil
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from inspect import isfunction
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.ext.napoleon import Config, GoogleDocstring
+from sphinx.util import typing
 
 from ipo_lightning import __version__
 
@@ -114,8 +117,29 @@ def exists(name: str) -> bool:
     return False
 
 
+def leave_out_bounds(name: str) -> None:
+    """Let a function of Sphinx that shows types show those of `ipo_lightning.settings` bare.
+
+    Sphinx writes ``Annotated[int, Bound(...)]`` in full and then looks its pieces up; the sentence
+    of the parameter says its range.
+    """
+    original = getattr(typing, name)
+
+    @functools.wraps(original)
+    def shown(annotation: Any, *args: Any, **settings: Any) -> Any:
+        while get_origin(annotation) is Annotated:
+            annotation = annotation.__origin__
+        return original(annotation, *args, **settings)
+
+    for module in [one for key, one in sys.modules.items() if key.startswith("sphinx.")]:
+        if getattr(module, name, None) is original:
+            setattr(module, name, shown)
+
+
 def setup(app: Sphinx) -> None:
     """What Sphinx calls."""
+    leave_out_bounds("stringify_annotation")
+    leave_out_bounds("restify")
     app.connect("source-read", prepare_page)
     app.connect("autodoc-process-docstring", read_sections)
     app.connect("autodoc-process-signature", write_signature)
