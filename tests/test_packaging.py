@@ -1,10 +1,12 @@
 """What is shipped: the library with its data, and nothing that would get in another's way."""
 
 import configparser
+import functools
 import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -26,9 +28,15 @@ def requirements(section: str, key: str) -> set[str]:
     return {name[0].lower().replace("_", "-") for name in names if name}
 
 
+@functools.cache
+def distributions_of_packages() -> Mapping[str, list[str]]:
+    """Import name -> what provides it; reading it off the environment takes a while."""
+    return packages_distributions()
+
+
 def distributions(path: Path) -> set[str]:
     """What must be installed for a file's imports."""
-    known = packages_distributions()
+    known = distributions_of_packages()
     tops = {name.partition(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
     ours = {"ipo_lightning", "app", "callbacks", "data", "train", "sample", "audit", "tests",
             "benchmarks"}  # fmt: skip
@@ -43,7 +51,6 @@ SHIPPED = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=named)
 def test_what_is_imported_is_required(path: Path) -> None:
     asked = requirements("options", "install_requires")
