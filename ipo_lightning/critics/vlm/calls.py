@@ -216,7 +216,7 @@ class _Call(Generic[T]):
             answered = json.loads(body)
             error = error_within(answered)
             if error is None:
-                self._count(answered.get("usage") or {})
+                self._count(answered.get("usage"))
                 return self.read(answered)
         except InputError:
             raise
@@ -229,9 +229,13 @@ class _Call(Generic[T]):
             raise AskAgain("error of unknown kind", _wait(response))
         return self._refused(response, status, HTTPStatus(status).phrase, said)
 
-    def _count(self, usage: Mapping[str, Any]) -> None:
-        self.server.spent.prompt_tokens += int(usage.get("prompt_tokens") or 0)
-        self.server.spent.completion_tokens += int(usage.get("completion_tokens") or 0)
+    def _count(self, usage: Any) -> None:
+        """Add the tokens that a server has counted; one that counts oddly has not."""
+        told = usage if isinstance(usage, Mapping) else {}
+        for name in ("prompt_tokens", "completion_tokens"):
+            tokens = told.get(name)
+            if isinstance(tokens, int | float) and 0 <= tokens < 2**53:
+                setattr(self.server.spent, name, getattr(self.server.spent, name) + int(tokens))
 
     def _refused(
         self, response: httpx2.Response, status: int, reason: str, error: Complaint

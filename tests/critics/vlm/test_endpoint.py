@@ -291,6 +291,10 @@ UNTOLD: list[Any] = [
         ),
         (completion("A", reasoning_content="B", reasoning="B"), Reply("A")),
         *((completion("A") | {"error": nothing}, Reply("A")) for nothing in (None, {}, "", False)),
+        *(
+            (completion("A") | {"usage": odd}, Reply("A"))
+            for odd in (None, [1], "many", {"prompt_tokens": 1e999})
+        ),
         *((completion("A", told=untold), Reply("A")) for untold in UNTOLD),
     ],
 )
