@@ -10,6 +10,7 @@ import lightning as L
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
+from ipo_lightning.errors import InputError, readable
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import remove, sync
 
@@ -76,4 +77,9 @@ class CheckpointsOnCpu(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return super().load_checkpoint(path, map_location, weights_only)
+        try:
+            with readable(Path(path)):
+                return super().load_checkpoint(path, map_location, weights_only)
+        except InputError as error:
+            again = "remove it: the training goes on from an earlier checkpoint, or starts anew"
+            raise InputError(f"{error}; {again}") from error

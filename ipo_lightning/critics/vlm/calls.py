@@ -7,6 +7,7 @@ up (`CriticGone`).
 
 import asyncio
 import hashlib
+import http.client
 import json
 import logging
 import re
@@ -14,7 +15,6 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any, Generic, TypeVar
 
 import httpx2
@@ -224,10 +224,10 @@ class _Call(Generic[T]):
             raise AskAgain("malformed response") from unread
         said = complaint(error)
         status = status_of(said)
-        if status not in {*HTTPStatus}:
+        if not status:
             _log.warning("%s: %s", self.server.base_url, self.server.key.cleaned(str(error)))
             raise AskAgain("error of unknown kind", _wait(response))
-        return self._refused(response, status, HTTPStatus(status).phrase, said)
+        return self._refused(response, status, http.client.responses.get(status, ""), said)
 
     def _count(self, usage: Any) -> None:
         """Add the tokens that a server has counted; one that counts oddly has not."""

@@ -611,16 +611,18 @@ CODES: list[tuple[int, dict[str, Any]]] = [
 OUTCOMES: list[tuple[int, dict[str, Any]]] = [
     (429, {"code": 429}), (402, {"code": 402}), (401, {"code": "invalid_api_key"}),
     (400, {"code": "content_filter"}), (400, {"code": "context_length_exceeded"}),
+    (529, {"code": 529}),
 ]  # fmt: skip
 """One for each thing that may become of a question."""
 
 
-def outcome(answer: Answer) -> str:
-    """What becomes of a question with this answer."""
+def outcome(answer: Answer, *, by_choice: bool = False) -> str:
+    """What becomes of a question with this answer, in words or by probabilities."""
     with served(always(answer)) as server:
         try:
             critic = vlm(server, retries=1)
-            told = str(critic.reply([turn()])[0][0])
+            found = critic.choose([turn()], YES_NO) if by_choice else critic.reply([turn()])[0]
+            told = str(found[0])
         except (InputError, CriticGone) as error:
             told = f"{type(error).__name__} {error}".replace(server.url, "URL")
     return f"{told}, {len(server.requests)} requests"
@@ -632,6 +634,7 @@ def test_an_error_within_an_answer_is_that_of_its_code(shape: str) -> None:
         error = codes | {"message": "the server's own words"}
         within = outcome(Answer(SHAPES[shape](error)))
         assert within == outcome(Answer({"error": error}, status)), codes
+        assert within == outcome(Answer(SHAPES[shape](error)), by_choice=True), codes
 
 
 @pytest.mark.parametrize(
