@@ -58,10 +58,11 @@ def check_whole_epochs(trainer: L.Trainer, instead: str) -> None:
     Raises:
         InputError: names the argument.
     """
+    limit: float = trainer.limit_train_batches
     cut = {
         "fast_dev_run": bool(trainer.fast_dev_run),  # type: ignore[attr-defined]
         "overfit_batches": trainer.overfit_batches != 0,  # type: ignore[attr-defined]
-        "limit_train_batches": trainer.limit_train_batches != 1.0,
+        "limit_train_batches": limit != 1 or isinstance(limit, int),  # 1 is a batch, 1.0 is all
         "max_steps": trainer.max_steps != -1,
     }
     for name in (name for name, given in cut.items() if given):

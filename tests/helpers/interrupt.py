@@ -49,19 +49,15 @@ class SignalAt(L.Callback):
 
 
 class StopAt(L.Callback):
-    """Asks the trainer to stop, as early stopping and time limits do, or skips what is left.
+    """Asks the trainer to stop, as early stopping and time limits do.
 
     Args:
         optimizer_steps: global.
-        skip: end the epoch by ``on_train_batch_start`` in place of ``should_stop``.
     """
 
-    def __init__(self, optimizer_steps: int, skip: bool = False) -> None:
-        self.optimizer_steps, self.skip = optimizer_steps, skip
-
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> int | None:
-        return -1 if self.skip and trainer.global_step >= self.optimizer_steps else None
+    def __init__(self, optimizer_steps: int) -> None:
+        self.optimizer_steps = optimizer_steps
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.optimizer_steps and not self.skip:
+        if trainer.global_step == self.optimizer_steps:
             trainer.should_stop = True

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from app.entry import REPO
 from ipo_lightning.errors import InputError
+from ipo_lightning.module import PreferenceModule
 from ipo_lightning.parallel.signals import Stopped, StopSignals, requeue_job, stop_signals
 from ipo_lightning.rounds.trainer import check_trainer
 from ipo_lightning.storage.layout import RunDir
@@ -26,7 +27,7 @@ from train import train
 Compose = Callable[..., DictConfig]
 ROUNDS = "round=2"
 SIGNAL = "+callbacks.signal={{_target_:tests.helpers.interrupt.SignalAt,number:{number},{when}}}"
-STOP = "+callbacks.stop={{_target_:tests.helpers.interrupt.StopAt,optimizer_steps:{steps}{more}}}"
+STOP = "+callbacks.stop={{_target_:tests.helpers.interrupt.StopAt,optimizer_steps:{steps}}}"
 
 
 def results(outputs: Path) -> list[dict[str, Any]]:
@@ -140,28 +141,48 @@ def test_two_processes_leave_together(tmp_path: Path, rank: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("word", "kept"),
+    ("words", "said", "kept"),
     [
-        (STOP.format(steps=3, more=""), "update-000003.ckpt"),
-        (STOP.format(steps=3, more=",skip:true"), "update-000002.ckpt"),
-        ("+trainer.max_time={seconds:0}", "update-000001.ckpt"),
+        (STOP.format(steps=3), "in round 1, after 3 of 6 optimizer steps;", ["update-000003.ckpt"]),
+        (STOP.format(steps=6), "before the next round;", ["update-000006.ckpt"]),
+        ("+trainer.max_time={seconds:0}", "before the next round;", []),
     ],
-    ids=["should_stop", "skipped batches", "max_time"],
+    ids=["in a round", "after a round", "before a round"],
 )
 def test_a_round_cut_short_is_not_finished_and_goes_on(
     small: Compose, unbroken: Sequence[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    word: str, kept: str,
+    words: str, said: str, kept: list[str],
 ) -> None:  # fmt: skip
-    train(small(ROUNDS, word))
-    assert "the trainer was stopped in round 1, after " in capsys.readouterr().out
+    train(small(ROUNDS, words))
+    assert f"the trainer was stopped {said} the same command" in capsys.readouterr().out
     folder = tmp_path / "outputs" / "run" / "round_1"
-    assert [file.name for file in (folder / "checkpoints").iterdir()] == [kept]
-    assert not (folder / "policy.json").exists()
+    assert [file.name for file in folder.glob("checkpoints/*")] == kept
+    assert (folder / "policy.json").exists() == ("000006" in str(kept))
     train(small(ROUNDS))
     assert results(tmp_path / "outputs") == unbroken
 
 
-CUT = ("fast_dev_run=true", "fast_dev_run=3", "limit_train_batches=2", "limit_train_batches=0.5",
+@pytest.mark.slow
+def test_a_module_that_skips_batches_leaves_its_round_open(
+    small: Compose, unbroken: Sequence[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Lightning ends an epoch where the module's hook returns -1."""
+    original = PreferenceModule.on_train_batch_start
+
+    def skipping(self: PreferenceModule, *args: Any) -> int | None:
+        original(self, *args)
+        return -1 if self.trainer.global_step >= 3 else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreferenceModule, "on_train_batch_start", skipping)
+        train(small(ROUNDS))
+    assert "in round 1, after 3 of 6 optimizer steps; the same" in capsys.readouterr().out
+    train(small(ROUNDS))
+    assert results(tmp_path / "outputs") == unbroken
+
+
+CUT = ("fast_dev_run=true", "fast_dev_run=3", "limit_train_batches=1", "limit_train_batches=0.5",
        "overfit_batches=1", "max_steps=2")  # fmt: skip
 OWN = ("max_epochs=5", "callbacks=[]", "enable_checkpointing=true", "logger=false",
        "default_root_dir=elsewhere", "plugins=[]", "reload_dataloaders_every_n_epochs=0",
