@@ -5,8 +5,10 @@ import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
@@ -66,12 +68,27 @@ def is_whole(checkpoint: Path) -> bool:
         return False
 
 
-class CheckpointsOnCpu(TorchCheckpointIO):
-    """Checkpoints of one file, read into CPU memory.
+class CheckpointFiles(TorchCheckpointIO):
+    """Checkpoints of one file: streamed to where they belong, read into CPU memory.
 
-    Lightning does so too, but by a ``map_location`` that is a function, which torch refuses for
-    tensor subclasses such as torchao's moments in 8 bits.
+    Lightning's own goes through memory and the folder for temporary files, both of which may be too
+    small for it. It reads by a ``map_location`` that is a function, which torch refuses for tensor
+    subclasses such as torchao's moments in 8 bits.
     """
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        place = Path(path)
+        temporary = place.with_name(f".{place.name}.{uuid4().hex}")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.save(checkpoint, temporary)
+            sync(temporary)
+            os.replace(temporary, place)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @override
     def load_checkpoint(
