@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from app.entry import build, differences, one_line, settings, settings_but_batches
 from app.keys import make
+from app.loggers import loggers_of
 from app.renamed import saved_settings
 from ipo_lightning.critics.stage.comparing import Couples
 from ipo_lightning.critics.stage.critique import Critique, critique_of
@@ -212,7 +213,7 @@ def make_trainer(cfg: DictConfig, run: RunDir, **own: Any) -> L.Trainer:
         InputError: the settings give one of these too, or Lightning refuses them.
     """
     own |= {
-        "logger": build(cfg.logger, "logger"),
+        "logger": loggers_of(cfg) or False,
         "default_root_dir": run.path,  # where Lightning looks for a SLURM job's checkpoint
         "plugins": [CheckpointFiles()],
         "use_distributed_sampler": False,

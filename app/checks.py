@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from app.loggers import check_loggers
 from app.planning.memory import check_memory, check_precision, shards
 from app.signatures import check_settings
 from ipo_lightning.errors import InputError
@@ -58,6 +59,7 @@ def check(cfg: DictConfig) -> None:
     check_settings(cfg, SETTINGS)
     _check_files(cfg)
     check_name(str(cfg.name), "store")
+    check_loggers(cfg)
     _check_combinations(cfg)
 
 
@@ -65,6 +67,7 @@ def check_critic(cfg: DictConfig) -> None:
     """Refuse what cannot work in the training of a critic; see `check`."""
     check_settings(cfg, SETTINGS)
     check_name(str(cfg.name), "store")
+    check_loggers(cfg)
     check_precision(cfg)
     _check_merger(cfg)
     if not Path(cfg.data.path).exists():
