@@ -329,6 +329,10 @@ def _compose(config: str, words: list[str]) -> DictConfig:
 
 
 def _no_such_choice(group: str, choice: str, options: Sequence[str]) -> str:
+    if group in ("hydra/sweeper", "hydra/launcher"):
+        plugin = f"hydra-{choice.partition('_')[0]}-{group.partition('/')[2]}"
+        there = ", ".join(options)
+        return f"{group}={choice}: not installed (there are {there}): pip install {plugin}"
     near = _nearest(choice, options)
     return f"{group}={choice}: no such choice{near} (there are {', '.join(options)})"
 
