@@ -36,6 +36,7 @@ CURE = "copy the policy folder out of the run and give backbone="
 SETTINGS = {
     "n": Count,
     "seed": int,
+    "naming": Literal["plain", "vbench", "vbench2"],
     "threads": Threads,
     "batch_size": Annotated[Count | None, Null("8 of tiny videos, else 1")],
     "fps": Annotated[Positive | None, Null("the model's")],

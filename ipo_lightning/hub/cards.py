@@ -176,31 +176,30 @@ def front_matter(base: Base, adapter: bool) -> str:
 def usage(base: Base, adapter: bool, chosen: Mapping[str, Any]) -> str:
     """A program that makes a video; ``policy`` is this card's folder, or its id on a hub."""
     rollout, backbone = chosen.get("rollout") or {}, chosen.get("backbone") or {}
-    origin = json.dumps(base.hub_id or "folder/of/the/base/model")
-    revision = f"revision={json.dumps(base.revision)}, " if base.revision else ""
-    loaded = "" if adapter else "transformer=transformer, "
+    shipped = base.path.endswith(SHIPPED)
+    origin = json.dumps(SHIPPED if shipped else base.hub_id or "folder/of/the/base/model")
+    revision = f", revision={json.dumps(base.revision)}" if base.revision else ""
+    loaded = "" if adapter else ", transformer=transformer"
     size = [f"{key}={int(backbone[key])}" for key in ("num_frames", "height", "width")
             if backbone.get(key)]  # fmt: skip
     asked = [f"num_inference_steps={int(rollout.get('steps') or 50)}",
              f"guidance_scale={float(rollout.get('guidance_scale') or 6)}", *size]  # fmt: skip
-    made = (f'transformer = {base.transformer}.from_pretrained("policy", '
-            "dtype=torch.bfloat16)")  # fmt: skip
     lines = [
         "import torch",
         f"from diffusers import {base.pipeline}{'' if adapter else ', ' + base.transformer}",
         "from diffusers.utils import export_to_video",
         "",
-        *([] if adapter else [made]),
-        f"pipeline = {base.pipeline}.from_pretrained(",
-        f"    {origin}, {revision}{loaded}dtype=torch.bfloat16",
-        ').to("cuda")',
+        *([] if adapter else [f'transformer = {base.transformer}.from_pretrained("policy")']),
+        f"pipeline = {base.pipeline}.from_pretrained({origin}{revision}{loaded})",
         *(['pipeline.load_lora_weights("policy")'] if adapter else []),
+        'pipeline.to(torch.bfloat16).to("cuda")  # all parts in one precision',
         f'video = pipeline(prompt="a prompt", {", ".join(asked)}).frames[0]',
         f'export_to_video(video, "video.mp4", fps={float(backbone.get("fps") or 8):g})',
     ]
     told = (
-        "Here `policy` is this folder, or the id of this repository. With diffusers before 0.42 "
-        "write `torch_dtype` for `dtype`; `export_to_video` needs imageio and imageio-ffmpeg."
+        "Here `policy` is this folder, or the id of this repository"
+        + (f"; `{SHIPPED}` lies in a clone of ipo_lightning. " if shipped else ". ")
+        + "`export_to_video` needs imageio and imageio-ffmpeg."
     )
     return f"{told}\n\n{fenced(chr(10).join(lines), 'python')}"
 
