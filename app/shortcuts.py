@@ -12,6 +12,9 @@ from app.entry import _composer, choices_of
 from app.signatures import read_signature
 from ipo_lightning.errors import InputError
 
+ADAPTER = "rank: 8, alpha: '${.rank}', targets: [to_q, to_k, to_v, 'to_out.0'], seed: '${seed}'"
+"""An adapter's settings where one of them is given: on all of attention, scaled by 1."""
+
 
 def expanded(config: str, arguments: Sequence[str]) -> list[str]:
     """The command line with all that its shortcuts stand for.
@@ -39,7 +42,7 @@ def with_preset(config: str, arguments: Sequence[str]) -> list[str]:
 def with_adapter(config: str, arguments: Sequence[str]) -> list[str]:
     """``backbone.lora.rank=4`` where nothing else gives an adapter: one of the backbone's family.
 
-    It has the class's own layers, and ``alpha`` is the rank unless it is given.
+    What is not given is as in `ADAPTER`.
     """
     names = {found[1] for word in arguments if (found := re.match(r"\+*(\w+)\.lora\.\w+=", word))}
     added, words = [], list(arguments)
@@ -47,8 +50,7 @@ def with_adapter(config: str, arguments: Sequence[str]) -> list[str]:
         if any(word.lstrip("+").startswith(f"{name}.lora=") for word in arguments):
             continue
         if target := adapter_of(_chosen(config, name, arguments), name):
-            parts = f"_target_: {target}, rank: 8, alpha: '${{.rank}}', seed: '${{seed}}'"
-            added.append(f"{name}.lora={{{parts}}}")
+            added.append(f"{name}.lora={{_target_: {target}, {ADAPTER}}}")
             words = [re.sub(rf"^\++({name}\.lora\.)", r"\1", word) for word in words]
     return [*added, *words]
 
