@@ -8,6 +8,7 @@ python train.py task=critic data.path=F  train a critic on people's labels inste
 
 import shlex
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -57,7 +58,9 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     trainer = None if finished(parts, cfg) else assembly.build_trainer(cfg, parts.iteration)
     if trainer is not None:
         check_critics(parts, cfg)
-    with assembly.claimed(cfg, parts.run, lambda: parts.identity(cfg), goes_on=trainer is not None):
+    goes_on = trainer is not None
+    made_of = partial(parts.identity, cfg, goes_on=goes_on)
+    with assembly.claimed(cfg, parts.run, made_of, goes_on=goes_on):
         if trainer is not None:
             fit(parts, cfg, trainer)
         lines = parts.run.lines()

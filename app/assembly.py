@@ -69,13 +69,19 @@ class Parts:
     evaluation: Evaluation
     iteration: IterationCallback
 
-    def identity(self, cfg: DictConfig) -> Identity:
-        """What the run is made of beside its settings."""
-        prompts = {
+    def identity(self, cfg: DictConfig, *, goes_on: bool) -> Identity:
+        """What the run is made of beside its settings.
+
+        Args:
+            goes_on: False: nothing is left to make, and the base model need not be there.
+        """
+        lists: dict[str, Sequence[str]] = {
             "training prompts": self.rollout.prompts,
             "held-out prompts": self.evaluation.prompts,
         }
-        return identity_of(cfg, [self.imported, self.real], prompts)
+        if goes_on:  # of a hub by its commit, which a branch's name does not tell
+            lists[within_clone(self.policy.path)] = [self.policy.identity]
+        return identity_of(cfg, [self.imported, self.real], lists)
 
 
 def settle(cfg: DictConfig) -> None:

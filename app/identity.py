@@ -32,6 +32,8 @@ from ipo_lightning.storage.store import (
 IDENTITY = "identity.json"
 FOLDERS = ("path", "model")
 """Settings that may name a folder by a single word; elsewhere it takes a slash to mean one."""
+BASE = "backbone.path"
+"""The base model is known by its policy's identity: of a hub by its commit."""
 GROWING = {key for _, key in PLACES}
 """Settings whose files change as a run goes on, and are known by their content elsewhere."""
 LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "av")
@@ -59,7 +61,7 @@ class Identity:
         files: that the settings name: path -> sha256. A machine that does a part of the stages may
             lack some.
         read: further files that the parts read: path -> sha256, None where there is no such file.
-        lists: name -> fingerprint of a list that the run is made of, such as its prompts.
+        lists: name -> fingerprint of what else it is made of: its prompts, the base model.
         versions: what made it -> version or hash.
     """
 
@@ -97,7 +99,7 @@ def files_of(cfg: DictConfig) -> list[Path]:
 
 def _names_file(key: str, path: str) -> bool:
     last = key.rpartition(".")[2]
-    if last in GROWING:
+    if last in GROWING or key == BASE:
         return False
     means_folder = os.sep in path or last in FOLDERS
     in_data = key.startswith("data.")
@@ -137,7 +139,7 @@ def versions_of(cfg: DictConfig) -> dict[str, str]:
     found = {"ipo_lightning": ipo_lightning.__version__, "code": code_hash()}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            found[name] = version(name).partition("+")[0]  # +cpu and +cu128 are one version
         except PackageNotFoundError:
             continue
     targets = {value for key, value in _texts(determining(cfg)) if key.endswith("_target_")}
@@ -181,7 +183,8 @@ def refuse_other_inputs(run: RunDir, old: Mapping[str, Any], now: Identity) -> N
     either = old["read"].keys() | now.read.keys()
     changed = {name for name in both if old["files"][name] != now.files[name]}
     changed |= {name for name in either if old["read"].get(name, "") != now.read.get(name, "")}
-    changed = changed or {n for n, known in old["lists"].items() if known != now.lists.get(n)}
+    lists = old["lists"].keys() & now.lists.keys()
+    changed = changed or {name for name in lists if old["lists"][name] != now.lists[name]}
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(
@@ -235,7 +238,7 @@ def write_identity(run: RunDir, old: Mapping[str, Any] | None, now: Identity) ->
     content = {
         "files": {**(old["files"] if old else {}), **now.files},
         "read": dict(now.read),
-        "lists": dict(now.lists),
+        "lists": {**(old["lists"] if old else {}), **now.lists},
         "versions": before if before and before[-1] == last else [*before, last],
     }
     text = json.dumps(content, indent=1, sort_keys=True)

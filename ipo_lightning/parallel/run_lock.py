@@ -65,7 +65,7 @@ def _kernel_lock(folder: Path) -> Iterator[bool]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise InputError(_in_use(folder, _patient(folder))) from error
+        raise InputError(_in_use(folder, _live_holder(folder))) from error
     except (OSError, NotImplementedError):
         yield False
         return
@@ -82,7 +82,7 @@ def _sign(folder: Path, own: Holder, proves: bool) -> None:
         with open(folder / HOLDER, "xb") as file:
             file.write(content)
     except FileExistsError as error:
-        other = _patient(folder)
+        other = _holder(folder) or _live_holder(folder)
         if not _is_dead(other, own, proves):
             raise InputError(_in_use(folder, other)) from error
         write_atomically(folder / HOLDER, content)
@@ -110,13 +110,24 @@ def _holder(folder: Path) -> Holder | None:
     return None
 
 
-def _patient(folder: Path) -> Holder | None:
-    """Who has signed; one that has just come is given the time to."""
+def _live_holder(folder: Path) -> Holder | None:
+    """Who has signed and lives; one that has just come is given the time to sign."""
     for _ in range(PATIENCE):
-        if found := _holder(folder):
+        found = _holder(folder)
+        if found and (found.host != socket.gethostname() or _lives(found.pid)):
             return found
         time.sleep(0.05)
-    return None
+    return found
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def _in_use(folder: Path, other: Holder | None) -> str:
