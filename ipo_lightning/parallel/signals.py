@@ -134,7 +134,7 @@ class StopSignals:
         """Another signal, some time later: the first `Stopped` was lost, or a person waits."""
         if number == signal.SIGINT:
             os._exit(128 + number)
-        if not self.deferred:
+        elif not self.deferred:
             self.leave()
 
     def _tell(self, number: int) -> None:
