@@ -169,6 +169,9 @@ def fit(parts: "Parts", cfg: DictConfig, trainer: "Trainer") -> None:
             show(f"{pending}\nthen go on with: {shlex.join(['python', *sys.argv])}")
     except CriticGone as gone:
         raise InputError(f"{gone}; what was answered is kept, the same command goes on") from gone
+    if trainer.should_stop and trainer.is_global_zero and not finished(parts, cfg):
+        where = parts.iteration.cut_short or "the trainer was stopped before the next round"
+        show(f"{where}; the same command, without what stopped it, goes on")
 
 
 def notes_of(parts: "Parts") -> list[str]:

@@ -44,12 +44,21 @@ from ipo_lightning.labelling import Labelling
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.parallel.run_lock import held
 from ipo_lightning.policy import Policy, Sampling
-from ipo_lightning.rounds import CheckpointsOnCpu, RolloutPlan, RoundStage, round_stages
+from ipo_lightning.rounds import CheckpointFiles, RolloutPlan, RoundStage, round_stages
 from ipo_lightning.rounds.datamodule import PreferenceDataModule
 from ipo_lightning.rounds.iteration import IterationCallback
+from ipo_lightning.rounds.trainer import check_trainer
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import Store, write_atomically
+
+INSTEAD = {
+    "logger": "choose one by logger=",
+    "max_epochs": "an epoch is a round: give round=",
+    "callbacks": "give +callbacks.NAME._target_=CLASS",
+    "enable_checkpointing": "give callbacks.iteration.checkpoint_every=",
+}
+"""What to give in place of a trainer's argument that the run determines."""
 
 Prompts = Callable[[str], Sequence[str]]
 
@@ -237,6 +246,7 @@ def _iteration(cfg: DictConfig, run: RunDir, stages: Sequence[RoundStage]) -> It
         run=run,
         stages=stages,
         until=None if cfg.until == "evaluation" else cfg.until,
+        requeue=cfg.requeue,
         **({"parallel_prompts": 1} if alone else {}),
     )
     return callback
@@ -288,26 +298,42 @@ def build_trainer(cfg: DictConfig, iteration: IterationCallback) -> L.Trainer:
         for name, node in cfg.callbacks.items()
         if name != "iteration" and node is not None
     ]
-    return make_trainer(
+    trainer = make_trainer(
         cfg,
+        iteration.run,
         max_epochs=cfg.round,
         callbacks=[*listeners, iteration],  # a bar closes before the next stage opens its own
         reload_dataloaders_every_n_epochs=1,
         enable_checkpointing=False,  # the iteration callback does it, by round
     )
+    check_trainer(trainer)
+    return trainer
 
 
-def make_trainer(cfg: DictConfig, **settings: Any) -> L.Trainer:
-    """Lightning's trainer on the devices of ``cfg``, told ``settings`` besides."""
+def make_trainer(cfg: DictConfig, run: RunDir, **own: Any) -> L.Trainer:
+    """Lightning's trainer on the devices of ``cfg``.
+
+    Args:
+        own: arguments that the run itself determines.
+
+    Raises:
+        InputError: the settings give one of these too, or Lightning refuses them.
+    """
+    own |= {
+        "logger": build(cfg.logger, "logger"),
+        "default_root_dir": run.path,  # where Lightning looks for a SLURM job's checkpoint
+        "plugins": [CheckpointFiles()],
+        "use_distributed_sampler": False,
+        "enable_model_summary": False,
+    }
+    for name in own.keys() & cfg.trainer.keys():
+        instead = INSTEAD.get(name, "leave it out: the run determines it")
+        raise InputError(setting=f"trainer.{name}", value=cfg.trainer[name], expected=instead)
     try:
         trainer: L.Trainer = build(
             OmegaConf.merge(cfg.trainer, {"accelerator": accelerator_of(cfg)}),
             "trainer",
-            logger=build(cfg.logger, "logger"),
-            plugins=[CheckpointsOnCpu()],
-            use_distributed_sampler=False,
-            enable_model_summary=False,
-            **settings,
+            **own,
         )
     except (MisconfigurationException, ImportError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):

@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from app.held_out import register_held_out
 from app.renamed import old_name
 from ipo_lightning.errors import InputError, within
+from ipo_lightning.parallel.signals import Stopped, stop_signals
 from ipo_lightning.settings import signature_of
 
 # Idle OpenMP threads spin by default: beside any other busy process that makes every small
@@ -46,7 +47,7 @@ CONF = REPO / "conf"
 
 TASKS = {"policy": "train", "critic": "train_critic"}
 """What train.py trains -> the configuration of it."""
-PASSING = ("task", "round", "name", "until", "dry_run", "debug", "plan", "push_to_hub",
+PASSING = ("task", "round", "name", "until", "dry_run", "debug", "plan", "push_to_hub", "requeue",
            "accept_version", "paths", "logger", "callbacks", "hydra")  # fmt: skip
 """Keys that do not change what a run computes."""
 PLACES = (("critic", "answers"), ("eval_critic", "answers"), ("network", "cache"))
@@ -282,9 +283,15 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
 
 @contextmanager
 def friendly(debug: bool) -> Iterator[None]:
-    """End with one to three lines and status 1 where the input is at fault."""
+    """End with one to three lines and status 1 where the input is at fault, and with a signal's
+    status (143 of SIGTERM, 130 of Ctrl-C) where one came."""
     try:
-        yield
+        with stop_signals():
+            yield
+    except Stopped as stopped:
+        if stopped.told:
+            print(f"\n{stopped.told}", file=sys.stderr)  # noqa: T201 - below a progress bar
+        raise
     except (InputError, OmegaConfBaseException) as error:  # the latter: ${...} leads nowhere
         if debug:
             traceback.print_exc()

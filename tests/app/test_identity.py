@@ -17,7 +17,9 @@ from omegaconf import DictConfig
 
 from app import assembly, critic_assembly, entry, identity
 from app.entry import CONF, REPO, settings
+from app.sample_settings import backbone_of
 from ipo_lightning.errors import InputError
+from ipo_lightning.hub.checkpoints import Checkpoint
 from ipo_lightning.parallel.run_lock import held
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.video import Clip, write_video
@@ -332,6 +334,16 @@ def test_a_clone_at_an_odd_place_names_its_runs_alike(
         [sys.executable, *words], cwd=clone, env=environment, capture_output=True, text=True
     )
     assert there.stdout.strip() == compose_train().name, there.stderr
+
+
+def test_a_runs_paths_in_the_clone_are_found_from_anywhere(
+    compose_train: ComposeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = Checkpoint("lightning", str(tmp_path))
+    for path, found in (("docs/images", REPO / "docs/images"), ("owner/name", "owner/name")):
+        node = backbone_of(compose_train(), checkpoint, {"backbone": {"path": path}})
+        assert node["path"] == str(found)
 
 
 # ---------------------------------------------------------------- one process
