@@ -26,6 +26,7 @@ SETTINGS = {
     "threads": Threads,
     "dry_run": bool,
     "debug": bool,
+    "accept_version": bool,
     "requeue": bool,
     "step": Literal["plain", "two_pass"],
     "until": Literal[STAGES] | None,

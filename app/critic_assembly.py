@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from omegaconf import DictConfig
 from typing_extensions import override
 
-from app.assembly import accelerator_of, make_trainer
+from app.assembly import accelerator_of, leads, make_trainer
 from app.entry import build
+from app.identity import Identity, identity_of
 from app.keys import make
 from app.loggers import log_settings
 from data.critic_datamodule import CriticDataModule
@@ -88,6 +88,10 @@ class CriticParts:
         kind = "critic=reward critic.model" if multimodal else "critic=trained critic.path"
         return f"{kind}={self.folder}"
 
+    def identity(self, cfg: DictConfig) -> Identity:
+        """What the critic is made of beside its settings; its labels have a file of their own."""
+        return identity_of(cfg, [self.datamodule], {})
+
     def figures(self) -> dict[str, float] | None:
         """Those of the finished critic; None where there is none yet."""
         file = self.folder / FIGURES
@@ -142,7 +146,7 @@ def claim_labels(parts: CriticParts) -> None:
             f"data.path={parts.datamodule.path}: the labels are not those that {parts.run.path} "
             "was begun with; give another name=NAME"
         )
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if leads():
         write_atomically(file, json.dumps({"content": parts.datamodule.content}).encode())
 
 

@@ -78,6 +78,14 @@ class RealVideos:
             raise InputError(setting="path", value=path, expected="there is no such folder or file")
         self._hashes: list[str] | None = None
 
+    def inputs(self) -> Iterator[Path]:
+        """The clips and, in a folder, their captions."""
+        for clip in self.clips:
+            if isinstance(clip.video, Path):
+                yield clip.video
+                if self.path.is_dir():
+                    yield clip.video.with_suffix(".txt")
+
     def prepare(
         self, policy: Policy, store: Store, workers: Workers, device: torch.device
     ) -> RealData:

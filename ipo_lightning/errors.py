@@ -31,9 +31,23 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         if not self.setting:
-            return super().__str__()
-        shown = self.setting if self.value is ... else f"{self.setting}={self.value}"
-        return f"{shown}: {self.expected.replace('{setting}', self.setting)}"
+            return printable(super().__str__(), keep="\n")
+        value = "" if self.value is ... else f"={printable(str(self.value))}"
+        expected = self.expected.replace("{setting}", self.setting)
+        return f"{self.setting}{value}: " + printable(expected, keep="\n")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A text of somebody else's as a terminal may be given it: on one line, with an escape in place
+    of each character that would end the line, move the cursor or turn the direction of writing.
+
+    Args:
+        keep: characters that stay as they are.
+    """
+    return "".join(
+        one if one.isprintable() or one in keep else one.encode("unicode_escape").decode()
+        for one in text
+    )
 
 
 @contextmanager

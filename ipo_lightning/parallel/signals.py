@@ -24,8 +24,9 @@ SIGNALS = [
 ]
 LEADER = "IPO_LIGHTNING_LEADER"
 """Environment variable: the process that was started by hand; Lightning copies it to its ranks."""
+PATIENCE = b"\nCtrl-C: leaving after this optimizer step (again: at once, without a checkpoint)\n"
 IMPATIENT = 2.0
-"""Seconds after which another Ctrl-C is a person's, not one that a launcher passed on."""
+"""Seconds after which another signal is meant so, and not the same one passed on by a launcher."""
 
 
 class Stopped(SystemExit):
@@ -118,13 +119,22 @@ class StopSignals:
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
-        again = self.received is not None
-        if not again:
-            self.received, self._since = number, time.monotonic()
-            self._tell(number)
-        if again and number == signal.SIGINT and time.monotonic() - self._since > IMPATIENT:
+        if self.received is not None:
+            if time.monotonic() - self._since > IMPATIENT:
+                self._insist(number)
+            return
+        self.received, self._since = number, time.monotonic()
+        self._tell(number)
+        if not self.deferred:
+            self.leave()
+        elif number == signal.SIGINT and not self._is_child():
+            os.write(2, PATIENCE)
+
+    def _insist(self, number: int) -> None:
+        """Another signal, some time later: the first `Stopped` was lost, or a person waits."""
+        if number == signal.SIGINT:
             os._exit(128 + number)
-        if not again and not self.deferred:
+        elif not self.deferred:
             self.leave()
 
     def _tell(self, number: int) -> None:

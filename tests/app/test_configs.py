@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
@@ -20,7 +19,10 @@ from app.entry import CONF, choices_of, refuse_misspelt, register_resolvers, set
 from data.critic_datamodule import CriticDataModule
 from ipo_lightning.errors import InputError
 from ipo_lightning.reward.losses import RewardScale
+from ipo_lightning.rounds import IterationCallback
+from ipo_lightning.rounds.training import TrainingStage
 from ipo_lightning.shapes.reward_encoder import ShapesReward
+from ipo_lightning.storage.layout import RunDir
 from tests.conftest import ComposeTrain
 from tests.helpers import tiny_wan
 
@@ -42,6 +44,8 @@ COMPLETED = ("callbacks.iteration", "trainer")
 
 def beside(choice: str, tmp_path: Path) -> list[str]:
     """The overrides that make a choice a whole run."""
+    if choice.startswith("callbacks=") and choice != "callbacks=default":
+        return [f"callbacks=[default,{choice.partition('=')[2]}]"]
     if choice in PLUGINS:
         pytest.importorskip(PLUGINS[choice])
     prompts = tmp_path / "prompts.txt"
@@ -150,7 +154,8 @@ def test_every_trainer_is_built(choice: str, compose_train: ComposeTrain) -> Non
     if choice in PACKAGES:
         pytest.importorskip(PACKAGES[choice])
     cfg = compose_train(choice, "trainer.accelerator=cpu", "trainer.devices=1")
-    assert assembly.build_trainer(cfg, L.Callback()).max_epochs == cfg.round
+    callback = IterationCallback(RunDir("nowhere"), [TrainingStage()])
+    assert assembly.build_trainer(cfg, callback).max_epochs == cfg.round
 
 
 @pytest.mark.slow

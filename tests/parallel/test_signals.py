@@ -249,6 +249,25 @@ def test_a_deferred_signal_waits_to_be_asked_for() -> None:
     assert stopped.value.code == 143
 
 
+def test_whoever_insists_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seconds later; what a launcher passes on at once counts as the same signal."""
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    signals = StopSignals()
+    signals.install()
+    try:
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signals._since -= 3
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signals.restore()
+    assert left == [130]
+
+
 def test_a_forked_worker_leaves_signals_to_its_parent() -> None:
     signals = StopSignals()
     signals.install()

@@ -18,7 +18,7 @@ from ipo_lightning.critics.scorers.frames import read_head
 from ipo_lightning.critics.scorers.videoreward import read_state
 from ipo_lightning.errors import InputError
 from ipo_lightning.hub.checkpoints import find_checkpoint, load_into
-from ipo_lightning.rounds import CheckpointsOnCpu
+from ipo_lightning.rounds import CheckpointFiles
 from tests.helpers import tiny
 
 PIPELINE = REPO / "ipo_lightning/shapes/pipeline"
@@ -72,7 +72,7 @@ def alone(name: str, read: Callable[[Path], Any]) -> Callable[[bytes, Path], Any
 
 READERS: dict[str, Callable[[bytes, Path], Any]] = {
     "a run that goes on": alone(
-        "a.ckpt", lambda file: CheckpointsOnCpu().load_checkpoint(file, weights_only=True)
+        "a.ckpt", lambda file: CheckpointFiles().load_checkpoint(file, weights_only=True)
     ),
     "ckpt=": alone(
         "a.ckpt", lambda file: load_into(find_checkpoint(str(file)), tiny.policy(PIPELINE))
