@@ -56,7 +56,9 @@ def check(cfg: DictConfig) -> None:
     """
     for key in NEEDED:
         if OmegaConf.select(cfg, key) is None:
-            raise InputError(setting=key, expected="a run cannot do without it")
+            more = "; choose default too: callbacks=[default,lr_monitor]"
+            beside = more if key == "callbacks.iteration" else ""
+            raise InputError(setting=key, expected=f"a run cannot do without it{beside}")
     check_settings(cfg, SETTINGS)
     _check_files(cfg)
     check_name(str(cfg.name), "store")

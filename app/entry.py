@@ -330,8 +330,8 @@ def _compose(config: str, words: list[str]) -> DictConfig:
     try:
         cfg = compose(config, words)
     except MissingConfigException as error:
-        options = [str(option) for option in error.options or []]
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        options = [str(option) for option in error.options or choices_of(group)]
         raise InputError(_no_such_choice(group, choice, options)) from error
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise InputError(_explain(config, words, error)) from error

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from app.checks import check, check_critic
-from app.entry import CONF, choices_of, register_resolvers
+from app.entry import CONF, choices_of, refuse_misspelt, register_resolvers
 from app.loggers import PACKAGES, loggers_of
 from app.shortcuts import expanded
 from callbacks.stopping import JudgeEarlyStopping, rounds_since_best
@@ -110,6 +110,26 @@ def test_a_logger_without_its_package_is_refused_at_once(
     assert name in PACKAGES.values()
     with pytest.raises(InputError, match=rf"logger.{name}: the package {name} is not installed"):
         (check_critic if words else check)(cfg)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("logger=[csv,wandbb]", r"logger=wandbb: no such choice; did you mean 'wandb'\?"),
+        ("callbacks=[default,early]", r"callbacks=early: no such choice.*\(there are default, dev"),
+        ("hparams_search=optna", "did you mean 'optuna'"),
+        ("hydra/sweeper=ax", "not installed .*pip install hydra-ax-sweeper"),
+        ("hydra/launcher=submitit_slurm", "not installed .*pip install hydra-submitit-launcher"),
+    ],
+)
+def test_a_choice_within_a_list_is_named_where_there_is_none(word: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        refuse_misspelt("train", [word])
+
+
+def test_a_callback_alone_lacks_the_rounds() -> None:
+    with pytest.raises(InputError, match=r"callbacks.iteration: .*choose default too"):
+        check(composed("train", "callbacks=early_stopping"))
 
 
 @pytest.mark.parametrize("name", ["lr_monitor", "device_stats"])
