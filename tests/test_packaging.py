@@ -61,6 +61,16 @@ def test_what_is_imported_is_required(path: Path) -> None:
     assert distributions(path) <= asked | optional
 
 
+def test_the_least_releases_are_what_the_bounds_name() -> None:
+    """`.ci/bounds minimum` installs each of them as it stands."""
+    made = subprocess.run(
+        [sys.executable, REPO / ".ci/minimum.py"], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    names = {line.partition("==")[0].lower().replace("_", "-") for line in made if "==" in line}
+    assert names == requirements("options", "install_requires") | {"pytorch-lightning"}
+    assert len(names) == len(made) and not any(">" in line for line in made)
+
+
 def test_the_version_is_in_the_changelog() -> None:
     assert f"## [{ipo_lightning.__version__}]" in (REPO / "CHANGELOG.md").read_text()
 
