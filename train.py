@@ -14,15 +14,16 @@ import hydra
 from omegaconf import DictConfig
 
 from app.checks import check, check_critic
+from app.ending import ended
 from app.entry import (
     TASKS,
-    flags_first,
     friendly,
     refuse_missing,
     refuse_misspelt,
     register_resolvers,
     task_of,
 )
+from app.free_text import as_typed
 from ipo_lightning.errors import InputError, within
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def show(text: str) -> None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """The command line; a sweep optimises the held-out judge's mean score, or a critic's loss."""
-    with friendly(cfg.debug):
+    with friendly(cfg.get("debug") is True):
         if cfg.task == "critic":
             figures = train_critic(cfg)
             return figures["valid/loss"] if figures else None
@@ -196,10 +197,11 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = flags_first(sys.argv[1:])
     with friendly("debug=true" in sys.argv):
         config = TASKS[task_of(sys.argv[1:])]
+        sys.argv[1:] = as_typed(config, sys.argv[1:])
         refuse_misspelt(config, sys.argv[1:])
     if config != "train":
         sys.argv.insert(1, f"--config-name={config}")
-    main()
+    with ended(sys.argv[1:]):
+        main()

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
@@ -175,18 +175,32 @@ def _evaluation(
 
 def build_trainer(cfg: DictConfig, iteration: IterationCallback) -> L.Trainer:
     """Lightning's trainer: an epoch a round, loaders made anew for each."""
-    listeners = [
+    return make_trainer(
+        cfg,
+        max_epochs=cfg.round,
+        callbacks=[*_listeners(cfg), iteration],  # a bar closes before the next stage opens its own
+        reload_dataloaders_every_n_epochs=1,
+        enable_checkpointing=False,  # the iteration callback does it, by round
+    )
+
+
+def _listeners(cfg: DictConfig) -> list[L.Callback]:
+    """The other callbacks; without a progress bar's where there shall be none."""
+    found = [
         build(node, f"callbacks.{name}")
         for name, node in cfg.callbacks.items()
         if name != "iteration" and node is not None
     ]
-    return make_trainer(
-        cfg,
-        max_epochs=cfg.round,
-        callbacks=[*listeners, iteration],  # a bar closes before the next stage opens its own
-        reload_dataloaders_every_n_epochs=1,
-        enable_checkpointing=False,  # the iteration callback does it, by round
-    )
+    shown = cfg.trainer.get("enable_progress_bar", True)
+    return [one for one in found if shown or not isinstance(one, ProgressBar)]
+
+
+def loggers_of(cfg: DictConfig) -> Any:
+    """The logger, or one for each name of a mapping; False where there is none."""
+    node = cfg.get("logger")
+    if not OmegaConf.is_dict(node) or "_target_" in node:
+        return False if node is None else build(node, "logger")
+    return [build(one, f"logger.{name}") for name, one in node.items() if one is not None] or False
 
 
 def make_trainer(cfg: DictConfig, **settings: Any) -> L.Trainer:
@@ -195,15 +209,15 @@ def make_trainer(cfg: DictConfig, **settings: Any) -> L.Trainer:
         trainer: L.Trainer = build(
             OmegaConf.merge(cfg.trainer, {"accelerator": accelerator_of(cfg)}),
             "trainer",
-            logger=build(cfg.logger, "logger"),
+            logger=loggers_of(cfg),
             plugins=[CheckpointsOnCpu()],
             use_distributed_sampler=False,
             enable_model_summary=False,
             **settings,
         )
-    except (MisconfigurationException, ImportError, ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # Lightning's own, of many kinds
         asked = ", ".join(f"{key}={cfg.trainer[key]}" for key in ("accelerator", "devices"))
         raise InputError(f"trainer ({asked}): {one_line(error)}") from error
     return trainer

@@ -6,13 +6,19 @@ from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from app.checks import Threads, check_name
+from app.checks import ACCELERATOR, PATHS, Threads, check_name
 from app.entry import choices_of
 from app.signatures import check_settings
 from ipo_lightning.errors import InputError
-from ipo_lightning.settings import Above, AtLeast, Below, Count, Null
+from ipo_lightning.settings import Above, AtLeast, Below, Count, Null, Text
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
+    **PATHS,
+    **ACCELERATOR,
+    "pairs": Text,
+    "format": Text,
+    "videos": Annotated[Text | None, Null("the file's own folder")],
+    "name": Text | None,
     "n": Annotated[int | None, AtLeast(2), Null("all")],
     "calibration": Annotated[float, Above(0), Below(1)],
     "bins": Count,

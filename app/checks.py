@@ -6,20 +6,48 @@ file. Here are the settings that none takes, and what settings mean for each oth
 
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
 from app.planning.memory import check_memory, check_precision, shards
 from app.signatures import check_settings
 from ipo_lightning.errors import InputError
-from ipo_lightning.settings import AtMost, Count, NotNegative, Null, Positive
+from ipo_lightning.settings import (
+    AtLeast,
+    AtMost,
+    Count,
+    NotNegative,
+    Null,
+    Object,
+    Positive,
+    Prompt,
+    Says,
+    Text,
+)
 
 STAGES = ("rollout", "critique", "labelling", "training", "evaluation")
 Threads = Annotated[Count | None, Null("torch's default")]
-
-SETTINGS = {
+PARTS = ("backbone", "loss", "reference", "critic", "eval_critic", "labelling", "calibration",
+         "data.prompts", "optim.optimizer", "trainer", "callbacks.iteration", "network",
+         "reward_loss")  # fmt: skip
+Devices = Annotated[
+    Annotated[int, AtLeast(-1)] | str | Sequence[int],
+    Says("a whole number, auto, or a list of them"),
+]
+ACCELERATOR = {"trainer.accelerator": Text}
+PATHS = {"paths.outputs": Text, "paths.store": Text, "paths": Mapping[str, str | None]}
+ROLLOUT = {"rollout.negative_prompt": Prompt | None, "rollout.cache": Object | None}
+"""What conf/sample.yaml, conf/audit.yaml and conf/train.yaml share."""
+SETTINGS: dict[str, Any] = {
+    **PATHS,
+    **ROLLOUT,
+    **ACCELERATOR,
+    "task": Literal["policy", "critic"],
+    "name": Annotated[Text, Says("the name of a folder")],
+    "push_to_hub": Annotated[Text | None, Says("OWNER/NAME")],
     "round": Count,
     "seed": int,
     "threads": Threads,
@@ -27,10 +55,22 @@ SETTINGS = {
     "debug": bool,
     "step": Literal["plain", "two_pass"],
     "until": Literal[STAGES] | None,
+    **dict.fromkeys(PARTS, Object),
+    "data.real": Object | None,
+    "evaluation.split": Literal["train", "select", "final"],
     "evaluation.prompts": Annotated[Count | None, Null("all")],
+    "evaluation.gauges": Mapping[str, Object] | None,
+    "evaluation.real_clips": Object | None,
     "optim.optimizer.lr": Positive,
     "optim.optimizer.weight_decay": NotNegative,
     "trainer.accumulate_grad_batches": Count,
+    "trainer.devices": Devices,
+    "trainer.num_nodes": Count,
+    "trainer.strategy": Text | Object,
+    "trainer.precision": int | str | None,
+    "trainer.gradient_clip_val": NotNegative | None,
+    "trainer.log_every_n_steps": Count | None,
+    "trainer.enable_progress_bar": bool,
     "plan.memory_gib": Annotated[Positive | None, Null("of the GPU of this machine")],
     "plan.reserve_gib": NotNegative,
     "plan.tflops": Annotated[Positive | None, Null("measured here")],
