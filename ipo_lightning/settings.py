@@ -88,7 +88,7 @@ Prompt = Annotated[str, Whole()]
 
 
 class Object:
-    """Stands for any object that is made of the settings of a part."""
+    """Stands for any object, or for the settings that one is made of."""
 
 
 PART = "the settings of a part, as {setting}._target_=NAME"
@@ -180,12 +180,9 @@ def _takes(option: Option, value: Any) -> bool:
             any(_takes(one, element) for one in _options(hint))
             for _, element, hint in _elements(option, value)
         )
-    return not _is_class(kind) or not _is_plain(value) or _is_instance(value, kind)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether it is never an object, nor the settings of one."""
-    return isinstance(value, PLAIN) or (isinstance(value, Mapping) and "_target_" not in value)
+    if kind is Object and isinstance(value, Mapping):
+        return "_target_" in value
+    return not _is_class(kind) or not isinstance(value, PLAIN) or _is_instance(value, kind)
 
 
 def _takes_number(option: Option, value: Any) -> bool:
@@ -260,7 +257,7 @@ def _expected(options: Sequence[Option], value: Any) -> str:
     null = f"null ({meanings[0]})" if meanings else "null"
     words = [*described, *([null] if len(given) < len(options) else [])]
     text = f"{'choose one of' if chosen else 'give'} {', or '.join(words)}"
-    if isinstance(value, int) and abs(value) >= WIDEST:
+    if isinstance(value, int) and abs(value) >= WIDEST and any(one.kind is int for one in options):
         return f"{text}, below 2^63"
     if isinstance(value, Number) and any(option.kind is str for option in options):
         shown = value if type(value) is int else "..."  # another was not written like that

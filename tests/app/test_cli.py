@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from app import assembly, checks
-from app.entry import CONF, REPO, flags_first, refuse_misspelt
+from app.entry import CONF, REPO, refuse_misspelt
+from app.free_text import flags_first
 from app.keys import KEYS
 from ipo_lightning.errors import InputError
 from ipo_lightning.storage.layout import STAGES, RunDir
@@ -313,7 +314,7 @@ def test_every_checked_key_is_a_setting(compose_train: ComposeTrain) -> None:
     missing = {
         key
         for key in (*checks.SETTINGS, *taken)
-        if all(OmegaConf.select(cfg, key, default="") == "" for cfg in configs)
+        if all(OmegaConf.select(cfg, key, default=...) is ... for cfg in configs)
     }
     assert missing == set()
 
