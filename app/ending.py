@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 
 from ipo_lightning.errors import pipe_may_close
@@ -16,7 +16,7 @@ FAILED: list[str] = []
 HERE = ("BasicSweeper", "BasicLauncher")
 
 
-class JobFailed(HydraException):
+class JobFailed(CompactHydraException):
     """A job of a sweep was refused; for sweepers that count such jobs, and launchers elsewhere."""
 
 
@@ -42,7 +42,8 @@ def _job() -> str:
     """Which job of a sweep this is, by its number and by what it has of its own; else ''."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return ""
-    own = [word for word in HydraConfig.get().overrides.task if word not in sys.argv]
+    given = [word.lower() for word in sys.argv]  # Hydra writes true as True
+    own = [word for word in HydraConfig.get().overrides.task if word.lower() not in given]
     return f"job {HydraConfig.get().job.num} ({', '.join(own)})"
 
 
@@ -59,7 +60,8 @@ def ended(arguments: Sequence[str]) -> Iterator[None]:
     with pipe_may_close():
         yield
     if FAILED:
-        print(f"error: refused were {'; '.join(FAILED)}; the other jobs went on", file=sys.stderr)  # noqa: T201
+        told = f"error: refused: {'; '.join(FAILED)}; the other jobs of the sweep went on"
+        print(told, file=sys.stderr)  # noqa: T201
         sys.exit(1)
 
 

@@ -28,6 +28,12 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "audit": audit_settings.SETTINGS,
 }
 """Configuration -> its settings that no class takes."""
+VALUED = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p",
+          "--cfg", "-c", "--experimental-rerun")  # fmt: skip
+"""Hydra's flags that a value follows."""
+INFO = ("--info", "-i")
+TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+"""The same, and values of it: it may do without."""
 
 
 def as_typed(config: str, arguments: Sequence[str]) -> list[str]:
@@ -44,15 +50,20 @@ def as_typed(config: str, arguments: Sequence[str]) -> list[str]:
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
-    """Flags and their values before the overrides: in the midst of them argparse loses track."""
-    overrides = get_args_parser().parse_known_intermixed_args([*arguments])[0].overrides
-    left, flags = list(overrides), []
-    for word in arguments:
-        if left and word == left[0]:
-            left.pop(0)
+    """Hydra's flags before the overrides: in the midst of them argparse loses track."""
+    left, flags, overrides, last = list(arguments), [], [], []
+    while left:
+        word = left.pop(0)
+        if word in INFO and not set(left[:1]) & set(TOPICS):
+            last.append(word)  # before an override, it would take that for its topic
+        elif not word.startswith("-"):
+            overrides.append(word)
         else:
             flags.append(word)
-    return [*flags, *overrides]
+            if word in (*INFO, *VALUED):
+                flags += left[:1]
+                del left[:1]
+    return [*flags, *overrides, *last]
 
 
 def _quoted(word: str, hints: Sequence["Hints"], sweep: bool) -> str:
