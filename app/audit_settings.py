@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from omegaconf import DictConfig, OmegaConf
 
 from app.checks import ACCELERATOR, PATHS, Threads, check_name
-from app.entry import choices_of
+from app.entry import choices_of, none_lacking
 from app.signatures import check_settings
 from ipo_lightning.errors import InputError
 from ipo_lightning.settings import Above, AtLeast, Below, Count, Null, Text
@@ -36,6 +36,7 @@ SETTINGS: dict[str, Any] = {
 """None of a class."""
 
 
+@none_lacking()
 def check_audit(cfg: DictConfig) -> None:
     """Refuse what cannot work.
 

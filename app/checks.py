@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from app.entry import none_lacking
 from app.planning.memory import check_memory, check_precision, shards
 from app.signatures import check_settings
 from ipo_lightning.errors import InputError
@@ -85,6 +86,7 @@ NEEDED = ("backbone", "data", "loss", "reference", "rollout", "critic", "eval_cr
           "evaluation", "optim", "trainer", "callbacks.iteration")  # fmt: skip
 
 
+@none_lacking()
 def check(cfg: DictConfig) -> None:
     """Refuse what cannot work in the training of a policy.
 
@@ -100,6 +102,7 @@ def check(cfg: DictConfig) -> None:
     _check_combinations(cfg)
 
 
+@none_lacking()
 def check_critic(cfg: DictConfig) -> None:
     """Refuse what cannot work in the training of a critic; see `check`."""
     check_settings(cfg, SETTINGS)

@@ -245,19 +245,29 @@ def task_of(arguments: Sequence[str]) -> str:
 def friendly(debug: bool) -> Iterator[None]:
     """End with one to three lines and status 1 where the input is at fault."""
     try:
-        with pipe_may_close():
+        with pipe_may_close(), none_lacking():
             yield
-    except (InputError, OmegaConfBaseException) as error:
+    except InputError as error:
         if debug:
             traceback.print_exc()
-        fail(str(error) if isinstance(error, InputError) else _lacking(error))
+        fail(str(error))
 
 
-def _lacking(error: OmegaConfBaseException) -> str:
-    """What is wrong where a setting was deleted, or ``${...}`` leads nowhere."""
-    if lacking := re.search(r"Key '.*' is not in struct\s+full_key: (\S+)", str(error)):
-        return f"{lacking[1]}: it cannot be done without; leave it as it is"
-    return one_line(error)
+@contextmanager
+def none_lacking() -> Iterator[None]:
+    """Say which setting was deleted, or that ``${...}`` leads nowhere.
+
+    Raises:
+        InputError: in place of OmegaConf's own errors.
+    """
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        said = r"(?:Key '.*' is not in struct|Missing key \S+)\s+full_key: (\S+)"
+        if lacking := re.search(said, str(error)):
+            needed = "it cannot be done without; leave it as it is"
+            raise InputError(setting=lacking[1], expected=needed) from error
+        raise InputError(one_line(error)) from error
 
 
 def single_runs(overrides: Sequence[Override]) -> Iterator[list[str]]:

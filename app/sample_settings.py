@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from omegaconf import DictConfig, OmegaConf
 
 from app.checks import ACCELERATOR, PATHS, ROLLOUT, Threads
-from app.entry import REPO
+from app.entry import REPO, none_lacking
 from app.renamed import saved_settings
 from app.signatures import check_settings, read_signature
 from ipo_lightning.errors import InputError
@@ -59,6 +59,7 @@ LARGE = 2**20
 """Pixels of a video, over all its frames, above which two are not denoised together unasked."""
 
 
+@none_lacking()
 def check_sample(cfg: DictConfig) -> None:
     """Refuse what cannot work, before anything is loaded.
 
