@@ -151,9 +151,23 @@ def make_module(cfg: DictConfig, policy: Policy) -> PreferenceModule:
         policy,
         build(cfg.loss, "loss"),
         build(cfg.reference, "reference"),
-        build(cfg.optim.optimizer, "optim.optimizer"),
+        optimizer_of(cfg),
         two_pass=cfg.step == "two_pass",
     )
+
+
+def optimizer_of(cfg: DictConfig) -> Any:
+    """What makes the optimizer, tried on a parameter: it would refuse settings in the training.
+
+    Raises:
+        InputError: it refuses them.
+    """
+    make_optimizer = build(cfg.optim.optimizer, "optim.optimizer")
+    try:
+        make_optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
+    except (TypeError, ValueError) as error:
+        raise InputError(f"optim.optimizer: {one_line(error)}") from error
+    return make_optimizer
 
 
 def _evaluation(

@@ -57,6 +57,8 @@ SETTINGS: dict[str, Any] = {
     "step": Literal["plain", "two_pass"],
     "until": Literal[STAGES] | None,
     **dict.fromkeys(PARTS, Object),
+    "callbacks": Mapping[str, Object | None],
+    "logger": Object | Mapping[str, Object | None] | None,
     "data.real": Object | None,
     "evaluation.split": Literal["train", "select", "final"],
     "evaluation.prompts": Annotated[Count | None, Null("all")],
@@ -82,8 +84,11 @@ SETTINGS: dict[str, Any] = {
 """Settings of conf/train.yaml and conf/train_critic.yaml that no class of ours takes."""
 FILES = ("data.prompts.path",)
 FILES_OR_FOLDERS = ("data.imported.path",)
-NEEDED = ("backbone", "data", "loss", "reference", "rollout", "critic", "eval_critic", "labelling",
-          "evaluation", "optim", "trainer", "callbacks.iteration")  # fmt: skip
+OF_ANY = ("seed", "name", "paths", "optim", "trainer", "data")
+NEEDED = (*OF_ANY, "round", "plan", "regularise", "backbone", "loss", "reference", "rollout",
+          "critic", "eval_critic", "labelling", "evaluation", "calibration",
+          "callbacks.iteration")  # fmt: skip
+NEEDED_BY_CRITICS = (*OF_ANY, "stopping", "network", "reward_loss")
 
 
 @none_lacking()
@@ -93,9 +98,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         InputError: names the setting, what it is, and what to give instead.
     """
-    for key in NEEDED:
-        if OmegaConf.select(cfg, key) is None:
-            raise InputError(setting=key, expected="a run cannot do without it")
+    _check_needed(cfg, NEEDED)
     check_settings(cfg, SETTINGS)
     _check_files(cfg)
     check_name(str(cfg.name), "store")
@@ -105,6 +108,7 @@ def check(cfg: DictConfig) -> None:
 @none_lacking()
 def check_critic(cfg: DictConfig) -> None:
     """Refuse what cannot work in the training of a critic; see `check`."""
+    _check_needed(cfg, NEEDED_BY_CRITICS)
     check_settings(cfg, SETTINGS)
     check_name(str(cfg.name), "store")
     check_precision(cfg)
@@ -125,6 +129,12 @@ def check_critic(cfg: DictConfig) -> None:
             expected="a critic keeps the weights that did best on the held-out prompts, never an "
             "average; give null",
         )
+
+
+def _check_needed(cfg: DictConfig, keys: Sequence[str]) -> None:
+    for key in keys:
+        if OmegaConf.select(cfg, key) is None:
+            raise InputError(setting=key, expected="a run cannot do without it")
 
 
 def _check_files(cfg: DictConfig) -> None:

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from omegaconf import DictConfig
 
-from app.assembly import accelerator_of, make_trainer
+from app.assembly import accelerator_of, make_trainer, optimizer_of
 from app.entry import build
 from app.keys import make
 from data.critic_datamodule import CriticDataModule
@@ -66,7 +66,7 @@ def assemble(cfg: DictConfig) -> CriticParts:
         cfg,
         build(cfg.network, "network"),
         build(cfg.reward_loss, "reward_loss"),
-        build(cfg.optim.optimizer, "optim.optimizer"),
+        optimizer_of(cfg),
     )
     family = module.family
     datamodule: CriticDataModule = build(

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from app.entry import HYDRAS
 from app.keys import KEYS
 from ipo_lightning.errors import InputError, within
-from ipo_lightning.settings import PART, Signature, allowing_default, check
+from ipo_lightning.settings import PART, Signature, allowing_default, check, takes_object
 
 IMPORTED = ("typing", "collections.abc", "pathlib", "ipo_lightning.settings")
 """Modules that are imported for what annotations mean by their names: they load at once."""
@@ -108,6 +108,9 @@ def _check_part(node: Any, key: str) -> None:
         own = {name: value for name, value in node.items() if name not in HYDRAS}
         with _advised(), within(key):
             signature.check({name: value for name, value in own.items() if not _is_open(value)})
+            for name, value in own.items():
+                if _is_no_part(value) and takes_object(signature.hints.get(name, Any)):
+                    raise InputError(setting=name, value=value, expected=f"give {PART}")
     for name, value in node.items() if node.get("_recursive_", True) else ():
         _check_part(value, f"{key}.{name}".lstrip("."))
 
@@ -115,6 +118,11 @@ def _check_part(node: Any, key: str) -> None:
 def _is_open(value: Any) -> bool:
     """Whether it is known only when it is made, or has not been given."""
     return value == "???" or (isinstance(value, dict) and "_target_" in value)
+
+
+def _is_no_part(value: Any) -> bool:
+    """Whether it is a mapping from which nothing is made."""
+    return isinstance(value, dict) and "_target_" not in value
 
 
 @contextmanager

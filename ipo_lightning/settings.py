@@ -157,6 +157,14 @@ def takes_elements(hint: Any) -> bool:
     return any(_is_collection(option.kind) for option in _options(hint))
 
 
+def takes_object(hint: Any) -> bool:
+    """Whether it takes an object of a class, and no list or mapping."""
+    kinds = [option.kind for option in _options(hint)]
+    plain = (int, float, str, bool, NoneType)
+    made = [kind for kind in kinds if _is_class(kind) and kind not in plain]
+    return bool(made) and not takes_elements(hint) and Any not in kinds
+
+
 def of_elements(hint: Any) -> Any:
     """The annotation of the elements of a list or a mapping; Any where it tells none."""
     for option in _options(hint):
