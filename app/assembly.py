@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
@@ -209,12 +210,16 @@ def _listeners(cfg: DictConfig) -> list[L.Callback]:
     return [one for one in found if shown or not isinstance(one, ProgressBar)]
 
 
-def loggers_of(cfg: DictConfig) -> Any:
-    """The logger, or one for each name of a mapping; False where there is none."""
+def loggers_of(cfg: DictConfig) -> list[Logger]:
+    """The logger, and one for each part within it: of a mapping, all its members."""
     node = cfg.get("logger")
-    if not OmegaConf.is_dict(node) or "_target_" in node:
-        return False if node is None else build(node, "logger")
-    return [build(one, f"logger.{name}") for name, one in node.items() if one is not None] or False
+    if node is None:
+        return []
+    own: Any = OmegaConf.to_container(node, resolve=True)
+    named = [name for name, one in own.items() if isinstance(one, dict) and "_target_" in one]
+    parts = {name: own.pop(name) for name in named}
+    loggers = [build(own, "logger")] if "_target_" in own else []
+    return loggers + [build(one, f"logger.{name}") for name, one in parts.items()]
 
 
 def make_trainer(cfg: DictConfig, **settings: Any) -> L.Trainer:
@@ -223,7 +228,7 @@ def make_trainer(cfg: DictConfig, **settings: Any) -> L.Trainer:
         trainer: L.Trainer = build(
             OmegaConf.merge(cfg.trainer, {"accelerator": accelerator_of(cfg)}),
             "trainer",
-            logger=loggers_of(cfg),
+            logger=loggers_of(cfg) or False,
             plugins=[CheckpointsOnCpu()],
             use_distributed_sampler=False,
             enable_model_summary=False,
