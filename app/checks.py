@@ -54,6 +54,8 @@ SETTINGS: dict[str, Any] = {
     "threads": Threads,
     "dry_run": bool,
     "debug": bool,
+    "accept_version": bool,
+    "requeue": bool,
     "step": Literal["plain", "two_pass"],
     "until": Literal[STAGES] | None,
     **dict.fromkeys(PARTS, Object),

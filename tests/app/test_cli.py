@@ -15,6 +15,8 @@ from app.entry import CONF, REPO, refuse_misspelt
 from app.free_text import flags_first
 from app.keys import KEYS
 from ipo_lightning.errors import InputError, pipe_may_close
+from ipo_lightning.rounds import IterationCallback
+from ipo_lightning.rounds.training import TrainingStage
 from ipo_lightning.storage.layout import STAGES, RunDir
 from tests.conftest import ComposeTrain
 from train import train
@@ -323,7 +325,8 @@ def test_every_checked_key_is_a_setting(compose_train: ComposeTrain) -> None:
 
 def test_a_trainer_is_built(compose_train: ComposeTrain) -> None:
     cfg = compose_train("trainer=cpu", "logger=none")
-    assert isinstance(assembly.build_trainer(cfg, L.Callback()), L.Trainer)  # type: ignore[arg-type]
+    callback = IterationCallback(RunDir("nowhere"), [TrainingStage()])
+    assert isinstance(assembly.build_trainer(cfg, callback), L.Trainer)
 
 
 @pytest.mark.parametrize(
@@ -331,13 +334,8 @@ def test_a_trainer_is_built(compose_train: ComposeTrain) -> None:
     [
         (["trainer.enable_progress_bar=false"], 0),
         (["~logger"], 0),
-        (
-            [
-                "~logger",
-                "+logger={csv: {_target_: lightning.pytorch.loggers.CSVLogger, save_dir: x}}",
-            ],
-            1,
-        ),
+        (["~logger", f"+logger={{csv: {{_target_: {CSV}, save_dir: x}}, off: null}}"], 1),
+        ([f"+logger={{csv: {{_target_: {CSV}, save_dir: x}}}}"], 2),
         (["~callbacks.progress", "~callbacks.videos", "trainer.enable_progress_bar=false"], 0),
     ],
     ids=["no-bar", "no-logger", "loggers-by-name", "logger-beside", "no-callbacks"],
@@ -348,7 +346,7 @@ def test_bars_and_loggers_may_be_left_out(
     off = [] if any("logger" in word for word in words) else ["logger=none"]
     cfg = compose_train("trainer=cpu", *off, *words)
     checks.check(cfg)
-    trainer = assembly.build_trainer(cfg, L.Callback())  # type: ignore[arg-type]
+    trainer = assembly.build_trainer(cfg, IterationCallback(RunDir("nowhere"), [TrainingStage()]))
     assert len(trainer.loggers) - len(off) == count
     assert (trainer.progress_bar_callback is None) == (not cfg.trainer.enable_progress_bar)
 
