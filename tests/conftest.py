@@ -24,7 +24,9 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.global_hydra import GlobalHydra
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
 
 from app.entry import CONF, register_resolvers
@@ -73,6 +75,24 @@ def find_torchvision() -> None:
 
 
 find_torchvision()
+
+
+PARSED: dict[tuple[str, str, int], ConfigResult] = {}
+parse = FileConfigSource.load_config
+
+
+def parse_once(self: FileConfigSource, config_path: str) -> ConfigResult:
+    """Hydra's reader of a YAML file, which is kept: parsing is a fourth of each composition."""
+    file = Path(self.path, self._normalize_file_name(config_path))
+    if not file.is_file():
+        return parse(self, config_path)
+    key = self.provider, str(file), file.stat().st_mtime_ns
+    if key not in PARSED:
+        PARSED[key] = parse(self, config_path)
+    return copy.deepcopy(PARSED[key])
+
+
+FileConfigSource.load_config = parse_once
 
 ComposeTrain = Callable[..., DictConfig]
 

@@ -126,7 +126,8 @@ def test_every_choice_is_planned(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The parts of the run are instantiated, and the plan printed."""
-    cfg = compose_train(*beside(choice, tmp_path), "dry_run=true", "round=1", "plan.tflops=1")
+    cfg = compose_train(*beside(choice, tmp_path))
+    cfg.dry_run, cfg.round, cfg.plan.tflops = True, 1, 1.0
     itself = choice == "eval_critic=shapes"
     with pytest.warns(UserWarning, match="held-out judge") if itself else nullcontext():
         assert train.train(cfg) is None

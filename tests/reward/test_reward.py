@@ -307,6 +307,7 @@ def test_words_of_the_world_are_known_and_others_are_not() -> None:
     assert tokens(["ring " * 50]).shape == (1, MAX_WORDS)
 
 
+@functools.cache
 def spoilt(count: int = 256) -> tuple[torch.Tensor, Spoilt]:
     """Clips of one grey each, of which their only word is as true as they are bright."""
     greys = torch.linspace(0.1, 0.9, count)
@@ -342,13 +343,21 @@ def test_captions_of_mixed_clips_are_as_true_as_their_share_is_large(name: str) 
     assert steady.all() if name == "overlay" else not steady.all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CORRUPTIONS[:6])
-def test_corruptions_are_as_strong_as_they_say(name: str) -> None:
-    """Each alone, on clips that move: the stronger, the further from the clip as it was."""
+@pytest.fixture(scope="module")
+def moving() -> tuple[torch.Tensor, Spoilt]:
+    """One clip that moves, 2000 times, and what is made of it."""
     scene = world.Scene(combinations("train")[0])
     clips = to_pixels(world.render([scene] * 2000, 1))
-    found = spoil(clips, torch.zeros(2000, 1), torch.Generator().manual_seed(0))
+    return clips, spoil(clips, torch.zeros(2000, 1), torch.Generator().manual_seed(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CORRUPTIONS[:6])
+def test_corruptions_are_as_strong_as_they_say(
+    moving: tuple[torch.Tensor, Spoilt], name: str
+) -> None:
+    """Each alone, on clips that move: the stronger, the further from the clip as it was."""
+    clips, found = moving
     place = CORRUPTIONS.index(name)
     others = [k for k in range(len(CORRUPTIONS)) if k != place]
     rows = found.strengths[:, others].eq(0).all(1) & found.strengths[:, place].gt(0)
