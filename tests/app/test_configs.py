@@ -128,6 +128,8 @@ def test_every_choice_is_planned(
     """The parts of the run are instantiated, and the plan printed."""
     cfg = compose_train(*beside(choice, tmp_path))
     cfg.dry_run, cfg.round, cfg.plan.tflops = True, 1, 1.0
+    if choice.startswith("backbone=") and choice != "backbone=shapes":
+        cfg.backbone.num_frames = 5  # at full length: test_experiments.py
     itself = choice == "eval_critic=shapes"
     with pytest.warns(UserWarning, match="held-out judge") if itself else nullcontext():
         assert train.train(cfg) is None
