@@ -1,4 +1,4 @@
-"""Weights and text encoders in bfloat16, kernels of attention, compiled blocks."""
+"""bfloat16 weights, attention kernels and compiled blocks change results by rounding alone."""
 
 import gc
 import math

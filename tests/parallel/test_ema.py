@@ -1,4 +1,4 @@
-"""The average of the weights that a round may end with."""
+"""A round may end with its average: exported, resumed to the bit, the start of the next round."""
 
 import math
 from functools import partial
