@@ -5,11 +5,14 @@ import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
+from ipo_lightning.errors import InputError, readable
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import remove, sync
 
@@ -65,15 +68,35 @@ def is_whole(checkpoint: Path) -> bool:
         return False
 
 
-class CheckpointsOnCpu(TorchCheckpointIO):
-    """Checkpoints of one file, read into CPU memory.
+class CheckpointFiles(TorchCheckpointIO):
+    """Checkpoints of one file: streamed to where they belong, read into CPU memory.
 
-    Lightning does so too, but by a ``map_location`` that is a function, which torch refuses for
-    tensor subclasses such as torchao's moments in 8 bits.
+    Lightning's own goes through memory and the folder for temporary files, both of which may be too
+    small for it. It reads by a ``map_location`` that is a function, which torch refuses for tensor
+    subclasses such as torchao's moments in 8 bits.
     """
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        place = Path(path)
+        temporary = place.with_name(f".{place.name}.{uuid4().hex}")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.save(checkpoint, temporary)
+            sync(temporary)
+            os.replace(temporary, place)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @override
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return super().load_checkpoint(path, map_location, weights_only)
+        try:
+            with readable(Path(path)):
+                return super().load_checkpoint(path, map_location, weights_only)
+        except InputError as error:
+            again = "remove it: the training goes on from an earlier checkpoint, or starts anew"
+            raise InputError(f"{error}; {again}") from error
