@@ -87,6 +87,8 @@ def commands(page: Path) -> list[str]:
 
 
 COMMANDS = [(page.name, command) for page in PAGES for command in commands(page)]
+PLACES = {command: page for page, command in reversed(COMMANDS)}
+"""Each command once, with the first page that shows it."""
 
 
 # -------------------------------------------------------------------- commands
@@ -109,8 +111,8 @@ def searched(folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_every_command_composes(page: str, command: str, examples: Path) -> None:
+@pytest.mark.parametrize(("command", "page"), PLACES.items())
+def test_every_command_composes(command: str, page: str, examples: Path) -> None:
     words = shlex.split(command, comments=True)
     if words[0] == "make":
         refuse_other_targets(words[1:])

@@ -1,4 +1,4 @@
-"""sample.py on everything that a checkpoint can be."""
+"""sample.py makes one and the same video of every form of a checkpoint."""
 
 import json
 import re
