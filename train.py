@@ -57,7 +57,9 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     if trainer is not None:
         check_critics(parts, cfg)
     assembly.claim(parts.run, cfg)
-    if trainer is not None:
+    if parts.module.global_rank == 0:
+        parts.run.mend()
+    if trainer is not None and not finished(parts, cfg):
         fit(parts, cfg, trainer)
     lines = parts.run.lines()
     if lines and parts.module.global_rank == 0:
@@ -125,9 +127,12 @@ def upload(parts: "Parts", cfg: DictConfig) -> str:
 
 
 def finished(parts: "Parts", cfg: DictConfig) -> bool:
-    """Whether there is nothing left to do."""
+    """Whether there is nothing left to do, and all files are as they were written."""
     done = parts.run.done(cfg.round, parts.module.label_kind)
-    return all(done.values()) if cfg.until is None else done[cfg.until]
+    if not (all(done.values()) if cfg.until is None else done[cfg.until]):
+        return False
+    closed = (parts.run.closed(number) for number in range(cfg.round))
+    return all(closed) and not parts.run.round(cfg.round).faults()
 
 
 def check_critics(parts: "Parts", cfg: DictConfig) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
+from ipo_lightning.errors import cause_of
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import remove, sync
+from ipo_lightning.storage.writing import room_to_write
 
 
 class Checkpoints:
@@ -29,7 +32,8 @@ class Checkpoints:
         folder = self.run.round(number).checkpoints
         path = folder / f"update-{optimizer_steps:06d}.ckpt"
         temporary = folder / f".{path.name}"
-        trainer.save_checkpoint(temporary)
+        with room_to_write(path):
+            trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
             sync(temporary)
             remove(path)
@@ -41,28 +45,42 @@ class Checkpoints:
 
     def newest(self, up_to: int) -> Path | None:
         """The checkpoint that got furthest in rounds 1 .. ``up_to``; damaged ones are removed."""
-        for number in range(up_to, 0, -1):
-            folder = self.run.round(number).checkpoints
-            for found in sorted(folder.glob("update-*.ckpt"), reverse=True):
-                if is_whole(found):
-                    return found
-                warnings.warn(
-                    f"{found} is damaged; it is removed and the run goes on from the checkpoint "
-                    "before it", stacklevel=2,
-                )  # fmt: skip
-                found.unlink(missing_ok=True)
+        rounds = range(up_to, 0, -1)
+        return next(filter(None, map(self.newest_of, rounds)), None)
+
+    def newest_of(self, number: int) -> Path | None:
+        """The checkpoint that got furthest in a round; damaged ones are removed."""
+        folder = self.run.round(number).checkpoints
+        for found in sorted(folder.glob("update-*.ckpt"), reverse=True):
+            if (fault := fault_of(found, number)) is None:
+                return found
+            warnings.warn(
+                f"{found} is damaged ({fault}); it is removed and the run goes on from the "
+                "checkpoint before it", stacklevel=3,
+            )  # fmt: skip
+            remove(found)
         return None
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint can be read to its end; sharded ones are folders and left to torch."""
-    if checkpoint.is_dir():
-        return True
+def fault_of(checkpoint: Path, number: int) -> str | None:
+    """Why a round's training cannot go on from a checkpoint; None where it can.
+
+    Of one that ranks wrote into a folder, only what torch finds it by is read here.
+    """
+    sharded = checkpoint.is_dir()
     try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            return archive.testzip() is None
-    except zipfile.BadZipFile:
-        return False
+        if not sharded:
+            with zipfile.ZipFile(checkpoint) as archive:
+                if odd := archive.testzip():
+                    return f"its {odd} is altered"
+        elif not (checkpoint / ".metadata").stat().st_size:
+            return "its index is empty"
+        plain = checkpoint / "meta.pt" if sharded else checkpoint
+        content = torch.load(plain, "cpu", weights_only=True, mmap=not sharded)
+        found = content["ipo_lightning"]["round"]
+    except Exception as error:  # zipfile and torch have many
+        return "cut short or altered" if isinstance(error, RuntimeError) else cause_of(error)
+    return None if found == number else f"it is of round {found}"
 
 
 class CheckpointsOnCpu(TorchCheckpointIO):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.parallel.runtime import Runtime
+from ipo_lightning.rounds.labels import LabellingStage
 from ipo_lightning.rounds.policies import RoundPolicies
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.rounds.training import TrainingClock, TrainingStage
@@ -64,7 +65,8 @@ class RoundMaker:
 
     def ensure_round(self, number: int, draws: int) -> RoundData:
         """Everything that round ``number`` trains on, made or found; see `RoundSource`."""
-        self.close_round(number - 1)
+        for earlier in range(number):
+            self.close_round(earlier)
         if self.last_round is not None:
             number = min(number, self.last_round)  # a finished run is asked for one round too many
         data = self._go_through(self.before, self._begin(number, draws)).data
@@ -83,12 +85,18 @@ class RoundMaker:
         self._go_through(self.before[: names.index(stage) + 1], self._begin(number))
 
     def close_round(self, number: int) -> None:
-        """Export, evaluate and record the policy of a trained round; 0 is the base model."""
-        if self._agree(self.run.line(number) is not None):
+        """Export, evaluate and record the policy of a trained round; 0 is the base model.
+
+        What was lost or damaged since of a finished round is made anew.
+        """
+        finished = self._agree(self.run.line(number) is not None)
+        if finished and self._agree(self.run.closed(number)):
             return
+        if finished and number:
+            self.bring(number, LabellingStage.name)
         stages = self.after if number else self.after[1:]
         self._go_through(stages, self._begin(number))
-        if self.on_closed is not None:
+        if self.on_closed is not None and not finished:
             self.on_closed(number)
 
     def _begin(self, number: int, draws: int = 0) -> Round:
