@@ -31,6 +31,7 @@ from app.held_out import register_held_out
 from app.renamed import old_name
 from ipo_lightning.errors import InputError, within
 from ipo_lightning.settings import signature_of
+from ipo_lightning.storage.writing import cause
 
 # Idle OpenMP threads spin by default: beside any other busy process that makes every small
 # operation wait for a whole time slice (measured: 20 to 40 times slower). It must be set before
@@ -276,6 +277,12 @@ def friendly(debug: bool) -> Iterator[None]:
             traceback.print_exc()
         said = error if isinstance(error, InputError) else one_line(error)
         print(f"error: {said}", file=sys.stderr)  # noqa: T201 - the entry points' own output
+        sys.exit(1)
+    except OSError as error:  # of a file that others write, such as a logger
+        unwritten = cause(error, Path(error.filename or "."))
+        if debug or unwritten is None:
+            raise
+        print(f"error: {unwritten}", file=sys.stderr)  # noqa: T201 - see above
         sys.exit(1)
 
 

@@ -59,6 +59,8 @@ class RoundMaker:
         self.policies = RoundPolicies(run, module)
         self.last_round, self.until = last_round, until
         self.clock, self.on_closed = clock or TrainingClock(), on_closed
+        self._seen: set[int] = set()
+        """Rounds that were closed here, or found so."""
         names = [stage.name for stage in stages]
         training = names.index(TrainingStage.name)
         self.before, self.after = list(stages[:training]), list(stages[training:])
@@ -66,7 +68,8 @@ class RoundMaker:
     def ensure_round(self, number: int, draws: int) -> RoundData:
         """Everything that round ``number`` trains on, made or found; see `RoundSource`."""
         for earlier in range(number):
-            self.close_round(earlier)
+            if earlier == number - 1 or earlier not in self._seen:
+                self.close_round(earlier)
         if self.last_round is not None:
             number = min(number, self.last_round)  # a finished run is asked for one round too many
         data = self._go_through(self.before, self._begin(number, draws)).data
@@ -89,6 +92,7 @@ class RoundMaker:
 
         What was lost or damaged since of a finished round is made anew.
         """
+        self._seen.add(number)
         finished = self._agree(self.run.line(number) is not None)
         if finished and self._agree(self.run.closed(number)):
             return

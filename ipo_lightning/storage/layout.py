@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkab
 
 from torch import Tensor
 
-from ipo_lightning.storage.manifest import Manifest, hash_of, read_manifest, sha256_of
+from ipo_lightning.storage.manifest import MANIFEST, Manifest, hash_of, read_manifest, sha256_of
 from ipo_lightning.storage.records import (
     AnyVerdict,
     Candidate,
@@ -33,7 +33,6 @@ from ipo_lightning.storage.run_files import (
     read_object,
     read_rows,
     read_typed,
-    typed,
 )
 from ipo_lightning.storage.store import (
     canonical,
@@ -79,10 +78,9 @@ class RoundDir:
 
     def verdicts(self) -> list[AnyVerdict]:
         """What the critic said of them."""
-        rows = read_rows(self.verdicts_file)
-        compared = bool(rows) and "p_first" in rows[0]
+        compared = "p_first" in next(iter(read_rows(self.verdicts_file)), {})
         kind: type[AnyVerdict] = PairVerdict if compared else Verdict
-        return [typed(kind, row, self.verdicts_file, n) for n, row in enumerate(rows, 1)]
+        return read_typed(self.verdicts_file, kind)
 
     def pairs(self) -> list[Pair]:
         """The labelled pairs."""
@@ -180,6 +178,15 @@ class RoundDir:
         """Write the policy's fingerprint: it is exported."""
         self.write_object(self.policy_file, {"fingerprint": fingerprint, "round": self.number})
         replace(self.manifest(), policy=fingerprint).write(self.path)
+
+    def record_all(self) -> None:
+        """Write down what all files are, as they are; the policy is checked by its fingerprint."""
+        folder = self.path
+        names = [path.name for path in sorted(folder.glob("*.json*")) if path.name != MANIFEST]
+        names += [f"{self.policy.name}/{name}" for name in _weights(self.policy)]
+        found = {name: hash_of(folder / name) for name in names}
+        files = {name: sha256 for name, sha256 in found.items() if sha256 is not None}
+        Manifest(self.number, files).write(folder)
 
     def forget_labels(self) -> None:
         """Remove what was said of the round's videos, once they are no longer the same."""
@@ -337,7 +344,8 @@ class RunDir:
             write_jsonl(self.rounds_file, lines)
         copies = self._copies()
         for line in lines:
-            if line["round"] not in copies:  # of an older version
+            if line["round"] not in copies:  # of an older version, or its hashes were damaged
+                self.round(line["round"]).record_all()
                 self.append(line)
 
     def _fault(self, lines: Sequence[Mapping[str, Any]]) -> str | None:

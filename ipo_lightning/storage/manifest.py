@@ -16,7 +16,7 @@ from typing import Any
 from ipo_lightning.storage.run_files import DamagedFile, read_object
 from ipo_lightning.storage.store import canonical, file_sha256, fingerprint, write_atomically
 
-NAME = "hashes.json"
+MANIFEST = "hashes.json"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Manifest:
         """Write it into a round's folder, atomically."""
         content = asdict(self)
         signed = content | {"sha256": fingerprint(content)}
-        write_atomically(folder / NAME, canonical(signed))
+        write_atomically(folder / MANIFEST, canonical(signed))
 
 
 def read_manifest(folder: Path, number: int) -> Manifest:
@@ -48,7 +48,7 @@ def read_manifest(folder: Path, number: int) -> Manifest:
     Raises:
         DamagedFile: it is of another round.
     """
-    path = folder / NAME
+    path = folder / MANIFEST
     if not path.exists():
         return Manifest(number)
     try:

@@ -5,15 +5,15 @@ People edit some of them, with editors of any system: a byte order mark and blan
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.settings import Signature, signature_of
+from ipo_lightning.settings import Signature, check, signature_of
 
 R = TypeVar("R")
+Row = Mapping[str, Any]
 
 CURE = "correct it, or remove it: the same command makes it again"
 IS_FOLDER = "a folder where a file should be"
@@ -51,7 +51,7 @@ def read_content(path: Path, cure: str = CURE) -> bytes:
             "remove the folder; the same command goes on",
         )
     except PermissionError:
-        fault, cure = "no permission to read it", "give yourself the permission"
+        fault, cure = "Permission denied", "let yourself read it"
     except OSError as error:
         fault = error.strerror or str(error)
     raise DamagedFile(path, fault, cure)
@@ -81,24 +81,27 @@ def read_typed(path: Path, kind: type[R], cure: str = CURE) -> list[R]:
     Raises:
         DamagedFile: names the line, and a field that lacks, is unknown or has another type.
     """
-    return [typed(kind, row, path, number, cure) for number, row in _numbered(path, cure)]
+    signature = cast(Signature, signature_of(kind))  # a dataclass has one
+    return [
+        _typed(kind, signature.hints, row, path, f"line {number}", cure)
+        for number, row in _numbered(path, cure)
+    ]
 
 
-def typed(kind: type[R], row: Mapping[str, Any], path: Path, line: int, cure: str = CURE) -> R:
-    """A row as a dataclass.
-
-    Raises:
-        DamagedFile: see `read_typed`.
-    """
-    if unknown := sorted(row.keys() - _signature(kind).hints.keys()):
-        raise DamagedFile(path, f"line {line}: unknown field {unknown[0][:SHOWN]!r}", cure)
+def _typed(
+    kind: type[R], hints: Mapping[str, Any], row: Row, path: Path, place: str, cure: str
+) -> R:
+    if unknown := sorted(row.keys() - hints.keys()):
+        raise DamagedFile(path, f"{place}: unknown field {unknown[0][:SHOWN]!r}", cure)
     try:
-        _signature(kind).check({name: row[name] for name in row if not _plain(kind, name, row)})
+        for name, value in row.items():
+            if hints[name] is not type(value):  # most are, and need no closer look
+                check(name, value, hints[name])
         return kind(**row)
     except InputError as error:
-        fault = f"line {line}: {error}"
+        fault = f"{place}: {error}"
     except TypeError as error:
-        fault = f"line {line}: {str(error).partition('() ')[2] or error}"
+        fault = f"{place}: {str(error).partition('() ')[2] or error}"
     raise DamagedFile(path, fault, cure)
 
 
@@ -134,16 +137,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text} is no number of JSON")
     return value
-
-
-@cache
-def _signature(kind: Callable[..., Any]) -> Signature:
-    return cast(Signature, signature_of(kind))  # a dataclass has one
-
-
-def _plain(kind: type[Any], name: str, row: Mapping[str, Any]) -> bool:
-    """Whether a value is of the very type: most are, and need no closer look."""
-    return _signature(kind).hints.get(name) is type(row[name])
 
 
 def one_each(path: Path, keys: Iterable[Any], what: str, cure: str = CURE) -> None:
