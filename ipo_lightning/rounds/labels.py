@@ -64,7 +64,7 @@ class LabellingStage(RoundStage):
         """Whether the labels that the loss trains on are there; edited ones are checked and taken.
 
         Raises:
-            DamagedFile: they do not fit the round's videos, or the count of those that were kept.
+            DamagedFile: they do not fit the round's videos.
         """
         folder, file = round.folder, round.folder.labels_file(round.module.label_kind)
         if not file.exists():
@@ -91,10 +91,9 @@ class LabellingStage(RoundStage):
         """The labels.
 
         Raises:
-            InputError: there is none, or there are not as many as were kept.
+            InputError: there is none.
         """
         rows = read_labels(round)
-        check_count(round.folder, round.folder.labels_file(round.module.label_kind), len(rows))
         if not rows:
             raise InputError(
                 f"round {round.number}: no label was kept ({label_counts(round)}); "
@@ -144,12 +143,11 @@ def check_verdicts(folder: RoundDir) -> None:
 
 
 def check_labels(folder: RoundDir, file: Path, rows: Sequence[Pair | Point]) -> None:
-    """Refuse labels whose videos are not those of the round, or of which some may be lost.
+    """Refuse labels whose videos are not those of the round.
 
     Raises:
-        DamagedFile: names the line, or says how many there should be.
+        DamagedFile: names the line.
     """
-    check_count(folder, file, len(rows))
     videos = _by_place(folder.candidates())
     for line, row in enumerate(rows, 1):
         for candidate, latents, video in _labelled(row):
@@ -160,22 +158,6 @@ def check_labels(folder: RoundDir, file: Path, rows: Sequence[Pair | Point]) -> 
                 raise DamagedFile(file, f"line {line}: candidate {candidate} of prompt "
                                   f"{row.prompt_index} is not in {folder.candidates_file.name} "
                                   "with this prompt, video and latents")  # fmt: skip
-
-
-def check_count(folder: RoundDir, file: Path, count: int) -> None:
-    """Refuse labels that are not as many as were kept.
-
-    Raises:
-        DamagedFile: says what to do where that was done by hand.
-    """
-    kept = folder.figures(folder.labelling_file).get("kept", count)
-    if kept != count:
-        raise DamagedFile(
-            file,
-            f"{count} labels, but {folder.labelling_file.name} says that {kept} were kept",
-            "remove it: it is made again; or, if you added or removed labels yourself, set kept to "
-            f"{count} there",
-        )
 
 
 def _by_place(candidates: Sequence[Candidate]) -> Mapping[tuple[int, int], Candidate]:

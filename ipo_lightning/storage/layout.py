@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args, runtime_checkable
 
 from torch import Tensor
 
@@ -42,6 +42,7 @@ from ipo_lightning.storage.store import (
     write_jsonl,
 )
 
+R = TypeVar("R", Pair, Point)
 Stage = Literal["rollout", "critique", "labelling", "training", "evaluation"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 REFERENCE_ERRORS = "reference errors"
@@ -83,12 +84,29 @@ class RoundDir:
         return read_typed(self.verdicts_file, kind)
 
     def pairs(self) -> list[Pair]:
-        """The labelled pairs."""
-        return read_typed(self.pairs_file, Pair)
+        """The labelled pairs.
+
+        Raises:
+            DamagedFile: also where they are not as many as were kept.
+        """
+        return self._counted(self.pairs_file, Pair)
 
     def points(self) -> list[Point]:
-        """The labelled videos."""
-        return read_typed(self.points_file, Point)
+        """The labelled videos; see `pairs`."""
+        return self._counted(self.points_file, Point)
+
+    def _counted(self, file: Path, kind: type[R]) -> list[R]:
+        """Labels, unless some may be lost; those written by hand may come without a count."""
+        rows = read_typed(file, kind)
+        kept = self.figures(self.labelling_file).get("kept", len(rows))
+        if kept == len(rows):
+            return rows
+        raise DamagedFile(
+            file,
+            f"{len(rows)} labels, but {self.labelling_file.name} says that {kept} were kept",
+            "remove it: the same command makes it again; or, if you added or removed labels "
+            f"yourself, set kept to {len(rows)} there",
+        )
 
     def labels_file(self, label_kind: str) -> Path:
         """The file of labels that a pairwise or a pointwise loss trains on."""
