@@ -1,5 +1,6 @@
 """Lightning's checkpoints of a run: written whole, the newest of each round kept."""
 
+import errno
 import os
 import warnings
 import zipfile
@@ -11,7 +12,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
-from ipo_lightning.errors import cause_of
+from ipo_lightning.errors import cause_of, readable
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import remove, sync
 from ipo_lightning.storage.writing import room_to_write
@@ -44,43 +45,63 @@ class Checkpoints:
         trainer.strategy.barrier()
 
     def newest(self, up_to: int) -> Path | None:
-        """The checkpoint that got furthest in rounds 1 .. ``up_to``; damaged ones are removed."""
+        """The checkpoint that got furthest in rounds 1 .. ``up_to`` and is whole."""
         rounds = range(up_to, 0, -1)
         return next(filter(None, map(self.newest_of, rounds)), None)
 
     def newest_of(self, number: int) -> Path | None:
-        """The checkpoint that got furthest in a round; damaged ones are removed."""
+        """The checkpoint that got furthest in a round; a damaged one is passed over."""
         folder = self.run.round(number).checkpoints
         for found in sorted(folder.glob("update-*.ckpt"), reverse=True):
             if (fault := fault_of(found, number)) is None:
                 return found
             warnings.warn(
-                f"{found} is damaged ({fault}); it is removed and the run goes on from the "
-                "checkpoint before it", stacklevel=3,
-            )  # fmt: skip
-            remove(found)
+                f"{found} is damaged ({fault}); the run goes on from the checkpoint before it",
+                stacklevel=3,
+            )
         return None
 
 
-def fault_of(checkpoint: Path, number: int) -> str | None:
-    """Why a round's training cannot go on from a checkpoint; None where it can.
+def fault_of(checkpoint: Path, number: int | None = None) -> str | None:
+    """Why a training cannot go on from a checkpoint; None where it can.
 
     Of one that ranks wrote into a folder, only what torch finds it by is read here.
+
+    Args:
+        number: the round whose training it is; None: a critic's.
+
+    Raises:
+        InputError: it is whole, yet cannot be read here: by this version of torch, say, or at all.
     """
     sharded = checkpoint.is_dir()
-    try:
-        if not sharded:
-            with zipfile.ZipFile(checkpoint) as archive:
-                if odd := archive.testzip():
-                    return f"its {odd} is altered"
-        elif not (checkpoint / ".metadata").stat().st_size:
-            return "its index is empty"
+    if fault := _missing_shards(checkpoint) if sharded else _damaged_zip(checkpoint):
+        return fault
+    with readable(checkpoint):
         plain = checkpoint / "meta.pt" if sharded else checkpoint
         content = torch.load(plain, "cpu", weights_only=True, mmap=not sharded)
-        found = content["ipo_lightning"]["round"]
-    except Exception as error:  # zipfile and torch have many
-        return "cut short or altered" if isinstance(error, RuntimeError) else cause_of(error)
+        found = number if number is None else content["ipo_lightning"]["round"]
     return None if found == number else f"it is of round {found}"
+
+
+def _damaged_zip(checkpoint: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            odd = archive.testzip()
+            return f"its {odd} is altered" if odd else None
+    except (OSError, MemoryError) as error:
+        if not checkpoint.exists():
+            return f"a link to {checkpoint.readlink()}, where nothing is"
+        if getattr(error, "errno", None) != errno.EINVAL:  # which odd offsets lead to
+            raise
+        return cause_of(error)
+    except Exception as error:  # of a damaged directory zipfile says it in many ways
+        return cause_of(error)
+
+
+def _missing_shards(folder: Path) -> str | None:
+    names = (".metadata", "meta.pt")
+    lost = [name for name in names if not (folder / name).is_file()]
+    return f"a folder without {lost[0]}" if lost else None
 
 
 class CheckpointsOnCpu(TorchCheckpointIO):

@@ -359,7 +359,9 @@ class RunDir:
                 f"{self.rounds_file} is damaged ({fault}); it is made anew from the rounds' "
                 "folders", stacklevel=2,
             )  # fmt: skip
-            write_jsonl(self.rounds_file, lines)
+        wanted = b"".join(canonical(line) + b"\n" for line in lines)
+        if fault or (lines and hash_of(self.rounds_file) != sha256_of(wanted)):
+            write_atomically(self.rounds_file, wanted)
         copies = self._copies()
         for line in lines:
             if line["round"] not in copies:  # of an older version, or its hashes were damaged
