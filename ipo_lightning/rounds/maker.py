@@ -123,21 +123,22 @@ class RoundMaker:
         self.module.reference.attach(self.module.policy, self.module.network)
 
     def _go_through(self, stages: Sequence[RoundStage], current: Round) -> Round:
+        """Stop after the stage that was asked for."""
         for stage in stages:
             if not self._agree(stage.done(current)):
                 self._run(stage, current)
+            if stage.name == self.until and current.number == self.last_round:
+                raise StageReached(self.until, current.number)
             current = replace(current, data=stage.load(current))
         return current
 
     def _run(self, stage: RoundStage, current: Round) -> None:
-        """Run a stage and time it; stop after it where it is the one that was asked for."""
+        """Run a stage and time it."""
         started = time.monotonic()
         stage.run(current)
         if stage.name and current.workers.leads:
             current.folder.add_seconds(stage.name, time.monotonic() - started)
         current.workers.barrier()
-        if stage.name == self.until and current.number == self.last_round:
-            raise StageReached(self.until, current.number)
 
     def _agree(self, found: bool) -> bool:
         return self.runtime.workers.agree(found)

@@ -14,7 +14,14 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args, runtim
 
 from torch import Tensor
 
-from ipo_lightning.storage.manifest import MANIFEST, Manifest, hash_of, read_manifest, sha256_of
+from ipo_lightning.storage.manifest import (
+    MANIFEST,
+    Manifest,
+    hash_of,
+    read_manifest,
+    sha256_of,
+    stat_of,
+)
 from ipo_lightning.storage.records import (
     AnyVerdict,
     Candidate,
@@ -185,12 +192,12 @@ class RoundDir:
         Args:
             folder: where they lie now.
         """
-        files = {
-            f"{self.policy.name}/{name}": file_sha256(folder / name) for name in _weights(folder)
-        }
+        names = _weights(folder)
+        files = {f"{self.policy.name}/{name}": file_sha256(folder / name) for name in names}
+        stats = {f"{self.policy.name}/{name}": stat_of(folder / name) or () for name in names}
         manifest = self.manifest()
         kept = {n: h for n, h in manifest.files.items() if not n.startswith(f"{self.policy.name}/")}
-        replace(manifest, files={**kept, **files}).write(self.path)
+        replace(manifest, files={**kept, **files}, stats=stats).write(self.path)
 
     def write_policy_file(self, fingerprint: str) -> None:
         """Write the policy's fingerprint: it is exported."""
@@ -265,24 +272,25 @@ class RoundDir:
 
     def faults(self) -> list[str]:
         """Names of the files that are not as they were written, or gone."""
-        known = self.manifest().files
-        return [name for name, sha256 in known.items() if hash_of(self.path / name) != sha256]
+        manifest = self.manifest()
+        return [name for name in manifest.files if not manifest.unchanged(self.path, name)]
 
     def policy_faults(self) -> list[str]:
         """Names of the policy's files that are not as they were exported, or gone."""
         return [name for name in self.faults() if name.startswith(f"{self.policy.name}/")]
 
     def check_policy(self) -> None:
-        """Refuse a policy that is not as it was exported.
+        """Read a policy's files, and refuse one that is not as it was exported.
 
         Raises:
             DamagedFile: names a file.
         """
-        if faults := self.policy_faults():
-            file = self.path / faults[0]
-            fault = f"not as round {self.number} was trained to" if file.exists() else "gone"
-            raise DamagedFile(file, fault, "put it back, or give the command of the run again: it "
-                              "is exported anew from the round's checkpoint")  # fmt: skip
+        for name, sha256 in self.manifest().files.items():
+            file = self.path / name
+            if self.policy in file.parents and hash_of(file) != sha256:
+                fault = f"not as round {self.number} was trained to" if file.exists() else "gone"
+                raise DamagedFile(file, fault, "put it back, or give the command of the run again: "
+                                  "it is exported anew from the round's checkpoint")  # fmt: skip
 
 
 def _as_lines(rows: Iterable[Row]) -> bytes:

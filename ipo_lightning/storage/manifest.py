@@ -7,7 +7,7 @@ kill between the two the file is missing or old, and is made anew.
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -28,12 +28,25 @@ class Manifest:
     """Path within the round's folder -> sha256 (hex)."""
     lines: Mapping[str, int] = field(default_factory=dict)
     """Path of a JSON-lines file -> how many it has."""
+    stats: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Path of a weights file -> (bytes, nanoseconds of its last change), see `unchanged`."""
     edited: tuple[str, ...] = ()
     """Paths of files that were edited by hand, and then used."""
     policy: str | None = None
     """Fingerprint of the round's policy, once it is exported."""
     line: Mapping[str, Any] | None = None
     """Of ``rounds.jsonl``, once the round is finished."""
+
+    def unchanged(self, folder: Path, name: str) -> bool:
+        """Whether a file of the round's folder is as it was written.
+
+        Weights of the size and time that they had are not read: a run may have many of them, and
+        whoever loads them does read them.
+        """
+        path, known = folder / name, self.stats.get(name)
+        if known is not None and list(known) == stat_of(path):
+            return True
+        return hash_of(path) == self.files[name]
 
     def write(self, folder: Path) -> None:
         """Write it into a round's folder, atomically."""
@@ -73,6 +86,15 @@ def read_manifest(folder: Path, number: int) -> Manifest:
 def sha256_of(content: bytes) -> str:
     """sha256 (hex) of bytes."""
     return hashlib.sha256(content).hexdigest()
+
+
+def stat_of(path: Path) -> list[int] | None:
+    """Bytes of a file and the time of its last change, in nanoseconds; None: it is none."""
+    try:
+        stat = path.stat()
+        return [stat.st_size, stat.st_mtime_ns]
+    except OSError:
+        return None
 
 
 def hash_of(path: Path) -> str | None:
