@@ -289,8 +289,12 @@ class RoundDir:
             file = self.path / name
             if self.policy in file.parents and hash_of(file) != sha256:
                 fault = f"not as round {self.number} was trained to" if file.exists() else "gone"
-                raise DamagedFile(file, fault, "put it back, or give the command of the run again: "
-                                  "it is exported anew from the round's checkpoint")  # fmt: skip
+                raise DamagedFile(
+                    file,
+                    fault,
+                    "put it back, or remove the folder policy and give the command of the run: it "
+                    "is exported anew from the round's checkpoint",
+                )
 
 
 def _as_lines(rows: Iterable[Row]) -> bytes:
