@@ -40,13 +40,13 @@ class TrainingStage(RoundStage):
     def run(self, round: Round) -> None:
         """Export what the module holds; ``policy.json`` comes last and ends the training.
 
-        A policy that was exported before, and lost since, comes from the round's checkpoint where
-        the module has gone on to a later round.
+        Where the module has gone on to a later round, a policy that was lost since comes from the
+        round's last checkpoint.
 
         Raises:
             InputError: it is another policy than it was, or there is no checkpoint.
         """
-        if round.folder.fingerprint() is None or round.module.round == round.number:
+        if round.module.round == round.number:
             health = round.module.health.compute()
             if round.workers.leads:
                 self._tell(round, health)
