@@ -131,8 +131,7 @@ def finished(parts: "Parts", cfg: DictConfig) -> bool:
     done = parts.run.done(cfg.round, parts.module.label_kind)
     if not (all(done.values()) if cfg.until is None else done[cfg.until]):
         return False
-    closed = (parts.run.closed(number) for number in range(cfg.round))
-    return all(closed) and not parts.run.round(cfg.round).faults()
+    return all(map(parts.run.closed, range(cfg.round))) and not parts.run.round(cfg.round).faults()
 
 
 def check_critics(parts: "Parts", cfg: DictConfig) -> None:

@@ -86,6 +86,8 @@ def fault_of(checkpoint: Path, number: int | None = None) -> str | None:
 def _damaged_zip(checkpoint: Path) -> str | None:
     try:
         with zipfile.ZipFile(checkpoint) as archive:
+            if any(one.external_attr for one in archive.infolist()):
+                return "its directory is altered"  # torch leaves out what it takes for a folder
             odd = archive.testzip()
             return f"its {odd} is altered" if odd else None
     except (OSError, MemoryError) as error:

@@ -271,9 +271,10 @@ class RoundDir:
         replace(manifest, files=files, edited=edited).write(self.path)
 
     def faults(self) -> list[str]:
-        """Names of the files that are not as they were written, or gone."""
-        manifest = self.manifest()
-        return [name for name in manifest.files if not manifest.unchanged(self.path, name)]
+        """Names of the files that are not as they were written, or gone; not of mere figures."""
+        manifest, figures = self.manifest(), (self.seconds_file.name, self.training_file.name)
+        names = (name for name in manifest.files if name not in figures)
+        return [name for name in names if not manifest.unchanged(self.path, name)]
 
     def policy_faults(self) -> list[str]:
         """Names of the policy's files that are not as they were exported, or gone."""
@@ -392,7 +393,8 @@ class RunDir:
 
     def closed(self, number: int) -> bool:
         """Whether a round is finished, and its files are as they were written."""
-        return self.line(number) is not None and not self.round(number).faults()
+        folder = self.round(number)
+        return self.line(number) is not None and folder.path.is_dir() and not folder.faults()
 
     def done(self, number: int, label_kind: str) -> dict[Stage, bool]:
         """Which stages of a round are finished."""
