@@ -178,6 +178,18 @@ def test_a_file_is_known_by_its_hash(tmp_path: Path) -> None:
         assert not one.intact(one.pairs_file)
 
 
+@pytest.mark.parametrize("change", ODD)
+def test_what_editors_do_is_no_edit(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    one = a_round(tmp_path)
+    one.write_policy_file("abcd")
+    whole = one.pairs_file.read_bytes()
+    one.pairs_file.write_bytes(change(whole))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one.adopt(one.pairs_file)
+    assert one.pairs_file.read_bytes() == whole and one.faults() == []
+
+
 def test_an_edit_after_the_training_is_refused(tmp_path: Path) -> None:
     one = a_round(tmp_path)
     one.write_policy_file("abcd")
