@@ -28,7 +28,7 @@ VISION_OF_TORCH = -c 'from importlib.metadata import version as v; \
 # All pages anew each time: a page that is kept would keep its warnings to itself.
 STRICTLY = --fail-on-warning --keep-going --nitpicky --fresh-env --write-all
 
-.PHONY: help demo test quick check format docs wheel extras clean
+.PHONY: help demo test quick check faults format docs wheel extras clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
@@ -47,6 +47,11 @@ check: $(VENV)/dev.stamp  ## formatter, linter, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
+
+SEED ?= 1
+COUNT ?= 100
+faults: $(VENV)/dev.stamp  ## let faults happen to runs: make faults SEED=7 COUNT=500, some seconds each
+	$(BIN)/python -m tests.faults.campaign $(SEED) $(COUNT)
 
 format: $(VENV)/dev.stamp  ## put the formatter's and the linter's corrections in place
 	$(BIN)/ruff format .

@@ -8,6 +8,7 @@ python train.py task=critic data.path=F  train a critic on people's labels inste
 
 import shlex
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -40,7 +41,8 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         The last line of its rounds.jsonl; None where it was stopped before a round was finished.
 
     Raises:
-        InputError: a setting is wrong, or the run's folder holds a run of other settings.
+        InputError: a setting is wrong, or the run's folder holds a run of other settings or inputs,
+            or is in use.
     """
     refuse(cfg)
     from app import assembly
@@ -56,14 +58,16 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     trainer = None if finished(parts, cfg) else assembly.build_trainer(cfg, parts.iteration)
     if trainer is not None:
         check_critics(parts, cfg)
-    assembly.claim(parts.run, cfg)
-    if parts.module.global_rank == 0:
-        parts.run.mend()
-    if trainer is not None and not finished(parts, cfg):
-        fit(parts, cfg, trainer)
-    lines = parts.run.lines()
-    if lines and parts.module.global_rank == 0:
-        report(parts, cfg, lines)
+    goes_on = trainer is not None
+    made_of = partial(parts.identity, cfg, goes_on=goes_on)
+    with assembly.claimed(cfg, parts.run, made_of, goes_on=goes_on):
+        if parts.module.global_rank == 0:
+            parts.run.mend()
+        if trainer is not None and not finished(parts, cfg):
+            fit(parts, cfg, trainer)
+        lines = parts.run.lines()
+        if lines and parts.module.global_rank == 0:
+            report(parts, cfg, lines)
     return lines[-1] if lines else None
 
 
@@ -74,7 +78,8 @@ def train_critic(cfg: DictConfig) -> dict[str, float] | None:
         Its figures on the held-out prompts; None where only the plan was asked for.
 
     Raises:
-        InputError: a setting is wrong, or the run's folder holds a run of other settings or labels.
+        InputError: a setting is wrong, or the run's folder holds a run of other settings or labels,
+            or is in use.
     """
     refuse_missing(cfg)
     check_critic(cfg)
@@ -85,9 +90,10 @@ def train_critic(cfg: DictConfig) -> dict[str, float] | None:
     if cfg.dry_run:
         show(critic_assembly.plan(parts, cfg))
         return None
-    assembly.claim(parts.run, cfg)
-    critic_assembly.claim_labels(parts)
-    figures = parts.figures() or critic_assembly.fit(parts, cfg)
+    figures = parts.figures()
+    with assembly.claimed(cfg, parts.run, lambda: parts.identity(cfg), goes_on=figures is None):
+        critic_assembly.claim_labels(parts)
+        figures = parts.figures() or critic_assembly.fit(parts, cfg)
     show(f"\n{critic_assembly.table(figures, parts.module.family.dims)}\n\n"
          f"next: python train.py {parts.critic_words}")  # fmt: skip
     return figures
@@ -167,6 +173,9 @@ def fit(parts: "Parts", cfg: DictConfig, trainer: "Trainer") -> None:
             show(f"{pending}\nthen go on with: {shlex.join(['python', *sys.argv])}")
     except CriticGone as gone:
         raise InputError(f"{gone}; what was answered is kept, the same command goes on") from gone
+    if trainer.should_stop and trainer.is_global_zero and not finished(parts, cfg):
+        where = parts.iteration.cut_short or "the trainer was stopped before the next round"
+        show(f"{where}; the same command, without what stopped it, goes on")
 
 
 def notes_of(parts: "Parts") -> list[str]:

@@ -3,7 +3,8 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +14,51 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
-from app.entry import build, differences, one_line, settings, settings_but_batches
+from app.entry import (
+    PASSING,
+    build,
+    differences,
+    one_line,
+    settings,
+    settings_but_batches,
+    within_clone,
+)
+from app.identity import (
+    IDENTITY,
+    Identity,
+    identity_of,
+    read_identity,
+    refuse_other_inputs,
+    refuse_other_version,
+    write_identity,
+)
 from app.keys import make
 from app.renamed import saved_settings
 from ipo_lightning.critics.stage.comparing import Couples
 from ipo_lightning.critics.stage.critique import Critique, critique_of
+from ipo_lightning.draws.encoding import RealSource
 from ipo_lightning.errors import InputError, readable
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.exchange.source import LabelSource
 from ipo_lightning.labelling import Labelling
 from ipo_lightning.module import PreferenceModule
+from ipo_lightning.parallel.run_lock import held
 from ipo_lightning.policy import Policy, Sampling
-from ipo_lightning.rounds import CheckpointsOnCpu, RolloutPlan, RoundStage, round_stages
+from ipo_lightning.rounds import CheckpointFiles, RolloutPlan, RoundStage, round_stages
 from ipo_lightning.rounds.datamodule import PreferenceDataModule
 from ipo_lightning.rounds.iteration import IterationCallback
+from ipo_lightning.rounds.trainer import check_trainer
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import Store, write_atomically
+
+INSTEAD = {
+    "logger": "choose one by logger=",
+    "max_epochs": "an epoch is a round: give round=",
+    "callbacks": "give +callbacks.NAME._target_=CLASS",
+    "enable_checkpointing": "give callbacks.iteration.checkpoint_every=",
+}
+"""What to give in place of a trainer's argument that the run determines."""
 
 Prompts = Callable[[str], Sequence[str]]
 
@@ -45,8 +74,23 @@ class Parts:
     rollout: RolloutPlan
     critique: Critique
     imported: LabelSource | None
+    real: RealSource | None
     evaluation: Evaluation
     iteration: IterationCallback
+
+    def identity(self, cfg: DictConfig, *, goes_on: bool) -> Identity:
+        """What the run is made of beside its settings.
+
+        Args:
+            goes_on: False: nothing is left to make, and the base model need not be there.
+        """
+        lists: dict[str, Sequence[str]] = {
+            "training prompts": self.rollout.prompts,
+            "held-out prompts": self.evaluation.prompts,
+        }
+        if goes_on:  # of a hub by its commit, which a branch's name does not tell
+            lists[within_clone(self.policy.path)] = [self.policy.identity]
+        return identity_of(cfg, [self.imported, self.real], lists)
 
 
 def settle(cfg: DictConfig) -> None:
@@ -62,26 +106,98 @@ def settle(cfg: DictConfig) -> None:
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")  # diffusers, of hub ids
 
 
-def claim(run: RunDir, cfg: DictConfig) -> None:
-    """Write config.yaml, or refuse a folder that holds a run of other settings."""
-    if run.config_file.exists():
-        old = saved_settings(run.config_file, "restore it, or give another name=NAME")
-        new, new_but_batches = settings(cfg), settings_but_batches(cfg)
-        with readable(run.config_file):
-            changed = list(differences(settings(old), new))
-            if changed and not list(differences(settings_but_batches(old), new_but_batches)):
-                changed = []  # another number of devices, and batches to match
-        if changed:
-            raise InputError(
-                f"{run.path} holds a run of other settings ({'; '.join(changed[:3])}"
-                f"{'; ...' if len(changed) > 3 else ''}); give another name=NAME"
-            )
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        resolved = OmegaConf.to_yaml(_without_hydra(cfg), resolve=True)
-        try:
-            write_atomically(run.config_file, resolved.encode())
-        except OSError as error:
-            raise InputError(f"paths.outputs={cfg.paths.outputs}: {error}") from error
+RANKS = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+"""Variables by which launchers number the processes of a run; 0 leads."""
+
+
+@contextmanager
+def claimed(
+    cfg: DictConfig, run: RunDir, identity: Callable[[], Identity], *, goes_on: bool
+) -> Iterator[None]:
+    """The run's folder, for this run alone until it ends; see `claim`.
+
+    The leading process has it for all: the others, and sweeps, meet in the store.
+    """
+    with ExitStack() as until_the_end:
+        if leads():
+            try:
+                until_the_end.enter_context(held(run.path))
+            except OSError as error:
+                raise InputError(f"paths.outputs={cfg.paths.outputs}: {error}") from error
+        claim(run, cfg, identity if leads() else None, goes_on=goes_on)
+        yield
+
+
+def leads() -> bool:
+    """Whether this process is the first of its run, as far as launchers have numbered them."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
+def claim(
+    run: RunDir,
+    cfg: DictConfig,
+    identity: Callable[[], Identity] | None = None,
+    *,
+    goes_on: bool = True,
+) -> None:
+    """Write config.yaml and identity.json, or refuse a folder that holds another run.
+
+    Args:
+        identity: what the run is made of, looked at once the settings fit; None: not compared.
+        goes_on: whether anything is left to make: what is finished may be shown by any version.
+
+    Raises:
+        InputError: names the settings, files or versions that differ.
+    """
+    begun = run.config_file.exists()
+    if begun:
+        refuse_other_settings(run, cfg)
+    if identity is not None:
+        _claim_identity(run, identity(), begun, goes_on, accept=bool(cfg.accept_version))
+    if not leads():
+        return
+    resolved = OmegaConf.to_yaml(_without_hydra(cfg), resolve=True)
+    try:
+        write_atomically(run.config_file, resolved.encode())
+    except OSError as error:
+        raise InputError(f"paths.outputs={cfg.paths.outputs}: {error}") from error
+
+
+def refuse_other_settings(run: RunDir, cfg: DictConfig) -> None:
+    """Refuse a run that was begun with other settings.
+
+    Raises:
+        InputError: names those that differ.
+    """
+    old = saved_settings(run.config_file, "restore it, or give another name=NAME")
+    new, new_but_batches = settings(cfg), settings_but_batches(cfg)
+    with readable(run.config_file):
+        changed = list(differences(settings(old), new))
+        if changed and not list(differences(settings_but_batches(old), new_but_batches)):
+            changed = []  # another number of devices, and batches to match
+    if changed:
+        raise InputError(
+            f"{run.path} holds a run of other settings ({'; '.join(changed[:3])}"
+            f"{'; ...' if len(changed) > 3 else ''}); give another name=NAME"
+        )
+
+
+def _claim_identity(
+    run: RunDir, now: Identity, begun: bool, goes_on: bool, *, accept: bool
+) -> None:
+    old = read_identity(run)
+    if old is not None:
+        refuse_other_inputs(run, old, now)
+        if goes_on:
+            refuse_other_version(run, old, now, accept=accept)
+    elif begun and goes_on:
+        warnings.warn(
+            f"{run.path} has no {IDENTITY}, as runs of before: it goes on with its files and the "
+            "version that are here now, unchecked",
+            stacklevel=2,
+        )
+    if goes_on or not begun:
+        write_identity(run, old, now)
 
 
 def assemble(cfg: DictConfig) -> Parts:
@@ -96,6 +212,7 @@ def assemble(cfg: DictConfig) -> Parts:
     critique = _critique(cfg, labelling, store)
     evaluation = _evaluation(cfg, prompts, sampler, critique)
     imported = _imported(cfg, prompts)
+    real: RealSource | None = build(cfg.data.real, "data.real") if cfg.regularise.real else None
     stages = round_stages(
         sampler,
         evaluation,
@@ -103,13 +220,13 @@ def assemble(cfg: DictConfig) -> Parts:
         critique=critique,
         labelling=labelling,
         imported=imported,
-        real=build(cfg.data.real, "data.real") if cfg.regularise.real else None,
+        real=real,
         calibration=build(cfg.calibration, "calibration"),
     )
     iteration = _iteration(cfg, run, stages)
     datamodule = make(PreferenceDataModule, cfg, store)
     return Parts(
-        run, policy, module, datamodule, rollout, critique, imported, evaluation, iteration
+        run, policy, module, datamodule, rollout, critique, imported, real, evaluation, iteration
     )
 
 
@@ -129,6 +246,7 @@ def _iteration(cfg: DictConfig, run: RunDir, stages: Sequence[RoundStage]) -> It
         run=run,
         stages=stages,
         until=None if cfg.until == "evaluation" else cfg.until,
+        requeue=cfg.requeue,
         **({"parallel_prompts": 1} if alone else {}),
     )
     return callback
@@ -180,26 +298,42 @@ def build_trainer(cfg: DictConfig, iteration: IterationCallback) -> L.Trainer:
         for name, node in cfg.callbacks.items()
         if name != "iteration" and node is not None
     ]
-    return make_trainer(
+    trainer = make_trainer(
         cfg,
+        iteration.run,
         max_epochs=cfg.round,
         callbacks=[*listeners, iteration],  # a bar closes before the next stage opens its own
         reload_dataloaders_every_n_epochs=1,
         enable_checkpointing=False,  # the iteration callback does it, by round
     )
+    check_trainer(trainer)
+    return trainer
 
 
-def make_trainer(cfg: DictConfig, **settings: Any) -> L.Trainer:
-    """Lightning's trainer on the devices of ``cfg``, told ``settings`` besides."""
+def make_trainer(cfg: DictConfig, run: RunDir, **own: Any) -> L.Trainer:
+    """Lightning's trainer on the devices of ``cfg``.
+
+    Args:
+        own: arguments that the run itself determines.
+
+    Raises:
+        InputError: the settings give one of these too, or Lightning refuses them.
+    """
+    own |= {
+        "logger": build(cfg.logger, "logger"),
+        "default_root_dir": run.path,  # where Lightning looks for a SLURM job's checkpoint
+        "plugins": [CheckpointFiles()],
+        "use_distributed_sampler": False,
+        "enable_model_summary": False,
+    }
+    for name in own.keys() & cfg.trainer.keys():
+        instead = INSTEAD.get(name, "leave it out: the run determines it")
+        raise InputError(setting=f"trainer.{name}", value=cfg.trainer[name], expected=instead)
     try:
         trainer: L.Trainer = build(
             OmegaConf.merge(cfg.trainer, {"accelerator": accelerator_of(cfg)}),
             "trainer",
-            logger=build(cfg.logger, "logger"),
-            plugins=[CheckpointsOnCpu()],
-            use_distributed_sampler=False,
-            enable_model_summary=False,
-            **settings,
+            **own,
         )
     except (MisconfigurationException, ImportError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
@@ -232,5 +366,12 @@ def make_sampling(cfg: DictConfig) -> Sampling:
 
 
 def _without_hydra(cfg: DictConfig) -> DictConfig:
+    """All settings; paths in this clone that results depend on start at the clone."""
     plain: Mapping[Any, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return OmegaConf.create({key: value for key, value in plain.items() if key != "hydra"})
+    return OmegaConf.create(
+        {
+            key: value if key in PASSING else within_clone(value)
+            for key, value in plain.items()
+            if key != "hydra"
+        }
+    )

@@ -25,6 +25,8 @@ SETTINGS = {
     "threads": Threads,
     "dry_run": bool,
     "debug": bool,
+    "accept_version": bool,
+    "requeue": bool,
     "step": Literal["plain", "two_pass"],
     "until": Literal[STAGES] | None,
     "evaluation.prompts": Annotated[Count | None, Null("all")],

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +11,18 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from omegaconf import DictConfig
+from typing_extensions import override
 
-from app.assembly import accelerator_of, make_trainer
+from app.assembly import accelerator_of, leads, make_trainer
 from app.entry import build
+from app.identity import Identity, identity_of
 from app.keys import make
 from data.critic_datamodule import CriticDataModule
 from ipo_lightning.errors import InputError
+from ipo_lightning.parallel.signals import Stopped, StopSignals
 from ipo_lightning.reward.module import RewardModule, measure_scale
 from ipo_lightning.rounds.checkpoints import fault_of
+from ipo_lightning.rounds.trainer import check_whole_epochs
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.run_files import DamagedFile, read_content, read_object
 from ipo_lightning.storage.store import Store, remove, replaced_folder, write_atomically
@@ -29,6 +32,37 @@ FIGURES = "figures.json"
 REMAKE = "remove the folder that it is in: the same command makes it again"
 LABELS = "labels.json"
 """In the run's folder: fingerprint of the labels that it is trained on."""
+
+LENGTH = "stopping.epochs and stopping.patience say when the training ends"
+
+
+class LeaveAtOnce(L.Callback):
+    """Leaves the fit on a signal: the next one goes on from the last look at held-out prompts.
+
+    Args:
+        requeue: see `StopSignals`.
+    """
+
+    def __init__(self, requeue: bool) -> None:
+        self.signals = StopSignals(requeue)
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning has set its own handlers by now."""
+        self.signals.install(trainer)
+
+    @override
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Another rank, or a loader's worker, may have left before this process."""
+        if not isinstance(exception, Stopped):
+            self.signals.leave()
+
+    @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """The fit is over."""
+        self.signals.restore()
 
 
 @dataclass(frozen=True)
@@ -55,6 +89,10 @@ class CriticParts:
         multimodal = (self.folder / "rubric.txt").is_file()
         kind = "critic=reward critic.model" if multimodal else "critic=trained critic.path"
         return f"{kind}={self.folder}"
+
+    def identity(self, cfg: DictConfig) -> Identity:
+        """What the critic is made of beside its settings; its labels have a file of their own."""
+        return identity_of(cfg, [self.datamodule], {})
 
     def figures(self) -> dict[str, float] | None:
         """Those of the finished critic; None where there is none yet."""
@@ -121,7 +159,7 @@ def claim_labels(parts: CriticParts) -> None:
             f"data.path={parts.datamodule.path}: the labels are not those that {parts.run.path} "
             "was begun with; give another name=NAME"
         )
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if leads():
         write_atomically(file, json.dumps({"content": parts.datamodule.content}).encode())
 
 
@@ -176,9 +214,18 @@ def build_trainer(parts: CriticParts, cfg: DictConfig) -> L.Trainer:
         "valid/loss", patience=cfg.stopping.patience, check_on_train_epoch_end=True
     )
     bar = [TQDMProgressBar()] if cfg.trainer.enable_progress_bar else []
-    return make_trainer(
-        cfg, max_epochs=cfg.stopping.epochs, callbacks=[*bar, stop, best], num_sanity_val_steps=0
+    if cfg.trainer.get("max_time") is not None:
+        expected = f"the critic would count as trained before it is: leave it out; {LENGTH}"
+        raise InputError(setting="trainer.max_time", value=cfg.trainer.max_time, expected=expected)
+    trainer = make_trainer(
+        cfg,
+        parts.run,
+        max_epochs=cfg.stopping.epochs,
+        callbacks=[*bar, stop, best, LeaveAtOnce(cfg.requeue)],
+        num_sanity_val_steps=0,
     )
+    check_whole_epochs(trainer, LENGTH)
+    return trainer
 
 
 def export(parts: CriticParts, figures: Mapping[str, float], device: torch.device) -> None:

@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from app.held_out import register_held_out
 from app.renamed import old_name
 from ipo_lightning.errors import InputError, within
+from ipo_lightning.parallel.signals import Stopped, stop_signals
 from ipo_lightning.settings import signature_of
 from ipo_lightning.storage.writing import cause
 
@@ -47,8 +48,8 @@ CONF = REPO / "conf"
 
 TASKS = {"policy": "train", "critic": "train_critic"}
 """What train.py trains -> the configuration of it."""
-PASSING = ("task", "round", "name", "until", "dry_run", "debug", "plan", "push_to_hub",
-           "paths", "logger", "callbacks", "hydra")  # fmt: skip
+PASSING = ("task", "round", "name", "until", "dry_run", "debug", "plan", "push_to_hub", "requeue",
+           "accept_version", "paths", "logger", "callbacks", "hydra")  # fmt: skip
 """Keys that do not change what a run computes."""
 PLACES = (("critic", "answers"), ("eval_critic", "answers"), ("network", "cache"))
 """Settings that say where something lies that is known by its content, or that saves time."""
@@ -71,7 +72,13 @@ def register_resolvers() -> None:
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
     """What determines a run's results, as plain JSON that is the same in every clone."""
-    kept = {
+    found: dict[str, Any] = within_clone(json.loads(json.dumps(determining(cfg))))
+    return found
+
+
+def determining(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that determine a run's results, resolved, with their paths as they are."""
+    kept: dict[str, Any] = {
         str(key): OmegaConf.to_container(cfg[key], resolve=True)
         if OmegaConf.is_config(cfg[key])
         else cfg[key]
@@ -79,10 +86,18 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
         if key not in (*PASSING, "trainer")
     }
     kept["trainer"] = {key: cfg.trainer.get(key) for key in TRAINER}
-    plain: dict[str, Any] = json.loads(json.dumps(kept).replace(f"{REPO}/", ""))
     for group, key in PLACES:
-        (plain.get(group) or {}).pop(key, None)
-    return plain
+        (kept.get(group) or {}).pop(key, None)
+    return kept
+
+
+def within_clone(value: Any) -> Any:
+    """Plain data in which paths in this clone start at the clone, wherever it lies."""
+    if isinstance(value, dict):
+        return {within_clone(key): within_clone(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [within_clone(one) for one in value]
+    return value.replace(f"{REPO}/", "") if isinstance(value, str) else value
 
 
 def settings_but_batches(cfg: DictConfig) -> dict[str, Any]:
@@ -269,9 +284,15 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
 
 @contextmanager
 def friendly(debug: bool) -> Iterator[None]:
-    """End with one to three lines and status 1 where the input is at fault."""
+    """End with one to three lines and status 1 where the input is at fault, and with a signal's
+    status (143 of SIGTERM, 130 of Ctrl-C) where one came."""
     try:
-        yield
+        with stop_signals():
+            yield
+    except Stopped as stopped:
+        if stopped.told:
+            print(f"\n{stopped.told}", file=sys.stderr)  # noqa: T201 - below a progress bar
+        raise
     except (InputError, OmegaConfBaseException) as error:  # the latter: ${...} leads nowhere
         if debug:
             traceback.print_exc()

@@ -117,6 +117,8 @@ def backbone_of(cfg: DictConfig, checkpoint: "Checkpoint", saved: dict[str, Any]
     node: dict[str, Any] = {**saved["backbone"]} if "backbone" in saved else given
     if is_shipped(node):
         node["path"] = str(REPO / SHIPPED)  # a run may have been made in another clone
+    elif not Path(node["path"]).exists() and (REPO / node["path"]).is_dir():
+        node["path"] = str(REPO / node["path"])  # a run's paths in the clone start at the clone
     if checkpoint.kind == "pipeline":
         if is_shipped(node) and not checkpoint.path.endswith(SHIPPED):
             node["decode_batch"] = 1  # not that of the shipped model's tiny videos

@@ -9,9 +9,10 @@ Nothing is picked by hand: it is the first video of evenly spaced evaluation pro
 import argparse
 from pathlib import Path
 
+from ipo_lightning.evaluation import paired
 from ipo_lightning.report import find_videos
+from ipo_lightning.rounds.closing import evaluated
 from ipo_lightning.storage.layout import RunDir
-from ipo_lightning.storage.store import read_jsonl
 from ipo_lightning.video import contact_sheet, read_video, spread
 
 
@@ -26,16 +27,15 @@ def main() -> None:
     options = parser.parse_args()
     run, find = RunDir(options.run), find_videos(options.run)
     rounds = options.rounds or [0, run.lines()[-1]["round"]]
-    tables = [
-        [row for row in read_jsonl(run.round(n).evaluation_file) if row["candidate"] == 0]
-        for n in rounds
-    ]
+    tables = [evaluated(run.round(number)) for number in rounds]
+    columns = [paired(tables[0], rows) for rows in tables]
+    firsts = [place for place, row in enumerate(tables[0]) if row.candidate == 0]
     frames, labels = [], []
-    for place in spread(len(tables[0]), options.prompts):
-        for number, rows in zip(rounds, tables, strict=True):
+    for place in (firsts[i] for i in spread(len(firsts), options.prompts)):
+        for number, rows in zip(rounds, columns, strict=True):
             row = rows[place]
-            frames.append(read_video(find(row["video"])).frames)
-            labels.append(f"{row['prompt']}: {f'round {number}' if number else 'base'}")
+            frames.append(read_video(find(row.video)).frames)
+            labels.append(f"{row.prompt}: {f'round {number}' if number else 'base'}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(frames, labels, options.scale).save(options.out)
 

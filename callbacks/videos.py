@@ -84,19 +84,20 @@ class VideoLogger(L.Callback):
             return None
 
 
-Place = tuple[int, int]  # prompt index and candidate: the seed, hence what pairs two videos
+Place = tuple[Any, ...]  # prompt's index, prompt, candidate, seed: what pairs two videos
 
 
 def evaluated(round_dir: Path) -> dict[Place, dict[str, Any]]:
     """A round's evaluation rows by place, in their order; none where there is no file."""
     path = round_dir / "evaluation.jsonl"
     rows = read_jsonl(path) if path.exists() else []
-    return {(row["prompt_index"], row["candidate"]): row for row in rows}
+    names = ("prompt_index", "prompt", "candidate", "seed")
+    return {tuple(row.get(name) for name in names): row for row in rows}
 
 
 def first_places(rows: dict[Place, dict[str, Any]]) -> list[Place]:
     """The first video of every prompt."""
-    firsts: dict[int, Place] = {}
+    firsts: dict[Any, Place] = {}
     for place in rows:
         firsts.setdefault(place[0], place)
     return list(firsts.values())

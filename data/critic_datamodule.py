@@ -137,10 +137,11 @@ class CriticDataModule(L.LightningDataModule):
         super().__init__()
         self.dims, self.label_kind, self.path = tuple(dims), label_kind, path
         self.batch_size, self.optimizer_steps = batch_size, optimizer_steps
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.seed, self.store = num_workers, seed, store
         if videos is not None and not Path(videos).is_dir():
             raise InputError(setting="videos", value=videos, expected="there is no such folder")
         found = read_any(path, format).one_lined()
+        self.table = found.path
         if store is not None:
             found.unpack(store)
         finder = Finder(found.folder if videos is None else Path(videos), store)
@@ -157,6 +158,15 @@ class CriticDataModule(L.LightningDataModule):
             [[one.prompt, [file.name for file in one.videos], [str(label) for label in one.labels]]
              for one in (*self.train, *self.valid)]
         )  # fmt: skip
+
+    def inputs(self) -> Iterator[Path]:
+        """The table of a folder, and its videos; those of the store are their hashes."""
+        if Path(self.path).is_dir():
+            yield self.table
+        for one in (*self.train, *self.valid):
+            yield from (
+                v for v in one.videos if self.store is None or self.store.root not in v.parents
+            )
 
     def train_dataloader(self) -> DataLoader[Any]:
         """This rank's part of the epochs' orders."""

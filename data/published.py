@@ -8,7 +8,7 @@ cannot be used is counted under a reason and left out.
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,6 +94,16 @@ class ImportedPreferences:
         self.folder = self.found.folder if videos is None else Path(videos)
         if not self.folder.is_dir():
             raise InputError(setting="videos", value=videos, expected="there is no such folder")
+
+    def inputs(self) -> Iterator[Path]:
+        """The table of a folder, and the videos that it names by their paths."""
+        if os.path.isdir(self.path):
+            yield self.found.path
+        finder = Finder(self.folder)
+        rows: list[Annotation | VideoPoint] = [*self.found.pairs, *self.found.points]
+        for video in dict.fromkeys(video for row in rows for video in videos_of(row)):
+            if video.path:
+                yield finder.place(video)
 
     def prepare(
         self, label_kind: str, policy: Policy, store: Store, workers: Workers, device: torch.device

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ipo_lightning.decoding.differences import content_name
 from ipo_lightning.draws.encoding import DAMAGED, Footage, LeftOut, RealData, encode_once
 from ipo_lightning.errors import InputError
-from ipo_lightning.exchange.names import same_letters, spellings
+from ipo_lightning.exchange.names import alike, ambiguity, spellings
 from ipo_lightning.exchange.videos import Named, unpack
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy
@@ -77,6 +77,14 @@ class RealVideos:
         else:
             raise InputError(setting="path", value=path, expected="there is no such folder or file")
         self._hashes: list[str] | None = None
+
+    def inputs(self) -> Iterator[Path]:
+        """The clips and, in a folder, their captions."""
+        for clip in self.clips:
+            if isinstance(clip.video, Path):
+                yield clip.video
+                if self.path.is_dir():
+                    yield clip.video.with_suffix(".txt")
 
     def prepare(
         self, policy: Policy, store: Store, workers: Workers, device: torch.device
@@ -205,8 +213,11 @@ def _listed(folder: Path, cell: Any, column: str, place: str) -> Path | Embedded
         return cell
     name = _text(cell, f"{place}: {column!r}").strip()
     known = [folder / one for one in (cell, *spellings(name))]
-    file = next(filter(os.path.isfile, known), None)  # of names too long: false
-    file = file or same_letters(folder, name) or known[-1]
+    found = [file for file in known if os.path.isfile(file)][:1]  # of names too long: false
+    found = found or alike(folder, spellings(name))
+    if len(found) > 1:
+        raise InputError(f"{place}: {ambiguity(name, found)}")
+    file = found[0] if found else known[-1]
     if file.suffix.lower() not in VIDEOS:
         raise InputError(f"{place}: {file.name[:200]!r} is none of {', '.join(VIDEOS)}")
     if not os.path.isfile(file):

@@ -1,5 +1,7 @@
 """The one exception that means "the input is at fault, not the program"."""
 
+import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,9 +31,23 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         if not self.setting:
-            return super().__str__()
-        shown = self.setting if self.value is ... else f"{self.setting}={self.value}"
-        return f"{shown}: {self.expected.replace('{setting}', self.setting)}"
+            return printable(super().__str__(), keep="\n")
+        value = "" if self.value is ... else f"={printable(str(self.value))}"
+        expected = self.expected.replace("{setting}", self.setting)
+        return f"{self.setting}{value}: " + printable(expected, keep="\n")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A text of somebody else's as a terminal may be given it: on one line, with an escape in place
+    of each character that would end the line, move the cursor or turn the direction of writing.
+
+    Args:
+        keep: characters that stay as they are.
+    """
+    return "".join(
+        one if one.isprintable() or one in keep else one.encode("unicode_escape").decode()
+        for one in text
+    )
 
 
 @contextmanager
@@ -64,10 +80,28 @@ def readable(place: Path) -> Iterator[None]:
 
 
 def cause_of(error: BaseException) -> str:
-    """The beginning of an error's message, on one line; its kind where it says nothing."""
+    """The beginning of an error's message, on one line; its kind where it says nothing.
+
+    Torch's advice to open a file with code in it all the same is left out.
+    """
+    if refused := _refused_pickle(error):
+        return refused
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
     said = " ".join(str(error).split())
     said = said if len(said) <= 300 else f"{said[:297]}..."
     named = isinstance(error, InputError | OSError | RuntimeError) or type(error) is ValueError
     return said if named and said else f"{type(error).__name__} {said}".strip()
+
+
+def _refused_pickle(error: BaseException | None) -> str:
+    """What torch has found in a file that it did not open, wherever an error tells of it."""
+    while error is not None:
+        said = str(error)
+        if isinstance(error, pickle.UnpicklingError) and "weights_only" in said:
+            named = re.search(r"GLOBAL ([\w.]{1,80})|(?:function|class) ([\w.]{1,80})", said)
+            if not named:
+                return "it is damaged, or holds code or objects: it is not opened"
+            return f"it names {named[1] or named[2]}, which may be code: it is not opened"
+        error = error.__cause__ or error.__context__
+    return ""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ipo_lightning.critics.stage.critique import Critique
+from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.win_rate import clustered_mean, win_rate
 from ipo_lightning.objectives import Objective, squared_error
 from ipo_lightning.parallel.runtime import Runtime
@@ -100,6 +101,8 @@ class Evaluation:
         candidates = self.sampler.independent().generate(
             fingerprint, self.units, network, runtime, f"{label}: evaluation videos"
         )
+        if base is not None:
+            paired(candidates, base)
         videos = {(row.prompt_index, row.candidate): row.video for row in base or ()} or None
         scores, eval_scores = (
             critic.score(candidates, videos, runtime.workers, device, f"{label}: {name}")
@@ -160,11 +163,41 @@ class Evaluation:
         return torch.cat(latents)
 
 
+def paired(
+    rows: Sequence[EvaluatedVideo | Candidate], base: Sequence[EvaluatedVideo]
+) -> list[EvaluatedVideo]:
+    """The base model's row of each of ``rows``: of the same prompt, number and seed.
+
+    Raises:
+        InputError: there is none, or there are more.
+    """
+    known = {draw_of(row): row for row in base}
+    lone = {*map(draw_of, rows)} ^ known.keys()
+    if lone or len(rows) != len(known) or len(known) != len(base):
+        index, prompt, number, _ = min(lone) if lone else draw_of(rows[0])
+        raise InputError(
+            "the base model was evaluated on other prompts or seeds than this round, as on video "
+            f"{number} of prompt {index} ({prompt[:60]!r}), so that no win rate can be computed: "
+            "restore round_0/evaluation.jsonl and the prompts, or give another name=NAME"
+        )
+    return [known[draw_of(row)] for row in rows]
+
+
+def draw_of(row: EvaluatedVideo | Candidate) -> tuple[int, str, int, int]:
+    """What two policies' videos share that are compared: prompt, number and seed."""
+    return row.prompt_index, row.prompt, row.candidate, row.seed
+
+
 def summary(rows: Sequence[EvaluatedVideo], base: Sequence[EvaluatedVideo]) -> dict[str, Any]:
-    """The metrics of a round's line: scores, win rate against the base, gauges."""
+    """The metrics of a round's line: scores, win rate against the base, gauges.
+
+    Raises:
+        InputError: the base's rows are of other prompts or seeds.
+    """
     clusters = torch.tensor([row.prompt_index for row in rows])
     score, score_se = clustered_mean(_column(rows, "score"), clusters)
-    eval_scores, base_scores = _column(rows, "eval_score"), _column(base, "eval_score")
+    eval_scores = _column(rows, "eval_score")
+    base_scores = _column(paired(rows, base), "eval_score")
     eval_score, eval_score_se = clustered_mean(eval_scores, clusters)
     wins = win_rate(eval_scores, base_scores, clusters)
     return {

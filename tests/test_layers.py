@@ -45,6 +45,7 @@ LAYERS = {
     "audit": ORCHESTRATION,
     "exchange": ORCHESTRATION,
     "hub": ORCHESTRATION,
+    "parallel.signals": ORCHESTRATION,  # handlers next to those of Lightning's trainer
     "parallel.strategies": ORCHESTRATION,  # a plugin of Lightning's
     "planning": ORCHESTRATION,
     "report": ORCHESTRATION,

@@ -103,7 +103,10 @@ def _shown(container: InputContainer, path: Path) -> tuple[VideoStream, int]:
     """The stream that players show, and how many there are."""
     moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not moving:
-        raise InputError(f"video {path}: it has sound or pictures, but no video")
+        raise InputError(
+            f"video {path}: it has sound or pictures, but no video stream; give a file that shows "
+            "the video, or leave it out"
+        )
     best = container.streams.best("video")
     stream = next((s for s in moving if best is not None and s.index == best.index), moving[0])
     if stream.codec_context is None:

@@ -5,7 +5,7 @@ import binascii
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -23,7 +23,7 @@ DRIVE = re.compile(r"^[A-Za-z]:(?=[\\/])")
 
 
 def video_path(value: str) -> str:
-    """Where a video lies beside its table: an address becomes the path within its repository.
+    """Where a video lies beside its table: an address becomes the path in its host or repository.
 
     Decoded it may lead anywhere, as any path of a table; `video_place` keeps it in the folder.
     """
@@ -39,7 +39,7 @@ def video_path(value: str) -> str:
     hidden = _parameter(value, "fileuri")  # Label Studio's address of a file in a cloud storage
     if hidden:
         return _of_storage(_unhidden(hidden))
-    return unquote(ON_A_HUB.sub("", bare) if ON_A_HUB.match(bare) else bare.rpartition("/")[2])
+    return unquote(ON_A_HUB.sub("", bare)) if ON_A_HUB.match(bare) else unquote(_of_host(bare))
 
 
 def _parameter(address: str, name: str) -> str:
@@ -55,6 +55,11 @@ def _unhidden(text: str) -> str:
         return text
 
 
+def _of_host(address: str) -> str:
+    """The path in an address of the web: models may have their own folders of equal names."""
+    return address.partition("://")[2].partition("/")[2]
+
+
 def _of_storage(address: str) -> str:
     """The path in an address such as s3://bucket/folder/a.mp4 or file:///folder/a.mp4."""
     try:
@@ -64,12 +69,12 @@ def _of_storage(address: str) -> str:
 
 
 def spellings(path: str) -> Iterator[str]:
-    """What a path of a table may mean, the literal first; each once."""
-    known = [path]
+    """What a path or an address of a table may mean, the literal first; each once."""
     if len(path) > LONGEST:
         yield path
         return
-    for step in (_decoded, _with_slashes, _without_query, _uploaded):
+    known = list(dict.fromkeys((path, video_path(path))))
+    for step in (_decoded, _with_slashes, _without_query):
         known += [step(one) for one in known]
     yield from dict.fromkeys(one for one in known if one)
 
@@ -90,15 +95,6 @@ def _without_query(path: str) -> str:
     return re.split(r"[?#]", path)[0]
 
 
-def _uploaded(path: str) -> str:
-    """The name that a file of Label Studio's uploads had before."""
-    if "upload/" not in path:
-        return path
-    folder, slash, name = path.rpartition("/")
-    found = UPLOADED.fullmatch(name)
-    return f"{folder}{slash}{found[1]}" if found else path
-
-
 def tails(path: str) -> Iterator[str]:
     """A path without its root, then without its first folder, and so on, to its last name."""
     parts = [part for part in PurePosixPath(path).parts if part != "/"][-DEEPEST:]
@@ -106,43 +102,64 @@ def tails(path: str) -> Iterator[str]:
         yield "/".join(parts[start:])
 
 
-def same_letters(folder: Path, path: str) -> Path | None:
-    """A file whose name has the same letters in another normal form, as macOS writes them.
+def alike(folder: Path, paths: Iterable[str]) -> list[Path]:
+    """The files that the first of these paths may mean, though none is called so: as macOS writes
+    names, or as Label Studio does. Several: the path tells too little to choose one."""
+    known = list(paths)
+    for find in (same_letters, before_upload):
+        for path in known:
+            if found := find(folder, path):
+                return found
+    return []
 
-    None where there is none, or more than one.
-    """
+
+def ambiguity(path: str, found: Sequence[Path]) -> str:
+    """The message about a path that several files fit."""
+    names = " or ".join(ascii(place.name) for place in found[:2])
+    return (
+        f"{path[:200]} may be {names} in {found[0].parent}; rename one of them, or write into the "
+        "table what the file is called there"
+    )
+
+
+def same_letters(folder: Path, path: str) -> list[Path]:
+    """The files whose names have the same letters in another normal form, as macOS writes them."""
     if path.isascii():
-        return None
-    place = folder
+        return []
+    places = [folder]
     for part in PurePosixPath(path).parts:
-        if part == ".." or part == "/":
-            return None
-        names = _by_letters(place).get(unicodedata.normalize("NFC", part), [])
-        exact = [name for name in names if name == part] or names
-        if len(exact) != 1:
-            return None
-        place /= exact[0]
-    return place if os.path.isfile(place) else None
+        if part in ("..", "/"):
+            return []
+        places = [place / name for place in places for name in _composed(place, part)]
+    return [place for place in places if os.path.isfile(place)]
 
 
-def before_upload(folder: Path, path: str) -> Path | None:
-    """The file that Label Studio keeps under a name without blanks and most signs.
+def _composed(folder: Path, part: str) -> list[str]:
+    """The names in a folder with the letters of ``part``: itself, if it is there."""
+    names = _by_letters(folder).get(unicodedata.normalize("NFC", part), [])
+    return [part] if part in names else names
 
-    None where there is none, or more than one.
-    """
-    found = UPLOADED.fullmatch(PurePosixPath(path).name)
+
+def before_upload(folder: Path, path: str) -> list[Path]:
+    """The files that may have been uploaded to Label Studio, which keeps them under a name with
+    eight letters before it and without blanks and most signs."""
+    name = unicodedata.normalize("NFC", PurePosixPath(path).name)
+    found = UPLOADED.fullmatch(name)
     if "upload/" not in path or found is None:
-        return None
-    wanted = unicodedata.normalize("NFC", found[1])
-    fits = [name for names in _by_letters(folder).values() for name in names
-            if _kept(name) == wanted and os.path.isfile(folder / name)]  # fmt: skip
-    return folder / fits[0] if len(fits) == 1 else None
+        return []
+    known = _by_letters(folder)
+    names = known.get(name) or [
+        one for several in known.values() for one in several if found[1] in _kept(one)
+    ]
+    return [folder / one for one in names if os.path.isfile(folder / one)]
 
 
-def _kept(name: str) -> str:
-    """What Django, which Label Studio is made with, makes of a file's name."""
-    plain = unicodedata.normalize("NFC", name).strip().replace(" ", "_")
-    return re.sub(r"[^-\w.]", "", plain)
+def _kept(name: str) -> set[str]:
+    """A file's name, and what Django, which Label Studio is made with, makes of it in either normal
+    form: of the letters and accents of macOS only the letters stay."""
+    forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+    plain = [re.sub(r"[^-\w.]", "", form.strip().replace(" ", "_")) for form in forms]
+    return {unicodedata.normalize("NFC", one) for one in (name, *plain)}
 
 
 def _by_letters(folder: Path) -> Mapping[str, list[str]]:

@@ -1,14 +1,14 @@
 """Finds the videos of preference data: in a folder by path, or in a store by their sha256."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from ipo_lightning.critics.people.annotations import Annotation
 from ipo_lightning.errors import InputError
-from ipo_lightning.exchange.names import before_upload, same_letters, spellings, tails
+from ipo_lightning.exchange.names import alike, ambiguity, spellings, tails
 from ipo_lightning.exchange.points import VideoPoint
 from ipo_lightning.storage.parquet import embedded_files
 from ipo_lightning.storage.store import Store
@@ -50,7 +50,11 @@ class Finder:
     store: Store | None = None
 
     def place(self, video: Named) -> Path:
-        """The place of a video, whether or not it is there."""
+        """The place of a video, whether or not it is there.
+
+        Raises:
+            InputError: several files fit its path.
+        """
         place = video_place(self.folder, video.path)
         if self.store is None or not video.sha256 or (video.path and os.path.isfile(place)):
             return place
@@ -92,7 +96,7 @@ def video_file(folder: Path, path: str) -> Path:
     """The file of a video, see `video_place`.
 
     Raises:
-        InputError: it is not there.
+        InputError: it is not there, or several files fit.
     """
     return Finder(folder).file(Named(path), str(folder))
 
@@ -102,16 +106,25 @@ def video_place(folder: Path, path: str) -> Path:
 
     Of a path that leads out of the folder only the last names count: a table must not choose other
     files of this machine. Of the path's `spellings` and their `tails` the first file counts.
+
+    Raises:
+        InputError: several files fit, and none letter by letter.
     """
-    known = list(spellings(path))
-    ends = [tail for one in known for tail in tails(one)]
-    for one in (*known, *ends):
+    for one in (*spellings(path), *_ends(path)):
         place = folder / one
         if _inside(folder, place) and os.path.isfile(place):  # False of names too long
             return place
-    found = next(filter(None, (same_letters(folder, tail) for tail in ends)), None)
-    literal = folder / path if _inside(folder, folder / path) else folder / Path(path).name
-    return found or before_upload(folder, path) or literal
+    found = alike(folder, _ends(path))
+    if len(found) > 1:
+        raise InputError(ambiguity(path, found))
+    if found:
+        return found[0]
+    return folder / path if _inside(folder, folder / path) else folder / Path(path).name
+
+
+def _ends(path: str) -> Iterator[str]:
+    """What a path means in a folder that has moved."""
+    return (end for one in spellings(path) for end in tails(one))
 
 
 def _inside(folder: Path, place: Path) -> bool:

@@ -32,6 +32,7 @@ from ipo_lightning.errors import InputError, cause_of, readable
 from ipo_lightning.hub.upload import one_sentence
 from ipo_lightning.policy import LORA_FILE, Policy, put_weights, trained_weights
 from ipo_lightning.storage.layout import RoundDir, RunDir
+from ipo_lightning.storage.torch_files import read_plain
 
 TRANSFORMER_FILE = "diffusion_pytorch_model.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
@@ -335,10 +336,7 @@ def _refuse_unlike(network: nn.Module, shapes: Mapping[str, torch.Size], path: P
 
 def _load_lightning(network: nn.Module, path: Path, policy: Policy) -> None:
     try:
-        plain = path / "meta.pt" if path.is_dir() else path
-        with warnings.catch_warnings():  # of old pickles; what cannot be read is refused below
-            warnings.simplefilter("ignore")
-            content = torch.load(plain, map_location="cpu", weights_only=True)
+        content = read_plain(path / "meta.pt" if path.is_dir() else path)
         base = content["ipo_lightning"]["base"]
         state = {} if path.is_dir() else content["state_dict"]
         odd = [name for name, value in state.items() if not isinstance(value, Tensor)]
@@ -359,13 +357,8 @@ def _load_lightning(network: nn.Module, path: Path, policy: Policy) -> None:
 
 
 def _unopened(error: Exception) -> str:
-    """Why a checkpoint was not opened, without torch's advice to open it all the same."""
+    """Why a checkpoint was not opened."""
     said = cause_of(error)
-    if isinstance(error, pickle.UnpicklingError):
-        named = re.search(r"GLOBAL ([\w.]{1,80})|(?:function|class) ([\w.]{1,80})", str(error))
-        if not named:
-            return "it is damaged, or holds code or objects: it is not opened"
-        return f"it names {named[1] or named[2]}, which may be code: it is not opened"
     if isinstance(error, KeyError):
         return f"it has no {error}"
     if "weights_only" in said or "zip" in said.lower() or isinstance(error, EOFError):

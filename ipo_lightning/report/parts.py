@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ipo_lightning.report.labels import place
 from ipo_lightning.report.markup import Html, join, tag
 from ipo_lightning.report.run import Run
 from ipo_lightning.report.tables import (
@@ -92,7 +91,7 @@ def is_plain(value: Any) -> bool:
 
 def comparison(run: Run, videos: Videos) -> Html:
     """The same prompts and seeds in every round, side by side."""
-    by_round = {r.number: {place(row): row for row in r.evaluation} for r in run.rounds}
+    by_round = {r.number: {draw(row): row for row in r.evaluation} for r in run.rounds}
     columns = [number_ for number_, rows in by_round.items() if rows]
     if not columns:
         return tag("p", "No evaluation videos yet.", class_="empty")
@@ -110,7 +109,16 @@ def comparison(run: Run, videos: Videos) -> Html:
     return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label="videos")
 
 
-def starts(key: tuple[Any, Any], before: tuple[Any, Any] | None) -> bool:
+Draw = tuple[Any, Any, Any, Any]
+"""Index of the prompt, the prompt, the video's number and its seed: what pairs two videos."""
+
+
+def draw(row: Row) -> Draw:
+    """What an evaluation video shares with those of other rounds that it is compared with."""
+    return row.get("prompt_index"), row.get("prompt"), row.get("candidate"), row.get("seed")
+
+
+def starts(key: Draw, before: Draw | None) -> bool:
     """Whether a row is the first of its prompt."""
     return before is None or key[0] != before[0]
 

@@ -4,7 +4,7 @@
 `RoundStage`, and one line in that list.
 """
 
-from ipo_lightning.rounds.checkpoints import Checkpoints, CheckpointsOnCpu
+from ipo_lightning.rounds.checkpoints import CheckpointFiles, Checkpoints
 from ipo_lightning.rounds.datamodule import PreferenceDataModule
 from ipo_lightning.rounds.iteration import IterationCallback
 from ipo_lightning.rounds.maker import RoundMaker, StageReached
@@ -17,7 +17,7 @@ from ipo_lightning.rounds.training import TrainingClock
 
 __all__ = [
     "Checkpoints",
-    "CheckpointsOnCpu",
+    "CheckpointFiles",
     "IterationCallback",
     "PreferenceDataModule",
     "RolloutPlan",

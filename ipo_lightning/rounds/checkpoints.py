@@ -6,15 +6,17 @@ import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
-from ipo_lightning.errors import cause_of, readable
+from ipo_lightning.errors import InputError, cause_of, readable
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import remove, sync
+from ipo_lightning.storage.torch_files import read_plain
 from ipo_lightning.storage.writing import room_to_write
 
 
@@ -78,7 +80,7 @@ def fault_of(checkpoint: Path, number: int | None = None) -> str | None:
         return fault
     with readable(checkpoint):
         plain = checkpoint / "meta.pt" if sharded else checkpoint
-        content = torch.load(plain, "cpu", weights_only=True, mmap=not sharded)
+        content = read_plain(plain, mmap=not sharded)
         found = number if number is None else content["ipo_lightning"]["round"]
     return None if found == number else f"it is of round {found}"
 
@@ -106,15 +108,36 @@ def _missing_shards(folder: Path) -> str | None:
     return f"a folder without {lost[0]}" if lost else None
 
 
-class CheckpointsOnCpu(TorchCheckpointIO):
-    """Checkpoints of one file, read into CPU memory.
+class CheckpointFiles(TorchCheckpointIO):
+    """Checkpoints of one file: streamed to where they belong, read into CPU memory.
 
-    Lightning does so too, but by a ``map_location`` that is a function, which torch refuses for
-    tensor subclasses such as torchao's moments in 8 bits.
+    Lightning's own goes through memory and the folder for temporary files, both of which may be too
+    small for it. It reads by a ``map_location`` that is a function, which torch refuses for tensor
+    subclasses such as torchao's moments in 8 bits.
     """
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        place = Path(path)
+        temporary = place.with_name(f".{place.name}.{uuid4().hex}")
+        with room_to_write(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.save(checkpoint, temporary)
+                sync(temporary)
+                os.replace(temporary, place)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     @override
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return super().load_checkpoint(path, map_location, weights_only)
+        try:
+            with readable(Path(path)):
+                return super().load_checkpoint(path, map_location, weights_only)
+        except InputError as error:
+            again = "remove it: the training goes on from an earlier checkpoint, or starts anew"
+            raise InputError(f"{error}; {again}") from error

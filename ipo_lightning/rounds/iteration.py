@@ -12,12 +12,12 @@ import lightning as L
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from typing_extensions import override
 
-from ipo_lightning.errors import InputError
 from ipo_lightning.module import PreferenceModule
+from ipo_lightning.parallel.signals import Stopped, StopSignals
 from ipo_lightning.rounds.checkpoints import Checkpoints
 from ipo_lightning.rounds.maker import RoundMaker
 from ipo_lightning.rounds.stage import RoundStage
-from ipo_lightning.rounds.trainer import announce, runtime_of
+from ipo_lightning.rounds.trainer import announce, check_trainer, runtime_of
 from ipo_lightning.rounds.training import TrainingClock
 from ipo_lightning.settings import Count, Null, checked
 from ipo_lightning.storage.layout import RoundData, RunDir, Stage
@@ -37,6 +37,8 @@ class IterationCallback(L.Callback):
             these.
         parallel_prompts: prompts that a process samples at the same time; None: one a core on the
             CPU, one on a GPU. It changes no bit.
+        requeue: whether SIGUSR1 in a SLURM job puts the job back into the queue, once the
+            checkpoint is written (``sbatch --signal=USR1@SECONDS``).
     """
 
     def __init__(
@@ -47,21 +49,21 @@ class IterationCallback(L.Callback):
         until: Stage | None = None,
         checkpoint_every: Count = 20,
         parallel_prompts: Annotated[Count | None, Null("chosen by the device")] = None,
+        requeue: bool = False,
     ) -> None:
         self.run, self.stages, self.until = run, stages, until
         self.checkpoint_every, self.parallel_prompts = checkpoint_every, parallel_prompts
         self.checkpoints, self.clock = Checkpoints(run), TrainingClock()
+        self.signals, self.batches = StopSignals(requeue), 0
+        self.cut_short: str | None = None
+        """What ended the last fit in the midst of a round, as a sentence."""
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Bind the rounds to the trainer: by now it knows its devices, and no loader is built."""
-        every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
-        if every != 1 and trainer.max_epochs != 1:
-            raise InputError(
-                "the trainer would train every round on the first one's labels: give "
-                "Trainer(reload_dataloaders_every_n_epochs=1)"
-            )
-        self.module = cast(PreferenceModule, pl_module)
+        check_trainer(trainer, self.run)
+        self.cut_short = None
+        self.trainer, self.module = trainer, cast(PreferenceModule, pl_module)
         self.maker = RoundMaker(
             self.run,
             self.module,
@@ -75,6 +77,7 @@ class IterationCallback(L.Callback):
 
     def ensure_round(self, number: int, draws: int) -> RoundData:
         """See `RoundSource`: the datamodule asks, once everything is restored."""
+        self.signals.install(self.trainer)  # Lightning has set its own handlers by now
         return self.maker.ensure_round(number, draws)
 
     @override
@@ -87,6 +90,7 @@ class IterationCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Start the clock of a batch; stages between rounds must not count as training."""
+        self.signals.deferred = True
         self.clock.start()
 
     @override
@@ -98,21 +102,52 @@ class IterationCallback(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save a checkpoint every so many optimizer steps, between two of them."""
+        """Save a checkpoint every so many optimizer steps, and before the fit is left."""
         self.clock.stop()
-        optimizer_steps, between = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
-        last = batch_idx + 1 == trainer.num_training_batches  # the epoch's end saves that one
-        if not between and not last and optimizer_steps % self.checkpoint_every == 0:
-            self.checkpoints.save(trainer, self.module.round, optimizer_steps)
+        self.batches = batch_idx + 1
+        steps, between = divmod(self.batches, trainer.accumulate_grad_batches)
+        if between or self.batches == trainer.num_training_batches:
+            return  # the epoch's end saves the last one
+        leaving = self.signals.wanted(trainer)
+        if leaving or trainer.should_stop or steps % self.checkpoint_every == 0:
+            self.checkpoints.save(trainer, self.module.round, steps)
+        if leaving:
+            self.signals.leave(self._progress(trainer))
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The round is trained: keep its policy, then see what it is worth."""
-        optimizer_steps = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+        if self.batches < trainer.num_training_batches:  # Lightning calls this all the same
+            self.cut_short = f"the trainer was stopped in {self._progress(trainer)}"
+            trainer.should_stop = True
+            return
+        optimizer_steps = self.batches // trainer.accumulate_grad_batches
         self.module.finish_round()
         self.checkpoints.save(trainer, self.module.round, optimizer_steps)
+        if self.signals.wanted(trainer):
+            self.signals.leave(self._progress(trainer))
+        self.signals.deferred = False
         self.module.drop_moments()  # videos are made next: they may need the room
         self.maker.close_round(self.module.round)
+
+    @override
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Another rank, or a loader's worker, may have left on the signal before this process."""
+        if not isinstance(exception, Stopped):
+            self.signals.leave(f"round {self.module.round}")
+
+    @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """The fit is over: signals are somebody else's again."""
+        self.signals.restore()
+
+    def _progress(self, trainer: L.Trainer) -> str:
+        """How far the round's training is."""
+        of, batches = int(trainer.num_training_batches), trainer.accumulate_grad_batches
+        done = f"{self.batches // batches} of {of // batches} optimizer steps"
+        return f"round {self.module.round}, after {done}"
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.runtime import Runtime
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.storage.layout import RunDir
@@ -20,6 +21,60 @@ class RoundListener(Protocol):
     def on_round_end(self, trainer: L.Trainer, round_number: int, round_dir: Path) -> None:
         """Called on the leading rank once the round's line is written."""
         ...
+
+
+def check_trainer(trainer: L.Trainer, run: RunDir | None = None) -> None:
+    """Refuse a trainer under which a round would not be what its settings say.
+
+    Args:
+        run: whose checkpoint the trainer may go on from.
+
+    Raises:
+        InputError: names the trainer's argument and what to give instead.
+    """
+    every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+    if every != 1 and trainer.max_epochs != 1:
+        raise InputError(
+            "the trainer would train every round on the first one's labels: give "
+            "Trainer(reload_dataloaders_every_n_epochs=1)"
+        )
+    check_whole_epochs(trainer, "a round has data.optimizer_steps optimizer steps")
+    start = trainer.ckpt_path
+    if run is not None and start is not None and not _lies_in(Path(str(start)), run.path):
+        raise InputError(
+            f"the trainer would go on from {start}, which is no checkpoint of the run {run.path}: "
+            "give ckpt_path=Checkpoints(run).newest(ROUND); in a SLURM job without a checkpoint of "
+            "its own Lightning takes hpc_ckpt_*.ckpt of Trainer(default_root_dir=), so give the "
+            "run's folder there"
+        )
+
+
+def check_whole_epochs(trainer: L.Trainer, instead: str) -> None:
+    """Refuse the trainer's arguments that end an epoch before its batches are used up.
+
+    Args:
+        instead: what says how long an epoch is.
+
+    Raises:
+        InputError: names the argument.
+    """
+    limit: float = trainer.limit_train_batches
+    cut = {
+        "fast_dev_run": bool(trainer.fast_dev_run),  # type: ignore[attr-defined]
+        "overfit_batches": trainer.overfit_batches != 0,  # type: ignore[attr-defined]
+        "limit_train_batches": limit != 1 or isinstance(limit, int),  # 1 is a batch, 1.0 is all
+        "max_steps": trainer.max_steps != -1,
+    }
+    for name in (name for name, given in cut.items() if given):
+        value = getattr(trainer, name)
+        raise InputError(
+            f"trainer.{name}={value} would cut an epoch short and train on part of its labels: "
+            f"leave it out; {instead}"
+        )
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
 
 
 def runtime_of(trainer: L.Trainer, parallel_prompts: int | None = None) -> Runtime:

@@ -4,7 +4,6 @@ import time
 import warnings
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from ipo_lightning.errors import InputError
@@ -16,6 +15,7 @@ from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.rounds.training_data import beta_of
 from ipo_lightning.storage.layout import AGAIN
 from ipo_lightning.storage.store import replaced_folder
+from ipo_lightning.storage.torch_files import read_plain
 
 
 class TrainingStage(RoundStage):
@@ -91,7 +91,7 @@ def final_weights(round: Round) -> dict[str, Tensor]:
             f"{round.folder.policy} is gone or damaged, and {round.folder.checkpoints} has no "
             f"checkpoint to make it of: {AGAIN.format(number=round.number)}"
         )
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    state = read_plain(checkpoint)["state_dict"]
     return {
         name: state[f"network.{name}"]
         for name in round.module.trained()

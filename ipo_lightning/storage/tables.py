@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, printable
 from ipo_lightning.storage.parquet import light_rows
 from ipo_lightning.storage.texts import MOST_ROWS, read_text
 
@@ -66,7 +66,7 @@ def rows_of(path: Path) -> Iterator[Placed]:
 
 def columns_of(row: Mapping[str, Any]) -> str:
     """The names of a row's columns, for a message."""
-    names = ", ".join(map(str, row))
+    names = ", ".join(printable(str(name)) for name in row)
     return names if len(names) <= SHOWN else f"{names[:SHOWN]}..."
 
 

@@ -14,6 +14,8 @@ from app import assembly, checks
 from app.entry import CONF, REPO, flags_first, refuse_misspelt
 from app.keys import KEYS
 from ipo_lightning.errors import InputError
+from ipo_lightning.rounds import IterationCallback
+from ipo_lightning.rounds.training import TrainingStage
 from ipo_lightning.storage.layout import STAGES, RunDir
 from tests.conftest import ComposeTrain
 from train import train
@@ -320,4 +322,5 @@ def test_every_checked_key_is_a_setting(compose_train: ComposeTrain) -> None:
 
 def test_a_trainer_is_built(compose_train: ComposeTrain) -> None:
     cfg = compose_train("trainer=cpu", "logger=none")
-    assert isinstance(assembly.build_trainer(cfg, L.Callback()), L.Trainer)  # type: ignore[arg-type]
+    callback = IterationCallback(RunDir("nowhere"), [TrainingStage()])
+    assert isinstance(assembly.build_trainer(cfg, callback), L.Trainer)

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
@@ -20,7 +19,10 @@ from app.entry import CONF, choices_of, refuse_misspelt, register_resolvers, set
 from data.critic_datamodule import CriticDataModule
 from ipo_lightning.errors import InputError
 from ipo_lightning.reward.losses import RewardScale
+from ipo_lightning.rounds import IterationCallback
+from ipo_lightning.rounds.training import TrainingStage
 from ipo_lightning.shapes.reward_encoder import ShapesReward
+from ipo_lightning.storage.layout import RunDir
 from tests.conftest import ComposeTrain
 from tests.helpers import tiny_wan
 
@@ -138,7 +140,8 @@ def test_every_choice_is_planned(
 @pytest.mark.parametrize("choice", [c for c in CHOICES if re.match("trainer|callbacks|logger", c)])
 def test_every_trainer_is_built(choice: str, compose_train: ComposeTrain) -> None:
     cfg = compose_train(choice, "trainer.accelerator=cpu", "trainer.devices=1")
-    assert assembly.build_trainer(cfg, L.Callback()).max_epochs == cfg.round
+    callback = IterationCallback(RunDir("nowhere"), [TrainingStage()])
+    assert assembly.build_trainer(cfg, callback).max_epochs == cfg.round
 
 
 @pytest.mark.slow

@@ -166,7 +166,15 @@ def test_labels_that_changed_in_mid_round_are_refused(
         rows[0]["rejected_file_name"], rows[0]["chosen_file_name"]
     )  # fmt: skip
     write_jsonl(table / "metadata.jsonl", rows)
-    with pytest.raises(InputError, match="not what they were when this round was begun"):
+    with pytest.raises(
+        InputError, match=r"begun with other contents of .*metadata\.jsonl: restore"
+    ):
+        train(small(*words))
+    (tmp_path / "outputs/run/identity.json").unlink()  # as in runs of before
+    with (
+        pytest.warns(UserWarning, match="has no identity.json"),
+        pytest.raises(InputError, match="not what they were when this round was begun"),
+    ):
         train(small(*words))
 
 

@@ -497,7 +497,10 @@ def test_sound_is_no_video(tmp_path: Path) -> None:
         silence.sample_rate = 8000
         container.mux(stream.encode(silence))
     answer = read_clip(path, SIZE, 8.0)
-    assert answer == LeftOut("damaged", "it has sound or pictures, but no video")
+    said = (
+        "it has sound or pictures, but no video stream; give a file that shows the video, or leave"
+    )
+    assert answer == LeftOut("damaged", f"{said} it out")
 
 
 # --- Latents -------------------------------------------------------------------------------------

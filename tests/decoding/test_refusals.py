@@ -90,7 +90,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "BMP": (picture("BMP"), "it is a BMP picture"),
     "TIFF": (picture("TIFF"), "it is a TIFF picture"),
     "AVIF": (picture("AVIF"), "it is a picture"),
-    "sound": (footage.sound, "it has sound or pictures, but no video"),
+    "sound": (footage.sound, "but no video stream; give a file that shows the video"),
     "header": (cut(0.1), r"cannot be decoded \("),
     "half": (cut(0.5), r"cannot be decoded \(.*\); copy it again"),
     "half of a web video": (cut(0.6, container=FRONT), r"cannot be decoded|is damaged"),

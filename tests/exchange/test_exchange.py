@@ -105,7 +105,7 @@ def test_videoalign_survives_a_round_trip(tmp_path: Path) -> None:
 def test_genai_bench(tmp_path: Path, vote: str, label: str) -> None:
     (one,) = read_preferences(table(tmp_path / "votes.jsonl", [VOTE | {"vote_type": vote}]))
     assert one.labels == {"Overall": label} and one.extra["vote_type"] == vote
-    assert (one.path_A, one.path_B) == ("l.mp4", "right.mp4")
+    assert (one.path_A, one.path_B) == ("files/l.mp4", "right.mp4")
 
 
 def test_videofeedback_becomes_pairs_of_one_prompt(tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_names_that_no_file_can_have_are_no_files(tmp_path: Path) -> None:
     ("address", "path"),
     [
         ("https://host/datasets/a/b/resolve/main/my%20set/a%20cat.mp4?x=%20", "my set/a cat.mp4"),
-        ("https://host/files/a%20cat.mp4#t=1", "a cat.mp4"),
+        ("https://host/files/a%20cat.mp4#t=1", "files/a cat.mp4"),
         ("https://host/a/b/resolve/main/100%25.mp4", "100%.mp4"),
         ("https://host/a/b/resolve/main/%2e%2e/private.mp4", "../private.mp4"),
         ("https://host/%2e%2e%2fprivate.mp4", "../private.mp4"),

@@ -90,6 +90,8 @@ class Answer:
     """Seconds between two bytes of the body."""
     endless: bool = False
     """Whether the body comes again and again."""
+    chunked: bool = False
+    """Whether the body comes in chunks, without its length."""
 
 
 Behaviour = Callable[[Request], Answer]
@@ -99,10 +101,14 @@ Behaviour = Callable[[Request], Answer]
 
 
 def completion(
-    text: str | None, *, finish: str = "stop", tokens: list[dict[str, Any]] | None = None,
-    **message: Any,
+    text: Any, *, finish: str = "stop", tokens: list[dict[str, Any]] | None = None,
+    told: Any = None, **message: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """A chat completion."""
+    """A chat completion.
+
+    Args:
+        text: its content. told: its log probabilities, in place of ``tokens``.
+    """
     return {
         "object": "chat.completion",
         "choices": [
@@ -110,7 +116,7 @@ def completion(
                 "index": 0,
                 "message": {"role": "assistant", "content": text, **message},
                 "finish_reason": finish,
-                "logprobs": None if tokens is None else {"content": tokens},
+                "logprobs": told if tokens is None else {"content": tokens},
             }
         ],
         "usage": {"prompt_tokens": 100, "completion_tokens": 10},
@@ -227,18 +233,18 @@ class Plan:
     """How long a slow answer takes."""
 
     def kind(self, request: Request) -> str:
-        """What happens to a question: a field's name, "cut" (a way of garbling), or "sound"."""
+        """What happens to a question: a field's name, "cut" or "empty" (ways of garbling), or
+        "sound"."""
         chance = request.chance
         for name in ("garbled", "slow", "once"):
             chance -= getattr(self, name)
             if chance < 0:
-                cut = name == "garbled" and garble_of(request)[1] == "length"
-                return "cut" if cut else name
+                return kind_of_garble(request) if name == "garbled" else name
         return "sound"
 
     def __call__(self, request: Request) -> Answer:
         kind = self.kind(request)
-        if kind in ("garbled", "cut"):
+        if kind in ("garbled", "cut", "empty"):
             change, finish = garble_of(request)
             return Answer(completion(change(lie(request)), finish=finish))
         if kind == "slow":
@@ -256,6 +262,12 @@ def lie(request: Request) -> str:
 def garble_of(request: Request) -> "tuple[Callable[[str], str], str]":
     """How a question's answer is garbled, and how it is said to have ended."""
     return GARBLES[request.draw % len(GARBLES)]
+
+
+def kind_of_garble(request: Request) -> str:
+    """How an answer is garbled, as far as clients tell it."""
+    change, finish = garble_of(request)
+    return "cut" if finish == "length" else "garbled" if change("a\nb") else "empty"
 
 
 GARBLES: list[tuple[Callable[[str], str], str]] = [
@@ -351,7 +363,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
-        if not answer.endless:
+        if answer.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+            body = b"".join(b"1\r\n%c\r\n" % one for one in body) + b"0\r\n\r\n"
+        elif not answer.endless:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         while answer.endless:

@@ -529,6 +529,9 @@ def test_other_labels_under_the_same_name_are_refused(
         replace(row, labels={name: turned.get(said, said) for name, said in row.labels.items()})
         for row in rows
     ])  # fmt: skip
+    with pytest.raises(InputError, match=f"begun with other contents of {copy}: restore"):
+        train_critic(composed(*at))
+    (tmp_path / "outputs/run/identity.json").unlink()  # as in runs of before
     with pytest.raises(InputError, match="the labels are not those that"):
         train_critic(composed(*at))
 

@@ -430,7 +430,6 @@ class FakeTrainer:
     """As much of a trainer as the rounds ask of it."""
 
     def __init__(self, **more: Any) -> None:
-        self.reload_dataloaders_every_n_epochs, self.max_epochs = 1, 2
         self.global_rank, self.world_size, self.num_devices = 0, 1, 1
         self.is_global_zero, self.global_step, self.precision = True, 7, "bf16-mixed"
         self.precision_plugin = SimpleNamespace(forward_context=nullcontext)
@@ -453,11 +452,15 @@ def test_a_runtime_is_the_trainers() -> None:
 
 def test_a_trainer_that_keeps_its_loader_is_refused(tmp_path: Path) -> None:
     callback, module = IterationCallback(RunDir(tmp_path), [TrainingStage()]), L.LightningModule()
-    callback.setup(cast(Any, FakeTrainer()), module, "fit")
-    one = FakeTrainer(reload_dataloaders_every_n_epochs=0, max_epochs=1)
-    callback.setup(cast(Any, one), module, "fit")
+
+    def set_up(**settings: Any) -> None:
+        quiet: Any = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+        callback.setup(L.Trainer(**quiet, **settings), module, "fit")
+
+    set_up(max_epochs=3, reload_dataloaders_every_n_epochs=1)
+    set_up(max_epochs=1)
     with pytest.raises(InputError, match="reload_dataloaders_every_n_epochs=1"):
-        callback.setup(cast(Any, FakeTrainer(reload_dataloaders_every_n_epochs=0)), module, "fit")
+        set_up(max_epochs=3)
 
 
 def test_a_datamodule_finds_what_makes_rounds(tmp_path: Path) -> None:

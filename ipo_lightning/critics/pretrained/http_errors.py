@@ -2,12 +2,13 @@
 
 import json
 import math
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import httpx2
 
@@ -86,17 +87,89 @@ async def whole_body(response: httpx2.Response) -> bytes:
     return bytes(body)
 
 
-def complaint(body: bytes) -> tuple[str, str]:
-    """(code, message) of an error as OpenAI, vLLM or FastAPI send it."""
+class Complaint(NamedTuple):
+    """An error as a server tells it: as OpenAI, vLLM, OpenRouter, Google or FastAPI do."""
+
+    codes: tuple[str, ...] = ()
+    """Its code, status and type, lower case, as far as it has them."""
+    message: str = ""
+
+
+MEANINGS = (
+    (402, r"insufficient(quota|credit|balance|fund)|(no|outof)credit|billing|payment"),
+    (429, r"ratelimit|toomanyrequests|resourceexhausted|throttl|quota"),
+    (401, r"apikey|authenticat|unauthori"),
+    (403, r"permission|forbidden|denied"),
+    (404, r"notfound|notexist"),
+    (408, r"timeout|timedout|deadline"),
+    (413, r"toolarge"),
+    (503, r"overload|unavailable|loading|capacity|tryagain"),
+    (500, r"servererror|internal|apierror|upstream|provider"),
+    (400, r"badrequest|invalid|contextlength|unsupported|contentfilter|contentpolicy"),
+)
+"""HTTP status -> the codes, types and messages of servers that mean it, without signs between
+letters; the first that fits counts."""
+
+
+def complaint_in(body: bytes) -> Complaint:
+    """The error in the body of a response that was refused."""
     try:
         said = json.loads(body)
     except (ValueError, RecursionError):
-        return "", body[:1000].decode(errors="replace")
-    error = said.get("error", said) if isinstance(said, dict) else said
+        return Complaint(message=body[:1000].decode(errors="replace"))
+    return complaint(said.get("error") or said if isinstance(said, dict) else said)
+
+
+def complaint(error: Any) -> Complaint:
+    """An error that a server tells as JSON."""
     if not isinstance(error, dict):
-        return "", str(error)
-    message = error.get("message") or error.get("detail") or ""
-    return str(error.get("code") or error.get("type") or ""), str(message)
+        return Complaint(message=str(error))
+    codes = (error.get(name) for name in ("code", "status", "status_code", "type"))
+    message = str(error.get("message") or error.get("detail") or error.get("msg") or "")
+    more = error.get("metadata")
+    raw = more.get("raw") if isinstance(more, dict) else None  # OpenRouter: the host's own words
+    return Complaint(
+        tuple(str(code).lower() for code in codes if isinstance(code, str | int) and code),
+        f"{message}: {raw}" if raw else message,
+    )
+
+
+def error_within(answer: Any) -> Any:
+    """The error in the JSON of a response that claims success; None: there is none.
+
+    It stands at the top, in the first choice or in its message, or is all that there is.
+    """
+    if not isinstance(answer, dict):
+        return None
+    choice = _first(answer.get("choices"))
+    for holder in (answer, choice, choice.get("message")):
+        error = holder.get("error") if isinstance(holder, dict) else None
+        if error:
+            return error if isinstance(error, dict | str) else holder
+    if choice:
+        return None
+    if answer.get("errors"):
+        return _first(answer["errors"]) or str(answer["errors"])
+    bare = answer.get("object") == "error" or answer.keys() & {"message", "detail", "msg"}
+    return answer if bare else None
+
+
+def _first(items: Any) -> dict[str, Any]:
+    """The first of a list, where it is a mapping; else an empty one."""
+    return items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
+
+
+def status_of(error: Complaint) -> int:
+    """The HTTP status that an error stands for, by its codes, else by its words; 0: unknown."""
+    numbers = [int(code) for code in error.codes if re.fullmatch(r"[45][0-9]{2}", code)]
+    if numbers:
+        return numbers[0]
+    for words in (*error.codes, error.message):
+        bare = re.sub(r"[^a-z]", "", words.lower())
+        for status, pattern in MEANINGS:
+            if re.search(pattern, bare):
+                return status
+    return 0
 
 
 def retry_after(header: str | None) -> float:
@@ -108,7 +181,8 @@ def retry_after(header: str | None) -> float:
             until = parsedate_to_datetime(header or "")
         except (ValueError, OverflowError):
             return 0.0
-        seconds = (until - datetime.now(until.tzinfo or UTC)).total_seconds()
+        until = until if until.tzinfo else until.replace(tzinfo=UTC)  # asctime's, or "-0000"
+        seconds = (until - datetime.now(UTC)).total_seconds()
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0
 
 

@@ -31,9 +31,10 @@ from ipo_lightning.critics.pretrained.checkpoint import (
 )
 from ipo_lightning.critics.protocols import Rating
 from ipo_lightning.critics.scorers.reward import DTYPES, Dtype
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, cause_of
 from ipo_lightning.settings import Count, Text, checked
 from ipo_lightning.storage.store import fingerprint
+from ipo_lightning.storage.torch_files import read_plain
 from ipo_lightning.video import Clip, spread
 
 UNREADABLE = (OSError, SafetensorError, UnpicklingError, RuntimeError, ValueError, AttributeError,
@@ -296,15 +297,10 @@ def read_head(file: str, width: int) -> dict[str, Tensor]:
         InputError: the file holds something else.
     """
     try:
-        tensors = (
-            load_file(file)
-            if file.endswith(".safetensors")
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
+        tensors = load_file(file) if file.endswith(".safetensors") else read_plain(file)
         shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     except UNREADABLE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        unread = f"it cannot be read: {reason}"
+        unread = f"it cannot be read: {cause_of(error)}"
         raise InputError(setting="aesthetic", value=file, expected=unread) from error
     wanted = {"weight": (1, width), "bias": (1,)}
     if shapes != wanted:

@@ -15,7 +15,6 @@ The rubric belongs to upstream (MIT) and is not shipped, see `PublishedText`.
 
 import json
 import math
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,10 @@ from ipo_lightning.critics.scorers.reward_model import (
     empty_model,
     fill,
 )
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, cause_of
 from ipo_lightning.settings import Count, Text, checked
 from ipo_lightning.storage.store import fingerprint
+from ipo_lightning.storage.torch_files import read_plain
 
 RUBRIC = PublishedText(
     "fdb6309bac618dd0c8b1b589d3a0970a974f7856eecbb355a190b2dce54af700",
@@ -200,10 +200,9 @@ def read_state(file: Path) -> dict[str, Tensor]:
         InputError: it is another kind of file, or holds other things than tensors.
     """
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{file} cannot be read as weights: {reason}") from error
+        state = read_plain(file, mmap=True)
+    except Exception as error:  # torch has many
+        raise InputError(f"{file} cannot be read as weights: {cause_of(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(one, Tensor) for one in state.values()):
         raise InputError(f"{file} holds other things than weights")
     return state

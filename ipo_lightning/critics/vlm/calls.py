@@ -7,6 +7,7 @@ up (`CriticGone`).
 
 import asyncio
 import hashlib
+import http.client
 import json
 import logging
 import re
@@ -21,9 +22,13 @@ import httpx2
 from ipo_lightning.critics.pretrained.http_errors import (
     AskAgain,
     Away,
+    Complaint,
     complaint,
+    complaint_in,
+    error_within,
     network_errors,
     retry_after,
+    status_of,
     whole_body,
 )
 from ipo_lightning.critics.protocols import CriticGone
@@ -34,7 +39,8 @@ from ipo_lightning.storage.store import canonical
 
 T = TypeVar("T")
 Read = Callable[[Mapping[str, Any]], T | Fault]
-"""Gets the answer out of a response's JSON; an error of `UNREADABLE` means that there is none."""
+"""Gets the answer out of a response's JSON; an error of `UNREADABLE` means that it is malformed,
+`AskAgain` that another attempt may bring one."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,11 +52,11 @@ CONNECT_AGAIN = 0.05, 5.0  # seconds between attempts to reach a server that is 
 
 ASK_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
 """Statuses that mean "later": the request's own time-outs, limits, gateways (also Cloudflare's)."""
-FILTERED = ("content_filter", "content_policy_violation", "data_inspection_failed")
+FILTERED = {"content_filter", "content_policy_violation", "data_inspection_failed"}
 """Error codes of hosts that filter what they are sent: about one question, not about all."""
 TOO_LONG = re.compile(r"context[ _](?:length|window)|maximum model length", re.IGNORECASE)
 """In a refusal: this question is longer than the model reads; others may not be."""
-OUT_OF_CREDIT = ("insufficient_quota", "billing_hard_limit_reached")
+OUT_OF_CREDIT = {"insufficient_quota", "billing_hard_limit_reached"}
 ADVICE = {
     401: "check the key",
     402: "the account has no credit left",
@@ -199,42 +205,62 @@ class _Call(Generic[T]):
         finally:
             self.server.spent.seconds += time.monotonic() - started
         self.absence.over()
-        return self._answer(body) if response.is_success else self._refused(response, body)
+        if response.is_success:
+            return self._answer(response, body)
+        reason = self.server.key.cleaned(response.reason_phrase)
+        return self._refused(response, response.status_code, reason, complaint_in(body))
 
-    def _answer(self, body: bytes) -> T | Fault:
+    def _answer(self, response: httpx2.Response, body: bytes) -> T | Fault:
+        """The answer in a response that claims success, which may tell of an error nevertheless."""
         try:
             answered = json.loads(body)
-            self._count(answered.get("usage") or {})
-            return self.read(answered)
+            error = error_within(answered)
+            if error is None:
+                self._count(answered.get("usage"))
+                return self.read(answered)
         except InputError:
             raise
-        except UNREADABLE as error:
-            raise AskAgain("malformed response") from error
+        except UNREADABLE as unread:
+            raise AskAgain("malformed response") from unread
+        said = complaint(error)
+        status = status_of(said)
+        if not status:
+            _log.warning("%s: %s", self.server.base_url, self.server.key.cleaned(str(error)))
+            raise AskAgain("error of unknown kind", _wait(response))
+        return self._refused(response, status, http.client.responses.get(status, ""), said)
 
-    def _count(self, usage: Mapping[str, Any]) -> None:
-        self.server.spent.prompt_tokens += int(usage.get("prompt_tokens") or 0)
-        self.server.spent.completion_tokens += int(usage.get("completion_tokens") or 0)
+    def _count(self, usage: Any) -> None:
+        """Add the tokens that a server has counted; one that counts oddly has not."""
+        told = usage if isinstance(usage, Mapping) else {}
+        for name in ("prompt_tokens", "completion_tokens"):
+            tokens = told.get(name)
+            if isinstance(tokens, int | float) and 0 <= tokens < 2**53:
+                setattr(self.server.spent, name, getattr(self.server.spent, name) + int(tokens))
 
-    def _refused(self, response: httpx2.Response, body: bytes) -> Fault:
+    def _refused(
+        self, response: httpx2.Response, status: int, reason: str, error: Complaint
+    ) -> Fault:
         """The fault that a response without an answer means.
+
+        Args:
+            status: that of the response, or that of an error within it. reason: the status's name.
 
         Raises:
             AskAgain: a later attempt may succeed.
             CriticGone: the account has no credit left.
             InputError: the server would refuse every question.
         """
-        status, (code, message) = response.status_code, complaint(body)
-        key = self.server.key
-        said = f"{self.server.base_url}: {status} {key.cleaned(response.reason_phrase)}".rstrip()
-        said += f" ({key.cleaned(message)})" if message else ""
-        if code in OUT_OF_CREDIT or status == 402:
+        key, codes = self.server.key, set(error.codes)
+        said = f"{self.server.base_url}: {status} {reason}".rstrip()
+        said += f" ({key.cleaned(error.message)})" if error.message else ""
+        if codes & OUT_OF_CREDIT or status == 402:
             raise CriticGone(f"{said}; {ADVICE[402]}")
         if status in ASK_AGAIN:
-            reason = {408: "timeout", 429: "too many requests"}.get(status, f"HTTP {status}")
-            raise AskAgain(reason, retry_after(response.headers.get("Retry-After")))
-        if code in FILTERED:
+            short = {408: "timeout", 429: "too many requests"}.get(status, f"HTTP {status}")
+            raise AskAgain(short, _wait(response))
+        if codes & FILTERED:
             return Fault("filtered")
-        if status in (400, 422) and TOO_LONG.search(f"{code} {message}"):
+        if status in (400, 422) and TOO_LONG.search(f"{error.codes} {error.message}"):
             # Transient: the context length is a setting of the server, not in the identity.
             return Fault("longer than the model's context", transient=True)
         if response.has_redirect_location:
@@ -251,6 +277,11 @@ class _Call(Generic[T]):
             name = f"${key.variable}"
             advice += f" in {name}" if key.value() else f": {name} is not set"
         return advice
+
+
+def _wait(response: httpx2.Response) -> float:
+    """Seconds that a response asks to wait."""
+    return retry_after(response.headers.get("Retry-After"))
 
 
 def pause_before(server: Server, failure: AskAgain, content: bytes, repetitions: int) -> float:

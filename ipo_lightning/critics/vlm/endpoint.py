@@ -3,8 +3,6 @@
 import base64
 import io
 import logging
-import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -13,7 +11,14 @@ from torch import Tensor
 
 from ipo_lightning.critics.pretrained.viewing import Grid, Shown, Viewing
 from ipo_lightning.critics.vlm.calls import Read, ask
-from ipo_lightning.critics.vlm.client import SEVERAL, Fault, Reply, Token, Turn, parts
+from ipo_lightning.critics.vlm.client import SEVERAL, Fault, Reply, Turn, parts
+from ipo_lightning.critics.vlm.completions import (
+    first_choice,
+    first_place,
+    read_reply,
+    shares,
+    untold,
+)
 from ipo_lightning.critics.vlm.server import Server, Spent
 from ipo_lightning.errors import InputError
 from ipo_lightning.seeds import derive_seed
@@ -27,10 +32,6 @@ T = TypeVar("T")
 Json = dict[str, Any]
 
 PATH = "/chat/completions"
-LEAST_MASS = 0.5
-"""Least probability of all options of a choice together: below it the model would mostly say
-something else, and the choice means little."""
-ROUNDING = 1e-3  # a log probability may be above 0 by this much
 OWN_FIELDS = {"messages", "model", "n", "stream", "logprobs", "top_logprobs", "seed", "temperature"}
 
 
@@ -159,16 +160,13 @@ class EndpointVLM:
         fields = {self.limit_field: 1, "temperature": 1.0} | self._told()
 
         def read(answer: Mapping[str, Any]) -> dict[str, float] | Fault:
-            choice = answer["choices"][0]
-            if fault := withheld(choice):
-                return fault
-            told = choice.get("logprobs")
-            if not told or not told["content"][0]["top_logprobs"]:
-                raise InputError(
-                    f"{self.model} at {self.server.base_url} returns no log probabilities "
-                    "(logprobs): choose a critic that answers in words"
-                )
-            return shares(likeliest(told["content"][0]), options)
+            choice = first_choice(answer)
+            if isinstance(choice, Fault):
+                return choice
+            top = first_place(choice)
+            if top is None:
+                raise InputError(f"{self.model} at {self.server.base_url} {untold(choice)}")
+            return shares(top, options)
 
         return self._ask(self._questions(turns, fields), read)
 
@@ -263,80 +261,3 @@ def encode_picture(frame: Tensor, kind: str) -> bytes:
 def data_url(kind: str, content: bytes) -> str:
     """A data URL (RFC 2397)."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-# -------------------------------------------------------------------- responses
-
-
-def likeliest(place: Mapping[str, Any]) -> dict[str, float]:
-    """Text -> log probability, of the likeliest tokens at a place of the answer.
-
-    The probabilities of tokens with the same text (such as halves of characters) are added.
-
-    Raises:
-        ValueError: a number is not a log probability.
-    """
-    found: dict[str, float] = defaultdict(float)
-    for token in place["top_logprobs"]:
-        if not token["logprob"] <= ROUNDING:
-            raise ValueError(f"{token['logprob']} is not a log probability")
-        found[token["token"]] += math.exp(token["logprob"])
-    return {text: math.log(p) if p > 0 else -math.inf for text, p in found.items()}
-
-
-def shares(
-    top: Mapping[str, float], options: Mapping[str, Sequence[str]]
-) -> dict[str, float] | Fault:
-    """Option -> probability, normalised over the options; a fault where they have too little.
-
-    Args:
-        top: text -> log probability. options: name -> spellings.
-    """
-    masses = {
-        name: math.fsum(math.exp(top.get(spelling, -math.inf)) for spelling in set(spellings))
-        for name, spellings in options.items()
-    }
-    total = math.fsum(masses.values())
-    if total < LEAST_MASS:
-        return Fault("no such token")
-    return {name: mass / total for name, mass in masses.items()}
-
-
-def withheld(choice: Mapping[str, Any]) -> Fault | None:
-    """The fault of an answer that the server filtered or the model refused; None: there is none."""
-    if choice.get("finish_reason") == "content_filter":
-        return Fault("filtered")
-    return Fault("refused") if choice["message"].get("refusal") else None
-
-
-def read_reply(answer: Mapping[str, Any]) -> Reply | Fault:
-    """The first choice of a chat completion, or the fault that it is."""
-    choice = answer["choices"][0]
-    if choice.get("finish_reason") == "length":
-        return Fault("cut short")
-    if fault := withheld(choice):
-        return fault
-    text = choice["message"]["content"]
-    if text is None:  # all its tokens were reasoning
-        return Fault("empty answer")
-    if not isinstance(text, str):
-        raise TypeError("the content of an answer must be text")
-    return Reply(text, tokens_of(text, choice.get("logprobs")))
-
-
-def tokens_of(text: str, told: Mapping[str, Any] | None) -> tuple[Token, ...]:
-    """The tokens of ``text``; none where the server sends none, or those of another text.
-
-    Tokens before and after the text (reasoning that the server removed, an end mark) are left out.
-    """
-    places = (told or {}).get("content") or []
-    pieces = [bytes(p.get("bytes") or p["token"].encode()) for p in places]  # halves of characters
-    first = b"".join(pieces).rfind(text.encode())
-    if first < 0:
-        return ()
-    tokens, last, start = [], first + len(text.encode()), 0
-    for place, piece in zip(places, pieces, strict=True):
-        if start < last and start + len(piece) > first:
-            tokens.append(Token(place["token"], likeliest(place)))
-        start += len(piece)
-    return tuple(tokens)

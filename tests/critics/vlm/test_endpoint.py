@@ -1,10 +1,14 @@
 """A chat model over HTTP, against a real server that misbehaves in every way there is."""
 
+import gzip
+import json
 import logging
 import math
 import shutil
 import socket
 import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from threading import Barrier, Lock, Thread
 from typing import Any
@@ -14,13 +18,20 @@ import torch
 
 from app import checks
 from app.entry import build, refuse_missing
-from ipo_lightning.critics.pretrained.http_errors import MOST_BYTES, AskAgain, retry_after
+from ipo_lightning.critics.pretrained.http_errors import (
+    MOST_BYTES,
+    AskAgain,
+    complaint,
+    retry_after,
+    status_of,
+)
 from ipo_lightning.critics.pretrained.viewing import Grid, Viewing
 from ipo_lightning.critics.protocols import CriticGone
 from ipo_lightning.critics.vlm import endpoint_check
 from ipo_lightning.critics.vlm.calls import pause_before
 from ipo_lightning.critics.vlm.client import VIDEO, Fault, Reply, Turn, VLMClient
-from ipo_lightning.critics.vlm.endpoint import EndpointVLM, shares, shown_rate, tokens_of
+from ipo_lightning.critics.vlm.completions import ONLY_REASONING, shares, tokens_of
+from ipo_lightning.critics.vlm.endpoint import EndpointVLM, shown_rate
 from ipo_lightning.critics.vlm.server import Server
 from ipo_lightning.errors import InputError
 from ipo_lightning.shapes import world
@@ -242,14 +253,49 @@ def test_tokens_are_those_of_the_text() -> None:
     assert tokens_of("5", None) == () == tokens_of("5", {"content": None})
 
 
+PLACE = {"token": "A", "logprob": -0.1, "bytes": [65]}
+UNTOLD: list[Any] = [
+    None, {}, {"content": None}, {"content": []}, {"content": [PLACE]}, [], {"refusal": None},
+    {"content": [PLACE | {"top_logprobs": None}]}, {"content": [PLACE | {"top_logprobs": []}]},
+    {"content": [PLACE | {"top_logprobs": [{"token": "A", "logprob": None}]}]},
+    {"tokens": ["A"], "token_logprobs": [-0.1]},
+]  # fmt: skip
+"""Ways to tell no probabilities."""
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
         (completion("half of i", finish="length"), Fault("cut short")),
+        (completion("", finish="length"), Fault(ONLY_REASONING)),
+        (completion(None, finish="length", reasoning_content="Well"), Fault(ONLY_REASONING)),
+        (
+            completion([{"type": "thinking", "thinking": "Well"}], finish="length"),
+            Fault(ONLY_REASONING),
+        ),
         (completion("", finish="content_filter"), Fault("filtered")),
         (completion(None, refusal="I will not"), Fault("refused")),
-        (completion(None, reasoning_content="Score: 1"), Fault("empty answer")),
-        (completion(""), Reply("")),
+        (completion([{"type": "refusal", "refusal": "I will not"}]), Fault("refused")),
+        (completion([{"type": "text", "text": "A"}]), Reply("A")),
+        (completion([{"type": "output_text", "text": "A"}, " or B"]), Reply("A or B")),
+        (completion({"text": "A"}), Reply("A")),
+        (
+            completion(
+                [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "B"}]},
+                    {"type": "reasoning", "text": "B"},
+                    {"type": "text", "text": "A"},
+                ]
+            ),
+            Reply("A"),
+        ),
+        (completion("A", reasoning_content="B", reasoning="B"), Reply("A")),
+        *((completion("A") | {"error": nothing}, Reply("A")) for nothing in (None, {}, "", False)),
+        *(
+            (completion("A") | {"usage": odd}, Reply("A"))
+            for odd in (None, [1], "many", {"prompt_tokens": 1e999})
+        ),
+        *((completion("A", told=untold), Reply("A")) for untold in UNTOLD),
     ],
 )
 def test_answers_that_are_not_whole(body: dict[str, Any], expected: Reply | Fault) -> None:
@@ -308,7 +354,23 @@ PASSING = {
     "a list": Answer(b"[]"),
     "a page": Answer(b"<html>Log in to the network</html>"),
     "no message": Answer({"choices": [{"index": 0}]}),
-    "content of parts": Answer(completion([{"type": "text", "text": "fine"}])),  # type: ignore[arg-type]
+    "content of numbers": Answer(completion([7])),
+    "content without text": Answer(completion([{"type": "text"}])),
+    "no choices": Answer({"usage": {}}),
+    "choices null": Answer({"choices": None, "usage": None}),
+    "choice null": Answer({"choices": [None]}),
+    "nothing": Answer(b""),
+    "null": Answer(b"null"),
+    "finish_reason error": Answer(completion("fin", finish="error")),
+    "finish_reason abort": Answer(completion(None, finish="abort")),
+    "empty answer": Answer(completion("")),
+    "blank answer": Answer(completion(" \n")),
+    "null answer": Answer(completion(None)),
+    "only reasoning": Answer(completion(None, reasoning_content="Score: 1")),
+    "only thinking": Answer(completion([{"type": "thinking", "thinking": "Score: 1"}])),
+    "no parts": Answer(completion([])),
+    "cut chunks": Answer(completion("fine"), cut=30, chunked=True),
+    "error of unknown kind": Answer({"error": {"code": 1302, "message": "?"}}),
     "no probability": Answer(completion("a", tokens=[token("a", {}) | {"top_logprobs": [
         {"token": "a", "logprob": 800.0}]}])),
     "endless tokens": Answer(b'{"usage": {"prompt_tokens": 1e999}, "choices": []}'),
@@ -316,12 +378,17 @@ PASSING = {
     "deep": Answer(b"[" * 100_000),
     "wrong coding": Answer(b"fine", headers={"Content-Encoding": "gzip"}),
 }  # fmt: skip
-REASONS = {"slow trickle": "timeout", "wrong coding": "connection lost"}
+REASONS = {
+    "slow trickle": "timeout", "wrong coding": "connection lost", "cut chunks": "connection lost",
+    "blank answer": "empty answer", "null answer": "empty answer", "only reasoning": "empty answer",
+    "only thinking": "empty answer", "no parts": "empty answer",
+}  # fmt: skip
 
 
 def reason_of(name: str) -> str:
-    named = {"timeout", "too many requests", "connection lost"}
-    return REASONS.get(name, name if name in named or "HTTP" in name else "malformed response")
+    named = {"timeout", "too many requests", "connection lost", "empty answer"}
+    own = name in named or name.startswith(("HTTP", "finish_reason", "error"))
+    return REASONS.get(name, name if own else "malformed response")
 
 
 def timeout_for(name: str) -> float:
@@ -411,9 +478,10 @@ def test_pauses_grow_and_the_server_may_ask_for_more() -> None:
     [
         (None, 0), ("", 0), ("3", 3), ("0.5", 0.5), ("-4", 0), ("soon", 0), ("nan", 0), ("inf", 0),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("Wed, 99 Oct 2015", 0),
+        ("Wed, 21 Oct 2015 07:28:00 -0000", 0), ("Wed Oct 21 07:28:00 2015", 0),
     ],
 )  # fmt: skip
-def testretry_after(header: str | None, seconds: float) -> None:
+def test_retry_after(header: str | None, seconds: float) -> None:
     assert retry_after(header) == seconds
 
 
@@ -421,8 +489,10 @@ def test_retry_after_as_a_date() -> None:
     from datetime import UTC, datetime, timedelta
     from email.utils import format_datetime
 
-    later = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-    assert 98 <= retry_after(later) <= 100
+    later = datetime.now(UTC) + timedelta(seconds=100)
+    asctime = later.strftime("%a %b %d %H:%M:%S %Y")
+    for date in (format_datetime(later, usegmt=True), asctime):
+        assert 98 <= retry_after(date) <= 100
 
 
 def test_a_wait_beyond_patience_stops_the_run() -> None:
@@ -492,13 +562,121 @@ def test_an_account_without_credit_stops_the_run(answer: Answer) -> None:
     assert len(server.requests) == 1
 
 
-def test_no_probabilities_no_choice() -> None:
-    with served(always(Answer(completion("yes")))) as server:
-        with pytest.raises(InputError, match="a critic that answers in words"):
+@pytest.mark.parametrize("told", UNTOLD)
+def test_no_probabilities_no_choice(told: Any) -> None:
+    answers = [Answer(completion("yes", told=told)),
+               Answer(completion("", finish="length", told=told))]  # fmt: skip
+    words = ["no log probabilities.*: choose a critic that answers in words",
+             "nothing but reasoning within one token: switch its reasoning off"]  # fmt: skip
+    for answer, said in zip(answers, words, strict=True):
+        with served(always(answer)) as server, pytest.raises(InputError, match=said):
             vlm(server).choose([turn()], YES_NO)
-        assert vlm(server).reply([turn()]) == [[Reply("yes")]]
+        assert len(server.requests) == 1
+    with served(always(Answer(completion(None, told=told)))) as server:
+        found = vlm(server, retries=1).choose([turn()], YES_NO)
+    assert found == [Fault("empty answer", transient=True)] and len(server.requests) == 2
+
+
+def test_no_choice_where_none_was_asked_for() -> None:
     with pytest.raises(InputError, match="needs vlm.top_logprobs"):
         vlm("http://localhost:1", top_logprobs=None).choose([turn()], YES_NO)
+
+
+# -------------------------------------------------------------------- errors within an answer
+
+SHAPES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "at the top": lambda error: {"error": error, "user_id": "x"},
+    "in a choice": lambda error: {"choices": [
+        {"error": error, "finish_reason": "error", "message": {"content": "half an ans"}}]},
+    "in a message": lambda error: {"choices": [{"message": {"content": None, "error": error}}]},
+    "without choices": lambda error: {"choices": [], "error": error},
+    "alone": lambda error: {"object": "error"} | error,
+    "beside a mark": lambda error: {"error": True} | error,
+    "in a list": lambda error: {"errors": [error], "success": False},
+}  # fmt: skip
+CODES: list[tuple[int, dict[str, Any]]] = [
+    (429, {"code": 429}), (429, {"code": "429"}), (429, {"code": "rate_limit_exceeded"}),
+    (429, {"code": "RateLimitReached"}), (429, {"code": 429, "status": "RESOURCE_EXHAUSTED"}),
+    (429, {"type": "rate_limit_error", "code": None}), (402, {"code": 402}),
+    (429, {"code": 429, "type": "insufficient_quota"}), (402, {"code": "insufficient_credits"}),
+    (401, {"code": 401}), (401, {"code": "invalid_api_key", "type": "invalid_request_error"}),
+    (401, {"type": "AuthenticationError"}), (403, {"code": 403}), (403, {"type": "forbidden"}),
+    (404, {"code": "model_not_found"}), (503, {"code": 503}), (503, {"type": "overloaded_error"}),
+    (502, {"code": 502}), (500, {"type": "server_error"}), (408, {"code": "timeout"}),
+    (400, {"type": "BadRequestError"}), (400, {"code": "content_filter"}),
+    (400, {"code": "context_length_exceeded"}), (413, {"status": 413}),
+]  # fmt: skip
+
+
+OUTCOMES: list[tuple[int, dict[str, Any]]] = [
+    (429, {"code": 429}), (402, {"code": 402}), (401, {"code": "invalid_api_key"}),
+    (400, {"code": "content_filter"}), (400, {"code": "context_length_exceeded"}),
+    (529, {"code": 529}),
+]  # fmt: skip
+"""One for each thing that may become of a question."""
+WORDS = "the server's own words"
+
+
+def outcome(answer: Answer, *, by_choice: bool = False) -> str:
+    """What becomes of a question with this answer, in words or by probabilities."""
+    with served(always(answer)) as server:
+        try:
+            critic = vlm(server, retries=1)
+            found = critic.choose([turn()], YES_NO) if by_choice else critic.reply([turn()])[0]
+            told = str(found[0])
+        except (InputError, CriticGone) as error:
+            told = f"{type(error).__name__} {error}".replace(server.url, "URL")
+    return f"{told}, {len(server.requests)} requests"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(OUTCOMES)))
+def test_an_error_within_an_answer_is_that_of_its_code(number: int) -> None:
+    status, codes = OUTCOMES[number]
+    error = codes | {"message": WORDS}
+    expected = outcome(Answer({"error": error}, status))
+    for shape, within in SHAPES.items():
+        assert outcome(Answer(within(error))) == expected, shape
+    assert outcome(Answer({"error": error}), by_choice=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        *((codes, status) for status, codes in CODES),
+        ("Rate limit exceeded: 20 requests a minute", 429),
+        ("Invalid API key", 401),
+        ("Insufficient credits", 402),
+        ({"message": "The model is overloaded, try again"}, 503),
+        ({"code": 20012, "message": "Insufficient balance"}, 402),
+        ({"code": 1302, "message": "what?"}, 0),
+        ({"code": 200}, 0),
+        ([], 0),
+        (7, 0),
+    ],
+)
+def test_an_error_is_known_by_its_code_or_its_words(error: Any, status: int) -> None:
+    assert status_of(complaint(error)) == status
+
+
+def test_the_words_of_the_host_behind_a_gateway_are_told() -> None:
+    error = {"code": 401, "message": "Provider returned error", "metadata": {"raw": "bad key"}}
+    assert "401 Unauthorized (Provider returned error: bad key)" in outcome(
+        Answer({"error": error})
+    )
+
+
+def test_an_error_within_an_answer_may_ask_to_wait() -> None:
+    answer = Answer({"error": {"code": 429}}, headers={"Retry-After": "4000"})
+    assert "asks to wait 4000 s" in outcome(answer)
+
+
+def test_codings_of_an_answer() -> None:
+    body = json.dumps(completion("fine")).encode()
+    coded = {"gzip": gzip.compress(body), "deflate": zlib.compress(body), "identity": body}
+    for coding, content in coded.items():
+        answer = Answer(content, headers={"Content-Encoding": coding}, chunked=coding != "deflate")
+        assert outcome(answer) == outcome(GOOD) == f"{Reply('fine')}, 1 requests"
 
 
 def test_redirects_are_not_followed() -> None:
@@ -805,6 +983,11 @@ def test_the_check_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> Non
     with served(truthful) as server:
         assert endpoint_check.main([server.url, "gpt-9"]) == 1
     assert "error: " in (said := capsys.readouterr().err) and "check model and base_url" in said
+    wrong = {"code": 402, "message": "nothing left"}
+    for shape in (SHAPES["at the top"], SHAPES["in a choice"]):
+        with served(always(Answer(shape(wrong)))) as server:
+            assert endpoint_check.main([server.url, MODEL]) == 1
+        assert "402 Payment Required (nothing left)" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------- through the settings

@@ -31,9 +31,12 @@ from train import train
 KEY = "sk-test-abcdefghij0123456789"
 PLAN = Plan(garbled=0.2, slow=0.1, once=0.1, seconds=4.0)
 EXPECTED = {
-    "garbled": "unreadable", "cut": "cut short", "slow": "timeout", "once": "", "sound": "",
+    "garbled": "unreadable", "cut": "cut short", "empty": "empty answer", "slow": "timeout",
+    "once": "", "sound": "",
 }  # fmt: skip
 """What becomes of a question: the fault, or none."""
+PASSING = {"timeout", "empty answer"}
+"""Faults that a later run asks again for."""
 RETRIES = 3
 """What fails once fails once in each life of the server; its end may break one more attempt."""
 
@@ -173,7 +176,7 @@ def test_a_round_of_ratings_by_a_server_that_fails_in_every_way(
     assert not any(KEY.encode() in content for content in contents(tmp_path))
 
     # A later run asks again for what failed in passing, and for nothing else.
-    late = [true[v.video][1] for v in one.verdicts() if v.fault == "timeout"]
+    late = [true[v.video][1] for v in one.verdicts() if v.fault in PASSING]
     with mortal(Plan(), kill_after=10**6) as sound:
         again = small(
             *settings(sound.port, "unifiedreward_points"), "name=again", "until=labelling"
@@ -181,9 +184,10 @@ def test_a_round_of_ratings_by_a_server_that_fails_in_every_way(
         train(again)
         asked = [str(told["shown"][0]) for told in sound.asked]  # type: ignore[index]
     assert set(late) <= set(asked) and len(asked) == len(set(asked))
-    assert {server.expected(name) for name in asked} == {"timeout"}  # also of the evaluation
+    passed = {server.expected(name) for name in asked}  # also of the evaluation
+    assert {"timeout"} <= passed <= PASSING
     two = RunDir(f"{again.paths.outputs}/again").round(1)
-    assert {v.fault for v in two.verdicts()} == set(expected) - {"timeout"}
+    assert {v.fault for v in two.verdicts()} == set(expected) - PASSING
     check_labels(two, true)
 
 

@@ -629,5 +629,5 @@ SOFT_WRONG = {
 
 @pytest.mark.parametrize("match", SOFT_WRONG)
 def test_soft_scores_that_are_none(match: str) -> None:
-    with pytest.raises(Unreadable, match="does not end" if match == "no tokens" else match):
+    with pytest.raises(Unreadable, match="tells no prob" if match == "no tokens" else match):
         VideoScore2().read(Reply(DIGITS, SOFT_WRONG[match]))

@@ -85,6 +85,8 @@ class VideoScore2(TextTemplate):
         hard, _ = last_scores(after_thinking(words(reply)))
         if not self.soft:
             return self._vote([float(digit) for digit in hard], 1.0)
+        if not reply.tokens:
+            raise Unreadable("the server tells no probabilities; readout=hard takes the digits")
         spelt, places = last_scores("".join(token.text for token in reply.tokens))
         if spelt != hard:
             raise Unreadable("tokens and text have other scores")

@@ -1,0 +1,1 @@
+"""Faults that happen to runs: damage, signals, full disks, neighbours, changed inputs."""

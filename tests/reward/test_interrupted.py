@@ -1,0 +1,71 @@
+"""A critic's training that a signal ends goes on from its last look, with the same bits."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from app.entry import CONF, register_resolvers
+from ipo_lightning.errors import InputError
+from ipo_lightning.parallel.signals import Stopped
+from ipo_lightning.reward.module import RewardModule
+from ipo_lightning.shapes.annotators import PAIRS_FILE, annotate
+from train import train_critic
+
+WORDS = (
+    "network.steps=0", "network.clips=64", "network.width=8", "data.optimizer_steps=3",
+    "data.batch_size=4", "stopping.epochs=3", "trainer.accelerator=cpu", "logger=none",
+    "trainer.enable_progress_bar=false", "name=run",
+)  # fmt: skip
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> Callable[..., DictConfig]:
+    """The settings of ``python train.py task=critic OVERRIDES...``, a training of seconds."""
+    register_resolvers()
+    annotate(tmp_path / "labels", pairs=20, source="renderer", candidates=2)
+    path = f"data.path={tmp_path / 'labels' / PAIRS_FILE}"
+
+    def compose_critic(outputs: str, *overrides: str) -> DictConfig:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            words = [path, f"paths.outputs={tmp_path / outputs}", *WORDS, *overrides]
+            return compose("train_critic", words)
+
+    return compose_critic
+
+
+@pytest.mark.slow
+def test_a_signal_leaves_at_once_and_the_training_goes_on(
+    composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"of another run")
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"NTASKS": "1", "JOB_ID": "7", "JOB_NAME": "critic"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    unbroken = train_critic(composed("unbroken"))
+    step, count = RewardModule.training_step, iter(range(1, 100))
+
+    def signalled(self: RewardModule, *args: Any) -> Any:
+        if next(count) == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RewardModule, "training_step", signalled)
+        with pytest.raises(Stopped, match="stopped by SIGTERM; the same command") as stopped:
+            train_critic(composed("outputs"))
+    assert stopped.value.code == 143
+    assert not (tmp_path / "outputs" / "run" / "critic").exists()
+    assert train_critic(composed("outputs")) == unbroken
+
+
+@pytest.mark.parametrize(
+    "word", ["max_time={minutes:1}", "max_steps=2", "limit_train_batches=1", "fast_dev_run=true"]
+)
+def test_a_training_cut_short_is_refused(composed: Callable[..., DictConfig], word: str) -> None:
+    with pytest.raises(InputError, match=rf"trainer\.{word.partition('=')[0]}"):
+        train_critic(composed("outputs", f"+trainer.{word}"))
