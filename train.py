@@ -62,7 +62,9 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     goes_on = trainer is not None
     made_of = partial(parts.identity, cfg, goes_on=goes_on)
     with assembly.claimed(cfg, parts.run, made_of, goes_on=goes_on):
-        if trainer is not None:
+        if parts.module.global_rank == 0:
+            parts.run.mend()
+        if trainer is not None and not finished(parts, cfg):
             fit(parts, cfg, trainer)
         lines = parts.run.lines()
         if lines and parts.module.global_rank == 0:
@@ -132,9 +134,11 @@ def upload(parts: "Parts", cfg: DictConfig) -> str:
 
 
 def finished(parts: "Parts", cfg: DictConfig) -> bool:
-    """Whether there is nothing left to do."""
+    """Whether there is nothing left to do, and all files are as they were written."""
     done = parts.run.done(cfg.round, parts.module.label_kind)
-    return all(done.values()) if cfg.until is None else done[cfg.until]
+    if not (all(done.values()) if cfg.until is None else done[cfg.until]):
+        return False
+    return all(map(parts.run.closed, range(cfg.round))) and not parts.run.round(cfg.round).faults()
 
 
 def check_critics(parts: "Parts", cfg: DictConfig) -> None:

@@ -34,6 +34,7 @@ from app.renamed import old_name
 from ipo_lightning.errors import InputError, pipe_may_close, within
 from ipo_lightning.parallel.signals import Stopped, stop_signals
 from ipo_lightning.settings import signature_of
+from ipo_lightning.storage.writing import cause
 
 # Idle OpenMP threads spin by default: beside any other busy process that makes every small
 # operation wait for a whole time slice (measured: 20 to 40 times slower). It must be set before
@@ -272,6 +273,11 @@ def friendly(debug: bool) -> Iterator[None]:
         if debug:
             traceback.print_exc()
         fail(str(error))
+    except OSError as error:  # of a file that others write, such as a logger
+        unwritten = cause(error, Path(error.filename or "."))
+        if debug or unwritten is None:
+            raise
+        fail(str(unwritten))
 
 
 @contextmanager

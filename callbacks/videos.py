@@ -50,7 +50,10 @@ class VideoLogger(L.Callback):
                 self._log(logger, trainer.global_step, round_number, Path(round_dir))
 
     def _log(self, logger: TensorBoardLogger, step: int, number: int, round_dir: Path) -> None:
-        shown = list(self._shown(round_dir))
+        try:
+            shown = list(self._shown(round_dir))
+        except InputError:  # a log is no reason to end a run
+            return
         if not shown:
             return
         for i, one in enumerate(shown):
