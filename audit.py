@@ -15,14 +15,15 @@ import hydra
 from omegaconf import DictConfig
 
 from app.audit_settings import check_audit, dims_of
+from app.ending import ended
 from app.entry import (
     build,
-    flags_first,
     friendly,
     refuse_missing,
     refuse_misspelt,
     register_resolvers,
 )
+from app.free_text import as_typed
 from ipo_lightning.errors import InputError, within
 
 if TYPE_CHECKING:
@@ -202,12 +203,13 @@ def show(text: str) -> None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="audit")
 def main(cfg: DictConfig) -> None:
     """The command line."""
-    with friendly(cfg.debug):
+    with friendly(cfg.get("debug") is True):
         audit(cfg)
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = flags_first(sys.argv[1:])
     with friendly("debug=true" in sys.argv):
+        sys.argv[1:] = as_typed("audit", sys.argv[1:])
         refuse_misspelt("audit", sys.argv[1:])
-    main()
+    with ended(sys.argv[1:]):
+        main()

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import hydra
 from omegaconf import DictConfig
 
+from app.ending import ended
 from app.entry import (
     build,
     friendly,
-    quote_free_text,
-    quote_paths,
     refuse_missing,
     refuse_misspelt,
     register_resolvers,
 )
+from app.free_text import as_typed
 from app.sample_settings import (
     arithmetic,
     backbone_of,
@@ -394,12 +394,13 @@ def show(text: str) -> None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
 def main(cfg: DictConfig) -> None:
     """The command line."""
-    with friendly(cfg.debug):
+    with friendly(cfg.get("debug") is True):
         sample(cfg)
 
 
 if __name__ == "__main__":
-    sys.argv = quote_paths(quote_free_text(sys.argv, ("prompt", "negative_prompt")))
     with friendly("debug=true" in sys.argv):
+        sys.argv[1:] = as_typed("sample", sys.argv[1:])
         refuse_misspelt("sample", sys.argv[1:])
-    main()
+    with ended(sys.argv[1:]):
+        main()

@@ -15,15 +15,16 @@ import hydra
 from omegaconf import DictConfig
 
 from app.checks import check, check_critic
+from app.ending import ended
 from app.entry import (
     TASKS,
-    flags_first,
     friendly,
     refuse_missing,
     refuse_misspelt,
     register_resolvers,
     task_of,
 )
+from app.free_text import as_typed
 from app.shortcuts import expanded
 from ipo_lightning.errors import InputError, within
 
@@ -62,7 +63,9 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     goes_on = trainer is not None
     made_of = partial(parts.identity, cfg, goes_on=goes_on)
     with assembly.claimed(cfg, parts.run, made_of, goes_on=goes_on):
-        if trainer is not None:
+        if parts.module.global_rank == 0:
+            parts.run.mend()
+        if trainer is not None and not finished(parts, cfg):
             fit(parts, cfg, trainer)
         lines = parts.run.lines()
         if lines and parts.module.global_rank == 0:
@@ -132,9 +135,11 @@ def upload(parts: "Parts", cfg: DictConfig) -> str:
 
 
 def finished(parts: "Parts", cfg: DictConfig) -> bool:
-    """Whether there is nothing left to do."""
+    """Whether there is nothing left to do, and all files are as they were written."""
     done = parts.run.done(cfg.round, parts.module.label_kind)
-    return all(done.values()) if cfg.until is None else done[cfg.until]
+    if not (all(done.values()) if cfg.until is None else done[cfg.until]):
+        return False
+    return all(map(parts.run.closed, range(cfg.round))) and not parts.run.round(cfg.round).faults()
 
 
 def check_critics(parts: "Parts", cfg: DictConfig) -> None:
@@ -206,21 +211,23 @@ def show(text: str) -> None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """The command line; a sweep optimises the held-out judge's mean score, or a critic's loss."""
-    with friendly(cfg.debug):
+    with friendly(cfg.get("debug") is True):
         if cfg.task == "critic":
             figures = train_critic(cfg)
             return figures["valid/loss"] if figures else None
         line = train(cfg)
+        if cfg.dry_run:
+            return 0.0  # a sweeper that optimises takes nothing but numbers
         return line["eval_score"] if line else None
     return None
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = flags_first(sys.argv[1:])
     with friendly("debug=true" in sys.argv):
         config = TASKS[task_of(sys.argv[1:])]
-        sys.argv[1:] = expanded(config, sys.argv[1:])
+        sys.argv[1:] = as_typed(config, expanded(config, sys.argv[1:]))
         refuse_misspelt(config, sys.argv[1:])
     if config != "train":
         sys.argv.insert(1, f"--config-name={config}")
-    main()
+    with ended(sys.argv[1:]):
+        main()

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
@@ -270,9 +270,23 @@ def make_module(cfg: DictConfig, policy: Policy) -> PreferenceModule:
         policy,
         build(cfg.loss, "loss"),
         build(cfg.reference, "reference"),
-        build(cfg.optim.optimizer, "optim.optimizer"),
+        optimizer_of(cfg),
         two_pass=cfg.step == "two_pass",
     )
+
+
+def optimizer_of(cfg: DictConfig) -> Any:
+    """What makes the optimizer, tried on a parameter: it would refuse settings in the training.
+
+    Raises:
+        InputError: it refuses them.
+    """
+    make_optimizer = build(cfg.optim.optimizer, "optim.optimizer")
+    try:
+        make_optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
+    except (TypeError, ValueError) as error:
+        raise InputError(f"optim.optimizer: {one_line(error)}") from error
+    return make_optimizer
 
 
 def _evaluation(
@@ -294,21 +308,27 @@ def _evaluation(
 
 def build_trainer(cfg: DictConfig, iteration: IterationCallback) -> L.Trainer:
     """Lightning's trainer: an epoch a round, loaders made anew for each."""
-    listeners = [
-        build(node, f"callbacks.{name}")
-        for name, node in cfg.callbacks.items()
-        if name != "iteration" and node is not None
-    ]
     trainer = make_trainer(
         cfg,
         iteration.run,
         max_epochs=cfg.round,
-        callbacks=[*listeners, iteration],  # a bar closes before the next stage opens its own
+        callbacks=[*_listeners(cfg), iteration],  # a bar closes before the next stage opens its own
         reload_dataloaders_every_n_epochs=1,
         enable_checkpointing=False,  # the iteration callback does it, by round
     )
     check_trainer(trainer)
     return trainer
+
+
+def _listeners(cfg: DictConfig) -> list[L.Callback]:
+    """The other callbacks; without a progress bar's where there shall be none."""
+    found = [
+        build(node, f"callbacks.{name}")
+        for name, node in cfg.callbacks.items()
+        if name != "iteration" and node is not None
+    ]
+    shown = cfg.trainer.get("enable_progress_bar", True)
+    return [one for one in found if shown or not isinstance(one, ProgressBar)]
 
 
 def make_trainer(cfg: DictConfig, run: RunDir, **own: Any) -> L.Trainer:
@@ -336,9 +356,9 @@ def make_trainer(cfg: DictConfig, run: RunDir, **own: Any) -> L.Trainer:
             "trainer",
             **own,
         )
-    except (MisconfigurationException, ImportError, ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # Lightning's own, of many kinds
         asked = ", ".join(f"{key}={cfg.trainer[key]}" for key in ("accelerator", "devices"))
         raise InputError(f"trainer ({asked}): {one_line(error)}") from error
     return trainer

@@ -6,13 +6,19 @@ from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from app.checks import Threads, check_name
-from app.entry import choices_of
+from app.checks import ACCELERATOR, PATHS, Threads, check_name
+from app.entry import choices_of, none_lacking
 from app.signatures import check_settings
 from ipo_lightning.errors import InputError
-from ipo_lightning.settings import Above, AtLeast, Below, Count, Null
+from ipo_lightning.settings import Above, AtLeast, Below, Count, Null, Text
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
+    **PATHS,
+    **ACCELERATOR,
+    "pairs": Text,
+    "format": Text,
+    "videos": Annotated[Text | None, Null("the file's own folder")],
+    "name": Text | None,
     "n": Annotated[int | None, AtLeast(2), Null("all")],
     "calibration": Annotated[float, Above(0), Below(1)],
     "bins": Count,
@@ -30,6 +36,7 @@ SETTINGS = {
 """None of a class."""
 
 
+@none_lacking()
 def check_audit(cfg: DictConfig) -> None:
     """Refuse what cannot work.
 

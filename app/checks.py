@@ -6,21 +6,50 @@ file. Here are the settings that none takes, and what settings mean for each oth
 
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from app.entry import none_lacking
 from app.loggers import check_loggers
 from app.planning.memory import check_memory, check_precision, shards
 from app.signatures import check_settings
 from ipo_lightning.errors import InputError
-from ipo_lightning.settings import AtMost, Count, NotNegative, Null, Positive
+from ipo_lightning.settings import (
+    AtLeast,
+    AtMost,
+    Count,
+    NotNegative,
+    Null,
+    Object,
+    Positive,
+    Prompt,
+    Says,
+    Text,
+)
 
 STAGES = ("rollout", "critique", "labelling", "training", "evaluation")
 Threads = Annotated[Count | None, Null("torch's default")]
-
-SETTINGS = {
+PARTS = ("backbone", "loss", "reference", "critic", "eval_critic", "labelling", "calibration",
+         "data.prompts", "optim.optimizer", "trainer", "callbacks.iteration", "network",
+         "reward_loss")  # fmt: skip
+Devices = Annotated[
+    Annotated[int, AtLeast(-1)] | str | Sequence[int],
+    Says("a whole number, auto, or a list of them"),
+]
+ACCELERATOR = {"trainer.accelerator": Text}
+PATHS = {"paths.outputs": Text, "paths.store": Text, "paths": Mapping[str, str | None]}
+ROLLOUT = {"rollout.negative_prompt": Prompt | None, "rollout.cache": Object | None}
+"""What conf/sample.yaml, conf/audit.yaml and conf/train.yaml share."""
+SETTINGS: dict[str, Any] = {
+    **PATHS,
+    **ROLLOUT,
+    **ACCELERATOR,
+    "task": Literal["policy", "critic"],
+    "name": Annotated[Text, Says("the name of a folder")],
+    "push_to_hub": Annotated[Text | None, Says("OWNER/NAME")],
     "round": Count,
     "seed": int,
     "threads": Threads,
@@ -30,10 +59,24 @@ SETTINGS = {
     "requeue": bool,
     "step": Literal["plain", "two_pass"],
     "until": Literal[STAGES] | None,
+    **dict.fromkeys(PARTS, Object),
+    "callbacks": Mapping[str, Object | None],
+    "logger": Object | Mapping[str, Object | None] | None,
+    "data.real": Object | None,
+    "evaluation.split": Literal["train", "select", "final"],
     "evaluation.prompts": Annotated[Count | None, Null("all")],
+    "evaluation.gauges": Mapping[str, Object] | None,
+    "evaluation.real_clips": Object | None,
     "optim.optimizer.lr": Positive,
     "optim.optimizer.weight_decay": NotNegative,
     "trainer.accumulate_grad_batches": Count,
+    "trainer.devices": Devices,
+    "trainer.num_nodes": Count,
+    "trainer.strategy": Text | Object,
+    "trainer.precision": int | str | None,
+    "trainer.gradient_clip_val": NotNegative | None,
+    "trainer.log_every_n_steps": Count | None,
+    "trainer.enable_progress_bar": bool,
     "plan.memory_gib": Annotated[Positive | None, Null("of the GPU of this machine")],
     "plan.reserve_gib": NotNegative,
     "plan.tflops": Annotated[Positive | None, Null("measured here")],
@@ -44,21 +87,21 @@ SETTINGS = {
 """Settings of conf/train.yaml and conf/train_critic.yaml that no class of ours takes."""
 FILES = ("data.prompts.path",)
 FILES_OR_FOLDERS = ("data.imported.path",)
-NEEDED = ("backbone", "data", "loss", "reference", "rollout", "critic", "eval_critic", "labelling",
-          "evaluation", "optim", "trainer", "callbacks.iteration")  # fmt: skip
+OF_ANY = ("seed", "name", "paths", "optim", "trainer", "data")
+NEEDED = (*OF_ANY, "round", "plan", "regularise", "backbone", "loss", "reference", "rollout",
+          "critic", "eval_critic", "labelling", "evaluation", "calibration",
+          "callbacks.iteration")  # fmt: skip
+NEEDED_BY_CRITICS = (*OF_ANY, "stopping", "network", "reward_loss")
 
 
+@none_lacking()
 def check(cfg: DictConfig) -> None:
     """Refuse what cannot work in the training of a policy.
 
     Raises:
         InputError: names the setting, what it is, and what to give instead.
     """
-    for key in NEEDED:
-        if OmegaConf.select(cfg, key) is None:
-            more = "; choose default too: callbacks=[default,lr_monitor]"
-            beside = more if key == "callbacks.iteration" else ""
-            raise InputError(setting=key, expected=f"a run cannot do without it{beside}")
+    _check_needed(cfg, NEEDED)
     check_settings(cfg, SETTINGS)
     _check_files(cfg)
     check_name(str(cfg.name), "store")
@@ -66,8 +109,10 @@ def check(cfg: DictConfig) -> None:
     _check_combinations(cfg)
 
 
+@none_lacking()
 def check_critic(cfg: DictConfig) -> None:
     """Refuse what cannot work in the training of a critic; see `check`."""
+    _check_needed(cfg, NEEDED_BY_CRITICS)
     check_settings(cfg, SETTINGS)
     check_name(str(cfg.name), "store")
     check_loggers(cfg)
@@ -89,6 +134,14 @@ def check_critic(cfg: DictConfig) -> None:
             expected="a critic keeps the weights that did best on the held-out prompts, never an "
             "average; give null",
         )
+
+
+def _check_needed(cfg: DictConfig, keys: Sequence[str]) -> None:
+    for key in keys:
+        if OmegaConf.select(cfg, key) is None:
+            more = "; choose default too: callbacks=[default,lr_monitor]"
+            beside = more if key == "callbacks.iteration" else ""
+            raise InputError(setting=key, expected=f"a run cannot do without it{beside}")
 
 
 def _check_files(cfg: DictConfig) -> None:

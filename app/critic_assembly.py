@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from omegaconf import DictConfig
 from typing_extensions import override
 
-from app.assembly import accelerator_of, leads, make_trainer
+from app.assembly import accelerator_of, leads, make_trainer, optimizer_of
 from app.entry import build
 from app.identity import Identity, identity_of
 from app.keys import make
@@ -22,12 +22,15 @@ from data.critic_datamodule import CriticDataModule
 from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.signals import Stopped, StopSignals
 from ipo_lightning.reward.module import RewardModule, measure_scale
+from ipo_lightning.rounds.checkpoints import fault_of
 from ipo_lightning.rounds.trainer import check_whole_epochs
 from ipo_lightning.storage.layout import RunDir
-from ipo_lightning.storage.store import Store, replaced_folder, write_atomically
+from ipo_lightning.storage.run_files import DamagedFile, read_content, read_object
+from ipo_lightning.storage.store import Store, remove, replaced_folder, write_atomically
 
 FIGURES = "figures.json"
 """In the critic's folder: what it reached on the held-out prompts; there, it is finished."""
+REMAKE = "remove the folder that it is in: the same command makes it again"
 LABELS = "labels.json"
 """In the run's folder: fingerprint of the labels that it is trained on."""
 
@@ -95,7 +98,17 @@ class CriticParts:
     def figures(self) -> dict[str, float] | None:
         """Those of the finished critic; None where there is none yet."""
         file = self.folder / FIGURES
-        return json.loads(file.read_text()) if file.is_file() else None
+        if not file.exists():
+            return None
+        try:
+            found: dict[str, float] = json.loads(read_content(file, REMAKE))  # some may be NaN
+            return {name: float(value) for name, value in found.items()} | {
+                name: found[name] for name in ("training", "validation", "valid/loss")
+            }
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, DamagedFile):
+                raise
+            raise DamagedFile(file, "no figures of a critic", REMAKE) from error
 
 
 def assemble(cfg: DictConfig) -> CriticParts:
@@ -105,7 +118,7 @@ def assemble(cfg: DictConfig) -> CriticParts:
         cfg,
         build(cfg.network, "network"),
         build(cfg.reward_loss, "reward_loss"),
-        build(cfg.optim.optimizer, "optim.optimizer"),
+        optimizer_of(cfg),
     )
     family = module.family
     datamodule: CriticDataModule = build(
@@ -141,7 +154,8 @@ def claim_labels(parts: CriticParts) -> None:
         InputError: the file of preferences has changed since.
     """
     file = parts.run.path / LABELS
-    if file.is_file() and json.loads(file.read_text())["content"] != parts.datamodule.content:
+    known = read_object(file).get("content") if file.exists() else parts.datamodule.content
+    if known != parts.datamodule.content:
         raise InputError(
             f"data.path={parts.datamodule.path}: the labels are not those that {parts.run.path} "
             "was begun with; give another name=NAME"
@@ -155,11 +169,11 @@ def fit(parts: CriticParts, cfg: DictConfig) -> dict[str, float]:
     trainer = build_trainer(parts, cfg)
     log_settings(trainer, cfg)
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    last = parts.checkpoints / "last.ckpt"
+    last = whole_checkpoint(parts)
     trainer.fit(
         parts.module,
         datamodule=parts.datamodule,
-        ckpt_path=str(last) if last.is_file() else None,
+        ckpt_path=last,
         weights_only=True,
     )
     best = str(parts.checkpoints / "best.ckpt")
@@ -172,6 +186,20 @@ def fit(parts: CriticParts, cfg: DictConfig) -> dict[str, float]:
         export(parts, figures, torch.device("cpu" if accelerator_of(cfg) == "cpu" else "cuda"))
     trainer.strategy.barrier()
     return figures
+
+
+def whole_checkpoint(parts: CriticParts) -> str | None:
+    """The last checkpoint; without it, or the best one, the training starts anew."""
+    files = [parts.checkpoints / name for name in ("last.ckpt", "best.ckpt")]
+    if not any(file.exists() or file.is_symlink() for file in files):
+        return None
+    for file in files:
+        if fault := fault_of(file):
+            warnings.warn(f"{file} is damaged ({fault}); the critic is trained anew", stacklevel=2)
+            for one in files:
+                remove(one)
+            return None
+    return str(files[0])
 
 
 def build_trainer(parts: CriticParts, cfg: DictConfig) -> L.Trainer:

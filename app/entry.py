@@ -27,11 +27,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from app.ending import fail
 from app.held_out import register_held_out
+from app.quoting import quoted
 from app.renamed import old_name
-from ipo_lightning.errors import InputError, within
+from ipo_lightning.errors import InputError, pipe_may_close, within
 from ipo_lightning.parallel.signals import Stopped, stop_signals
 from ipo_lightning.settings import signature_of
+from ipo_lightning.storage.writing import cause
 
 # Idle OpenMP threads spin by default: beside any other busy process that makes every small
 # operation wait for a whole time slice (measured: 20 to 40 times slower). It must be set before
@@ -222,8 +225,8 @@ def refuse_misspelt(config: str, arguments: Sequence[str]) -> None:
         overrides = OverridesParser.create().parse_overrides(words)
     except HydraException as error:
         raise InputError(_unparsed(words, error)) from error
-    with _composer():
-        for one in _single_runs(overrides):
+    with composer():
+        for one in single_runs(overrides):
             _compose(config, one)
 
 
@@ -236,9 +239,8 @@ def _unparsed(words: Sequence[str], error: HydraException) -> str:
             key, equals, _ = word.partition("=")
             if not equals:
                 return f"{word}: give KEY=VALUE ({word!r} has no =)"
-            quoted = quote_free_text([word], [key])[0]
-            plain = not set(quoted) & set('"$`\\!')
-            shown = f'"{quoted}"' if plain else shlex.quote(quoted)
+            text = f"{key}={quoted(word.partition('=')[2])}"
+            shown = f'"{text}"' if not set(text) & set('"$`\\!') else shlex.quote(text)
             return f"{word}: Hydra does not take this value as it is; quote it, as {shown}"
     return one_line(error)
 
@@ -249,36 +251,11 @@ def task_of(arguments: Sequence[str]) -> str:
     Raises:
         InputError: there is no such task.
     """
-    given = [word.partition("=")[2] for word in arguments if word.startswith("task=")]
-    task = given[-1] if given else "policy"
+    given = [found[1] for word in arguments if (found := re.fullmatch(r"\+{0,2}task=(.*)", word))]
+    task = given[-1].strip("'\"") if given else "policy"
     if task not in TASKS:
         raise InputError(f"task={task}: choose one of {', '.join(TASKS)}{_nearest(task, [*TASKS])}")
     return task
-
-
-def quote_free_text(arguments: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """Quote the values of ``keys``: commas, brackets and quotes are ordinary in a prompt."""
-    quoted = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key in keys and value not in ("", "null") and value[0] not in "'\"":
-            value = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-            argument = f"{key}='{value}'"
-        quoted.append(argument)
-    return quoted
-
-
-def quote_paths(arguments: Sequence[str], keys: Sequence[str] = ("ckpt", "prompts")) -> list[str]:
-    """Quote paths, in which ``=``, spaces and brackets are ordinary: Lightning names its files
-    ``epoch=3-step=100.ckpt``. With ``-m`` those with a comma are left for Hydra to sweep over."""
-    sweep = any(word in ("-m", "--multirun") for word in arguments)
-    swept = [word for word in arguments if sweep and "," in word]
-    return [word if word in swept else quote_free_text([word], keys)[0] for word in arguments]
-
-
-def flags_first(arguments: Sequence[str]) -> list[str]:
-    """``-m`` before the overrides: in the midst of them argparse loses track."""
-    return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
 @contextmanager
@@ -286,21 +263,41 @@ def friendly(debug: bool) -> Iterator[None]:
     """End with one to three lines and status 1 where the input is at fault, and with a signal's
     status (143 of SIGTERM, 130 of Ctrl-C) where one came."""
     try:
-        with stop_signals():
+        with stop_signals(), pipe_may_close(), none_lacking():
             yield
     except Stopped as stopped:
         if stopped.told:
             print(f"\n{stopped.told}", file=sys.stderr)  # noqa: T201 - below a progress bar
         raise
-    except (InputError, OmegaConfBaseException) as error:  # the latter: ${...} leads nowhere
+    except InputError as error:
         if debug:
             traceback.print_exc()
-        said = error if isinstance(error, InputError) else one_line(error)
-        print(f"error: {said}", file=sys.stderr)  # noqa: T201 - the entry points' own output
-        sys.exit(1)
+        fail(str(error))
+    except OSError as error:  # of a file that others write, such as a logger
+        unwritten = cause(error, Path(error.filename or "."))
+        if debug or unwritten is None:
+            raise
+        fail(str(unwritten))
 
 
-def _single_runs(overrides: Sequence[Override]) -> Iterator[list[str]]:
+@contextmanager
+def none_lacking() -> Iterator[None]:
+    """Say which setting was deleted, or that ``${...}`` leads nowhere.
+
+    Raises:
+        InputError: in place of OmegaConf's own errors.
+    """
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        said = r"(?:Key '.*' is not in struct|Missing key \S+)\s+full_key: (\S+)"
+        if lacking := re.search(said, str(error)):
+            needed = "it cannot be done without; leave it as it is"
+            raise InputError(setting=lacking[1], expected=needed) from error
+        raise InputError(one_line(error)) from error
+
+
+def single_runs(overrides: Sequence[Override]) -> Iterator[list[str]]:
     """The overrides with each sweep's first choice, then with each further choice in its turn."""
     choices = [_choices(override) for override in overrides]
     first = [options[0] for options in choices]
@@ -312,9 +309,12 @@ def _single_runs(overrides: Sequence[Override]) -> Iterator[list[str]]:
 
 def _choices(override: Override) -> list[str]:
     line = str(override.input_line)
-    if not override.is_sweep_override() or override.is_discrete_sweep() is False:
+    if not override.is_sweep_override():
         return [line]
     key = line.partition("=")[0]
+    if not override.is_discrete_sweep():
+        interval: Any = override.value()  # the sweeper chooses; its ends stand for it
+        return [f"{key}={end}" for end in (interval.start, interval.end)]
     if "glob(" in line:
         return [line] if key == line else [f"{key}={choices_of(key)[0]}"]
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
@@ -364,7 +364,7 @@ def _explain(config: str, words: list[str], error: Exception) -> str:
         return f"{taken[1]}.yaml: a choice of this name is shipped; give your file another name"
     for word in words:
         key, _, value = word.partition("=")
-        if (group := _group_of(key)) and (value in ("null", "") or value.startswith("[")):
+        if (group := group_of(key)) and (value in ("null", "") or value.startswith("[")):
             return f"{word}: give one of {', '.join(choices_of(group))}, or leave it out"
     if unlike := re.search(r"Error merging override (.+)", said):
         return f"{unlike[1]}: a list, a mapping or a plain value does not go where another stands"
@@ -384,9 +384,9 @@ def _explain(config: str, words: list[str], error: Exception) -> str:
 def _no_such_setting(config: str, words: list[str], word: str) -> str:
     """What is wrong with a word that Hydra refused, by what the choices among the words have."""
     key = word.partition("=")[0]
-    if group := _group_of(key):  # of which nothing is chosen yet
+    if group := group_of(key):  # of which nothing is chosen yet
         return f"{word}: choose one of {', '.join(choices_of(group))}, or add settings with +{word}"
-    choices = [one for one in words if _group_of(one.partition("=")[0])]
+    choices = [one for one in words if group_of(one.partition("=")[0])]
     places = [one for one in words if one.startswith("hydra.searchpath=")]
     cfg = compose(config, [*choices, *places])
     known = _keys(cfg)
@@ -402,7 +402,7 @@ def _no_such_setting(config: str, words: list[str], word: str) -> str:
     return f"{word}: there is no setting {key!r}{beside}{near}; add a new one with +{word}"
 
 
-def _group_of(key: str) -> str:
+def group_of(key: str) -> str:
     """The group of an override's key that is a choice, as ``+critic/vlm@critic.vlm``; else ''."""
     group = key.lstrip("+~").partition("@")[0]
     return group if group and (CONF / group).is_dir() else ""
@@ -429,7 +429,7 @@ def one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _composer() -> Iterator[None]:
+def composer() -> Iterator[None]:
     """Hydra's compose API, leaving no trace for `hydra.main`."""
     register_resolvers()
     GlobalHydra.instance().clear()

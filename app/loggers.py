@@ -1,6 +1,6 @@
 """The loggers of a run: none, one or several, each told the settings once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -20,22 +20,24 @@ NEED_A_LOGGER = ("LearningRateMonitor", "DeviceStatsMonitor")
 """Lightning's callbacks that have nowhere to write without one."""
 
 
-def logger_nodes(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
-    """Key and node of each logger: of ``logger=[csv,wandb]`` two, of an own file perhaps one alone.
+def logger_nodes(cfg: DictConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Key and settings of each logger: two of ``logger=[csv,wandb]``, one of an own file.
 
     Raises:
         InputError: something else stands there.
     """
     node = cfg.get("logger")
-    if OmegaConf.is_dict(node) and "_target_" in node:
-        yield "logger", node
+    if node is None:
         return
-    for name, one in (node or {}).items() if OmegaConf.is_dict(node) or not node else ():
-        if one is not None:
-            yield f"logger.{name}", one
-    if node and not OmegaConf.is_dict(node):
+    if not OmegaConf.is_dict(node):
         known = "choose by logger=csv or logger=[tensorboard,csv]"
         raise InputError(setting="logger", value=node, expected=known)
+    own: Any = OmegaConf.to_container(node, resolve=True)
+    named = [name for name, one in own.items() if isinstance(one, dict) and "_target_" in one]
+    parts = {f"logger.{name}": own.pop(name) for name in named}
+    if "_target_" in own:
+        yield "logger", own
+    yield from parts.items()
 
 
 def check_loggers(cfg: DictConfig) -> None:
@@ -46,19 +48,19 @@ def check_loggers(cfg: DictConfig) -> None:
     """
     found = list(logger_nodes(cfg))
     for key, node in found:
-        package = PACKAGES.get(_class_of(node))
+        package = PACKAGES.get(class_of(node))
         if package and find_spec(package) is None:
             raise InputError(
                 f"{key}: the package {package} is not installed: pip install {package}"
             )
     for name, node in (cfg.get("callbacks") or {}).items():
-        if not found and _class_of(node) in NEED_A_LOGGER:
-            raise InputError(f"callbacks.{name}: {_class_of(node)} needs a logger: give logger=csv")
+        if not found and class_of(node) in NEED_A_LOGGER:
+            raise InputError(f"callbacks.{name}: {class_of(node)} needs a logger: give logger=csv")
 
 
-def _class_of(node: Any) -> str:
-    named = OmegaConf.is_dict(node) and node.get("_target_")
-    return str(named or "").rpartition(".")[2]
+def class_of(node: Mapping[str, Any] | None) -> str:
+    """The name of the class that a node is an object of."""
+    return str((node or {}).get("_target_")).rpartition(".")[2]
 
 
 def loggers_of(cfg: DictConfig) -> "list[Logger]":

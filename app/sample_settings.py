@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from app.checks import Threads
-from app.entry import REPO
+from app.checks import ACCELERATOR, PATHS, ROLLOUT, Threads
+from app.entry import REPO, none_lacking
 from app.renamed import saved_settings
 from app.signatures import check_settings, read_signature
 from ipo_lightning.errors import InputError
-from ipo_lightning.settings import Count, Null, Positive
+from ipo_lightning.settings import Count, Null, Positive, Prompt, Text
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,14 @@ TRUSTED = {
 """What the config.yaml beside a checkpoint may name: a run's folder may come from anybody."""
 CURE = "copy the policy folder out of the run and give backbone="
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
+    **PATHS,
+    **ROLLOUT,
+    **ACCELERATOR,
+    "ckpt": Text,
+    "prompt": Prompt | None,
+    "prompts": Text | None,
+    "negative_prompt": Annotated[Prompt | None, Null("as in the run")],
     "n": Count,
     "seed": int,
     "naming": Literal["plain", "vbench", "vbench2"],
@@ -53,6 +60,7 @@ LARGE = 2**20
 """Pixels of a video, over all its frames, above which two are not denoised together unasked."""
 
 
+@none_lacking()
 def check_sample(cfg: DictConfig) -> None:
     """Refuse what cannot work, before anything is loaded.
 

@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from app.entry import _composer, choices_of
+from app.entry import choices_of, composer
 from app.signatures import read_signature
 from ipo_lightning.errors import InputError
 
@@ -26,11 +26,16 @@ def expanded(config: str, arguments: Sequence[str]) -> list[str]:
 
 
 def with_preset(config: str, arguments: Sequence[str]) -> list[str]:
-    """``debug=fast`` chooses conf/debugging/fast.yaml; ``debug=true`` is a setting of its own."""
+    """``debug=fast`` chooses conf/debugging/fast.yaml; ``debug=true`` is a setting of its own.
+
+    ``~logger`` chooses none.
+    """
     presets = choices_of("debugging")
     words = []
     for word in arguments:
         key, _, value = word.partition("=")
+        if word == "~logger":  # Hydra deletes no choice from a list of several
+            word = "logger=none"
         if key == "debug" and {*value.split(",")} <= {*presets}:
             if config != "train":
                 raise InputError(f"{word}: presets are for task=policy; here give true or false")
@@ -73,7 +78,7 @@ def _chosen(config: str, name: str, arguments: Sequence[str]) -> DictConfig:
     words = [word for word in arguments if word.partition("=")[0] in keys]
     first = [word if word.startswith("hydra.") else word.partition(",")[0] for word in words]
     try:
-        with _composer():
+        with composer():
             return compose(config, first)
     except (HydraException, OmegaConfBaseException, ValueError, TypeError):
         return OmegaConf.create()

@@ -5,7 +5,9 @@ milliseconds. What cannot be read so is checked when it is built (`app.entry.bui
 """
 
 import ast
-from collections.abc import Iterator, Mapping
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -18,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from app.entry import HYDRAS
 from app.keys import KEYS
 from ipo_lightning.errors import InputError, within
-from ipo_lightning.settings import PART, Signature, allowing_default, check
+from ipo_lightning.settings import PART, Signature, allowing_default, check, takes_object
 
 IMPORTED = ("typing", "collections.abc", "pathlib", "ipo_lightning.settings")
 """Modules that are imported for what annotations mean by their names: they load at once."""
@@ -35,17 +37,64 @@ def check_settings(cfg: DictConfig, own: Mapping[str, Any]) -> None:
     Raises:
         InputError: names the setting, what it is, and what to give instead.
     """
-    taken = {
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    for key, hint in {**own, **settings_of_parts()}.items():
+        value = _value(plain, key)
+        if value is not ...:  # as a chosen config may lack it
+            check(key, value, hint)
+    _check_part(plain, "")
+    _check_places(plain, "")
+
+
+def _value(settings: Any, key: str) -> Any:
+    """The value of a key; ``...`` where there is none.
+
+    Raises:
+        InputError: another value stands where the settings around it should.
+    """
+    above = ""
+    for name in key.split("."):
+        if not isinstance(settings, dict):
+            named = "give settings by name, as {setting}.NAME=VALUE"
+            raise InputError(setting=above, value=settings, expected=named)
+        if name not in settings:
+            return ...
+        settings, above = settings[name], f"{above}.{name}".lstrip(".")
+    return settings
+
+
+def _check_places(node: Any, key: str) -> None:
+    """Refuse what is a file and cannot be read to an end, as /dev/zero, whatever it is given for.
+
+    A prompt is none, even if a file has its name.
+    """
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, dict | list):
+        parts = node.items() if isinstance(node, dict) else enumerate(node)
+    for name, value in parts:
+        if str(name) not in ("prompt", "negative_prompt"):
+            _check_places(value, f"{key}.{name}".lstrip("."))
+    if isinstance(node, str) and _is_special(node):
+        endless = "it is a device, a pipe or a socket; give a file or a folder"
+        raise InputError(setting=key, value=node, expected=endless)
+
+
+def _is_special(text: str) -> bool:
+    try:
+        mode = os.stat(text).st_mode
+    except (OSError, ValueError):  # no file, or no name of one
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def settings_of_parts() -> dict[str, Any]:
+    """Key -> annotation, of the settings that app/assembly.py hands to parts."""
+    return {
         key: signature.hints[name]
         for target, keys in KEYS.items()
         if (signature := read_signature(target))
         for name, key in keys.items()
     }
-    for key, hint in {**own, **taken}.items():
-        value = OmegaConf.select(cfg, key, default=...)
-        if value is not ...:  # as a chosen config may lack it
-            check(key, value, hint)
-    _check_part(OmegaConf.to_container(cfg, resolve=True), "")
 
 
 def _check_part(node: Any, key: str) -> None:
@@ -59,6 +108,9 @@ def _check_part(node: Any, key: str) -> None:
         own = {name: value for name, value in node.items() if name not in HYDRAS}
         with _advised(), within(key):
             signature.check({name: value for name, value in own.items() if not _is_open(value)})
+            for name, value in own.items():
+                if _is_no_part(value) and takes_object(signature.hints.get(name, Any)):
+                    raise InputError(setting=name, value=value, expected=f"give {PART}")
     for name, value in node.items() if node.get("_recursive_", True) else ():
         _check_part(value, f"{key}.{name}".lstrip("."))
 
@@ -66,6 +118,11 @@ def _check_part(node: Any, key: str) -> None:
 def _is_open(value: Any) -> bool:
     """Whether it is known only when it is made, or has not been given."""
     return value == "???" or (isinstance(value, dict) and "_target_" in value)
+
+
+def _is_no_part(value: Any) -> bool:
+    """Whether it is a mapping from which nothing is made."""
+    return isinstance(value, dict) and "_target_" not in value
 
 
 @contextmanager

@@ -61,6 +61,7 @@ SMALL: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     }),
 }  # fmt: skip
 """A published model, and what is smaller in it."""
+SIZE = {"num_frames": 49, "height": 128, "width": 160}
 LARGE = {"2b": "zai-org/CogVideoX-2b", "5b": "zai-org/CogVideoX-5b",
          "wan": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"}  # fmt: skip
 
@@ -85,9 +86,8 @@ def small(family: str, folder: Path, blocks: int = 6, **settings: Any) -> CogVid
     parts["transformer"]["num_layers"] = blocks
     path = str(write_configs(Published(parts, 0, 0, 4), folder))
     if family == "wan":
-        size = {"num_frames": 49, "height": 128, "width": 160, "text_length": 32}
-        return Wan(path, **size, **settings)
-    return CogVideoX(path, num_frames=49, height=128, width=160, **settings)
+        return Wan(path, **{**SIZE, "text_length": 32, **settings})
+    return CogVideoX(path, **{**SIZE, **settings})
 
 
 def large(shape: str, folder: Path, **settings: Any) -> CogVideoX | Wan:

@@ -52,7 +52,12 @@ class VideoLogger(L.Callback):
         takers = [(logger, writer_of(logger)) for logger in trainer.loggers]
         for kind in {type(logger).__name__ for logger, writer in takers if writer is None}:
             self._say_once(kind)
-        shown = list(self._shown(Path(round_dir))) if any(one for _, one in takers) else []
+        if not any(write for _, write in takers):
+            return
+        try:
+            shown = list(self._shown(Path(round_dir)))
+        except InputError:  # a log is no reason to end a run
+            return
         if shown:
             pictures = pictures_of(shown, round_number)
             for logger, write in takers:

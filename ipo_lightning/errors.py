@@ -1,7 +1,9 @@
 """The one exception that means "the input is at fault, not the program"."""
 
+import os
 import pickle
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +79,28 @@ def readable(place: Path) -> Iterator[None]:
         if isinstance(error, InputError | MemoryError) or "OutOfMemory" in type(error).__name__:
             raise
         raise InputError(f"{place} cannot be read: {cause_of(error)}") from error
+
+
+@contextmanager
+def pipe_may_close() -> Iterator[None]:
+    """End quietly, with the status of SIGPIPE, where who reads the output has left: ``| head``.
+
+    Raises:
+        SystemExit: with status 141.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # else it was another pipe
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        raise
 
 
 def cause_of(error: BaseException) -> str:

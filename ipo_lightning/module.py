@@ -114,7 +114,7 @@ class PreferenceModule(L.LightningModule):
         self.average: MovingAverage | None = None
         self.health = TrainingHealth()
         self.round = 0
-        """The round being trained."""
+        """The round being trained, or trained last."""
         self._resumed: dict[str, Any] = {}
         self._rows = "with no rows yet"  # of the labels last trained on, for messages
 
@@ -302,6 +302,7 @@ class PreferenceModule(L.LightningModule):
         self._resumed = checkpoint.get("ipo_lightning", {})
         if self._resumed.get("base") != self.policy.identity:
             raise InputError("the checkpoint was trained on another base model: give its backbone")
+        self.round = self._resumed["round"]
         self.health.resume(self._resumed["health"], leads=self.trainer.is_global_zero)
         if "state_dict" in checkpoint:  # a sharded network's has been read before
             checkpoint["state_dict"] = {**_frozen_weights(self), **checkpoint["state_dict"]}

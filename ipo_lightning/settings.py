@@ -61,6 +61,11 @@ class Filled:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """A comma in the text is part of it, as in a prompt: it separates no values to try in turn."""
+
+
+@dataclass(frozen=True)
 class Null:
     """What None means; for the message."""
 
@@ -79,9 +84,17 @@ Share = Annotated[float, AtLeast(0), AtMost(1)]
 Positive = Annotated[float, Above(0)]
 NotNegative = Annotated[float, AtLeast(0)]
 Text = Annotated[str, Filled()]
+Prompt = Annotated[str, Whole()]
+
+
+class Object:
+    """Stands for any object, or for the settings that one is made of."""
+
 
 PART = "the settings of a part, as {setting}._target_=NAME"
 """What to give where an object is taken, in the words of a configuration."""
+WIDEST = 2**63
+"""Whole numbers are smaller, on both sides of zero: torch and numpy take no others."""
 PLAIN = (NoneType, Number, str, list, tuple)
 """Values that are never such an object."""
 
@@ -126,6 +139,40 @@ def _options(hint: Any, notes: tuple[Any, ...] = ()) -> Iterator[Option]:
         yield Option(NoneType if hint is None else hint, notes)
 
 
+def is_text(hint: Any) -> bool:
+    """Whether an annotation takes any text, or path, and nothing that is written like one."""
+    kinds = [option.kind for option in _options(hint)]
+    return any(kind is str or _is_path(kind) for kind in kinds) and not any(
+        kind in (int, float, bool) for kind in kinds
+    )
+
+
+def is_whole(hint: Any) -> bool:
+    """Whether commas are ordinary in its text."""
+    return any(option.noted(Whole) for option in _options(hint))
+
+
+def takes_elements(hint: Any) -> bool:
+    """Whether it takes a list or a mapping."""
+    return any(_is_collection(option.kind) for option in _options(hint))
+
+
+def takes_object(hint: Any) -> bool:
+    """Whether it takes an object of a class, and no list or mapping."""
+    kinds = [option.kind for option in _options(hint)]
+    plain = (int, float, str, bool, NoneType)
+    made = [kind for kind in kinds if _is_class(kind) and kind not in plain]
+    return bool(made) and not takes_elements(hint) and Any not in kinds
+
+
+def of_elements(hint: Any) -> Any:
+    """The annotation of the elements of a list or a mapping; Any where it tells none."""
+    for option in _options(hint):
+        if (hints := get_args(option.kind)) and _is_collection(option.kind):
+            return hints[1] if issubclass(_class_of(option.kind), Mapping) else hints[0]
+    return Any
+
+
 def _takes(option: Option, value: Any) -> bool:
     kind = option.kind
     if kind in (int, float):
@@ -141,6 +188,8 @@ def _takes(option: Option, value: Any) -> bool:
             any(_takes(one, element) for one in _options(hint))
             for _, element, hint in _elements(option, value)
         )
+    if kind is Object and isinstance(value, Mapping):
+        return "_target_" in value
     return not _is_class(kind) or not isinstance(value, PLAIN) or _is_instance(value, kind)
 
 
@@ -150,6 +199,8 @@ def _takes_number(option: Option, value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, Integral if option.kind is int else Real):
         return False
     number: Any = value
+    if option.kind is int and abs(number) >= WIDEST:
+        return False
     if not (abs(number) <= sys.float_info.max or (number == number and option.noted(Endless))):
         return False
     return all(bound.holds(number, bound.limit) for bound in option.noted(Bound))
@@ -178,7 +229,11 @@ def _is_class(kind: Any) -> bool:
 def _is_collection(kind: Any) -> bool:
     """Whether it is one of Python's lists, mappings and the like."""
     plain = _is_class(kind) and _class_of(kind).__module__ in ("builtins", "collections.abc")
-    return plain and issubclass(_class_of(kind), Collection)
+    return plain and issubclass(_class_of(kind), Collection) and kind not in (str, bytes)
+
+
+def _is_path(kind: Any) -> bool:
+    return _is_class(kind) and issubclass(_class_of(kind), PathLike)
 
 
 def _is_such(kind: Any, value: Any) -> bool:
@@ -188,7 +243,7 @@ def _is_such(kind: Any, value: Any) -> bool:
 
 
 def _is_instance(value: Any, kind: Any) -> bool:
-    if issubclass(_class_of(kind), PathLike):
+    if _is_path(kind):
         return isinstance(value, str | PathLike)
     try:
         return isinstance(value, _class_of(kind))
@@ -210,8 +265,11 @@ def _expected(options: Sequence[Option], value: Any) -> str:
     null = f"null ({meanings[0]})" if meanings else "null"
     words = [*described, *([null] if len(given) < len(options) else [])]
     text = f"{'choose one of' if chosen else 'give'} {', or '.join(words)}"
+    if isinstance(value, int) and abs(value) >= WIDEST and any(one.kind is int for one in options):
+        return f"{text}, below 2^63"
     if isinstance(value, Number) and any(option.kind is str for option in options):
-        text += f"; one that looks like a number in quotes: '{{setting}}=\"{value}\"'"
+        shown = value if type(value) is int else "..."  # another was not written like that
+        text += f"; one that looks like a number in quotes: '{{setting}}=\"{shown}\"'"
     return text
 
 
@@ -230,7 +288,7 @@ def _described(option: Option) -> str:
         return "true or false" if kind is bool else "a text"
     if _is_collection(kind):
         return _described_elements(kind)
-    return "a text" if _is_class(kind) and issubclass(_class_of(kind), PathLike) else PART
+    return "a text" if _is_path(kind) else PART
 
 
 def _described_elements(kind: Any) -> str:

@@ -7,9 +7,12 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import copy
+import functools
 import importlib.metadata
 import importlib.util
 import random
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
@@ -21,12 +24,16 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.global_hydra import GlobalHydra
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
 
 from app.entry import CONF, register_resolvers
+from train import train
 
 torch.set_num_threads(1)
+os.fsync = lambda _: None  # no test cuts the power, and a slow disk would make all wait
 
 VISION = Path(sys.prefix) / "vision"
 """Where the Makefile puts torchvision beside a CPU build of torch."""
@@ -70,17 +77,45 @@ def find_torchvision() -> None:
 
 find_torchvision()
 
+
+PARSED: dict[tuple[str, str, int], ConfigResult] = {}
+parse = FileConfigSource.load_config
+
+
+def parse_once(self: FileConfigSource, config_path: str) -> ConfigResult:
+    """Hydra's reader of a YAML file, which is kept: parsing is a fourth of each composition."""
+    file = Path(self.path, self._normalize_file_name(config_path))
+    if not file.is_file():
+        return parse(self, config_path)
+    key = self.provider, str(file), file.stat().st_mtime_ns
+    if key not in PARSED:
+        PARSED[key] = parse(self, config_path)
+    return copy.deepcopy(PARSED[key])
+
+
+FileConfigSource.load_config = parse_once
+
 ComposeTrain = Callable[..., DictConfig]
+
+
+@functools.cache
+def kept(*overrides: str) -> DictConfig:
+    """The settings of ``python train.py OVERRIDES...``: composed once, to be copied."""
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides))
 
 
 @pytest.fixture
 def compose_train(tmp_path: Path) -> ComposeTrain:
     """The settings of ``python train.py OVERRIDES...``, with its outputs in this test's folder."""
-    register_resolvers()
 
-    def composed(*overrides: str) -> DictConfig:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("train", [f"paths.outputs={tmp_path}", *overrides])
+    def composed(*overrides: str, outputs: Path = tmp_path) -> DictConfig:
+        if any(word.startswith(("paths.outputs=", "hydra.")) for word in overrides):
+            return kept.__wrapped__(f"paths.outputs={outputs}", *overrides)
+        cfg = copy.deepcopy(kept("paths.outputs=outputs", *overrides))
+        cfg.paths.outputs = str(outputs)  # what else names a folder is interpolated
+        return cfg
 
     return composed
 
@@ -111,10 +146,29 @@ def small(compose_train: ComposeTrain, tmp_path: Path) -> ComposeTrain:
     """A run of seconds: ``small("loss=kto", outputs="elsewhere")``."""
 
     def compose(*overrides: str, outputs: str = "outputs") -> DictConfig:
-        return compose_train(
-            *SMALL, f"paths.outputs={tmp_path / outputs}",
-            *overrides,
-        )  # fmt: skip
+        return compose_train(*SMALL, *overrides, outputs=tmp_path / outputs)
+
+    return compose
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the videos and verdicts of the base's evaluation and of the first rollout."""
+    outputs = tmp_path_factory.mktemp("stock")
+    train(kept(*SMALL, f"paths.outputs={outputs}", "round=1", "until=labelling"))
+    return outputs / "store"
+
+
+@pytest.fixture
+def begun(small: ComposeTrain, stock: Path) -> ComposeTrain:
+    """As `small`, with a store that holds what every run makes before its first training: for tests
+    of what comes after."""
+
+    def compose(*overrides: str, outputs: str = "outputs") -> DictConfig:
+        cfg = small(*overrides, outputs=outputs)
+        if not Path(cfg.paths.store).exists():
+            shutil.copytree(stock, cfg.paths.store)
+        return cfg
 
     return compose
 

@@ -96,16 +96,16 @@ def test_each_round_warms_up_with_fresh_moments(choice: str, small: Compose, fol
 
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", ["bitsandbytes", "torchao, bfloat16"])
-def test_a_round_that_is_stopped_goes_on_to_the_bit(choice: str, small: Compose) -> None:
+def test_a_round_that_is_stopped_goes_on_to_the_bit(choice: str, begun: Compose) -> None:
     """From a checkpoint in the midst of warming up; weights are compared by their hash."""
     settings = ("round=1", *CHOICES[choice])
-    train(small(*settings, outputs="whole"))
+    train(begun(*settings, outputs="whole"))
     with pytest.MonkeyPatch.context() as patch:
         crash_at(patch, PreferenceModule, "training_step", 4)
         with pytest.raises(Killed):
-            train(small(*settings))
-    train(small(*settings))
-    assert results(small(*settings)) == results(small(*settings, outputs="whole"))
+            train(begun(*settings))
+    train(begun(*settings))
+    assert results(begun(*settings)) == results(begun(*settings, outputs="whole"))
 
 
 @pytest.mark.slow

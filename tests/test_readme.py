@@ -19,11 +19,11 @@ from app.entry import (
     REPO,
     TASKS,
     build,
-    quote_free_text,
     refuse_missing,
     refuse_misspelt,
     task_of,
 )
+from app.free_text import as_typed
 from ipo_lightning.critics.protocols import PointCritic
 from ipo_lightning.exchange.__main__ import COMMANDS as EXCHANGE
 from ipo_lightning.exchange.__main__ import settings_of
@@ -87,6 +87,8 @@ def commands(page: Path) -> list[str]:
 
 
 COMMANDS = [(page.name, command) for page in PAGES for command in commands(page)]
+PLACES = {command: page for page, command in reversed(COMMANDS)}
+"""Each command once, with the first page that shows it."""
 
 
 # -------------------------------------------------------------------- commands
@@ -109,8 +111,8 @@ def searched(folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_every_command_composes(page: str, command: str, examples: Path) -> None:
+@pytest.mark.parametrize(("command", "page"), PLACES.items())
+def test_every_command_composes(command: str, page: str, examples: Path) -> None:
     words = shlex.split(command, comments=True)
     if words[0] == "make":
         refuse_other_targets(words[1:])
@@ -125,13 +127,13 @@ def refuse_other_settings(program: str, words: list[str], examples: Path) -> Non
     """Compose a command of an entry point, as it does before anything is loaded."""
     words = [word for word in words if not word.startswith("hydra.searchpath")]
     if program == "sample.py":
-        words = quote_free_text(words, ("prompt", "prompts", "ckpt"))
-        refuse_misspelt("sample", words)
+        refuse_misspelt("sample", as_typed("sample", words))
     elif program == "audit.py":
         refuse_misspelt("audit", [*words, searched(examples)])
     else:
         words = list(takewhile(lambda word: word != "--cfg", words))
         config, words = TASKS[task_of(words)], [*words, searched(examples)]
+        words = as_typed(config, words)
         refuse_misspelt(config, words)
         if "-m" not in words:
             with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -1,4 +1,4 @@
-"""sample.py on everything that a checkpoint can be."""
+"""sample.py makes one and the same video of every form of a checkpoint."""
 
 import json
 import re
@@ -16,11 +16,10 @@ from PIL import Image
 import sample as sample_module
 from app.entry import (
     CONF,
-    quote_free_text,
-    quote_paths,
     refuse_misspelt,
     register_resolvers,
 )
+from app.free_text import as_typed
 from app.sample_settings import batch_of, sampling_of
 from app.vbench import check_names, video_name
 from ipo_lightning.backbones.cogvideox import CogVideoX, Lora
@@ -383,10 +382,10 @@ def test_names_are_safe_and_distinct() -> None:
 
 
 def test_a_prompt_needs_no_quoting() -> None:
-    assert quote_free_text(["prompt=a cat, it's [big]", "n=2"], ["prompt"]) == [
+    assert as_typed("sample", ["prompt=a cat, it's [big]", "n=2"]) == [
         "prompt='a cat, it\\'s [big]'", "n=2",
     ]  # fmt: skip
-    assert quote_free_text(['prompt="given, quoted"'], ["prompt"]) == ['prompt="given, quoted"']
+    assert as_typed("sample", ['prompt="given, quoted"']) == ['prompt="given, quoted"']
 
 
 @pytest.mark.slow
@@ -396,13 +395,14 @@ def test_a_prompt_needs_no_quoting() -> None:
      "(x)/y", "1e5", "null.ckpt", "C:\\x\\", "~/x", "a#b", "%41"],
 )  # fmt: skip
 def test_a_path_needs_no_quoting(path: str) -> None:
-    words = quote_paths([f"ckpt={path}", "prompt=x"])
+    words = as_typed("sample", [f"ckpt={path}", "prompt=x"])
     refuse_misspelt("sample", words)
     assert composed("sample", *words).ckpt == path
 
 
 def test_a_sweep_over_paths_stays_one() -> None:
-    assert quote_paths(["-m", "ckpt=a,b", "prompts=x=y"]) == ["-m", "ckpt=a,b", "prompts='x=y'"]
+    words = ["-m", "ckpt=a,b", "prompts=x=y"]
+    assert as_typed("sample", words) == ["-m", "ckpt=a,b", "prompts='x=y'"]
 
 
 @pytest.mark.parametrize("word", ["name=a=b", "paths.outputs=[x", "name=it's", "n"])

@@ -1,4 +1,4 @@
-"""Randomness as a function of what is drawn."""
+"""A seed is a function of what is drawn: rank, batch and order have no part in it."""
 
 import random
 from itertools import product

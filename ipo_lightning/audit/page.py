@@ -3,7 +3,6 @@
 The page is made only from ``audit.json`` and ``pairs.jsonl`` in the audit's folder.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ipo_lightning.report.markup import Html, html_table, section, tag
 from ipo_lightning.report.page import HEAD
 from ipo_lightning.report.tables import Row, interval, number, table
 from ipo_lightning.report.videos import Videos
+from ipo_lightning.storage.run_files import read_object
 from ipo_lightning.storage.store import read_jsonl, write_atomically
 
 FINDINGS = "audit.json"
@@ -23,7 +23,7 @@ PAGE = "audit.html"
 
 def write_audit(folder: Path) -> Path:
     """Write the page of an audit's folder, and return its path."""
-    found = json.loads((folder / FINDINGS).read_text())
+    found = read_object(folder / FINDINGS)
     rows = read_jsonl(folder / PAIRS)
     target = folder / PAGE
     write_atomically(target, page(found, rows).encode())

@@ -13,6 +13,8 @@ from ipo_lightning.errors import InputError
 
 MOST_DECODED = 2**37
 """Pixels that are decoded of a file: 18 minutes of 1920 x 1080 at 60 frames a second."""
+WORTH_THREADS = 2**16
+"""Pixels of a frame that are converted to RGB sooner than a second thread is woken."""
 MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}
 """Of RGB, SD, HD and UHD, by H.273: those that FFmpeg makes RGB of."""
 ANEW = "ffmpeg -i FILE NEW.mp4 gives it new ones"
@@ -65,7 +67,8 @@ def _fault(frame: VideoFrame, size: tuple[int, int], decoded: int) -> str:
 
 def pixels_of(frame: VideoFrame) -> NDArray[np.uint8]:
     """A frame as it is stored, uint8 RGB (H, W, 3)."""
-    return frame.to_ndarray(format="rgb24").view(np.uint8)
+    threads = 1 if frame.width * frame.height < WORTH_THREADS else 0
+    return frame.to_ndarray(format="rgb24", threads=threads).view(np.uint8)
 
 
 def time_of(frame: VideoFrame) -> Fraction | None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ipo_lightning.critics.people.annotations import Annotation, write_annotations
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, pipe_may_close
 from ipo_lightning.exchange.points import pairs_of
 from ipo_lightning.exchange.publishing import FILES, publish_round
 from ipo_lightning.exchange.publishing import FORMATS as WRITTEN
@@ -170,4 +170,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with pipe_may_close():
+        sys.exit(main())

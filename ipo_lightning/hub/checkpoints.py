@@ -31,7 +31,7 @@ from torch.distributed.checkpoint import metadata as records
 from ipo_lightning.errors import InputError, cause_of, readable
 from ipo_lightning.hub.upload import one_sentence
 from ipo_lightning.policy import LORA_FILE, Policy, put_weights, trained_weights
-from ipo_lightning.storage.layout import RunDir
+from ipo_lightning.storage.layout import RoundDir, RunDir
 from ipo_lightning.storage.torch_files import read_plain
 
 TRANSFORMER_FILE = "diffusion_pytorch_model.safetensors"
@@ -231,6 +231,7 @@ def load_into(checkpoint: Checkpoint, policy: Policy) -> nn.Module:
     """A new network of ``policy`` with the checkpoint's weights, in evaluation mode."""
     path = Path(checkpoint.path)
     with readable(path):
+        _refuse_altered(path)
         network = policy.build()
         if checkpoint.kind == "lora":
             policy.load_lora(network, path)
@@ -241,6 +242,18 @@ def load_into(checkpoint: Checkpoint, policy: Policy) -> nn.Module:
     if checkpoint.kind != "pipeline":
         _refuse_infinite(network, path)
     return network.eval()
+
+
+def _refuse_altered(path: Path) -> None:
+    """Refuse the policy of a round that is not as its training wrote it, where that is known.
+
+    Raises:
+        DamagedFile: names the file.
+    """
+    folder = path if path.is_dir() else path.parent
+    number = folder.parent.name.removeprefix("round_")
+    if folder.name == "policy" and number.isdecimal():
+        RoundDir(folder.parent, int(number)).check_policy()
 
 
 def _refuse_infinite(network: nn.Module, path: Path) -> None:

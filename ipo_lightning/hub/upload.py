@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.hub.cards import without_paths
+from ipo_lightning.storage.run_files import read_object
 
 CARD = "README.md"
 PUBLIC = (CARD, "config.json", "*.safetensors", "*.safetensors.index.json")
@@ -66,7 +67,7 @@ def said(file: Path) -> Iterator[tuple[str, str]]:
     """The texts in a config or in the header of a weights file, by name."""
     content: dict[str, Any] = {}
     if file.suffix == ".json":
-        content = json.loads(file.read_text())
+        content = read_object(file, "export it again")
     elif file.suffix == ".safetensors":
         with safe_open(file, "pt") as tensors:
             content = dict(tensors.metadata() or {})

@@ -1,6 +1,5 @@
 """A run's files, read for the page; a missing file has no rows."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +60,7 @@ def read_run(run_dir: Path) -> Run:
     run = RunDir(run_dir)
     config = read_config(run)
     text = run.config_file.read_text("utf-8-sig") if config else ""
-    lines = sorted(read_rows(run.rounds_file), key=lambda one: one["round"])
+    lines = run.lines()
     numbers = {int(p.name[6:]) for p in run_dir.glob("round_*") if p.name[6:].isdigit()}
     numbers |= {int(one["round"]) for one in lines}
     by_number = {one["round"]: one for one in lines}
@@ -82,7 +81,7 @@ def read_round(one: RoundDir, line: Row | None) -> RoundFiles:
     }
     counts = (line or {}).get("labelling")
     if counts is None and one.labelling_file.exists():
-        counts = json.loads(one.labelling_file.read_text())
+        counts = one.figures(one.labelling_file)
     return RoundFiles(
         one.number,
         read_rows(one.verdicts_file),
@@ -96,11 +95,4 @@ def read_round(one: RoundDir, line: Row | None) -> RoundFiles:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file; none where it does not exist."""
-    if not path.exists():
-        return []
-    try:
-        return read_jsonl(path)
-    except ValueError as error:
-        raise InputError(
-            f"report: {path} is damaged ({error}); delete it, and it is made again"
-        ) from None
+    return read_jsonl(path) if path.exists() else []

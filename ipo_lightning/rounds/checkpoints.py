@@ -1,5 +1,6 @@
 """Lightning's checkpoints of a run: written whole, the newest of each round kept."""
 
+import errno
 import os
 import warnings
 import zipfile
@@ -12,9 +13,11 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
-from ipo_lightning.errors import InputError, readable
+from ipo_lightning.errors import InputError, cause_of, readable
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import remove, sync
+from ipo_lightning.storage.torch_files import read_plain
+from ipo_lightning.storage.writing import room_to_write
 
 
 class Checkpoints:
@@ -32,7 +35,8 @@ class Checkpoints:
         folder = self.run.round(number).checkpoints
         path = folder / f"update-{optimizer_steps:06d}.ckpt"
         temporary = folder / f".{path.name}"
-        trainer.save_checkpoint(temporary)
+        with room_to_write(path):
+            trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
             sync(temporary)
             remove(path)
@@ -43,29 +47,65 @@ class Checkpoints:
         trainer.strategy.barrier()
 
     def newest(self, up_to: int) -> Path | None:
-        """The checkpoint that got furthest in rounds 1 .. ``up_to``; damaged ones are removed."""
-        for number in range(up_to, 0, -1):
-            folder = self.run.round(number).checkpoints
-            for found in sorted(folder.glob("update-*.ckpt"), reverse=True):
-                if is_whole(found):
-                    return found
-                warnings.warn(
-                    f"{found} is damaged; it is removed and the run goes on from the checkpoint "
-                    "before it", stacklevel=2,
-                )  # fmt: skip
-                found.unlink(missing_ok=True)
+        """The checkpoint that got furthest in rounds 1 .. ``up_to`` and is whole."""
+        rounds = range(up_to, 0, -1)
+        return next(filter(None, map(self.newest_of, rounds)), None)
+
+    def newest_of(self, number: int) -> Path | None:
+        """The checkpoint that got furthest in a round; a damaged one is passed over."""
+        folder = self.run.round(number).checkpoints
+        for found in sorted(folder.glob("update-*.ckpt"), reverse=True):
+            if (fault := fault_of(found, number)) is None:
+                return found
+            warnings.warn(
+                f"{found} is damaged ({fault}); the run goes on from the checkpoint before it",
+                stacklevel=3,
+            )
         return None
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint can be read to its end; sharded ones are folders and left to torch."""
-    if checkpoint.is_dir():
-        return True
+def fault_of(checkpoint: Path, number: int | None = None) -> str | None:
+    """Why a training cannot go on from a checkpoint; None where it can.
+
+    Of one that ranks wrote into a folder, only what torch finds it by is read here.
+
+    Args:
+        number: the round whose training it is; None: a critic's.
+
+    Raises:
+        InputError: it is whole, yet cannot be read here: by this version of torch, say, or at all.
+    """
+    sharded = checkpoint.is_dir()
+    if fault := _missing_shards(checkpoint) if sharded else _damaged_zip(checkpoint):
+        return fault
+    with readable(checkpoint):
+        plain = checkpoint / "meta.pt" if sharded else checkpoint
+        content = read_plain(plain, mmap=not sharded)
+        found = number if number is None else content["ipo_lightning"]["round"]
+    return None if found == number else f"it is of round {found}"
+
+
+def _damaged_zip(checkpoint: Path) -> str | None:
     try:
         with zipfile.ZipFile(checkpoint) as archive:
-            return archive.testzip() is None
-    except zipfile.BadZipFile:
-        return False
+            if any(one.external_attr for one in archive.infolist()):
+                return "its directory is altered"  # torch leaves out what it takes for a folder
+            odd = archive.testzip()
+            return f"its {odd} is altered" if odd else None
+    except (OSError, MemoryError) as error:
+        if not checkpoint.exists():
+            return f"a link to {checkpoint.readlink()}, where nothing is"
+        if getattr(error, "errno", None) != errno.EINVAL:  # which odd offsets lead to
+            raise
+        return cause_of(error)
+    except Exception as error:  # of a damaged directory zipfile says it in many ways
+        return cause_of(error)
+
+
+def _missing_shards(folder: Path) -> str | None:
+    names = (".metadata", "meta.pt")
+    lost = [name for name in names if not (folder / name).is_file()]
+    return f"a folder without {lost[0]}" if lost else None
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -82,13 +122,14 @@ class CheckpointFiles(TorchCheckpointIO):
     ) -> None:
         place = Path(path)
         temporary = place.with_name(f".{place.name}.{uuid4().hex}")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.save(checkpoint, temporary)
-            sync(temporary)
-            os.replace(temporary, place)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with room_to_write(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.save(checkpoint, temporary)
+                sync(temporary)
+                os.replace(temporary, place)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     @override
     def load_checkpoint(

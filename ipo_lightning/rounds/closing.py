@@ -1,6 +1,5 @@
 """The end of a round: its policy is evaluated, and its line and model card are written."""
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,8 @@ from ipo_lightning.hub.cards import Base, Data, model_card
 from ipo_lightning.rounds.labels import label_counts
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.storage.layout import RoundDir
-from ipo_lightning.storage.store import read_jsonl, write_atomically
+from ipo_lightning.storage.run_files import read_typed
+from ipo_lightning.storage.store import write_atomically
 
 
 class EvaluationStage(RoundStage):
@@ -23,8 +23,9 @@ class EvaluationStage(RoundStage):
         self.evaluation = evaluation
 
     def done(self, round: Round) -> bool:
-        """Whether the round has its line: what it says is not all in the file."""
-        return round.run.line(round.number) is not None
+        """Whether the round has its line, since what it says is not all in the file, and that."""
+        has_line = round.run.line(round.number) is not None
+        return has_line and round.folder.intact(round.folder.evaluation_file)
 
     def run(self, round: Round) -> None:
         """Both critics score the videos; the policy's error on real clips becomes a gauge."""
@@ -89,7 +90,7 @@ def line_of(current: Round) -> dict[str, Any]:
     figures = summary(evaluated(folder), evaluated(current.run.round(0)))
     figures["gauges"] |= {name: round(value, 8) for name, value in current.gauges.items()}
     labels = label_counts(current) if number else {}
-    health = json.loads(folder.training_file.read_text()) if number else {}
+    health = folder.figures(folder.training_file) if number else {}
     return {
         "round": number,
         **figures,
@@ -103,7 +104,7 @@ def line_of(current: Round) -> dict[str, Any]:
 
 def evaluated(folder: RoundDir) -> list[EvaluatedVideo]:
     """A round's evaluation videos."""
-    return [EvaluatedVideo(**row) for row in read_jsonl(folder.evaluation_file)]
+    return read_typed(folder.evaluation_file, EvaluatedVideo)
 
 
 def data_of(folder: RoundDir) -> Data:

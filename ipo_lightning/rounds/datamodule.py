@@ -16,7 +16,7 @@ from ipo_lightning.draws.dataset import Draws, collate
 from ipo_lightning.errors import InputError
 from ipo_lightning.settings import AtLeast, Count, checked
 from ipo_lightning.storage.layout import RoundSource
-from ipo_lightning.storage.store import Store
+from ipo_lightning.storage.store import Store, fingerprint
 
 
 class DrawLoader:
@@ -38,6 +38,8 @@ class DrawLoader:
     ) -> None:
         self.draws, self.batch_size, self.batches = draws, batch_size, batches
         self.rank, self.world, self.num_workers = rank, world, num_workers
+        self.labels = fingerprint([row.row() for row in draws.data.rows])
+        """What the round trains on."""
         self.consumed = 0
         """Batches yielded by each rank so far in this round."""
 
@@ -60,10 +62,11 @@ class DrawLoader:
             yield batch
         self.consumed = 0
 
-    def state_dict(self) -> dict[str, int]:
-        """Plain numbers; equal on all ranks, so that rank 0's serve every rank."""
+    def state_dict(self) -> dict[str, int | str]:
+        """Plain values; equal on all ranks, so that rank 0's serve every rank."""
         return {
             "round": self.draws.data.number,
+            "labels": self.labels,
             "consumed": self.consumed,
             "videos": self.world * self.batch_size,
         }
@@ -72,6 +75,12 @@ class DrawLoader:
         """Go on where a loader of the same round stopped; another round's state says nothing."""
         if state["round"] != self.draws.data.number:
             return
+        if state.get("labels", self.labels) != self.labels:  # checkpoints of old do not say
+            raise InputError(
+                f"round {state['round']} was begun with other labels: its pairs.jsonl or "
+                "points.jsonl was changed since. Put it back, or remove it, to have it made again; "
+                "or remove the round's checkpoints, to begin it with the changed labels"
+            )
         if state["videos"] != self.world * self.batch_size:
             raise InputError(
                 f"round {state['round']} was begun with {state['videos']} labels a step on all "

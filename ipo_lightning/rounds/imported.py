@@ -3,15 +3,12 @@
 The round's files are written as if its labels had been made here.
 """
 
-import json
-
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.source import ImportedLabels, LabelSource
 from ipo_lightning.rounds.labels import read_labels
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.storage.layout import RoundData
-from ipo_lightning.storage.store import write_atomically
 
 
 def imported_stages(source: LabelSource, sampler: Sampler) -> list[RoundStage]:
@@ -118,7 +115,7 @@ class ImportedRows(ImportedStage):
         if round.workers.leads:
             labels, folder = self.labels.of(round), round.folder
             counts = {"kept": len(labels.rows), "dropped": labels.dropped}
-            write_atomically(folder.labelling_file, json.dumps(counts).encode())
+            folder.write_object(folder.labelling_file, counts)
             folder.write(folder.labels_file(round.module.label_kind), labels.rows)
 
     def load(self, round: Round) -> RoundData:

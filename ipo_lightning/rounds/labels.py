@@ -1,14 +1,15 @@
 """From a round's candidates to its labels: the critique and the labelling."""
 
-import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.errors import InputError
 from ipo_lightning.labelling import Labelling
 from ipo_lightning.rounds.stage import Round, RoundStage
-from ipo_lightning.storage.layout import RoundData
-from ipo_lightning.storage.records import Pair, Point
-from ipo_lightning.storage.store import read_jsonl, write_atomically
+from ipo_lightning.storage.layout import RoundData, RoundDir
+from ipo_lightning.storage.records import AnyVerdict, Candidate, Pair, PairVerdict, Point
+from ipo_lightning.storage.run_files import DamagedFile, one_each
 
 
 class CritiqueStage(RoundStage):
@@ -25,8 +26,18 @@ class CritiqueStage(RoundStage):
         self.critique, self.labelling = critique, labelling
 
     def done(self, round: Round) -> bool:
-        """Whether the list is there."""
-        return round.folder.verdicts_file.exists()
+        """Whether the list is there; one that was edited by hand is checked and taken.
+
+        Raises:
+            DamagedFile: it does not fit the round's videos.
+        """
+        folder = round.folder
+        if not folder.verdicts_file.exists():
+            return folder.intact(folder.verdicts_file)
+        if folder.edited(folder.verdicts_file):
+            check_verdicts(folder)
+            take_edited(round, folder.verdicts_file)
+        return True
 
     def run(self, round: Round) -> None:
         """Ask, and write the verdicts down."""
@@ -50,8 +61,20 @@ class LabellingStage(RoundStage):
         self.labelling = labelling
 
     def done(self, round: Round) -> bool:
-        """Whether the labels that the loss trains on are there."""
-        return round.folder.labels_file(round.module.label_kind).exists()
+        """Whether the labels that the loss trains on are there; edited ones are checked and taken.
+
+        Raises:
+            DamagedFile: they do not fit the round's videos.
+        """
+        folder, file = round.folder, round.folder.labels_file(round.module.label_kind)
+        if not file.exists():
+            return folder.intact(file)
+        if folder.edited(file):
+            check_labels(folder, file, read_labels(round))
+            take_edited(round, file)
+        elif file.name not in folder.manifest().edited and folder.edited(folder.labelling_file):
+            return folder.intact(folder.labelling_file)  # its counts are made anew with the labels
+        return True
 
     def run(self, round: Round) -> None:
         """Label on the leading rank; no network takes part."""
@@ -61,7 +84,7 @@ class LabellingStage(RoundStage):
         rule = self.labelling.pairs if label_kind == "pairwise" else self.labelling.points
         labels = rule(folder.candidates(), folder.verdicts())
         counts = {"kept": len(labels.rows), "dropped": labels.dropped, "figures": labels.figures}
-        write_atomically(folder.labelling_file, json.dumps(counts).encode())
+        folder.write_object(folder.labelling_file, counts)
         folder.write(folder.labels_file(label_kind), labels.rows)
 
     def load(self, round: Round) -> RoundData:
@@ -86,8 +109,75 @@ def read_labels(round: Round) -> list[Pair] | list[Point]:
 
 def label_counts(round: Round) -> dict[str, object]:
     """How many labels were kept and dropped; labels written by hand come without a count."""
-    folder = round.folder
-    if folder.labelling_file.exists():
-        counts: dict[str, object] = json.loads(folder.labelling_file.read_text())
-        return counts
-    return {"kept": len(read_jsonl(folder.labels_file(round.module.label_kind))), "dropped": {}}
+    counts: dict[str, object] = round.folder.figures(round.folder.labelling_file)
+    return counts or {"kept": len(read_labels(round)), "dropped": {}}
+
+
+# -------------------------------------------------------------------- edited by hand
+
+
+def take_edited(round: Round, file: Path) -> None:
+    """Take an edited file as it is from now on; the leading rank says so."""
+    if round.workers.leads:
+        round.folder.adopt(file)
+
+
+def check_verdicts(folder: RoundDir) -> None:
+    """Refuse verdicts that are not one each of what was asked about.
+
+    Raises:
+        DamagedFile: says which are lacking or strange.
+    """
+    file, rows = folder.verdicts_file, folder.verdicts()
+    written = folder.manifest().lines.get(file.name, len(rows))
+    if len(rows) != written:
+        raise DamagedFile(file, f"{len(rows)} lines of the {written} that were written")
+    one_each(file, map(_asked, rows), "prompt and videos")
+    videos = _by_place(folder.candidates())
+    for line, row in enumerate(rows, 1):
+        for candidate, video in _judged(row):
+            found = videos.get((row.prompt_index, candidate))
+            if found is None or found.video != video:
+                raise DamagedFile(file, f"line {line}: candidate {candidate} of prompt "
+                                  f"{row.prompt_index} is not this video")  # fmt: skip
+
+
+def check_labels(folder: RoundDir, file: Path, rows: Sequence[Pair | Point]) -> None:
+    """Refuse labels whose videos are not those of the round.
+
+    Raises:
+        DamagedFile: names the line.
+    """
+    videos = _by_place(folder.candidates())
+    for line, row in enumerate(rows, 1):
+        for candidate, latents, video in _labelled(row):
+            found = videos.get((row.prompt_index, candidate))
+            if found is None or (found.prompt, found.latents, found.video) != (
+                row.prompt, latents, video
+            ):  # fmt: skip
+                raise DamagedFile(file, f"line {line}: candidate {candidate} of prompt "
+                                  f"{row.prompt_index} is not in {folder.candidates_file.name} "
+                                  "with this prompt, video and latents")  # fmt: skip
+
+
+def _by_place(candidates: Sequence[Candidate]) -> Mapping[tuple[int, int], Candidate]:
+    return {(one.prompt_index, one.candidate): one for one in candidates}
+
+
+def _asked(row: AnyVerdict) -> tuple[int, ...]:
+    if isinstance(row, PairVerdict):
+        return row.prompt_index, row.first, row.second
+    return row.prompt_index, row.candidate
+
+
+def _judged(row: AnyVerdict) -> list[tuple[int, str]]:
+    if isinstance(row, PairVerdict):
+        return [(row.first, row.first_video), (row.second, row.second_video)]
+    return [(row.candidate, row.video)]
+
+
+def _labelled(row: Pair | Point) -> list[tuple[int, str, str]]:
+    if isinstance(row, Pair):
+        winner = (row.winner, row.winner_latents, row.winner_video)
+        return [winner, (row.loser, row.loser_latents, row.loser_video)]
+    return [(row.candidate, row.latents, row.video)]

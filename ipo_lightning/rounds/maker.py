@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.parallel.runtime import Runtime
+from ipo_lightning.rounds.labels import LabellingStage
 from ipo_lightning.rounds.policies import RoundPolicies
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.rounds.training import TrainingClock, TrainingStage
@@ -58,13 +59,17 @@ class RoundMaker:
         self.policies = RoundPolicies(run, module)
         self.last_round, self.until = last_round, until
         self.clock, self.on_closed = clock or TrainingClock(), on_closed
+        self._seen: set[int] = set()
+        """Rounds that were closed here, or found so."""
         names = [stage.name for stage in stages]
         training = names.index(TrainingStage.name)
         self.before, self.after = list(stages[:training]), list(stages[training:])
 
     def ensure_round(self, number: int, draws: int) -> RoundData:
         """Everything that round ``number`` trains on, made or found; see `RoundSource`."""
-        self.close_round(number - 1)
+        for earlier in range(number):
+            if earlier == number - 1 or earlier not in self._seen:
+                self.close_round(earlier)
         if self.last_round is not None:
             number = min(number, self.last_round)  # a finished run is asked for one round too many
         data = self._go_through(self.before, self._begin(number, draws)).data
@@ -83,12 +88,19 @@ class RoundMaker:
         self._go_through(self.before[: names.index(stage) + 1], self._begin(number))
 
     def close_round(self, number: int) -> None:
-        """Export, evaluate and record the policy of a trained round; 0 is the base model."""
-        if self._agree(self.run.line(number) is not None):
+        """Export, evaluate and record the policy of a trained round; 0 is the base model.
+
+        What was lost or damaged since of a finished round is made anew.
+        """
+        self._seen.add(number)
+        finished = self._agree(self.run.line(number) is not None)
+        if finished and self._agree(self.run.closed(number)):
             return
+        if finished and number:
+            self.bring(number, LabellingStage.name)
         stages = self.after if number else self.after[1:]
         self._go_through(stages, self._begin(number))
-        if self.on_closed is not None:
+        if self.on_closed is not None and not finished:
             self.on_closed(number)
 
     def _begin(self, number: int, draws: int = 0) -> Round:
@@ -111,21 +123,22 @@ class RoundMaker:
         self.module.reference.attach(self.module.policy, self.module.network)
 
     def _go_through(self, stages: Sequence[RoundStage], current: Round) -> Round:
+        """Stop after the stage that was asked for."""
         for stage in stages:
             if not self._agree(stage.done(current)):
                 self._run(stage, current)
+            if stage.name == self.until and current.number == self.last_round:
+                raise StageReached(self.until, current.number)
             current = replace(current, data=stage.load(current))
         return current
 
     def _run(self, stage: RoundStage, current: Round) -> None:
-        """Run a stage and time it; stop after it where it is the one that was asked for."""
+        """Run a stage and time it."""
         started = time.monotonic()
         stage.run(current)
         if stage.name and current.workers.leads:
             current.folder.add_seconds(stage.name, time.monotonic() - started)
         current.workers.barrier()
-        if stage.name == self.until and current.number == self.last_round:
-            raise StageReached(self.until, current.number)
 
     def _agree(self, found: bool) -> bool:
         return self.runtime.workers.agree(found)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, readable
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.parallel.sharding import gathered, whole_tensors
 from ipo_lightning.policy import put_weights, trained_weights
@@ -32,13 +32,13 @@ class RoundPolicies:
         """Of the policy that a round ended with.
 
         Raises:
-            OSError: it is not on disk.
+            InputError: it is not on disk.
         """
         if number == 0:
             return self.module.policy.identity
         found = self.run.round(number).fingerprint()
         if found is None:
-            raise OSError(
+            raise InputError(
                 f"{self.run.round(number).policy_file} is missing: round {number} must be trained "
                 "again; remove its folder and those of later rounds"
             )
@@ -57,11 +57,14 @@ class RoundPolicies:
         """
         if number == 0:
             return None
-        folder = self.run.round(number).policy
-        weights = self.module.policy.load_export(folder)
-        if self.fingerprint_of(weights) != self.fingerprint(number):
+        one = self.run.round(number)
+        one.check_policy()
+        with readable(one.policy):
+            weights = self.module.policy.load_export(one.policy)
+        known = one.manifest().policy  # else of an older version, whose files have no hashes
+        if known is None and self.fingerprint_of(weights) != self.fingerprint(number):
             raise InputError(
-                f"{folder} is not what round {number} was trained to (damaged, or changed by "
+                f"{one.policy} is not what round {number} was trained to (damaged, or changed by "
                 "hand): remove the folders of that round and later ones"
             )
         return weights
@@ -73,22 +76,32 @@ class RoundPolicies:
         It mostly holds them already. It does not where videos were lost from the store and a run
         goes on in the middle of a round; then it gets its own weights back at the end.
         """
-        network, current = self.module.network, self.module.trained()
-        weights = self._base_weights() if number == 0 else self.weights(number)
-        if weights is None or self._same(current, weights):
-            kept = None
-        else:
-            kept = {name: weight.clone() for name, weight in current.items()}
-            put_weights(network, weights)
-        try:
-            with eval_mode(network), gathered(network):  # ranks have unequal work in a stage
-                yield network
-        finally:
-            if kept is not None:
-                put_weights(network, kept)
+        network = self.module.network
+        with self.holding(self._others(number)), eval_mode(network), gathered(network):
+            yield network  # gathered: ranks have unequal work in a stage
 
-    def _same(self, current: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
-        return self.fingerprint_of(whole_tensors(current)) == self.fingerprint_of(weights)
+    @contextmanager
+    def holding(self, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+        """Let the network have other trained weights meanwhile; None: it keeps its own."""
+        if weights is None:
+            yield
+            return
+        kept = {name: weight.clone() for name, weight in self.module.trained().items()}
+        put_weights(self.module.network, weights)
+        try:
+            yield
+        finally:
+            put_weights(self.module.network, kept)
+
+    def _others(self, number: int) -> dict[str, Tensor] | None:
+        """The weights that a round ended with, where the network has others."""
+        weights = self._base_weights() if number == 0 else None
+        if number == 0 and weights is None:
+            return None
+        wanted = self.fingerprint(number) if weights is None else self.fingerprint_of(weights)
+        if self.fingerprint_of(whole_tensors(self.module.trained())) == wanted:
+            return None
+        return self.weights(number) if weights is None else weights
 
     def _base_weights(self) -> dict[str, Tensor] | None:
         """The base model's weights, where the network may have moved away from them."""

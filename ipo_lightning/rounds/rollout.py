@@ -59,8 +59,8 @@ class RolloutStage(RoundStage):
         self.plan, self.sampler, self.critique = plan, sampler, critique
 
     def done(self, round: Round) -> bool:
-        """Whether the list is there and the store has all its videos."""
-        if not round.folder.candidates_file.exists():
+        """Whether the list is there as it was written and the store has all its videos."""
+        if not round.folder.intact(round.folder.candidates_file):
             return False
         policy, items = round.policies.fingerprint(round.number - 1), self._items(round)
         return not self.sampler.missing(policy, items, round.runtime.precision)
@@ -81,7 +81,7 @@ class RolloutStage(RoundStage):
                 on_candidates,
             )
             if round.workers.leads:
-                if folder.candidates_file.exists() and folder.candidates() != candidates:
+                if folder.were_others(folder.candidates_file, candidates):
                     folder.forget_labels()
                 folder.write(folder.candidates_file, candidates)
 

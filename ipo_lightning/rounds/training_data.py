@@ -16,8 +16,9 @@ from ipo_lightning.draws.reference_errors import ReferenceErrors
 from ipo_lightning.references import CachedReference
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.sampling import Sampler
-from ipo_lightning.storage.layout import REFERENCE_ERRORS, RoundData
+from ipo_lightning.storage.layout import REFERENCE_ERRORS, RoundData, RoundDir
 from ipo_lightning.storage.records import RealClip
+from ipo_lightning.storage.run_files import DamagedFile, read_object
 from ipo_lightning.storage.store import Store, write_atomically
 
 
@@ -99,7 +100,7 @@ class BetaStage(RoundStage):
 
     def done(self, round: Round) -> bool:
         """Whether beta is known, or a setting."""
-        return not round.module.auto_beta or round.folder.beta_file.exists()
+        return not round.module.auto_beta or round.folder.intact(round.folder.beta_file)
 
     def run(self, round: Round) -> None:
         """Measure how far the errors of two videos lie apart."""
@@ -109,14 +110,25 @@ class BetaStage(RoundStage):
         u = torch.stack([draws.u(place) for place in range(count)])
         beta = auto_beta(errors, u, self.calibration.logit)
         if round.workers.leads:
-            content = json.dumps({"beta": beta, "draws": count})
-            write_atomically(round.folder.beta_file, content.encode())
+            round.folder.write_object(round.folder.beta_file, {"beta": beta, "draws": count})
 
     def load(self, round: Round) -> RoundData:
         """Give the loss its beta."""
         if round.module.auto_beta:
-            round.module.set_beta(float(json.loads(round.folder.beta_file.read_text())["beta"]))
+            round.module.set_beta(beta_of(round.folder))
         return round.data
+
+
+def beta_of(folder: RoundDir) -> float:
+    """The beta that a round was given.
+
+    Raises:
+        DamagedFile: its file says none.
+    """
+    beta = read_object(folder.beta_file).get("beta")
+    if isinstance(beta, bool) or not isinstance(beta, int | float) or beta <= 0:
+        raise DamagedFile(folder.beta_file, f"beta={beta}")
+    return float(beta)
 
 
 def errors_of(round: Round, store: Store, batch_size: int) -> ReferenceErrors:

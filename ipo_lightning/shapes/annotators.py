@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ipo_lightning.backbones.cogvideox import CogVideoX
 from ipo_lightning.critics.people.annotations import OVERALL, Annotation, Choice, write_annotations
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, pipe_may_close
 from ipo_lightning.metrics.preferences import rao_kupper
 from ipo_lightning.policy import Sampling
 from ipo_lightning.seeds import derive_seed
@@ -252,4 +252,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with pipe_may_close():
+        main()

@@ -103,11 +103,6 @@ AnyVerdict = Verdict | PairVerdict
 """A row of verdicts.jsonl, by the kind of critic: one that rates, one that compares."""
 
 
-def read_verdict(row: Mapping[str, Any]) -> AnyVerdict:
-    """A row of verdicts.jsonl, read back."""
-    return PairVerdict(**row) if "p_first" in row else Verdict(**row)
-
-
 @dataclass(frozen=True)
 class Pair(Row):
     """A winner and a loser of one prompt."""

@@ -14,6 +14,7 @@ and two processes that write the same one do no harm.
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +26,9 @@ from uuid import uuid4
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
+
+from ipo_lightning.storage.run_files import DamagedFile, read_content, read_rows
+from ipo_lightning.storage.writing import room_to_write
 
 
 def canonical(value: Any) -> bytes:
@@ -90,16 +94,17 @@ def _sampled_hash(file: Path) -> str:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that appears whole or not at all, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with room_to_write(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -113,19 +118,31 @@ def sync(path: Path) -> None:
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of ``folder`` once it is filled and on disk."""
     temporary = folder.with_name(f".{folder.name}.{uuid4().hex}")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        sync(temporary)
-        remove(folder)
-        os.replace(temporary, folder)
-    finally:
-        remove(temporary)
+    with room_to_write(folder):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            sync(temporary)
+            remove(folder)
+            os.replace(temporary, folder)
+        finally:
+            remove(temporary)
+
+
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}|\.update-\d+\.ckpt")
+"""Names under which files and folders are written before they are renamed."""
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed in writing left in a folder and those in it."""
+    for path in sorted(folder.rglob(".*")):
+        if LEFTOVER.fullmatch(path.name):
+            remove(path)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all that it holds, if it is there."""
-    if path.is_dir():
+    """Remove a file, a link, or a folder with all that it holds, if it is there."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -137,8 +154,12 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
+    """The rows of a JSON-lines file.
+
+    Raises:
+        DamagedFile: see `ipo_lightning.storage.run_files.read_rows`.
+    """
+    return read_rows(path)
 
 
 class Store:
@@ -169,9 +190,8 @@ class Store:
         path = self.path(kind, name, suffix)
         if path in self._trusted and path.exists():
             return True
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:  # also where another process has just dropped it
+        content = self._content(path)
+        if content is None:
             return False
         if hashlib.sha256(content).hexdigest() != name:
             self._drop(path)
@@ -193,27 +213,46 @@ class Store:
         path = self.path(kind, name, ".safetensors")
         if not self.has_blob(kind, name, ".safetensors"):
             raise FileNotFoundError(f"{path} is missing from the store or was damaged")
-        return tensors_from_bytes(path.read_bytes())
+        return tensors_from_bytes(read_content(path))
 
     def put_record(self, kind: str, key: str, value: Any) -> None:
         """Store the JSON answer to the question whose fingerprint is ``key``."""
-        wrapped = {"sha256": fingerprint(value), "value": value}
+        wrapped = {"key": f"{kind}/{key}", "sha256": fingerprint(value), "value": value}
         write_atomically(self.path(kind, key, ".json"), canonical(wrapped))
 
     def get_record(self, kind: str, key: str) -> Any | None:
-        """The answer, or None where it is missing or damaged (then removed with a warning)."""
+        """The answer, or None where it is missing or damaged (then removed with a warning).
+
+        Records of older versions do not say which question they answer.
+        """
         path = self.path(kind, key, ".json")
-        try:
-            wrapped = json.loads(path.read_bytes())
-            value = wrapped["value"]
-            if wrapped["sha256"] == fingerprint(value):
-                return value
-        except FileNotFoundError:
+        content = self._content(path)
+        if content is None:
             return None
-        except (ValueError, KeyError, TypeError):
+        own = f"{kind}/{key}"
+        try:
+            wrapped = json.loads(content)
+            value = wrapped["value"]
+            if wrapped["sha256"] == fingerprint(value) and wrapped.get("key", own) == own:
+                return value
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass  # not our JSON: damaged, as below
         self._drop(path)
         return None
+
+    @staticmethod
+    def _content(path: Path) -> bytes | None:
+        """The bytes of an artefact; None where it is not there, or a link to nothing.
+
+        Raises:
+            DamagedFile: a folder lies in its place, or it may not be read.
+        """
+        try:
+            return read_content(path)
+        except DamagedFile:
+            if path.exists():
+                raise
+            return None  # also where another process has just dropped it
 
     @staticmethod
     def _drop(path: Path) -> None:

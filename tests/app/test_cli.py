@@ -11,14 +11,17 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from app import assembly, checks
-from app.entry import CONF, REPO, flags_first, refuse_misspelt
+from app.entry import CONF, REPO, refuse_misspelt
+from app.free_text import flags_first
 from app.keys import KEYS
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, pipe_may_close
 from ipo_lightning.rounds import IterationCallback
 from ipo_lightning.rounds.training import TrainingStage
 from ipo_lightning.storage.layout import STAGES, RunDir
 from tests.conftest import ComposeTrain
 from train import train
+
+CSV = "lightning.pytorch.loggers.CSVLogger"
 
 
 def run_train(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,7 +42,7 @@ def run_train(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["-m", "loss=dpo,kot"], "loss=kot: no such choice"),
         (["loss.bta=3"], "did you mean 'loss.beta'"),
         (["round=0"], "round=0: give a whole number"),
-        (["loss=dpo", "-m", "seed=1,x"], "seed=x: give a whole number"),
+        (["loss=dpo", "-m", "seed=x,1"], "job 0 (seed=x): seed=x: give a whole number"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
     ids=["key", "choice", "sweep-choice", "nested-key", "round", "sweep-value", "flag"],
@@ -315,7 +318,7 @@ def test_every_checked_key_is_a_setting(compose_train: ComposeTrain) -> None:
     missing = {
         key
         for key in (*checks.SETTINGS, *taken)
-        if all(OmegaConf.select(cfg, key, default="") == "" for cfg in configs)
+        if all(OmegaConf.select(cfg, key, default=...) is ... for cfg in configs)
     }
     assert missing == set()
 
@@ -324,3 +327,53 @@ def test_a_trainer_is_built(compose_train: ComposeTrain) -> None:
     cfg = compose_train("trainer=cpu", "logger=none")
     callback = IterationCallback(RunDir("nowhere"), [TrainingStage()])
     assert isinstance(assembly.build_trainer(cfg, callback), L.Trainer)
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        (["trainer.enable_progress_bar=false"], 0),
+        (["logger=none"], 0),
+        (["logger=none", f"+logger={{csv: {{_target_: {CSV}, save_dir: x}}, off: null}}"], 1),
+        ([f"+logger={{csv: {{_target_: {CSV}, save_dir: x}}}}"], 2),
+        (["~callbacks.progress", "~callbacks.videos", "trainer.enable_progress_bar=false"], 0),
+    ],
+    ids=["no-bar", "no-logger", "loggers-by-name", "logger-beside", "no-callbacks"],
+)
+def test_bars_and_loggers_may_be_left_out(
+    words: list[str], count: int, compose_train: ComposeTrain
+) -> None:
+    off = [] if any("logger" in word for word in words) else ["logger=none"]
+    cfg = compose_train("trainer=cpu", *off, *words)
+    checks.check(cfg)
+    trainer = assembly.build_trainer(cfg, IterationCallback(RunDir("nowhere"), [TrainingStage()]))
+    assert len(trainer.loggers) == count
+    assert (trainer.progress_bar_callback is None) == (not cfg.trainer.enable_progress_bar)
+
+
+def test_an_optimizer_that_refuses_its_settings_is_named(compose_train: ComposeTrain) -> None:
+    with pytest.raises(InputError, match=r"^optim\.optimizer: .*beta"):
+        assembly.optimizer_of(compose_train("optim.optimizer.betas=[2,3]"))
+
+
+@pytest.mark.parametrize(
+    "word", ["~seed", "~optim", "~regularise", "~regularise.real", "~data", "~plan", "~callbacks",
+             "~trainer", "~round"]
+)  # fmt: skip
+def test_what_a_run_needs_cannot_be_deleted(word: str, compose_train: ComposeTrain) -> None:
+    with pytest.raises(InputError) as refused:
+        checks.check(compose_train("name=x", word))
+    assert str(refused.value).startswith(word[1:])
+
+
+def test_a_closed_pipe_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of ``| head``; another pipe's error is an error."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        with pytest.raises(SystemExit) as left, pipe_may_close():
+            pipe.write("a table")
+        assert left.value.code == 141
+        with pytest.raises(BrokenPipeError), pipe_may_close():
+            raise BrokenPipeError

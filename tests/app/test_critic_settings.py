@@ -1,4 +1,4 @@
-"""What the settings of critics tell before anything is loaded."""
+"""Settings of critics are checked before anything is loaded, and named by their full keys."""
 
 import re
 import warnings

@@ -171,6 +171,10 @@ def test_debug_is_a_flag_and_a_choice_of_presets() -> None:
         expanded("train_critic", ["debug=fast"])
 
 
+def test_loggers_may_be_left_out() -> None:
+    assert expanded("train", ["~logger", "seed=1"]) == ["logger=none", "seed=1"]
+
+
 def test_a_preset_comes_before_the_command_line() -> None:
     cfg = composed("train", "debug=overfit", "experiment=shapes_lora", "data.optimizer_steps=7")
     assert (cfg.data.optimizer_steps, cfg.rollout.prompts, cfg.rollout.n) == (7, 2, 4)

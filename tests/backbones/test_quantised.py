@@ -1,4 +1,4 @@
-"""A base in 4 or 8 bits under an adapter."""
+"""A base in 4 or 8 bits stays as it was rounded, and an adapter learns over it."""
 
 import math
 from collections.abc import Iterator

@@ -1,9 +1,5 @@
-"""Gradients of one step on two ranks, plain and in two passes; used by test_two_pass.
+"""Gradients of one step on two ranks, plain and in two passes; used by test_two_pass."""
 
-torchrun --nproc-per-node 2 tests/helpers/two_pass_ranks.py PIPELINE ddp|fsdp2 OUT
-"""
-
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -61,9 +57,8 @@ def gradients(folder: Path, kind: str, two_pass: bool, checkpointing: bool) -> d
     return found
 
 
-def main() -> None:
+def write(folder: Path, kind: str, out: Path) -> None:
     """Write the gradients of the plain step and of both others, from the first rank."""
-    folder, kind, out = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     found = {
@@ -75,7 +70,3 @@ def main() -> None:
     if dist.get_rank() == 0:
         torch.save(found, out)
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The average of the weights that a round may end with."""
+"""A round may end with its average: exported, resumed to the bit, the start of the next round."""
 
 import math
 from functools import partial
@@ -171,8 +171,8 @@ class Followed(L.Callback):
 
 
 @pytest.mark.slow
-def test_the_average_is_exported_and_the_next_round_starts_from_it(small: Compose) -> None:
-    cfg = small(
+def test_the_average_is_exported_and_the_next_round_starts_from_it(begun: Compose) -> None:
+    cfg = begun(
         "round=2", "until=training", "optim.ema=0.6", "reference=frozen", "data.optimizer_steps=3"
     )
     assembly.settle(cfg)
@@ -204,18 +204,18 @@ CRASHES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("crash", CRASHES)
 def test_a_round_that_is_stopped_ends_with_the_same_average(
-    crash: str, small: Compose, whole: dict[str, Any]
+    crash: str, begun: Compose, whole: dict[str, Any]
 ) -> None:
     settings = ("round=1", "optim.ema=0.7", "evaluation.prompts=2")
     if not whole:
-        train(small(*settings, outputs="whole"))
-        whole["results"] = results(small(*settings, outputs="whole"))
+        train(begun(*settings, outputs="whole"))
+        whole["results"] = results(begun(*settings, outputs="whole"))
     with pytest.MonkeyPatch.context() as patch:
         crash_at(patch, *CRASHES[crash])
         with pytest.raises(Killed):
-            train(small(*settings))
-    train(small(*settings))
-    assert results(small(*settings)) == whole["results"]
+            train(begun(*settings))
+    train(begun(*settings))
+    assert results(begun(*settings)) == whole["results"]
 
 
 @pytest.fixture(scope="module")

@@ -138,8 +138,8 @@ def test_shards_are_refused(folders: dict[str, Path], monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_a_run_with_its_reference_in_cpu_memory(small: Compose) -> None:
+def test_a_run_with_its_reference_in_cpu_memory(begun: Compose) -> None:
     common = ("round=1", "reference=frozen", "data.optimizer_steps=3", "evaluation.prompts=2")
-    train(small(*common, outputs="there"))
-    train(small(*common, "reference.offload=true"))
-    assert results(small(*common)) == results(small(*common, outputs="there"))
+    train(begun(*common, outputs="there"))
+    train(begun(*common, "reference.offload=true"))
+    assert results(begun(*common)) == results(begun(*common, outputs="there"))

@@ -56,7 +56,8 @@ def job(policy: Policy, reference: Reference | None = None, **changes: Any) -> J
 def test_a_step_takes_what_was_computed(
     family: str, checkpointing: bool, two_pass: bool, tmp_path: Path
 ) -> None:
-    policy = bench.small(family, tmp_path, blocks=2, checkpointing=checkpointing)
+    settings = {"blocks": 2, "num_frames": 17, "checkpointing": checkpointing}
+    policy = bench.small(family, tmp_path, **settings)
     for bf16 in (False, True):
         one = bench.job(policy, CachedReference(), two_pass, bf16, gpu=False)
         measured = bench.step(one, CPU)

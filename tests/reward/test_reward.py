@@ -1,7 +1,6 @@
 """Training a critic: figures, data, runs that are killed and go on, the critic that comes out."""
 
 import functools
-import itertools
 import json
 import math
 import shutil
@@ -29,14 +28,10 @@ from ipo_lightning.metrics.agreement import spearman
 from ipo_lightning.reward.losses import RewardScale
 from ipo_lightning.reward.module import measure_scale, pair_figures, point_figures
 from ipo_lightning.reward.trained import TrainedCritic
-from ipo_lightning.seeds import derive_seed
 from ipo_lightning.shapes import world
 from ipo_lightning.shapes.annotators import (
     PAIRS_FILE,
-    WEIGHTS,
     annotate,
-    qualities,
-    rendered_clips,
 )
 from ipo_lightning.shapes.build import to_pixels
 from ipo_lightning.shapes.prompts import combinations, prompts
@@ -49,8 +44,7 @@ from ipo_lightning.shapes.reward_encoder import (
 from ipo_lightning.shapes.spoiling import CORRUPTIONS, Spoilt, spoil
 from ipo_lightning.storage.store import Store
 from ipo_lightning.video import Clip, read_video
-from tests.conftest import ComposeTrain
-from train import train, train_critic
+from train import train_critic
 
 DIMS = ("VQ", "MQ", "TA", "Overall")
 TINY = ("network.steps=0", "network.clips=64", "network.width=8", "data.optimizer_steps=3",
@@ -307,6 +301,7 @@ def test_words_of_the_world_are_known_and_others_are_not() -> None:
     assert tokens(["ring " * 50]).shape == (1, MAX_WORDS)
 
 
+@functools.cache
 def spoilt(count: int = 256) -> tuple[torch.Tensor, Spoilt]:
     """Clips of one grey each, of which their only word is as true as they are bright."""
     greys = torch.linspace(0.1, 0.9, count)
@@ -342,13 +337,21 @@ def test_captions_of_mixed_clips_are_as_true_as_their_share_is_large(name: str) 
     assert steady.all() if name == "overlay" else not steady.all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CORRUPTIONS[:6])
-def test_corruptions_are_as_strong_as_they_say(name: str) -> None:
-    """Each alone, on clips that move: the stronger, the further from the clip as it was."""
+@pytest.fixture(scope="module")
+def moving() -> tuple[torch.Tensor, Spoilt]:
+    """One clip that moves, 2000 times, and what is made of it."""
     scene = world.Scene(combinations("train")[0])
     clips = to_pixels(world.render([scene] * 2000, 1))
-    found = spoil(clips, torch.zeros(2000, 1), torch.Generator().manual_seed(0))
+    return clips, spoil(clips, torch.zeros(2000, 1), torch.Generator().manual_seed(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CORRUPTIONS[:6])
+def test_corruptions_are_as_strong_as_they_say(
+    moving: tuple[torch.Tensor, Spoilt], name: str
+) -> None:
+    """Each alone, on clips that move: the stronger, the further from the clip as it was."""
+    clips, found = moving
     place = CORRUPTIONS.index(name)
     others = [k for k in range(len(CORRUPTIONS)) if k != place]
     rows = found.strengths[:, others].eq(0).all(1) & found.strengths[:, place].gt(0)
@@ -577,31 +580,3 @@ def test_the_task_is_read_off_the_command_line() -> None:
     assert task_of(["-m", "task=critic", "seed=1"]) == "critic"
     with pytest.raises(InputError, match="task=critc: choose one of policy, critic; did you mean"):
         task_of(["task=critc"])
-
-
-@pytest.mark.slow
-def test_a_critic_of_noisy_labels_sees_the_truth_and_labels_a_round(
-    small: ComposeTrain, tmp_path: Path
-) -> None:
-    """With half the encoder and labels of renders, on prompts that nobody has labelled; what a
-    policy makes of a critic is measured by benchmarks/trained_critic.py."""
-    annotate(tmp_path / "labels", pairs=300, source="renderer", candidates=4)
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        words = [f"data.path={tmp_path / 'labels' / PAIRS_FILE}", f"paths.outputs={tmp_path}",
-                 "name=critic", "network.steps=1000", "network.clips=2048", "logger=none",
-                 "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]  # fmt: skip
-        train_critic(compose("train_critic", words))
-    folder = tmp_path / "critic/critic"
-    critic = TrainedCritic(str(folder), ShapesReward())
-    right = []
-    for prompt in prompts("select"):
-        clips = rendered_clips(prompt, [derive_seed(99, prompt, i) for i in range(6)])
-        truth = [sum(WEIGHTS[n] * one[n] for n in WEIGHTS) for one in qualities(clips, prompt)]
-        scores = rate(critic, clips, [prompt] * len(clips))
-        right += [(scores[i] > scores[j]) == (truth[i] > truth[j])
-                  for i, j in itertools.combinations(range(len(clips)), 2)]  # fmt: skip
-    assert sum(right) / len(right) > 0.65, "of 360 pairs; chance is 0.5, 0.73 was measured"
-    line = train(small("critic=trained", f"critic.path={folder}", "round=1"))
-    assert line is not None and line["n_pairs"] == 3
-    assert line["dims"].keys() == set(DIMS)

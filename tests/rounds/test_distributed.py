@@ -4,14 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
 
 from ipo_lightning.storage.store import read_jsonl
+from tests.conftest import ComposeTrain
+from tests.helpers.ranks import ranks
 from train import train
 
 REPO = Path(__file__).resolve().parents[2]
@@ -43,16 +43,18 @@ SETTINGS = {
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-"""What starts the processes in place of Lightning, in the setting that is named here."""
 BY_TORCHRUN = "fsdp, adapter"
+"""The setting whose processes torchrun starts; others are forked with their imports done. That
+Lightning starts them is tested in tests/hub/test_checkpoints.py."""
 
 
-def two_processes(outputs: Path, kind: str, *more: str) -> int:
-    """Run train.py on two CPU processes; its exit status."""
-    launcher = TORCHRUN if kind == BY_TORCHRUN else ()
-    words = [sys.executable, *launcher, "train.py", *COMMON, "trainer.devices=2",
-             "data.batch_size=2", f"paths.outputs={outputs}", *more]  # fmt: skip
-    return subprocess.run(words, cwd=REPO, capture_output=True, check=False).returncode
+def two_processes(compose_train: ComposeTrain, outputs: Path, *more: str) -> int:
+    """Train on two CPU processes; their exit status."""
+    words = (*COMMON, "trainer.devices=2", "data.batch_size=2", *more)
+    if set(SETTINGS[BY_TORCHRUN]) <= set(more):
+        program = [sys.executable, *TORCHRUN, "train.py", *words, f"paths.outputs={outputs}"]
+        return subprocess.run(program, cwd=REPO, capture_output=True, check=False).returncode
+    return ranks(train, compose_train(*words, outputs=outputs))
 
 
 def lines(outputs: Path) -> list[dict[str, Any]]:
@@ -73,24 +75,24 @@ CRASHES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_two_processes_make_what_one_makes_and_survive_losses(
-    tmp_path: Path, compose_train: Callable[..., DictConfig], kind: str
+    tmp_path: Path, compose_train: ComposeTrain, kind: str
 ) -> None:
     two, lost, fewer, one = (tmp_path / name for name in ("two", "lost", "fewer", "one"))
     last = 2 if kind == "ddp" else 1
     settings = [*SETTINGS[kind], f"round={last}"]
     alone = [*COMMON, *(word for word in settings if not word.startswith("trainer=")),
              "data.batch_size=4"]  # fmt: skip
-    assert two_processes(two, kind, *settings) == 0
+    assert two_processes(compose_train, two, *settings) == 0
     for place, missing in CRASHES.get(kind, {}).items():
         crash = f"+callbacks.crash={{_target_:tests.helpers.crash.CrashAt,{place}}}"
-        assert two_processes(lost, kind, *settings, crash) != 0
+        assert two_processes(compose_train, lost, *settings, crash) != 0
         assert (lost / "run/round_1").exists() and not (lost / "run" / missing).exists()
-    train(compose_train(*alone, f"paths.outputs={one}"))
+    train(compose_train(*alone, outputs=one))
     if kind in CRASHES:
         shutil.copytree(lost, fewer)
-        assert two_processes(lost, kind, *settings) == 0
+        assert two_processes(compose_train, lost, *settings) == 0
         assert lines(lost) == lines(two)
-        train(compose_train(*alone, f"paths.outputs={fewer}"))  # what two began, one goes on with
+        train(compose_train(*alone, outputs=fewer))  # what two began, one goes on with
         nearly_alike(lines(fewer)[last], lines(one)[last])
 
     for name in ("candidates", "verdicts", "pairs"):

@@ -39,6 +39,7 @@ def run(small: Compose, loss: str, outputs: str) -> None:
     train(small(f"loss={loss}", "round=1", "until=training", outputs=outputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["dpo", "kto"])
 def test_losses_are_the_golden_ones(small: Compose, losses: list[float], loss: str) -> None:
     """Other processors round otherwise, hence the tolerance."""

@@ -54,12 +54,12 @@ def watched(cfg: DictConfig) -> tuple[list[tuple[float, float]], dict[str, torch
     ids=" ".join,
 )
 def test_errors_in_advance_train_as_a_live_reference_step_by_step(
-    small: Compose, settings: tuple[str, ...]
+    begun: Compose, settings: tuple[str, ...]
 ) -> None:
     """Over two rounds, the second against a policy that has been trained."""
     common = ("round=2", "until=training", "data.optimizer_steps=4", *settings)
-    live, policy = watched(small(*common, "reference=frozen", outputs="live"))
-    known, other = watched(small(*common, "reference=cached", outputs="known"))
+    live, policy = watched(begun(*common, "reference=frozen", outputs="live"))
+    known, other = watched(begun(*common, "reference=cached", outputs="known"))
     assert len(live) == 8
     mixed = "trainer.precision=bf16-mixed" in settings
     for step, (one, two) in enumerate(zip(live, known, strict=True)):
@@ -71,9 +71,9 @@ def test_errors_in_advance_train_as_a_live_reference_step_by_step(
 
 @pytest.mark.slow
 def test_a_sweep_over_losses_and_rates_computes_the_reference_once(
-    small: Compose, monkeypatch: pytest.MonkeyPatch
+    begun: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(small("round=1", "name=first", "until=training"))
+    train(begun("round=1", "name=first", "until=training"))
     written: list[str] = []
     original = Store.put_record
 
@@ -83,9 +83,9 @@ def test_a_sweep_over_losses_and_rates_computes_the_reference_once(
 
     monkeypatch.setattr(Store, "put_record", spy)
     for name, change in enumerate(("loss=hinge", "loss.beta=7", "optim.optimizer.lr=1e-5")):
-        train(small("round=1", f"name=run{name}", "until=training", change))
+        train(begun("round=1", f"name=run{name}", "until=training", change))
     assert written == []
-    train(small("round=1", "name=longer", "until=training", "data.optimizer_steps=8"))
+    train(begun("round=1", "name=longer", "until=training", "data.optimizer_steps=8"))
     assert set(written) == {"reference"}
 
 
@@ -102,45 +102,45 @@ ENDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("override", "when"), ENDS.items())
 def test_a_round_that_is_stopped_goes_on_as_if_it_had_not(
-    small: Compose, override: str, when: tuple[int, int]
+    begun: Compose, override: str, when: tuple[int, int]
 ) -> None:
     last, call = when
     settings = (f"round={last}", "data.real.n=6", override)
-    train(small(*settings, outputs="whole"))
+    train(begun(*settings, outputs="whole"))
     with pytest.MonkeyPatch.context() as patch:
         crash_at(patch, PreferenceModule, "training_step", call)
         with pytest.raises(Killed):
-            train(small(*settings))
-    train(small(*settings))
-    assert results(small(*settings)) == results(small(*settings, outputs="whole"))
+            train(begun(*settings))
+    train(begun(*settings))
+    assert results(begun(*settings)) == results(begun(*settings, outputs="whole"))
 
 
 @pytest.mark.slow
-def test_beta_of_its_own_is_written_down(small: Compose) -> None:
-    line = train(small("round=2", "loss.beta=auto", "calibration.logit=3", "logger=tensorboard"))
-    run = RunDir(Path(small().paths.outputs) / "run")
+def test_beta_of_its_own_is_written_down(begun: Compose) -> None:
+    line = train(begun("round=2", "loss.beta=auto", "calibration.logit=3", "logger=tensorboard"))
+    run = RunDir(Path(begun().paths.outputs) / "run")
     betas = [json.loads((run.round(n).path / "beta.json").read_text())["beta"] for n in (1, 2)]
     assert line is not None and line["train"]["beta"] == pytest.approx(betas[1])
     assert betas[0] != betas[1] and min(betas) > 0
     events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
     assert [e.value for e in events.Scalars("round/beta")] == pytest.approx(betas)
-    other = train(small("round=1", "loss.beta=auto", "calibration.logit=6", "name=twice"))
+    other = train(begun("round=1", "loss.beta=auto", "calibration.logit=6", "name=twice"))
     assert other is not None and other["train"]["beta"] == pytest.approx(2 * betas[0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["simpo", "mapo", "sft", "rwr"])
-def test_a_loss_without_reference_runs_without_one(small: Compose, loss: str) -> None:
-    line = train(small("round=1", f"loss={loss}", "reference=none"))
+def test_a_loss_without_reference_runs_without_one(begun: Compose, loss: str) -> None:
+    line = train(begun("round=1", f"loss={loss}", "reference=none"))
     assert line is not None and "margin" not in line["train"]
     assert line["train"]["error_win"] > 0
     assert "reference errors" not in line["seconds"]
 
 
 @pytest.mark.slow
-def test_health_is_kept_with_each_round(small: Compose) -> None:
-    line = train(small("round=1", "regularise.real=1", "data.real.n=4"))
+def test_health_is_kept_with_each_round(begun: Compose) -> None:
+    line = train(begun("round=1", "regularise.real=1", "data.real.n=4"))
     assert line is not None
     health = line["train"]
     assert {"error_win", "error_lose", "error_win_change", "error_lose_change", "error_real",
@@ -148,7 +148,7 @@ def test_health_is_kept_with_each_round(small: Compose) -> None:
     wins, losses = health["error_win_change"], health["error_lose_change"]
     assert health["drift"] == pytest.approx((wins + losses) / 2, abs=1e-6)
     assert health["margin"] == pytest.approx(losses - wins, abs=1e-6)
-    real = json.loads((RunDir(Path(small().paths.outputs) / "run").path / "real.json").read_text())
+    real = json.loads((RunDir(Path(begun().paths.outputs) / "run").path / "real.json").read_text())
     assert real == {"kept": 4, "dropped": {}}
 
 
@@ -157,10 +157,10 @@ def test_health_is_kept_with_each_round(small: Compose) -> None:
     ("labelling", "file"),
     [("graded", "points"), ("margin_weighted", "pairs"), ("rarity_weighted", "pairs")],
 )
-def test_labels_carry_their_grades(small: Compose, labelling: str, file: str) -> None:
+def test_labels_carry_their_grades(begun: Compose, labelling: str, file: str) -> None:
     loss = ("loss=rwr", "loss.graded=true") if file == "points" else ()
-    train(small("round=1", "until=training", f"labelling={labelling}", *loss))
-    folder = RunDir(Path(small().paths.outputs) / "run").round(1).path
+    train(begun("round=1", "until=training", f"labelling={labelling}", *loss))
+    folder = RunDir(Path(begun().paths.outputs) / "run").round(1).path
     rows = read_jsonl(folder / f"{file}.jsonl")
     if file == "points":
         assert len(rows) == 9 and len({row["reward"] for row in rows}) > 2

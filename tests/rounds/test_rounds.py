@@ -1,7 +1,7 @@
 """The loop end to end on the shipped pipeline: crashes, resumption, growth, sharing, damage."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,6 @@ class Killed(BaseException):
     """Stands for SIGKILL: no handler of the program catches it."""
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """Results by overrides, computed once."""
-    yield {}
-
-
 def results(cfg: DictConfig) -> list[dict[str, Any]]:
     """rounds.jsonl but for its seconds, and the round's labels."""
     run = RunDir(Path(cfg.paths.outputs) / cfg.name)
@@ -58,42 +52,61 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int)
     monkeypatch.setattr(owner, name, dying)
 
 
-CRASHES = [
-    (Store, "put_record", 3),  # the base's evaluation, embeddings
-    (Sampler, "_make", 2),  # the base's evaluation, videos
-    (Sampler, "_make", 6),  # the first rollout
-    (AnswerCache, "ask", 10),  # the first critique
-    (LabellingStage, "run", 1),
-    (PreferenceModule, "training_step", 4),  # between two checkpoints
-    (TrainingStage, "run", 1),  # trained, not yet exported
-    (RecordStage, "run", 2),  # evaluated, not yet recorded
-    (PreferenceModule, "training_step", 9),  # in round 2
-    (TrainingStage, "run", 2),  # after the last update of all
-    (RecordStage, "run", 3),
-]
+@pytest.fixture(scope="module")
+def kept() -> dict[str, list[dict[str, Any]]]:
+    """Where `unbroken` keeps its results."""
+    return {}
+
+
+@pytest.fixture
+def unbroken(small: Compose, kept: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The results of two rounds that nothing interrupts, computed once."""
+    if "results" not in kept:
+        cfg = small("round=2", outputs="unbroken")
+        train(cfg)
+        kept["results"] = results(cfg)
+    return kept["results"]
+
+
+CRASHES = {
+    "early": [
+        (Store, "put_record", 3),  # the base's evaluation, embeddings
+        (Sampler, "_make", 6),  # the first rollout
+        (TrainingStage, "run", 1),  # trained, not yet exported
+        (PreferenceModule, "training_step", 3),  # in round 2
+    ],
+    "middle": [
+        (Sampler, "_make", 2),  # the base's evaluation, videos
+        (AnswerCache, "ask", 10),  # the first critique
+        (RecordStage, "run", 1),  # of round 1: evaluated, not yet recorded
+        (TrainingStage, "run", 1),  # of round 2: after the last update of all
+    ],
+    "late": [
+        (LabellingStage, "run", 1),
+        (PreferenceModule, "training_step", 4),  # between two checkpoints
+        (RecordStage, "run", 2),  # of round 2
+    ],
+}
+"""Where the processes of a run are lost, one after the other: calls count from its own start."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("owner", "method", "call"), CRASHES, ids=lambda v: getattr(v, "__name__", str(v))
-)
+@pytest.mark.parametrize("crashes", CRASHES.values(), ids=CRASHES)
 def test_a_crash_anywhere_changes_nothing(
-    small: Compose, unbroken: dict[str, Any], owner: type, method: str, call: int
+    small: Compose, unbroken: list[dict[str, Any]], crashes: list[tuple[type, str, int]]
 ) -> None:
-    if not unbroken:
-        train(small("round=2", outputs="unbroken"))
-        unbroken["results"] = results(small("round=2", outputs="unbroken"))
-    with pytest.MonkeyPatch.context() as patch:
-        crash_at(patch, owner, method, call)
-        with pytest.raises(Killed):
-            train(small("round=2"))
+    for owner, method, call in crashes:
+        with pytest.MonkeyPatch.context() as patch:
+            crash_at(patch, owner, method, call)
+            with pytest.raises(Killed):
+                train(small("round=2"))
     train(small("round=2"))
-    assert results(small("round=2")) == unbroken["results"]
+    assert results(small("round=2")) == unbroken
 
 
 @pytest.mark.slow
 def test_a_run_grows_by_a_round_as_if_it_had_been_asked_at_once(
-    small: Compose, unbroken: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    small: Compose, unbroken: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(small("round=1"))
     first = results(small("round=1"))
@@ -101,16 +114,15 @@ def test_a_run_grows_by_a_round_as_if_it_had_been_asked_at_once(
     grown = results(small("round=2"))
     assert [line["round"] for line in grown] == [0, 1, 2]
     assert grown[:2] == first
-    if unbroken:
-        assert grown == unbroken["results"]
+    assert grown == unbroken
     # and a finished run does nothing at all
     crash_at(monkeypatch, RoundMaker, "ensure_round", 1)
     train(small("round=2"))
 
 
 @pytest.mark.slow
-def test_what_a_round_leaves_on_disk(small: Compose) -> None:
-    cfg = small("round=1")
+def test_what_a_round_leaves_on_disk(begun: Compose) -> None:
+    cfg = begun("round=1")
     line = train(cfg)
     folder = Path(cfg.paths.outputs) / "run"
     assert {f.name for f in folder.iterdir()} >= {"config.yaml", "rounds.jsonl", "report.html"}
@@ -151,8 +163,8 @@ def test_a_sweep_makes_equal_stages_once(small: Compose, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_until_stops_after_the_stage_and_the_run_goes_on_from_there(small: Compose) -> None:
-    cfg = small("round=1", "until=rollout")
+def test_until_stops_after_the_stage_and_the_run_goes_on_from_there(begun: Compose) -> None:
+    cfg = begun("round=1", "until=rollout")
     run = RunDir(Path(cfg.paths.outputs) / "run")
     train(cfg)
     assert run.done(1, "pairwise") == {
@@ -161,16 +173,16 @@ def test_until_stops_after_the_stage_and_the_run_goes_on_from_there(small: Compo
     }  # fmt: skip
     train(cfg)  # asked again, it has nothing to do
     assert not run.round(1).verdicts_file.exists()
-    train(small("round=1", "until=training"))
+    train(begun("round=1", "until=training"))
     assert run.done(1, "pairwise")["training"]
     assert run.line(1) is None
-    train(small("round=1"))
+    train(begun("round=1"))
     assert run.line(1) is not None
 
 
 @pytest.mark.slow
-def test_a_damaged_video_is_named_and_made_anew(small: Compose) -> None:
-    cfg = small("round=1", "until=rollout")
+def test_a_damaged_video_is_named_and_made_anew(begun: Compose) -> None:
+    cfg = begun("round=1", "until=rollout")
     train(cfg)
     run, store = RunDir(Path(cfg.paths.outputs) / "run"), Store(cfg.paths.store)
     candidate = run.round(1).candidates()[0]
@@ -178,17 +190,16 @@ def test_a_damaged_video_is_named_and_made_anew(small: Compose) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-4] + b"\0\1\2\3")
     with pytest.warns(UserWarning, match=path.name):
-        train(small("round=1", "until=labelling"))
+        train(begun("round=1", "until=labelling"))
     assert path.read_bytes() == whole
     assert run.round(1).candidates()[0] == candidate
 
 
 @pytest.mark.slow
 def test_videos_lost_in_mid_round_are_made_by_the_policy_that_the_round_began_with(
-    small: Compose,
+    small: Compose, unbroken: list[dict[str, Any]]
 ) -> None:
     """The network then holds half-trained weights: sampling with those would be wrong."""
-    train(small("round=2", outputs="whole"))
     with pytest.MonkeyPatch.context() as patch:
         crash_at(patch, PreferenceModule, "training_step", 10)
         with pytest.raises(Killed):
@@ -198,7 +209,7 @@ def test_videos_lost_in_mid_round_are_made_by_the_policy_that_the_round_began_wi
     assert Checkpoints(run).newest(up_to=2) == run.round(2).checkpoints / "update-000002.ckpt"
     store.path("videos", run.round(2).candidates()[0].video, ".mp4").unlink()
     train(cfg)
-    assert results(cfg) == results(small("round=2", outputs="whole"))
+    assert results(cfg) == unbroken
 
 
 @pytest.mark.slow
@@ -208,25 +219,26 @@ def test_videos_lost_in_mid_round_are_made_by_the_policy_that_the_round_began_wi
                                        ("reference.of=base",),
                                        ("trainer.accumulate_grad_batches=2",)])  # fmt: skip
 def test_every_choice_trains_and_starts_at_the_constant_of_its_loss(
-    small: Compose, overrides: tuple[str, ...]
+    begun: Compose, overrides: tuple[str, ...]
 ) -> None:
-    line = train(small("round=1", "data.optimizer_steps=2", "regularise.winners=0", *overrides))
+    steps = ("data.optimizer_steps=2", "regularise.winners=0")
+    line = train(begun("round=1", *steps, *overrides))
     assert line is not None
-    base = RunDir(Path(small().paths.outputs) / "run").line(0)
+    base = RunDir(Path(begun().paths.outputs) / "run").line(0)
     assert base is not None
     assert line["policy"] != base["policy"]
     assert all(value is not None for value in line["train"].values())
 
 
 @pytest.mark.slow
-def test_a_round_without_a_label_says_what_to_do(small: Compose) -> None:
+def test_a_round_without_a_label_says_what_to_do(begun: Compose) -> None:
     with pytest.raises(InputError, match=r"round 1: no label was kept.*margin"):
-        train(small("round=1", "labelling.pair_rule.margin=5"))
+        train(begun("round=1", "labelling.pair_rule.margin=5"))
 
 
 @pytest.mark.slow
-def test_a_checkpoint_holds_plain_tensors_and_what_was_trained(small: Compose) -> None:
-    cfg = small("round=1", "experiment=shapes_lora")
+def test_a_checkpoint_holds_plain_tensors_and_what_was_trained(begun: Compose) -> None:
+    cfg = begun("round=1", "experiment=shapes_lora", "until=training")
     train(cfg)
     run = RunDir(Path(cfg.paths.outputs) / "run")
     checkpoint = Checkpoints(run).newest(up_to=1)

@@ -373,7 +373,7 @@ def test_a_network_gets_its_own_weights_back(tmp_path: Path) -> None:
 def test_a_policy_that_is_gone_says_what_to_do(tmp_path: Path) -> None:
     current = a_round(RunDir(tmp_path))
     assert current.policies.fingerprint(0) == "base"
-    with pytest.raises(OSError, match="round 1 must be trained again"):
+    with pytest.raises(InputError, match="round 1 must be trained again"):
         current.policies.fingerprint(1)
 
 

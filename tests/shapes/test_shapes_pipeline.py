@@ -66,6 +66,7 @@ def test_the_pipeline_generates_by_its_own_call(pipeline: CogVideoXPipeline) -> 
     assert frames.shape == (1, world.NUM_FRAMES, world.SIZE, world.SIZE, 3)
 
 
+@pytest.mark.slow
 def test_samples_show_their_prompt_well_above_chance(samples: Tensor) -> None:
     """Chance is 1/6, 1/3, 1/6 and 1/108; 24 prompts of combinations never trained on."""
     dims = dimensions(samples, prompts("final"))
@@ -106,6 +107,7 @@ def test_latents_have_the_scale_the_sampler_expects(pipeline: CogVideoXPipeline)
     assert latents.std() == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_the_build_make_a_loadable_pipeline(built: Path) -> None:
     loaded = CogVideoXPipeline.from_pretrained(built / "pipeline", dtype=torch.float32)
     clips = build.generate(loaded, prompts("train")[:2], seed=0, num_steps=2)

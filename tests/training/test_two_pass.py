@@ -1,8 +1,5 @@
 """The step in two passes: the gradients of the plain one, at half the activations."""
 
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +12,9 @@ from ipo_lightning.losses import dpo_loss, kto_loss
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.references import FrozenReference
 from tests.helpers import tiny
+from tests.helpers.ranks import ranks
+from tests.helpers.two_pass_ranks import write
 from tests.test_module import fit, make, quiet
-
-REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +117,7 @@ def test_clipping_and_accumulation_are_those_of_the_plain_step(
 def test_gradients_are_those_of_the_plain_step_on_two_ranks(
     folder: Path, tmp_path: Path, kind: str
 ) -> None:
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-             "tests/helpers/two_pass_ranks.py", str(folder), kind,
-             str(tmp_path / "found.pt")]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(REPO)}
-    done = subprocess.run(words, cwd=REPO, env=environment, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert ranks(write, folder, kind, tmp_path / "found.pt") == 0
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     for name, plain in found["plain"].items():
         for other in ("two_pass", "checkpointing"):

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, pipe_may_close
 from ipo_lightning.storage.store import read_jsonl, write_atomically
 
 
@@ -156,6 +156,7 @@ def main(arguments: Sequence[str]) -> str:
 
 if __name__ == "__main__":
     try:
-        sys.stdout.write(main(sys.argv[1:]) + "\n")
+        with pipe_may_close():
+            sys.stdout.write(main(sys.argv[1:]) + "\n")
     except InputError as error:
         sys.exit(str(error))

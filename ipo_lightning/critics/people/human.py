@@ -15,7 +15,8 @@ from ipo_lightning.critics.people.questions import plan
 from ipo_lightning.critics.protocols import AnswersPending, Comparison, Question
 from ipo_lightning.errors import InputError
 from ipo_lightning.settings import Above, AtMost, Count, NotNegative, Says, Share, Text, checked
-from ipo_lightning.storage.store import fingerprint, read_jsonl, write_jsonl
+from ipo_lightning.storage.run_files import read_typed
+from ipo_lightning.storage.store import fingerprint, write_jsonl
 
 ASKED_FILE = "questions.jsonl"
 SECONDS = 8.0
@@ -147,7 +148,7 @@ class HumanCritic:
 
     def _batches(self) -> list[Batch]:
         found = sorted(self.folder.glob(f"questions-*/{ASKED_FILE}"))
-        return [Batch(f.parent, [Question(**row) for row in read_jsonl(f)]) for f in found]
+        return [Batch(f.parent, read_typed(f, Question)) for f in found]
 
     def _message(self, pages: Sequence[tuple[Path, int]], questions: int) -> str:
         paces = [one.seconds for one in self.answers.accounts() if one.seconds is not None]

@@ -18,7 +18,7 @@ from ipo_lightning.critics.vlm.client import VIDEO, Fault, Turn
 from ipo_lightning.critics.vlm.critics import YES_NO
 from ipo_lightning.critics.vlm.endpoint import EndpointVLM
 from ipo_lightning.critics.vlm.server import Server
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, pipe_may_close
 from ipo_lightning.video import Clip
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220)}
@@ -137,4 +137,5 @@ def show(title: str, lines: Sequence[tuple[bool, str]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with pipe_may_close():
+        sys.exit(main(sys.argv[1:]))

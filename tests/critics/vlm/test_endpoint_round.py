@@ -29,7 +29,7 @@ from tests.helpers.vlm_server import MODEL, Plan, hashed, served, truthful
 from train import train
 
 KEY = "sk-test-abcdefghij0123456789"
-PLAN = Plan(garbled=0.2, slow=0.1, once=0.1, seconds=4.0)
+PLAN = Plan(garbled=0.2, slow=0.1, once=0.1, seconds=2.0)
 EXPECTED = {
     "garbled": "unreadable", "cut": "cut short", "empty": "empty answer", "slow": "timeout",
     "once": "", "sound": "",
@@ -103,7 +103,7 @@ def settings(port: int, critic: str, *more: str) -> list[str]:
     vlm = {
         "model": MODEL, "picture": "png", "top_logprobs": "null",
         "server.base_url": f"http://127.0.0.1:{port}/v1", "server.key_variable": "TEST_KEY",
-        "server.timeout": 1.0, "server.backoff": 0.01, "server.patience": 120,
+        "server.timeout": 0.5, "server.backoff": 0.01, "server.patience": 120,
         "server.retries": RETRIES,
         "viewing.fps": 1000, "viewing.least_frames": 1, "viewing.min_pixels": 1,
         "viewing.most_frames": 100,
