@@ -117,6 +117,7 @@ def test_a_logger_without_its_package_is_refused_at_once(
     [
         ("logger=[csv,wandbb]", r"logger=wandbb: no such choice; did you mean 'wandb'\?"),
         ("callbacks=[default,early]", r"callbacks=early: no such choice.*\(there are default, dev"),
+        ("~callbacks", "~callbacks: give one of default, device_stats"),
         ("hparams_search=optna", "did you mean 'optuna'"),
         ("hydra/sweeper=ax", "not installed .*pip install hydra-ax-sweeper"),
         ("hydra/launcher=submitit_slurm", "not installed .*pip install hydra-submitit-launcher"),
