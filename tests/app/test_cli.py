@@ -357,8 +357,8 @@ def test_an_optimizer_that_refuses_its_settings_is_named(compose_train: ComposeT
 
 
 @pytest.mark.parametrize(
-    "word", ["~seed", "~optim", "~regularise", "~regularise.real", "~data", "~plan", "~callbacks.iteration",
-             "~trainer", "~round"]
+    "word", ["~seed", "~optim", "~regularise", "~regularise.real", "~data", "~plan",
+             "~callbacks.iteration", "~trainer", "~round"]
 )  # fmt: skip
 def test_what_a_run_needs_cannot_be_deleted(word: str, compose_train: ComposeTrain) -> None:
     with pytest.raises(InputError) as refused:
