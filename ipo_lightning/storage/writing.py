@@ -26,7 +26,7 @@ CLOSED = {
     errno.ELOOP: "a link that leads to itself",
 }
 WRITERS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed",
-           "File too large", "iostream error")  # fmt: skip
+           "inline_container.cc", "File too large", "iostream error")  # fmt: skip
 """In messages of libraries that raise no OSError where a file cannot be written."""
 
 
