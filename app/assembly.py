@@ -158,10 +158,7 @@ def claim(
     if not leads():
         return
     resolved = OmegaConf.to_yaml(_without_hydra(cfg), resolve=True)
-    try:
-        write_atomically(run.config_file, resolved.encode())
-    except OSError as error:
-        raise InputError(f"paths.outputs={cfg.paths.outputs}: {error}") from error
+    write_atomically(run.config_file, resolved.encode())
 
 
 def refuse_other_settings(run: RunDir, cfg: DictConfig) -> None:
