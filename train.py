@@ -63,7 +63,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     goes_on = trainer is not None
     made_of = partial(parts.identity, cfg, goes_on=goes_on)
     with assembly.claimed(cfg, parts.run, made_of, goes_on=goes_on):
-        if parts.module.global_rank == 0:
+        if assembly.leads():
             parts.run.mend()
         if trainer is not None and not finished(parts, cfg):
             fit(parts, cfg, trainer)
