@@ -68,7 +68,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         if trainer is not None and not finished(parts, cfg):
             fit(parts, cfg, trainer)
         lines = parts.run.lines()
-        if lines and parts.module.global_rank == 0:
+        if lines and assembly.leads():
             report(parts, cfg, lines)
     return lines[-1] if lines else None
 
