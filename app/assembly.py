@@ -34,6 +34,7 @@ from app.identity import (
     write_identity,
 )
 from app.keys import make
+from app.quoting import without_references
 from app.renamed import saved_settings
 from ipo_lightning.critics.stage.comparing import Couples
 from ipo_lightning.critics.stage.critique import Critique, critique_of
@@ -401,10 +402,9 @@ def make_sampling(cfg: DictConfig) -> Sampling:
 def _without_hydra(cfg: DictConfig) -> DictConfig:
     """All settings; paths in this clone that results depend on start at the clone."""
     plain: Mapping[Any, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return OmegaConf.create(
-        {
-            key: value if key in PASSING else within_clone(value)
-            for key, value in plain.items()
-            if key != "hydra"
-        }
-    )
+    kept = {
+        key: value if key in PASSING else within_clone(value)
+        for key, value in plain.items()
+        if key != "hydra"
+    }
+    return OmegaConf.create(without_references(kept))  # else ${...} that was typed is looked up
