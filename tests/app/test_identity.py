@@ -370,6 +370,11 @@ def test_settings_are_known_where_config_yaml_is_gone(
         claim(compose_train("name=run"))
 
 
+def test_how_gradients_are_clipped_is_a_setting(run: RunDir, compose_train: ComposeTrain) -> None:
+    with pytest.raises(InputError, match="clip_algorithm: None -> value"):
+        claim(compose_train("name=run", "+trainer.gradient_clip_algorithm=value"))
+
+
 @pytest.mark.parametrize("text", ["${oc.env:KEY}", "cost ${seed}", "\\${seed}", "$${oc.env:KEY}"])
 def test_typed_references_are_written_down_as_text(
     text: str, compose_train: ComposeTrain, monkeypatch: pytest.MonkeyPatch

@@ -20,6 +20,7 @@ from app.entry import REPO
 from ipo_lightning.errors import InputError
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.parallel.signals import Stopped, StopSignals, requeue_job, stop_signals
+from ipo_lightning.rounds.iteration import IterationCallback
 from ipo_lightning.rounds.trainer import check_trainer
 from ipo_lightning.storage.layout import RunDir
 from train import train
@@ -196,6 +197,23 @@ def test_arguments_of_the_trainer_that_change_a_round_are_refused(
     with pytest.raises(InputError, match=rf"trainer\.{word.partition('=')[0]}"):
         train(small(f"+trainer.{word}"))
     assert not (tmp_path / "outputs" / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["GradientAccumulationScheduler,scheduling:{0:2}", "StochasticWeightAveraging,swa_lrs:0.1",
+     "EMAWeightAveraging", "LearningRateFinder", "BatchSizeFinder"],
+)  # fmt: skip
+def test_callbacks_that_change_a_round_are_refused(small: Compose, words: str) -> None:
+    name = words.partition(",")[0]
+    with pytest.raises(InputError, match=f"the callback {name} would change what"):
+        train(small(f"+callbacks.x={{_target_:lightning.pytorch.callbacks.{words}}}"))
+
+
+def test_an_error_before_the_rounds_begin_is_told_itself() -> None:
+    """Not that there is no module yet."""
+    callback = IterationCallback(RunDir("nowhere"), [])
+    callback.on_exception(L.Trainer(logger=False), L.LightningModule(), ValueError())
 
 
 def test_a_trainer_of_ones_own_never_takes_another_runs_checkpoint(tmp_path: Path) -> None:
