@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,13 @@ from omegaconf import DictConfig
 from app.entry import REPO
 from ipo_lightning.errors import InputError
 from ipo_lightning.module import PreferenceModule
-from ipo_lightning.parallel.signals import Stopped, StopSignals, requeue_job, stop_signals
+from ipo_lightning.parallel.signals import (
+    LEADER,
+    Stopped,
+    StopSignals,
+    requeue_job,
+    stop_signals,
+)
 from ipo_lightning.rounds.iteration import IterationCallback
 from ipo_lightning.rounds.trainer import check_trainer
 from ipo_lightning.storage.layout import RunDir
@@ -240,6 +247,26 @@ def test_every_signal_ends_with_its_status(number: signal.Signals) -> None:
     )
     assert done.returncode == 128 + number
     assert done.stderr == f"\nstopped by {number.name}; the same command goes on from there\n"
+
+
+@pytest.mark.slow
+def test_a_rank_ends_with_a_killed_leader() -> None:
+    rank = (
+        "import os, time; from ipo_lightning.parallel.signals import stop_signals\n"
+        "with stop_signals(): print('up', flush=True); time.sleep(100)"
+    )
+    leader = (
+        "import os, subprocess, sys\n"
+        f"os.environ['{LEADER}'] = str(os.getpid())\n"
+        f"rank = subprocess.Popen([sys.executable, '-c', {rank!r}], stdout=subprocess.PIPE)\n"
+        "rank.stdout.readline(); print(rank.pid, flush=True); os._exit(9)"
+    )
+    told = subprocess.run([sys.executable, "-c", leader], cwd=REPO, stdout=subprocess.PIPE)
+    left = int(told.stdout)
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{left}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{left}").exists()
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
