@@ -338,7 +338,7 @@ def build_trainer(cfg: DictConfig, iteration: IterationCallback) -> L.Trainer:
 def _listeners(cfg: DictConfig) -> list[L.Callback]:
     """The other callbacks; without a progress bar's where there shall be none."""
     found = [
-        build(node, f"callbacks.{name}")
+        built_as(L.Callback, node, f"callbacks.{name}")
         for name, node in cfg.callbacks.items()
         if name != "iteration" and node is not None
     ]
@@ -354,8 +354,21 @@ def loggers_of(cfg: DictConfig) -> list[Logger]:
     own: Any = OmegaConf.to_container(node, resolve=True)
     named = [name for name, one in own.items() if isinstance(one, dict) and "_target_" in one]
     parts = {name: own.pop(name) for name in named}
-    loggers = [build(own, "logger")] if "_target_" in own else []
-    return loggers + [build(one, f"logger.{name}") for name, one in parts.items()]
+    loggers = [built_as(Logger, own, "logger")] if "_target_" in own else []
+    return loggers + [built_as(Logger, one, f"logger.{name}") for name, one in parts.items()]
+
+
+def built_as(kind: type, node: Any, key: str) -> Any:
+    """What a node describes, where Lightning wants something of a kind.
+
+    Raises:
+        InputError: it is of another kind.
+    """
+    found = build(node, key)
+    if isinstance(found, kind):
+        return found
+    expected = f"give a class whose objects are a {kind.__module__}.{kind.__qualname__}"
+    raise InputError(setting=f"{key}._target_", value=node["_target_"], expected=expected)
 
 
 def make_trainer(cfg: DictConfig, run: RunDir, **own: Any) -> L.Trainer:

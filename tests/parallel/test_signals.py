@@ -217,6 +217,13 @@ def test_callbacks_that_change_a_round_are_refused(small: Compose, words: str) -
         train(small(f"+callbacks.x={{_target_:lightning.pytorch.callbacks.{words}}}"))
 
 
+@pytest.mark.parametrize("key", ["callbacks.x", "logger"])
+def test_what_is_no_callback_or_logger_is_refused(small: Compose, key: str) -> None:
+    word = f"{'+' * (key != 'logger')}{key}={{_target_:os.getcwd}}"
+    with pytest.raises(InputError, match=rf"{key}\._target_=os.getcwd: give a class whose"):
+        train(small("+" + word if key == "logger" else word))
+
+
 def test_an_error_before_the_rounds_begin_is_told_itself() -> None:
     """Not that there is no module yet."""
     callback = IterationCallback(RunDir("nowhere"), [])

@@ -64,6 +64,7 @@ def test_a_signal_leaves_at_once_and_the_training_goes_on(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*made anew")
 def test_a_finished_critic_that_was_damaged_is_made_anew(
     composed: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
@@ -77,6 +78,11 @@ def test_a_finished_critic_that_was_damaged_is_made_anew(
             with pytest.warns(UserWarning, match=f"{name} is gone, or not as it was written"):
                 assert train_critic(composed("outputs")) == figures
             assert file.read_bytes() == content
+    for name in ("best.ckpt", "last.ckpt"):
+        (folder.parent / "checkpoints" / name).unlink()
+        (folder / "model.safetensors").unlink()
+        with pytest.warns(UserWarning, match=f"{name} is damaged .it is gone"):
+            assert train_critic(composed("outputs")) == figures
 
 
 @pytest.mark.parametrize(
