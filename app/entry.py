@@ -364,7 +364,8 @@ def _explain(config: str, words: list[str], error: Exception) -> str:
         return f"{taken[1]}.yaml: a choice of this name is shipped; give your file another name"
     for word in words:
         key, _, value = word.partition("=")
-        if (group := group_of(key)) and (value in ("null", "") or value.startswith("[")):
+        odd = value in ("null", "") or value.startswith("[") or "override must be a string" in said
+        if (group := group_of(key)) and odd:
             return f"{word}: give one of {', '.join(choices_of(group))}, or leave it out"
     if unlike := re.search(r"Error merging override (.+)", said):
         return f"{unlike[1]}: a list, a mapping or a plain value does not go where another stands"

@@ -97,6 +97,7 @@ def test_flags_come_first() -> None:
         (["+experiment=null"], "give one of ipo_base, "),
         (["critic=ensemble", "critic@critic.members.clip=null"], "give one of clip, "),
         (["rollout=[1]"], "rollout=[1]: give one of "),
+        (["labelling=3"], "labelling=3: give one of "),
         (["critic={a: 1}"], "critic={a: 1}: choose one of clip, "),
         (["+experiment=nope"], "experiment=nope: no such choice"),
         (["loss"], "'loss'"),
