@@ -11,7 +11,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
@@ -34,6 +33,7 @@ from app.identity import (
     write_identity,
 )
 from app.keys import make
+from app.loggers import built_as, loggers_of
 from app.quoting import without_references
 from app.renamed import saved_settings
 from ipo_lightning.critics.stage.comparing import Couples
@@ -167,10 +167,7 @@ def claim(
     if not leads():
         return
     resolved = OmegaConf.to_yaml(_without_hydra(cfg), resolve=True)
-    try:
-        write_atomically(run.config_file, resolved.encode())
-    except OSError as error:
-        raise InputError(f"paths.outputs={cfg.paths.outputs}: {error}") from error
+    write_atomically(run.config_file, resolved.encode())
 
 
 MADE = ("round_*", "checkpoints", "critic")
@@ -344,31 +341,6 @@ def _listeners(cfg: DictConfig) -> list[L.Callback]:
     ]
     shown = cfg.trainer.get("enable_progress_bar", True)
     return [one for one in found if shown or not isinstance(one, ProgressBar)]
-
-
-def loggers_of(cfg: DictConfig) -> list[Logger]:
-    """The logger, and one for each part within it: of a mapping, all its members."""
-    node = cfg.get("logger")
-    if node is None:
-        return []
-    own: Any = OmegaConf.to_container(node, resolve=True)
-    named = [name for name, one in own.items() if isinstance(one, dict) and "_target_" in one]
-    parts = {name: own.pop(name) for name in named}
-    loggers = [built_as(Logger, own, "logger")] if "_target_" in own else []
-    return loggers + [built_as(Logger, one, f"logger.{name}") for name, one in parts.items()]
-
-
-def built_as(kind: type, node: Any, key: str) -> Any:
-    """What a node describes, where Lightning wants something of a kind.
-
-    Raises:
-        InputError: it is of another kind.
-    """
-    found = build(node, key)
-    if isinstance(found, kind):
-        return found
-    expected = f"give a class whose objects are a {kind.__module__}.{kind.__qualname__}"
-    raise InputError(setting=f"{key}._target_", value=node["_target_"], expected=expected)
 
 
 def make_trainer(cfg: DictConfig, run: RunDir, **own: Any) -> L.Trainer:

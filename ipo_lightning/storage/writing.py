@@ -29,7 +29,7 @@ CLOSED = {
     errno.ENODEV: "the disk is gone",
 }
 WRITERS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed",
-           "File too large", "iostream error")  # fmt: skip
+           "inline_container.cc", "File too large", "iostream error")  # fmt: skip
 """In messages of libraries that raise no OSError where a file cannot be written."""
 
 
@@ -56,6 +56,8 @@ def room_to_write(path: Path) -> Iterator[None]:
 def cause(error: BaseException, path: Path) -> str | None:
     """Why a file could not be written, as a sentence; None where the error is of another kind."""
     number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ENAMETOOLONG:
+        return f"{str(path)[:80]}...: a longer name than the disk takes; give another"
     if number in CLOSED:
         return f"{path} cannot be written: {CLOSED[number]}; the same command goes on then"
     if number in FULL:

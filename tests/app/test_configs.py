@@ -34,12 +34,20 @@ CHOICES = [choice for choice in EVERY if not choice.startswith(OF_CRITICS)]
 FILES = sorted(CONF.rglob("*.yaml"))
 BESIDE = {"reference=adapter": ["experiment=shapes_lora"], "reference=none": ["loss=simpo"]}
 """What a choice cannot do without."""
+PLUGINS = {"hparams_search=optuna": "hydra_plugins.hydra_optuna_sweeper"}
+"""What a choice does not compose without; tests/app/test_loggers.py composes it all the same."""
+PACKAGES = {"logger=wandb": "wandb", "logger=mlflow": "mlflow"}
+"""What a choice composes without, and is refused without."""
 COMPLETED = ("callbacks.iteration", "trainer")
 """Nodes whose targets get the rest of their arguments in app/assembly.py."""
 
 
 def beside(choice: str, tmp_path: Path) -> list[str]:
     """The overrides that make a choice a whole run."""
+    if choice.startswith("callbacks=") and choice != "callbacks=default":
+        return [f"callbacks=[default,{choice.partition('=')[2]}]"]
+    if choice in PLUGINS:
+        pytest.importorskip(PLUGINS[choice])
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a video of {number} apples\n" for number in range(200)))
     pairs = tmp_path / "pairs.jsonl"
@@ -132,6 +140,8 @@ def test_every_choice_is_planned(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The parts of the run are instantiated, and the plan printed."""
+    if choice in PACKAGES:
+        pytest.importorskip(PACKAGES[choice])
     cfg = compose_train(*beside(choice, tmp_path))
     cfg.dry_run, cfg.round, cfg.plan.tflops = True, 1, 1.0
     itself = choice == "eval_critic=shapes"
@@ -142,8 +152,12 @@ def test_every_choice_is_planned(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("choice", [c for c in CHOICES if re.match("trainer|callbacks|logger", c)])
+@pytest.mark.parametrize(
+    "choice", [c for c in CHOICES if re.match("trainer|callbacks|logger|debugging", c)]
+)
 def test_every_trainer_is_built(choice: str, compose_train: ComposeTrain) -> None:
+    if choice in PACKAGES:
+        pytest.importorskip(PACKAGES[choice])
     cfg = compose_train(choice, "trainer.accelerator=cpu", "trainer.devices=1")
     callback = IterationCallback(RunDir("nowhere"), [TrainingStage()])
     assert assembly.build_trainer(cfg, callback).max_epochs == cfg.round

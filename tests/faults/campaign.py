@@ -93,8 +93,8 @@ def damage(runs: Runs, place: Path, rng: random.Random) -> tuple[str, str, str]:
             break
     what = f"{way.__name__} {file.relative_to(outputs)}, {state}"
     ended = train(outputs, "round=2")
-    names = (file.name, f"{file.parent.name}/", file.stem)
-    return what, judged(runs, outputs, ended, names), ended.text
+    # A swap damages two files, and a lost folder all that was in it.
+    return what, judged(runs, outputs, ended, [str(outputs)]), ended.text
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGKILL)

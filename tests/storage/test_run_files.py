@@ -365,6 +365,10 @@ def test_a_folder_in_the_store_where_an_artefact_should_be_is_refused(tmp_path: 
         (OSError(errno.EDQUOT, "Disk quota exceeded"), r"your quota is used up \(disk"),
         (OSError(errno.EFBIG, "File too large"), r"larger than a file may be there \(disk"),
         (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file"), "no space left"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+            "no space",
+        ),
         (Exception("Error: I/O error: No space left on device (os error 28)"), "no space left"),
         (OSError(errno.EROFS, "Read-only file system"), "it is read-only"),
         (PermissionError(errno.EACCES, "Permission denied"), "no permission to write there"),
