@@ -109,6 +109,7 @@ def test_flags_come_first() -> None:
         "no-experiment",
         "no-member",
         "group-list",
+        "group-number",
         "group-mapping",
         "experiment",
         "no-value",
