@@ -17,23 +17,24 @@ from transformers.utils.logging import disable_progress_bar
 from app.entry import (
     PASSING,
     build,
-    differences,
     one_line,
-    settings,
-    settings_but_batches,
     within_clone,
 )
 from app.identity import (
     IDENTITY,
     Identity,
+    SettingsInCheckpoints,
     identity_of,
     read_identity,
     refuse_other_inputs,
+    refuse_other_settings,
     refuse_other_version,
+    settings_of,
     write_identity,
 )
 from app.keys import make
-from app.loggers import loggers_of
+from app.loggers import built_as, loggers_of
+from app.quoting import without_references
 from app.renamed import saved_settings
 from ipo_lightning.critics.stage.comparing import Couples
 from ipo_lightning.critics.stage.critique import Critique, critique_of
@@ -150,40 +151,54 @@ def claim(
     Raises:
         InputError: names the settings, files or versions that differ.
     """
+    now = settings_of(cfg)
+    old = None if identity is None else read_identity(run)
     begun = run.config_file.exists()
     if begun:
-        refuse_other_settings(run, cfg)
+        saved = saved_settings(run.config_file, "restore it, or give another name=NAME")
+        with readable(run.config_file):
+            before = settings_of(saved)
+        refuse_other_settings(run, before, now)
     if identity is not None:
-        _claim_identity(run, identity(), begun, goes_on, accept=bool(cfg.accept_version))
+        refuse_other_settings(run, (old or {}).get("settings", now), now)
+        _refuse_unknown_settings(run, old, begun)
+        begun = begun or old is not None
+        _claim_identity(run, old, identity(), begun, goes_on, accept=bool(cfg.accept_version))
     if not leads():
         return
     resolved = OmegaConf.to_yaml(_without_hydra(cfg), resolve=True)
     write_atomically(run.config_file, resolved.encode())
 
 
-def refuse_other_settings(run: RunDir, cfg: DictConfig) -> None:
-    """Refuse a run that was begun with other settings.
+MADE = ("round_*", "checkpoints", "critic")
+"""What a run has in its folder once it has made something."""
+
+
+def _refuse_unknown_settings(run: RunDir, old: Mapping[str, Any] | None, begun: bool) -> None:
+    """Refuse a folder with results of which nothing says what they were made with.
 
     Raises:
-        InputError: names those that differ.
+        InputError: config.yaml is gone, and identity.json does not know the settings either.
     """
-    old = saved_settings(run.config_file, "restore it, or give another name=NAME")
-    new, new_but_batches = settings(cfg), settings_but_batches(cfg)
-    with readable(run.config_file):
-        changed = list(differences(settings(old), new))
-        if changed and not list(differences(settings_but_batches(old), new_but_batches)):
-            changed = []  # another number of devices, and batches to match
-    if changed:
+    if begun or not any(True for name in MADE for _ in run.path.glob(name)):
+        return
+    if old is None or "settings" not in old:
         raise InputError(
-            f"{run.path} holds a run of other settings ({'; '.join(changed[:3])}"
-            f"{'; ...' if len(changed) > 3 else ''}); give another name=NAME"
+            f"{run.path} has results, but no {run.config_file.name} that says of which settings: "
+            "put it back, or give another name=NAME"
         )
+    warnings.warn(f"{run.config_file} is gone; it is made anew", stacklevel=2)
 
 
 def _claim_identity(
-    run: RunDir, now: Identity, begun: bool, goes_on: bool, *, accept: bool
+    run: RunDir,
+    old: Mapping[str, Any] | None,
+    now: Identity,
+    begun: bool,
+    goes_on: bool,
+    *,
+    accept: bool,
 ) -> None:
-    old = read_identity(run)
     if old is not None:
         refuse_other_inputs(run, old, now)
         if goes_on:
@@ -320,7 +335,7 @@ def build_trainer(cfg: DictConfig, iteration: IterationCallback) -> L.Trainer:
 def _listeners(cfg: DictConfig) -> list[L.Callback]:
     """The other callbacks; without a progress bar's where there shall be none."""
     found = [
-        build(node, f"callbacks.{name}")
+        built_as(L.Callback, node, f"callbacks.{name}")
         for name, node in cfg.callbacks.items()
         if name != "iteration" and node is not None
     ]
@@ -337,9 +352,12 @@ def make_trainer(cfg: DictConfig, run: RunDir, **own: Any) -> L.Trainer:
     Raises:
         InputError: the settings give one of these too, or Lightning refuses them.
     """
+    kept = SettingsInCheckpoints(settings_of(cfg))
     own |= {
+        "callbacks": [*own.get("callbacks", ()), kept],
         "logger": loggers_of(cfg) or False,
-        "default_root_dir": run.path,  # where Lightning looks for a SLURM job's checkpoint
+        # Lightning takes hpc_ckpt_*.ckpt that it finds here in a SLURM job: nobody writes there.
+        "default_root_dir": run.path / "lightning",
         "plugins": [CheckpointFiles()],
         "use_distributed_sampler": False,
         "enable_model_summary": False,
@@ -386,10 +404,9 @@ def make_sampling(cfg: DictConfig) -> Sampling:
 def _without_hydra(cfg: DictConfig) -> DictConfig:
     """All settings; paths in this clone that results depend on start at the clone."""
     plain: Mapping[Any, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return OmegaConf.create(
-        {
-            key: value if key in PASSING else within_clone(value)
-            for key, value in plain.items()
-            if key != "hydra"
-        }
-    )
+    kept = {
+        key: value if key in PASSING else within_clone(value)
+        for key, value in plain.items()
+        if key != "hydra"
+    }
+    return OmegaConf.create(without_references(kept))  # else ${...} that was typed is looked up

@@ -25,8 +25,15 @@ from ipo_lightning.reward.module import RewardModule, measure_scale
 from ipo_lightning.rounds.checkpoints import fault_of
 from ipo_lightning.rounds.trainer import check_whole_epochs
 from ipo_lightning.storage.layout import RunDir
+from ipo_lightning.storage.manifest import Manifest, read_manifest, stat_of
 from ipo_lightning.storage.run_files import DamagedFile, read_content, read_object
-from ipo_lightning.storage.store import Store, remove, replaced_folder, write_atomically
+from ipo_lightning.storage.store import (
+    Store,
+    file_sha256,
+    remove,
+    replaced_folder,
+    write_atomically,
+)
 
 FIGURES = "figures.json"
 """In the critic's folder: what it reached on the held-out prompts; there, it is finished."""
@@ -98,7 +105,7 @@ class CriticParts:
     def figures(self) -> dict[str, float] | None:
         """Those of the finished critic; None where there is none yet."""
         file = self.folder / FIGURES
-        if not file.exists():
+        if not file.exists() or self._faults():
             return None
         try:
             found: dict[str, float] = json.loads(read_content(file, REMAKE))  # some may be NaN
@@ -109,6 +116,19 @@ class CriticParts:
             if isinstance(error, DamagedFile):
                 raise
             raise DamagedFile(file, "no figures of a critic", REMAKE) from error
+
+    def _faults(self) -> list[str]:
+        """Files of the finished critic that are gone, or not as they were written, with a warning;
+        its figures are read by themselves."""
+        path, known = self.run.path, read_manifest(self.run.path, 0)
+        names = [name for name in known.files if not known.unchanged(path, name)]
+        if names:
+            warnings.warn(
+                f"{path / names[0]} is gone, or not as it was written; the critic is made anew of "
+                f"{self.checkpoints}",
+                stacklevel=3,
+            )
+        return names
 
 
 def assemble(cfg: DictConfig) -> CriticParts:
@@ -236,7 +256,18 @@ def export(parts: CriticParts, figures: Mapping[str, float], device: torch.devic
     scale = measure_scale(network, parts.datamodule.videos(), device)
     with replaced_folder(parts.folder) as folder:
         parts.module.family.export(network.cpu(), folder, scale)
+        record(parts, folder)
         (folder / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def record(parts: CriticParts, folder: Path) -> None:
+    """Write down what the critic's files are, which lie in ``folder`` now: into ``hashes.json``."""
+    base = parts.folder.relative_to(parts.run.path)
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    names = [(base / file.relative_to(folder)).as_posix() for file in files]
+    hashes = dict(zip(names, map(file_sha256, files), strict=True))
+    stats = {name: stat_of(file) or () for name, file in zip(names, files, strict=True)}
+    Manifest(0, hashes, stats=stats).write(parts.run.path)
 
 
 def table(figures: Mapping[str, float], dims: Sequence[str]) -> str:

@@ -61,6 +61,8 @@ HYDRAS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 """Keys of a node that are no settings of its target."""
 TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")
 """Keys of the trainer that do."""
+MORE_TRAINER = ("gradient_clip_algorithm",)
+"""The same; part of a run's settings where they are given."""
 
 
 def register_resolvers() -> None:
@@ -88,6 +90,8 @@ def determining(cfg: DictConfig) -> dict[str, Any]:
         if key not in (*PASSING, "trainer")
     }
     kept["trainer"] = {key: cfg.trainer.get(key) for key in TRAINER}
+    given = {key: cfg.trainer.get(key) for key in MORE_TRAINER}
+    kept["trainer"] |= {key: value for key, value in given.items() if value is not None}
     for group, key in PLACES:
         (kept.get(group) or {}).pop(key, None)
     return kept
@@ -364,7 +368,8 @@ def _explain(config: str, words: list[str], error: Exception) -> str:
         return f"{taken[1]}.yaml: a choice of this name is shipped; give your file another name"
     for word in words:
         key, _, value = word.partition("=")
-        if (group := group_of(key)) and (value in ("null", "") or value.startswith("[")):
+        odd = value in ("null", "") or value.startswith("[") or "override must be a string" in said
+        if (group := group_of(key)) and odd:
             return f"{word}: give one of {', '.join(choices_of(group))}, or leave it out"
     if unlike := re.search(r"Error merging override (.+)", said):
         return f"{unlike[1]}: a list, a mapping or a plain value does not go where another stands"

@@ -15,11 +15,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import lightning as L
 from omegaconf import DictConfig
 from tqdm import tqdm
+from typing_extensions import override
 
 import ipo_lightning
-from app.entry import PLACES, REPO, determining, differences, within_clone
+from app.entry import (
+    PLACES,
+    REPO,
+    determining,
+    differences,
+    settings,
+    settings_but_batches,
+    within_clone,
+)
+from app.renamed import with_new_names
 from ipo_lightning.errors import InputError, readable
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import (
@@ -58,6 +69,8 @@ class Identity:
     """What a run is made of, or goes on with.
 
     Args:
+        settings: `settings`, and `settings_but_batches`, which are the same on any number of
+            devices.
         files: that the settings name: path -> sha256. A machine that does a part of the stages may
             lack some.
         read: further files that the parts read: path -> sha256, None where there is no such file.
@@ -65,6 +78,7 @@ class Identity:
         versions: what made it -> version or hash.
     """
 
+    settings: Sequence[Mapping[str, Any]] = ()
     files: Mapping[str, str | None] = field(default_factory=dict)
     read: Mapping[str, str | None] = field(default_factory=dict)
     lists: Mapping[str, str] = field(default_factory=dict)
@@ -81,11 +95,75 @@ def identity_of(
     """
     read = [path for part in parts if isinstance(part, ReadsFiles) for path in part.inputs()]
     return Identity(
+        settings_of(cfg),
         hashes(files_of(cfg)),
         hashes(list(dict.fromkeys(read))),
         {name: fingerprint(list(rows)) for name, rows in lists.items()},
         versions_of(cfg),
     )
+
+
+# -------------------------------------------------------------------- settings
+
+
+def settings_of(cfg: DictConfig) -> list[dict[str, Any]]:
+    """See `Identity`."""
+    return [settings(cfg), settings_but_batches(cfg)]
+
+
+def refuse_other_settings(
+    run: RunDir, old: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuse a run that was begun with other settings; see `Identity` for devices.
+
+    Raises:
+        InputError: names those that differ.
+    """
+    if changed := _changed(old, now):
+        raise InputError(
+            f"{run.path} holds a run of other settings ({_shown(changed)}); give another name=NAME"
+        )
+
+
+def _changed(old: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings that differ; none where only the batches do, to match the devices."""
+    changed = [list(differences(*both)) for both in zip(old, now, strict=True)]
+    return changed[0] if all(changed) else []
+
+
+def _shown(changed: Sequence[str]) -> str:
+    return "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
+
+
+class SettingsInCheckpoints(L.Callback):
+    """Keeps the settings in each checkpoint, and refuses one of a run of others.
+
+    Within a sweep checkpoints have the same names, and round 1 has the same labels.
+
+    Args:
+        settings: see `settings_of`.
+    """
+
+    def __init__(self, settings: Sequence[Mapping[str, Any]]) -> None:
+        self.settings = settings
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """The settings."""
+        return {"settings": list(self.settings)}
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse a foreign one; those of before say nothing."""
+        known = checkpoint["callbacks"].get(self.state_key, {}).get("settings")
+        changed = _changed(list(map(with_new_names, known)), self.settings) if known else []
+        if changed:
+            raise InputError(
+                f"{trainer.ckpt_path} is of a run of other settings ({_shown(changed)}): remove "
+                "it, and the training goes on from an earlier checkpoint, or starts anew"
+            )
 
 
 # -------------------------------------------------------------------- files
@@ -223,6 +301,9 @@ def read_identity(run: RunDir) -> dict[str, Any] | None:
         found = json.loads(file.read_bytes())
         if all(isinstance(found[name], dict) for name in ("files", "read", "lists")):
             _ = found["versions"][-1].items()
+            if "settings" in found:
+                found["settings"] = [with_new_names(one) for one in found["settings"]]
+                _, _ = (one.items() for one in found["settings"])
             return dict(found)
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         pass  # not our JSON: damaged, as below
@@ -236,6 +317,7 @@ def write_identity(run: RunDir, old: Mapping[str, Any] | None, now: Identity) ->
     before = old["versions"] if old else []
     last = dict(now.versions)
     content = {
+        "settings": list(now.settings),
         "files": {**(old["files"] if old else {}), **now.files},
         "read": dict(now.read),
         "lists": {**(old["lists"] if old else {}), **now.lists},

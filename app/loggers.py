@@ -65,7 +65,22 @@ def class_of(node: Mapping[str, Any] | None) -> str:
 
 def loggers_of(cfg: DictConfig) -> "list[Logger]":
     """The loggers that ``logger=`` chooses."""
-    return [build(node, key) for key, node in logger_nodes(cfg)]
+    from lightning.pytorch.loggers import Logger
+
+    return [built_as(Logger, node, key) for key, node in logger_nodes(cfg)]
+
+
+def built_as(kind: type, node: Any, key: str) -> Any:
+    """What a node describes, where Lightning wants something of a kind.
+
+    Raises:
+        InputError: it is of another kind.
+    """
+    found = build(node, key)
+    if isinstance(found, kind):
+        return found
+    expected = f"give a class whose objects are a {kind.__module__}.{kind.__qualname__}"
+    raise InputError(setting=f"{key}._target_", value=node["_target_"], expected=expected)
 
 
 def log_settings(trainer: "L.Trainer", cfg: DictConfig) -> None:

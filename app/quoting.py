@@ -6,6 +6,7 @@ Without quotes ``7064e87`` is a number, ``a, b`` a list to try in turn, ``{x`` a
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -15,9 +16,15 @@ SWEEPS = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", re.D
 """Values that Hydra tries in turn."""
 
 
-def without_references(text: str) -> str:
-    """A text that OmegaConf reads as ``text``: what looks like an interpolation is none."""
-    return re.sub(r"(\\*)\$\{", lambda found: f"{found[1] * 2}\\${{", text)
+def without_references(value: Any) -> Any:
+    """Plain data that OmegaConf reads as it is: what looks like an interpolation is text."""
+    if isinstance(value, dict):
+        return {key: without_references(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [without_references(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(\\*)\$\{", lambda found: f"{found[1] * 2}\\${{", value)
 
 
 def quoted(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from app.quoting import without_references
 from ipo_lightning.errors import InputError
 from ipo_lightning.storage.foreign_yaml import read_settings
 
@@ -81,20 +82,18 @@ def saved_settings(file: Path, cure: str) -> DictConfig:
     Raises:
         InputError: it is damaged, or more than plain data.
     """
-    return OmegaConf.create(_as_text(with_new_names(read_settings(file, cure))))
+    found = with_new_names(read_settings(file, cure))
+    _refuse_missing(found)
+    return OmegaConf.create(without_references(found))
 
 
-def _as_text(value: Any) -> Any:
-    """Plain data in which OmegaConf finds neither references nor missing values."""
-    if isinstance(value, dict):
-        return {key: _as_text(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_as_text(one) for one in value]
-    if not isinstance(value, str):
-        return value
+def _refuse_missing(value: Any) -> None:
+    """Refuse what OmegaConf takes for a value that is yet to be given."""
     if value == "???":
         raise InputError("config.yaml has a ??? in place of a value: it is not a run's own")
-    return re.sub(r"(\\*)\$\{", lambda found: f"{found[1] * 2}\\${{", value)
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            _refuse_missing(one)
 
 
 def with_new_names(config: Any, key: str = "", ours: bool = True) -> Any:

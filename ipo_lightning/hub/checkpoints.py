@@ -171,8 +171,14 @@ def _config(path: Path) -> Path | None:
     """config.yaml of the run that a file lies in."""
     for folder in list(path.parents)[:3]:
         config = folder / "config.yaml"  # a folder or a dead link in its place is refused later
-        if (config.exists() or config.is_symlink()) and (folder / "round_0").is_dir():
+        if not (folder / "round_0").is_dir():
+            continue
+        if config.exists() or config.is_symlink():
             return config
+        warnings.warn(
+            f"{folder} has no {config.name}: backbone and sampling are not the run's, but those "
+            "given here", stacklevel=2,
+        )  # fmt: skip
     return None
 
 

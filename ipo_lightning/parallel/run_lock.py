@@ -79,13 +79,23 @@ def _sign(folder: Path, own: Holder, proves: bool) -> None:
     """Write ``lock.json``, if nobody has, or if who has is dead."""
     content = json.dumps(own._asdict()).encode()
     try:
-        with open(folder / HOLDER, "xb") as file:
-            file.write(content)
+        _create(folder / HOLDER, content)
     except FileExistsError as error:
         other = _holder(folder) or _live_holder(folder)
         if not _is_dead(other, own, proves):
             raise InputError(_in_use(folder, other)) from error
         write_atomically(folder / HOLDER, content)
+
+
+def _create(file: Path, content: bytes) -> None:
+    """Write a file that is not there, or leave none: an empty one would name nobody."""
+    with open(file, "xb") as created:
+        try:
+            created.write(content)
+            created.flush()
+        except BaseException:  # the disk is full, or a signal came
+            file.unlink()
+            raise
 
 
 def _is_dead(other: Holder | None, own: Holder, proves: bool) -> bool:

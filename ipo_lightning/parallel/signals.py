@@ -4,6 +4,7 @@ Ctrl-C sends SIGINT, `kill` and most schedulers SIGTERM, a closed terminal SIGHU
 ``sbatch --signal`` names, by custom SIGUSR1, some time before a job's end.
 """
 
+import functools
 import os
 import signal
 import subprocess
@@ -27,6 +28,10 @@ LEADER = "IPO_LIGHTNING_LEADER"
 PATIENCE = b"\nCtrl-C: leaving after this optimizer step (again: at once, without a checkpoint)\n"
 IMPATIENT = 2.0
 """Seconds after which another signal is meant so, and not the same one passed on by a launcher."""
+
+
+ALONE = 2.0
+"""Seconds between two looks of a rank at whether the process that started it is there."""
 
 
 class Stopped(SystemExit):
@@ -156,13 +161,27 @@ class StopSignals:
 @contextmanager
 def stop_signals() -> Iterator[None]:
     """Within, signals raise `Stopped`; an entry point's outermost context."""
-    os.environ.setdefault(LEADER, str(os.getpid()))
+    if os.environ.setdefault(LEADER, str(os.getpid())) == str(os.getppid()):
+        _end_with(os.getppid())
     signals = StopSignals()
     signals.install()
     try:
         yield
     finally:
         signals.restore()
+
+
+@functools.cache
+def _end_with(leader: int) -> None:
+    """End this process soon after the one that started it was killed, of which no signal tells: it
+    would wait for it for hours, and keep its GPU from the next start."""
+
+    def watch() -> None:
+        while os.getppid() == leader:
+            time.sleep(ALONE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def requeue_job() -> str:

@@ -93,8 +93,10 @@ def _damaged_zip(checkpoint: Path) -> str | None:
             odd = archive.testzip()
             return f"its {odd} is altered" if odd else None
     except (OSError, MemoryError) as error:
-        if not checkpoint.exists():
+        if checkpoint.is_symlink() and not checkpoint.exists():
             return f"a link to {checkpoint.readlink()}, where nothing is"
+        if isinstance(error, FileNotFoundError):
+            return "it is gone"
         if getattr(error, "errno", None) != errno.EINVAL:  # which odd offsets lead to
             raise
         return cause_of(error)

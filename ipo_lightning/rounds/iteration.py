@@ -135,7 +135,7 @@ class IterationCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Another rank, or a loader's worker, may have left on the signal before this process."""
-        if not isinstance(exception, Stopped):
+        if not isinstance(exception, Stopped) and self.signals.received is not None:
             self.signals.leave(f"round {self.module.round}")
 
     @override

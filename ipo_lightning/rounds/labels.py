@@ -37,6 +37,8 @@ class CritiqueStage(RoundStage):
         if folder.edited(folder.verdicts_file):
             check_verdicts(folder)
             take_edited(round, folder.verdicts_file)
+            if round.workers.leads:
+                folder.forget_own_labels()
         return True
 
     def run(self, round: Round) -> None:

@@ -23,6 +23,18 @@ class RoundListener(Protocol):
         ...
 
 
+ALTERING = {
+    "GradientAccumulationScheduler": "trainer.accumulate_grad_batches is what an update takes",
+    "StochasticWeightAveraging": "optim.ema averages the weights",
+    "WeightAveraging": "optim.ema averages the weights",
+    "LearningRateFinder": "optim.optimizer.lr is the learning rate",
+    "BatchSizeFinder": "data.batch_size is the batch size, and dry_run=true says what fits",
+    "BaseFinetuning": "backbone.lora says what is trained",
+    "ModelPruning": "a policy is trained with all its weights",
+}
+"""Lightning's callbacks that change what a round comes to -> what there is in their place."""
+
+
 def check_trainer(trainer: L.Trainer, run: RunDir | None = None) -> None:
     """Refuse a trainer under which a round would not be what its settings say.
 
@@ -39,6 +51,7 @@ def check_trainer(trainer: L.Trainer, run: RunDir | None = None) -> None:
             "Trainer(reload_dataloaders_every_n_epochs=1)"
         )
     check_whole_epochs(trainer, "a round has data.optimizer_steps optimizer steps")
+    _check_callbacks(trainer)
     start = trainer.ckpt_path
     if run is not None and start is not None and not _lies_in(Path(str(start)), run.path):
         raise InputError(
@@ -47,6 +60,17 @@ def check_trainer(trainer: L.Trainer, run: RunDir | None = None) -> None:
             "its own Lightning takes hpc_ckpt_*.ckpt of Trainer(default_root_dir=), so give the "
             "run's folder there"
         )
+
+
+def _check_callbacks(trainer: L.Trainer) -> None:
+    """Refuse callbacks with which a round would not be what its settings say."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        names = (kind.__name__ for kind in type(callback).__mro__)
+        if known := next((name for name in names if name in ALTERING), None):
+            raise InputError(
+                f"the callback {type(callback).__name__} would change what a round trains to, and "
+                f"the run's settings would not say so: leave it out; {ALTERING[known]}"
+            )
 
 
 def check_whole_epochs(trainer: L.Trainer, instead: str) -> None:

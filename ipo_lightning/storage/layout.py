@@ -220,6 +220,14 @@ class RoundDir:
         ):  # fmt: skip
             file.unlink(missing_ok=True)
 
+    def forget_own_labels(self) -> None:
+        """Remove labels of verdicts that were edited since; those that people edited stay."""
+        edited = self.manifest().edited
+        for file in (self.pairs_file, self.points_file):
+            if file.exists() and file.name not in edited and not self.edited(file):
+                warnings.warn(f"{file} is made anew of these verdicts", stacklevel=2)
+                file.unlink()
+
     # ---------------------------------------------------------------- damage
 
     def manifest(self) -> Manifest:

@@ -24,6 +24,9 @@ CLOSED = {
     errno.ENOTEMPTY: "a folder lies where a file should be; remove it",
     errno.EEXIST: "a file lies where a folder should be; remove it",
     errno.ELOOP: "a link that leads to itself",
+    errno.ENAMETOOLONG: "its name is too long for this disk",
+    errno.ESTALE: "the network disk is gone",
+    errno.ENODEV: "the disk is gone",
 }
 WRITERS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed",
            "inline_container.cc", "File too large", "iostream error")  # fmt: skip
@@ -44,7 +47,8 @@ def room_to_write(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # safetensors and torch have errors of their own
-        if isinstance(error, InputError) or (said := cause(error, path)) is None:
+        said = cause(error, path) or _no_folder(error, path)
+        if isinstance(error, InputError) or said is None:
             raise
         raise CannotWrite(said) from error
 
@@ -60,6 +64,13 @@ def cause(error: BaseException, path: Path) -> str | None:
         return _no_room(path, FULL[number])
     if number is None and any(words in str(error) for words in WRITERS):
         return _no_room(path, FULL[errno.ENOSPC])
+    return None
+
+
+def _no_folder(error: BaseException, path: Path) -> str | None:
+    """The sentence where a folder on the way to a file cannot be made, as within ``/proc``."""
+    if isinstance(error, FileNotFoundError) and str(path).startswith(f"{error.filename}/"):
+        return f"{path} cannot be written: there can be no folder {error.filename}; give another"
     return None
 
 

@@ -10,17 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import lightning as L
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig
 
 from app import assembly, critic_assembly, entry, identity
 from app.entry import CONF, REPO, settings
+from app.free_text import as_typed
 from app.sample_settings import backbone_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.hub.checkpoints import Checkpoint
 from ipo_lightning.parallel.run_lock import held
+from ipo_lightning.storage.foreign_yaml import read_settings
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.video import Clip, write_video
 from tests.conftest import ComposeTrain
@@ -344,6 +348,67 @@ def test_a_runs_paths_in_the_clone_are_found_from_anywhere(
     for path, found in (("docs/images", REPO / "docs/images"), ("owner/name", "owner/name")):
         node = backbone_of(compose_train(), checkpoint, {"backbone": {"path": path}})
         assert node["path"] == str(found)
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_settings_are_known_where_config_yaml_is_gone(
+    run: RunDir, compose_train: ComposeTrain
+) -> None:
+    (run.path / "round_0").mkdir()
+    text = run.config_file.read_text()
+    run.config_file.unlink()
+    with pytest.raises(InputError, match="a run of other settings .seed: 0 -> 1"):
+        claim(compose_train("name=run", "seed=1"))
+    with pytest.warns(UserWarning, match="config.yaml is gone; it is made anew"):
+        claim(compose_train("name=run"))
+    assert run.config_file.read_text() == text
+    run.config_file.unlink()
+    (run.path / identity.IDENTITY).unlink()
+    with pytest.raises(InputError, match="has results, but no config.yaml"):
+        claim(compose_train("name=run"))
+
+
+def test_how_gradients_are_clipped_is_a_setting(run: RunDir, compose_train: ComposeTrain) -> None:
+    with pytest.raises(InputError, match="clip_algorithm: None -> value"):
+        claim(compose_train("name=run", "+trainer.gradient_clip_algorithm=value"))
+
+
+@pytest.mark.parametrize("text", ["${oc.env:KEY}", "cost ${seed}", "\\${seed}", "$${oc.env:KEY}"])
+def test_typed_references_are_written_down_as_text(
+    text: str, compose_train: ComposeTrain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY", "secret")
+    words = as_typed("train", [f"rollout.negative_prompt={text}", f"backbone.revision={text}"])
+    run = claim(compose_train(*words, "name=run"))
+    saved = read_settings(run.config_file, "")
+    assert (saved["rollout"]["negative_prompt"], saved["backbone"]["revision"]) == (text, text)
+    claim(compose_train(*words, "name=run"))
+
+
+def test_checkpoints_of_other_settings_are_refused(compose_train: ComposeTrain) -> None:
+    def loaded(made: str, *now: str) -> None:
+        kept = identity.SettingsInCheckpoints(identity.settings_of(compose_train(made)))
+        own = identity.SettingsInCheckpoints(identity.settings_of(compose_train(*now)))
+        state = {"callbacks": {own.state_key: kept.state_dict()}}
+        own.on_load_checkpoint(L.Trainer(logger=False), L.LightningModule(), state)
+
+    loaded("data.batch_size=4", "data.batch_size=2", "trainer.devices=2")
+    with pytest.raises(InputError, match=r"other settings \(optim.optimizer.lr.*remove it"):
+        loaded("optim.optimizer.lr=0.01")
+
+
+def test_no_checkpoint_of_a_slurm_job_is_taken(
+    compose_train: ComposeTrain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SLURMEnvironment, "detect", lambda: True)
+    cfg = compose_train("name=run", "logger=none", "trainer.accelerator=cpu")
+    parts = assembly.assemble(cfg)
+    parts.run.path.mkdir()
+    (parts.run.path / "hpc_ckpt_1.ckpt").touch()
+    trainer = assembly.build_trainer(cfg, parts.iteration)
+    assert trainer._checkpoint_connector._hpc_resume_path is None
 
 
 # ---------------------------------------------------------------- one process

@@ -33,7 +33,7 @@ STATES = {
     "finished": (["round=2"], {}),
     "between rounds": (["round=1"], {}),
     "labelled": (["round=2", "until=labelling"], {}),
-    "in mid-round": (["round=2"], {"signal": 6}),
+    "in mid-round": (["round=2"], {"signal": 7}),
 }
 """How far a run is brought before a fault: the words, and after how many optimizer steps it is
 ended."""

@@ -236,6 +236,13 @@ def test_damaged_files_of_a_run_are_refused(
     refused(tmp_path / "run", base)
 
 
+def test_a_run_without_its_settings_is_told(made: Path, base: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "run", tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").unlink()
+    with pytest.warns(UserWarning, match="has no config.yaml: backbone and sampling are not"):
+        opened(tmp_path / "run", base)
+
+
 def test_the_run_is_whole_before_it_is_damaged(made: Path, base: Path) -> None:
     for kind in WEIGHTS:
         opened(made / WEIGHTS[kind] if kind == "lightning" else made / kind, base)

@@ -1,5 +1,7 @@
 """One run at a time in a folder: live holders are named, dead ones make room."""
 
+import errno
+import io
 import json
 import os
 import socket
@@ -134,3 +136,20 @@ def test_a_disk_without_locks_goes_by_the_name_alone(
     sign(tmp_path)
     with pytest.raises(InputError, match="if that process is dead"):
         held(tmp_path).__enter__()
+
+
+def test_a_full_disk_leaves_no_nameless_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After room is made the same command goes on."""
+
+    class Full(io.FileIO):
+        def write(self, _: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_lock, "open", Full, raising=False)
+    with pytest.raises(OSError, match="No space left"), held(tmp_path):
+        pass
+    monkeypatch.undo()
+    with held(tmp_path):
+        pass

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,14 @@ from omegaconf import DictConfig
 from app.entry import REPO
 from ipo_lightning.errors import InputError
 from ipo_lightning.module import PreferenceModule
-from ipo_lightning.parallel.signals import Stopped, StopSignals, requeue_job, stop_signals
+from ipo_lightning.parallel.signals import (
+    LEADER,
+    Stopped,
+    StopSignals,
+    requeue_job,
+    stop_signals,
+)
+from ipo_lightning.rounds.iteration import IterationCallback
 from ipo_lightning.rounds.trainer import check_trainer
 from ipo_lightning.storage.layout import RunDir
 from train import train
@@ -198,6 +206,30 @@ def test_arguments_of_the_trainer_that_change_a_round_are_refused(
     assert not (tmp_path / "outputs" / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["GradientAccumulationScheduler,scheduling:{0:2}", "StochasticWeightAveraging,swa_lrs:0.1",
+     "EMAWeightAveraging", "LearningRateFinder", "BatchSizeFinder"],
+)  # fmt: skip
+def test_callbacks_that_change_a_round_are_refused(small: Compose, words: str) -> None:
+    name = words.partition(",")[0]
+    with pytest.raises(InputError, match=f"the callback {name} would change what"):
+        train(small(f"+callbacks.x={{_target_:lightning.pytorch.callbacks.{words}}}"))
+
+
+@pytest.mark.parametrize("key", ["callbacks.x", "logger"])
+def test_what_is_no_callback_or_logger_is_refused(small: Compose, key: str) -> None:
+    word = f"{'+' * (key != 'logger')}{key}={{_target_:os.getcwd}}"
+    with pytest.raises(InputError, match=rf"{key}\._target_=os.getcwd: give a class whose"):
+        train(small("+" + word if key == "logger" else word))
+
+
+def test_an_error_before_the_rounds_begin_is_told_itself() -> None:
+    """Not that there is no module yet."""
+    callback = IterationCallback(RunDir("nowhere"), [])
+    callback.on_exception(L.Trainer(logger=False), L.LightningModule(), ValueError())
+
+
 def test_a_trainer_of_ones_own_never_takes_another_runs_checkpoint(tmp_path: Path) -> None:
     trainer = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False)
     check_trainer(trainer, RunDir(tmp_path / "run"))
@@ -222,6 +254,26 @@ def test_every_signal_ends_with_its_status(number: signal.Signals) -> None:
     )
     assert done.returncode == 128 + number
     assert done.stderr == f"\nstopped by {number.name}; the same command goes on from there\n"
+
+
+@pytest.mark.slow
+def test_a_rank_ends_with_a_killed_leader() -> None:
+    rank = (
+        "import os, time; from ipo_lightning.parallel.signals import stop_signals\n"
+        "with stop_signals(): print('up', flush=True); time.sleep(100)"
+    )
+    leader = (
+        "import os, subprocess, sys\n"
+        f"os.environ['{LEADER}'] = str(os.getpid())\n"
+        f"rank = subprocess.Popen([sys.executable, '-c', {rank!r}], stdout=subprocess.PIPE)\n"
+        "rank.stdout.readline(); print(rank.pid, flush=True); os._exit(9)"
+    )
+    told = subprocess.run([sys.executable, "-c", leader], cwd=REPO, stdout=subprocess.PIPE)
+    left = int(told.stdout)
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{left}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{left}").exists()
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

@@ -63,6 +63,28 @@ def test_a_signal_leaves_at_once_and_the_training_goes_on(
     assert train_critic(composed("outputs")) == unbroken
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*made anew")
+def test_a_finished_critic_that_was_damaged_is_made_anew(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    figures = train_critic(composed("outputs"))
+    folder = tmp_path / "outputs" / "run" / "critic"
+    for name in ("model.safetensors", "network.json"):
+        file = folder / name
+        content = file.read_bytes()
+        for damaged in (b"", content[:-1] + b"?", None):
+            file.unlink() if damaged is None else file.write_bytes(damaged)
+            with pytest.warns(UserWarning, match=f"{name} is gone, or not as it was written"):
+                assert train_critic(composed("outputs")) == figures
+            assert file.read_bytes() == content
+    for name in ("best.ckpt", "last.ckpt"):
+        (folder.parent / "checkpoints" / name).unlink()
+        (folder / "model.safetensors").unlink()
+        with pytest.warns(UserWarning, match=f"{name} is damaged .it is gone"):
+            assert train_critic(composed("outputs")) == figures
+
+
 @pytest.mark.parametrize(
     "word", ["max_time={minutes:1}", "max_steps=2", "limit_train_batches=1", "fast_dev_run=true"]
 )

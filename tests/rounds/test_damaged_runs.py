@@ -1,5 +1,6 @@
 """A run whose files were damaged or edited goes on as it would have, or says what to do."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -172,6 +173,28 @@ def test_labels_edited_by_hand_are_trained_with_and_said_so(
     train(smaller(cfg.paths.outputs, "round=1"))
     assert results(cfg)[1]["policy"] != wanted[1]["policy"]
     assert run.round(1).faults() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [False, True])
+def test_verdicts_edited_by_hand_are_labelled_again(
+    own: bool, made: Callable[[str], DictConfig], smaller: Compose
+) -> None:
+    """But for labels that a person edited, too."""
+    cfg = made("labelled")
+    one = RunDir(Path(cfg.paths.outputs) / "run").round(1)
+    before = [(pair.winner, pair.loser) for pair in one.pairs()]
+    verdicts = [json.loads(line) for line in one.verdicts_file.read_text().splitlines()]
+    lines = [json.dumps({**row, "score": -row["score"]}) + "\n" for row in verdicts]
+    one.verdicts_file.write_text("".join(lines))
+    if own:
+        heavier(one)
+    with pytest.warns(UserWarning) as told:
+        train(smaller(cfg.paths.outputs, "round=1", "until=labelling"))
+    assert any("verdicts.jsonl was edited by hand" in str(one.message) for one in told)
+    assert any("made anew of these verdicts" in str(one.message) for one in told) is not own
+    now = [(pair.winner, pair.loser) for pair in one.pairs()]
+    assert now == (before if own else [(loser, winner) for winner, loser in before])
 
 
 @pytest.mark.slow

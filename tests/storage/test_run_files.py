@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -372,6 +373,8 @@ def test_a_folder_in_the_store_where_an_artefact_should_be_is_refused(tmp_path: 
         (OSError(errno.EROFS, "Read-only file system"), "it is read-only"),
         (PermissionError(errno.EACCES, "Permission denied"), "no permission to write there"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory"), "a file lies where a folder"),
+        (OSError(errno.ESTALE, "Stale file handle"), "the network disk is gone"),
+        (OSError(errno.ENAMETOOLONG, "File name too long"), "its name is too long"),
     ],
 )
 def test_a_full_or_closed_disk_is_named(error: Exception, said: str, tmp_path: Path) -> None:
@@ -406,3 +409,9 @@ def test_leftovers_of_kills_are_removed_and_nothing_else(tmp_path: Path) -> None
     assert [name for name in left if (tmp_path / name).exists()] == []
     assert not (tmp_path / f"round_1/.policy.{mark}").exists()
     assert all((tmp_path / name).exists() for name in kept)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of /proc")
+def test_a_folder_that_there_can_be_none_of_is_named() -> None:
+    with pytest.raises(CannotWrite, match="there can be no folder /proc/none"):
+        write_atomically(Path("/proc/none/file"), b"")
