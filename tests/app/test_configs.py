@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 import train
 from app import assembly
 from app.checks import check
-from app.entry import CONF, choices_of, refuse_misspelt, register_resolvers, settings_but_batches
+from app.entry import CONF, choices_of, refuse_misspelt, settings_but_batches
 from data.critic_datamodule import CriticDataModule
 from ipo_lightning.errors import InputError
 from ipo_lightning.reward.losses import RewardScale
@@ -23,7 +22,7 @@ from ipo_lightning.rounds import IterationCallback
 from ipo_lightning.rounds.training import TrainingStage
 from ipo_lightning.shapes.reward_encoder import ShapesReward
 from ipo_lightning.storage.layout import RunDir
-from tests.conftest import ComposeTrain
+from tests.conftest import ComposeTrain, composed
 from tests.helpers import tiny_wan
 
 OF_CRITICS = ("network", "reward_loss")
@@ -223,9 +222,7 @@ def test_a_judge_of_another_model_is_of_another_make(compose_train: ComposeTrain
 @pytest.mark.parametrize("choice", ["seed=1", *(c for c in EVERY if c.startswith(OF_CRITICS))])
 def test_the_training_of_a_critic_composes(choice: str) -> None:
     """With each network and loss; what assembly passes in is left to it."""
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train_critic", [choice, "data.path=pairs.jsonl"])
+    cfg = composed("train_critic", choice, "data.path=pairs.jsonl")
     assert OmegaConf.missing_keys(cfg) == set()
     found = dict(targets(OmegaConf.to_container(cfg, resolve=True)))
     assert {"network", "reward_loss", "data", "optim.optimizer", "trainer"} <= found.keys()
@@ -238,20 +235,16 @@ def test_the_training_of_a_critic_composes(choice: str) -> None:
 
 
 def test_the_cache_of_encoders_is_no_part_of_a_critics_name() -> None:
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        names = {
-            compose("train_critic", ["data.path=x", word]).name
-            for word in ("network.cache=null", "paths.outputs=elsewhere", "network.width=9")
-        }
-    assert len(names) == 2  # fmt: skip
+    names = {
+        composed("train_critic", "data.path=x", word).name
+        for word in ("network.cache=null", "paths.outputs=elsewhere", "network.width=9")
+    }
+    assert len(names) == 2
 
 
 @pytest.mark.parametrize(("program", "needed"), [("sample", "ckpt"), ("audit", "pairs")])
 def test_the_other_programs_compose(program: str, needed: str) -> None:
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(program, [f"{needed}=somewhere", "critic=shapes"])
+    cfg = composed(program, f"{needed}=somewhere", "critic=shapes")
     assert OmegaConf.missing_keys(cfg) == set()
     for place, node in targets(OmegaConf.to_container(cfg, resolve=True)):
         check_target(place, node)

@@ -1,7 +1,9 @@
 """The experiments for real models: planned from their configs, found to fit their cards, and shown
 in the README and docs/from-zero.md as the plan has them."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,16 +112,20 @@ def test_the_papers_setting_is_the_papers(compose_train: ComposeTrain, prompts: 
 
 
 @pytest.mark.slow
-def test_the_smallest_change_is_found(compose_train: ComposeTrain) -> None:
-    """On the embedded world, whose fullest stage is the training."""
-    cfg = compose_train("plan.memory_gib=80")
+def test_the_smallest_change_is_found(compose_train: ComposeTrain, tmp_path: Path) -> None:
+    """On the embedded world with two blocks, whose fullest stage is the training."""
+    folder = shutil.copytree(REPO / "ipo_lightning/shapes/pipeline", tmp_path / "shallow")
+    config = folder / "transformer/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_layers": 2}))
+    words = f"backbone.path={folder}", "backbone.decode_batch=1", "plan.memory_gib=80"
+    cfg = compose_train(*words)
     estimate = Estimate(job_of(cfg))
     assert estimate.fullest.name == "training"
     need = estimate.fullest.total
     found = smallest_change(cfg, need * 0.99)
     assert found is not None and found.bytes < need
     assert [change.shown for change in found.changes] == ["backbone.checkpointing=true"]
-    changed = compose_train("plan.memory_gib=80", "backbone.checkpointing=true")
+    changed = compose_train(*words, "backbone.checkpointing=true")
     assert Estimate(job_of(changed)).fullest.total == found.bytes
     assert smallest_change(cfg, 2**20) is None and smallest_changes(cfg, 2**10) is None
     together = smallest_changes(cfg, found.bytes * 0.9)
