@@ -10,7 +10,7 @@ JOBS ?= 2
 
 BIN := $(VENV)/bin
 HAS_TORCH = -c 'from importlib.metadata import version as v; \
-	raise SystemExit(tuple(map(int, v("torch").split(".")[:2])) < (2, 13))' 2>/dev/null
+	raise SystemExit(tuple(map(int, v("torch").split(".")[:2])) < (2, 6))' 2>/dev/null
 # A torch that the system brings, such as a GPU container's, is kept; VENV_FLAGS= starts bare.
 VENV_FLAGS ?= $(shell $(PYTHON) $(HAS_TORCH) && echo --system-site-packages)
 

@@ -35,6 +35,7 @@ from app.sample_settings import (
     sampling_of,
     settings_beside,
 )
+from app.vbench import check_names, video_name
 from ipo_lightning.errors import InputError, readable, within
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 register_resolvers()
 
+PLAIN = "plain"
+"""The naming that tells any two videos apart."""
 SHEET_ROWS = 24
 """Videos on the contact sheet; the first of them, where there are more."""
 
@@ -85,6 +88,8 @@ def sample(cfg: DictConfig) -> list[Path]:
     refuse_missing(cfg)
     check_sample(cfg)
     prompts = read_prompts(cfg)
+    if cfg.naming != PLAIN:
+        check_names(prompts, cfg.n, cfg.naming)
     critic = critic_of(cfg)
     made = sorted(shared(ordered(cfg, prompts)), key=lambda one: (one.prompt, one.k))
     files = [one.file for one in made]
@@ -156,7 +161,8 @@ def make(order: Order, rank: int, world: int) -> list[Made]:
     policy.save_memory(tiling=cfg.tiling, slicing=cfg.slicing, offload=cfg.offload)
     network = load_into(order.checkpoint, policy)
     settings = determined(cfg, order.checkpoint, policy, network, order.sampling)
-    files = Files(Path(cfg.paths.outputs) / "samples", order.prompts, cfg.seed, settings)
+    folder = Path(cfg.paths.outputs) / "samples"
+    files = Files(folder, order.prompts, cfg.seed, settings, cfg.naming)
     files.describe(str(cfg.ckpt))
     all_made = cfg.get("critic") is not None  # a critic sees exact pixels
     made, todo = [], []
@@ -255,19 +261,29 @@ def determined(
 
 
 class Files:
-    """Where videos go: names that are safe on any file system, and another for any other video."""
+    """Where videos go: names that are safe on any file system, and another for any other video;
+    for benchmarks names of their own, in a folder for each policy and seed."""
 
     def __init__(
-        self, folder: Path, prompts: Sequence[str], seed: int, settings: dict[str, Any]
+        self,
+        folder: Path,
+        prompts: Sequence[str],
+        seed: int,
+        settings: dict[str, Any],
+        naming: str = PLAIN,
     ) -> None:
         from ipo_lightning.storage.store import fingerprint
 
         self.folder, self.prompts, self.seed, self.settings = folder, prompts, seed, settings
-        self.tag = fingerprint(settings)[:8]
+        self.tag, self.naming = fingerprint(settings)[:8], naming
 
     def of(self, job: Job, k: int) -> Path:
         """The file of a job's video."""
-        return self.folder / f"{file_name(self.prompts[job.prompt], self.seed, k, self.tag)}.mp4"
+        prompt = self.prompts[job.prompt]
+        if self.naming == PLAIN:
+            return self.folder / f"{file_name(prompt, self.seed, k, self.tag)}.mp4"
+        folder = self.folder / f"{self.naming}-s{self.seed}-{self.tag}"
+        return folder / video_name(prompt, k, self.naming)
 
     def describe(self, ckpt: str) -> None:
         """Write down what the tag in the names stands for."""
@@ -304,7 +320,9 @@ def write_sheet(made: Sequence[Made], prompts: Sequence[str]) -> Path:
     first = shown[0].file
     buffer = io.BytesIO()
     contact_sheet(rows, labels).save(buffer, "PNG")
-    sheet = first.with_name(f"sheet-{first.stem}.png")
+    # A benchmark's folder holds its videos alone: the sheet lies next to it.
+    beside = first if first.parent.name == "samples" else first.parent
+    sheet = beside.with_name(f"sheet-{beside.name.removesuffix('.mp4')}.png")
     write_atomically(sheet, buffer.getvalue())
     return sheet
 

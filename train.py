@@ -25,6 +25,7 @@ from app.entry import (
     task_of,
 )
 from app.free_text import as_typed
+from app.shortcuts import expanded
 from ipo_lightning.errors import InputError, within
 
 if TYPE_CHECKING:
@@ -62,12 +63,12 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     goes_on = trainer is not None
     made_of = partial(parts.identity, cfg, goes_on=goes_on)
     with assembly.claimed(cfg, parts.run, made_of, goes_on=goes_on):
-        if parts.module.global_rank == 0:
+        if assembly.leads():
             parts.run.mend()
         if trainer is not None and not finished(parts, cfg):
             fit(parts, cfg, trainer)
         lines = parts.run.lines()
-        if lines and parts.module.global_rank == 0:
+        if lines and assembly.leads():
             report(parts, cfg, lines)
     return lines[-1] if lines else None
 
@@ -158,10 +159,12 @@ def check_critics(parts: "Parts", cfg: DictConfig) -> None:
 
 def fit(parts: "Parts", cfg: DictConfig, trainer: "Trainer") -> None:
     """Run what is missing, from the newest checkpoint on."""
+    from app.loggers import log_settings
     from ipo_lightning.critics.protocols import AnswersPending, CriticGone
     from ipo_lightning.rounds import Checkpoints, StageReached
 
     checkpoint = Checkpoints(parts.run).newest(up_to=cfg.round)
+    log_settings(trainer, cfg)
     try:
         trainer.fit(
             parts.module, datamodule=parts.datamodule, ckpt_path=checkpoint, weights_only=True
@@ -175,8 +178,16 @@ def fit(parts: "Parts", cfg: DictConfig, trainer: "Trainer") -> None:
     except CriticGone as gone:
         raise InputError(f"{gone}; what was answered is kept, the same command goes on") from gone
     if trainer.should_stop and trainer.is_global_zero and not finished(parts, cfg):
-        where = parts.iteration.cut_short or "the trainer was stopped before the next round"
-        show(f"{where}; the same command, without what stopped it, goes on")
+        show(f"{why_stopped(parts, trainer)}; the same command, without what stopped it, goes on")
+
+
+def why_stopped(parts: "Parts", trainer: "Trainer") -> str:
+    """What ended the fit before the last round, in the words of the callback that did it."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    told = [why for one in callbacks if (why := getattr(one, "stopped", None))]
+    return parts.iteration.cut_short or next(
+        iter(told), "the trainer was stopped before the next round"
+    )
 
 
 def notes_of(parts: "Parts") -> list[str]:
@@ -214,7 +225,7 @@ def main(cfg: DictConfig) -> float | None:
 if __name__ == "__main__":
     with friendly("debug=true" in sys.argv):
         config = TASKS[task_of(sys.argv[1:])]
-        sys.argv[1:] = as_typed(config, sys.argv[1:])
+        sys.argv[1:] = as_typed(config, expanded(config, sys.argv[1:]))
         refuse_misspelt(config, sys.argv[1:])
     if config != "train":
         sys.argv.insert(1, f"--config-name={config}")

@@ -11,7 +11,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
@@ -34,6 +33,7 @@ from app.identity import (
     write_identity,
 )
 from app.keys import make
+from app.loggers import loggers_of
 from app.renamed import saved_settings
 from ipo_lightning.critics.stage.comparing import Couples
 from ipo_lightning.critics.stage.critique import Critique, critique_of
@@ -158,10 +158,7 @@ def claim(
     if not leads():
         return
     resolved = OmegaConf.to_yaml(_without_hydra(cfg), resolve=True)
-    try:
-        write_atomically(run.config_file, resolved.encode())
-    except OSError as error:
-        raise InputError(f"paths.outputs={cfg.paths.outputs}: {error}") from error
+    write_atomically(run.config_file, resolved.encode())
 
 
 def refuse_other_settings(run: RunDir, cfg: DictConfig) -> None:
@@ -329,18 +326,6 @@ def _listeners(cfg: DictConfig) -> list[L.Callback]:
     ]
     shown = cfg.trainer.get("enable_progress_bar", True)
     return [one for one in found if shown or not isinstance(one, ProgressBar)]
-
-
-def loggers_of(cfg: DictConfig) -> list[Logger]:
-    """The logger, and one for each part within it: of a mapping, all its members."""
-    node = cfg.get("logger")
-    if node is None:
-        return []
-    own: Any = OmegaConf.to_container(node, resolve=True)
-    named = [name for name, one in own.items() if isinstance(one, dict) and "_target_" in one]
-    parts = {name: own.pop(name) for name in named}
-    loggers = [build(own, "logger")] if "_target_" in own else []
-    return loggers + [build(one, f"logger.{name}") for name, one in parts.items()]
 
 
 def make_trainer(cfg: DictConfig, run: RunDir, **own: Any) -> L.Trainer:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from app.entry import none_lacking
+from app.loggers import check_loggers
 from app.planning.memory import check_memory, check_precision, shards
 from app.signatures import check_settings
 from ipo_lightning.errors import InputError
@@ -104,6 +105,7 @@ def check(cfg: DictConfig) -> None:
     check_settings(cfg, SETTINGS)
     _check_files(cfg)
     check_name(str(cfg.name), "store")
+    check_loggers(cfg)
     _check_combinations(cfg)
 
 
@@ -113,6 +115,7 @@ def check_critic(cfg: DictConfig) -> None:
     _check_needed(cfg, NEEDED_BY_CRITICS)
     check_settings(cfg, SETTINGS)
     check_name(str(cfg.name), "store")
+    check_loggers(cfg)
     check_precision(cfg)
     _check_merger(cfg)
     if not Path(cfg.data.path).exists():
@@ -136,7 +139,9 @@ def check_critic(cfg: DictConfig) -> None:
 def _check_needed(cfg: DictConfig, keys: Sequence[str]) -> None:
     for key in keys:
         if OmegaConf.select(cfg, key) is None:
-            raise InputError(setting=key, expected="a run cannot do without it")
+            more = "; choose default too: callbacks=[default,lr_monitor]"
+            beside = more if key == "callbacks.iteration" else ""
+            raise InputError(setting=key, expected=f"a run cannot do without it{beside}")
 
 
 def _check_files(cfg: DictConfig) -> None:

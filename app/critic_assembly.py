@@ -17,6 +17,7 @@ from app.assembly import accelerator_of, leads, make_trainer, optimizer_of
 from app.entry import build
 from app.identity import Identity, identity_of
 from app.keys import make
+from app.loggers import log_settings
 from data.critic_datamodule import CriticDataModule
 from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.signals import Stopped, StopSignals
@@ -166,6 +167,7 @@ def claim_labels(parts: CriticParts) -> None:
 def fit(parts: CriticParts, cfg: DictConfig) -> dict[str, float]:
     """Train, from the newest checkpoint on; then write the best look's critic, with its scale."""
     trainer = build_trainer(parts, cfg)
+    log_settings(trainer, cfg)
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     last = whole_checkpoint(parts)
     trainer.fit(

@@ -330,8 +330,8 @@ def _compose(config: str, words: list[str]) -> DictConfig:
     try:
         cfg = compose(config, words)
     except MissingConfigException as error:
-        options = [str(option) for option in error.options or []]
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        options = [str(option) for option in error.options or choices_of(group)]
         raise InputError(_no_such_choice(group, choice, options)) from error
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise InputError(_explain(config, words, error)) from error
@@ -343,6 +343,10 @@ def _compose(config: str, words: list[str]) -> DictConfig:
 
 
 def _no_such_choice(group: str, choice: str, options: Sequence[str]) -> str:
+    if group in ("hydra/sweeper", "hydra/launcher"):
+        plugin = f"hydra-{choice.partition('_')[0]}-{group.partition('/')[2]}"
+        there = ", ".join(options)
+        return f"{group}={choice}: not installed (there are {there}): pip install {plugin}"
     near = _nearest(choice, options)
     return f"{group}={choice}: no such choice{near} (there are {', '.join(options)})"
 

@@ -3,6 +3,7 @@
 A checkpoint may come from a run's folder, whose own settings then hold but for what is given.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -43,6 +44,7 @@ SETTINGS: dict[str, Any] = {
     "negative_prompt": Annotated[Prompt | None, Null("as in the run")],
     "n": Count,
     "seed": int,
+    "naming": Literal["plain", "vbench", "vbench2"],
     "threads": Threads,
     "batch_size": Annotated[Count | None, Null("8 of tiny videos, else 1")],
     "fps": Annotated[Positive | None, Null("the model's")],
@@ -125,8 +127,9 @@ def backbone_of(cfg: DictConfig, checkpoint: "Checkpoint", saved: dict[str, Any]
     node: dict[str, Any] = {**saved["backbone"]} if "backbone" in saved else given
     if is_shipped(node):
         node["path"] = str(REPO / SHIPPED)  # a run may have been made in another clone
-    elif not Path(node["path"]).exists() and (REPO / node["path"]).is_dir():
-        node["path"] = str(REPO / node["path"])  # a run's paths in the clone start at the clone
+    elif isinstance(path := node["path"], str) and not os.path.exists(path):
+        in_clone = os.path.join(REPO, path)  # a run's paths in the clone start at the clone
+        node["path"] = in_clone if os.path.isdir(in_clone) else path
     if checkpoint.kind == "pipeline":
         if is_shipped(node) and not checkpoint.path.endswith(SHIPPED):
             node["decode_batch"] = 1  # not that of the shipped model's tiny videos

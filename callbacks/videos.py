@@ -1,12 +1,14 @@
-"""Evaluation videos in TensorBoard, so that a run can be watched and not only measured."""
+"""Evaluation videos in the loggers, so that a run can be watched and not only measured."""
 
 import io
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
@@ -40,28 +42,32 @@ class VideoLogger(L.Callback):
 
     def __init__(self, n: Count = 4, videos: Callable[[str], Path] | None = None) -> None:
         self.n, self.videos = n, videos
+        self.told: set[str] = set()
+        """Kinds of loggers that were said to take no videos."""
 
     def on_round_end(self, trainer: L.Trainer, round_number: int, round_dir: Path) -> None:
         """Write the round's videos at the trainer's global step; rank zero only."""
         if not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                self._log(logger, trainer.global_step, round_number, Path(round_dir))
-
-    def _log(self, logger: TensorBoardLogger, step: int, number: int, round_dir: Path) -> None:
+        takers = [(logger, writer_of(logger)) for logger in trainer.loggers]
+        for kind in {type(logger).__name__ for logger, writer in takers if writer is None}:
+            self._say_once(kind)
+        if not any(write for _, write in takers):
+            return
         try:
-            shown = list(self._shown(round_dir))
+            shown = list(self._shown(Path(round_dir)))
         except InputError:  # a log is no reason to end a run
             return
-        if not shown:
-            return
-        for i, one in enumerate(shown):
-            add_picture(logger, f"videos/{i}: {one.prompt}", gif_image(one.clip), step)
-        rows, labels = sheet_rows(shown, number)
-        sheet = contact_sheet(rows, labels)
-        add_picture(logger, "videos/base and policy", png_image(sheet), step)
-        logger.experiment.flush()
+        if shown:
+            pictures = pictures_of(shown, round_number)
+            for logger, write in takers:
+                if write is not None:
+                    write(logger, pictures, trainer.global_step)
+
+    def _say_once(self, kind: str) -> None:
+        if kind not in self.told:
+            self.told.add(kind)
+            warnings.warn(f"{kind} takes no videos; the report shows them", stacklevel=3)
 
     def _shown(self, round_dir: Path) -> Iterator[Shown]:
         """The chosen prompts; one whose video cannot be read is left out."""
@@ -115,29 +121,78 @@ def sheet_rows(shown: list[Shown], number: int) -> tuple[list[Tensor], list[str]
     return rows, labels
 
 
-def gif_image(clip: Clip) -> Summary.Image:
-    """A clip as TensorBoard's image: it shows the bytes as they are, hence moving."""
-    height, width = clip.frames.shape[1:3]
-    scale = fitting_scale(height)
-    content = gif(clip.frames, clip.fps, scale)
-    return Summary.Image(
-        height=height * scale, width=width * scale, colorspace=3, encoded_image_string=content
-    )
+class Picture(NamedTuple):
+    """An encoded image, moving or still."""
+
+    name: str
+    content: bytes
+    format: str
+    """``gif`` or ``png``."""
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    fps: float | None = None
+    caption: str = ""
 
 
-def add_picture(logger: TensorBoardLogger, name: str, image: Summary.Image, step: int) -> None:
-    """Write an encoded image; ``add_video`` would ask for moviepy."""
-    summary = Summary(value=[Summary.Value(tag=name, image=image)])
-    logger.experiment._get_file_writer().add_summary(summary, step)
-
-
-def png_image(picture: Image.Image) -> Summary.Image:
-    """A still picture as TensorBoard's image."""
+def pictures_of(shown: list[Shown], number: int) -> list[Picture]:
+    """A moving picture for each prompt, and a contact sheet of the base and this round."""
+    moving = [gif_of(one, f"videos/{i}: {one.prompt}") for i, one in enumerate(shown)]
+    sheet = contact_sheet(*sheet_rows(shown, number))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return Summary.Image(
-        height=picture.height,
-        width=picture.width,
-        colorspace=3,
-        encoded_image_string=buffer.getvalue(),
-    )
+    sheet.save(buffer, "PNG")
+    size = sheet.height, sheet.width
+    return [*moving, Picture("videos/base and policy", buffer.getvalue(), "png", size)]
+
+
+def gif_of(shown: Shown, name: str) -> Picture:
+    """A clip of this round as a GIF; tiny ones are enlarged."""
+    frames, fps = shown.clip
+    height, width = frames.shape[1:3]
+    scale = fitting_scale(height)
+    size = height * scale, width * scale
+    return Picture(name, gif(frames, fps, scale), "gif", size, fps, shown.prompt)
+
+
+# -------------------------------------------------------------------- loggers
+
+
+Writer = Callable[[Any, list[Picture], int], None]
+
+
+def writer_of(logger: Logger) -> Writer | None:
+    """How a logger takes pictures; None of one that takes none."""
+    if isinstance(logger, TensorBoardLogger):
+        return to_tensorboard
+    if isinstance(logger, MLFlowLogger):
+        return to_mlflow
+    return to_wandb if hasattr(logger, "log_video") else None
+
+
+def to_tensorboard(logger: TensorBoardLogger, pictures: list[Picture], step: int) -> None:
+    """As images, whose bytes it shows as they are, hence moving; add_video asks for moviepy."""
+    writer = logger.experiment._get_file_writer()
+    for one in pictures:
+        height, width = one.size
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=one.content
+        )
+        writer.add_summary(Summary(value=[Summary.Value(tag=one.name, image=image)]), step)
+    logger.experiment.flush()
+
+
+def to_wandb(logger: Any, pictures: list[Picture], step: int) -> None:
+    """Of Weights & Biases, and of loggers with its ``log_video`` and ``log_image``."""
+    for i, one in enumerate(pictures):
+        if one.format == "gif":  # W&B makes a panel of each key, and a prompt may be long
+            video = [io.BytesIO(one.content)]
+            logger.log_video(f"videos/{i}", video, step, format=["gif"], caption=[one.caption])
+        else:
+            logger.log_image(one.name, [Image.open(io.BytesIO(one.content))], step)
+
+
+def to_mlflow(logger: MLFlowLogger, pictures: list[Picture], step: int) -> None:
+    """As artifacts of the run, in a folder a step."""
+    with tempfile.TemporaryDirectory() as folder:
+        for i, one in enumerate(pictures):
+            Path(folder, f"{i}.{one.format}").write_bytes(one.content)
+        logger.experiment.log_artifacts(logger.run_id, folder, f"videos/step_{step}")

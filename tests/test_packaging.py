@@ -2,11 +2,13 @@
 
 import configparser
 import functools
+import importlib
 import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
+from email import message_from_string
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -59,6 +61,16 @@ def test_what_is_imported_is_required(path: Path) -> None:
     assert distributions(path) <= asked | optional
 
 
+def test_the_least_releases_are_what_the_bounds_name() -> None:
+    """`.ci/bounds minimum` installs each of them as it stands."""
+    made = subprocess.run(
+        [sys.executable, REPO / ".ci/minimum.py"], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    names = {line.partition("==")[0].lower().replace("_", "-") for line in made if "==" in line}
+    assert names == requirements("options", "install_requires") | {"pytorch-lightning"}
+    assert len(names) == len(made) and not any(">" in line for line in made)
+
+
 def test_the_version_is_in_the_changelog() -> None:
     assert f"## [{ipo_lightning.__version__}]" in (REPO / "CHANGELOG.md").read_text()
 
@@ -77,17 +89,57 @@ def test_the_hooks_are_the_checks() -> None:
     assert [hook["entry"] for hook in repo["hooks"]] == checks
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_the_library_alone(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, so that the tree stays as it is."""
-    source = tmp_path / "source"
-    names = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "ipo_lightning", "data", "app")
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    names = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE", "ipo_lightning",
+             "data", "app")  # fmt: skip
     source.mkdir()
     subprocess.run(["cp", "-r", *(REPO / name for name in names), source], check=True)
     code = "import sys; from setuptools.build_meta import build_wheel as b; b(sys.argv[1])"
-    build = [sys.executable, "-c", code, str(tmp_path)]
+    build = [sys.executable, "-c", code, str(folder)]
     subprocess.run(build, cwd=source, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def in_wheel(wheel: Path, name: str) -> str:
+    """A file beside the package."""
+    with zipfile.ZipFile(wheel) as archive:
+        info = f"ipo_lightning-{ipo_lightning.__version__}.dist-info"
+        return archive.read(f"{info}/{name}").decode()
+
+
+@pytest.mark.slow
+def test_the_wheel_is_described_for_an_index(wheel: Path) -> None:
+    """Links lead to pages of the repository, for there are no others."""
+    told = message_from_string(in_wheel(wheel, "METADATA"))
+    assert {one.partition(",")[0] for one in told.get_all("Project-URL", [])} == {
+        "Documentation", "Changelog", "Issues"
+    }  # fmt: skip
+    text = told.get_payload()
+    links = set(re.findall(r"\]\(([^)]+)\)", text))
+    assert {one for one in links if not one.startswith(("https://", "#"))} == set()
+    root = SETUP["metadata"]["url"]
+    for link in links:
+        if link.startswith(root):
+            assert (REPO / re.sub(rf"{root}/(blob|raw)/main/", "", link)).exists(), link
+    assert f"{root}/raw/main/docs/images/before_after.png" in links
+
+
+@pytest.mark.slow
+def test_the_console_scripts_are_there(wheel: Path) -> None:
+    scripts = configparser.ConfigParser()
+    scripts.read_string(in_wheel(wheel, "entry_points.txt"))
+    for target in scripts["console_scripts"].values():
+        module, _, name = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     assert {name.partition("/")[0] for name in held} == {
         "ipo_lightning", f"ipo_lightning-{ipo_lightning.__version__}.dist-info"

@@ -21,11 +21,12 @@ from app.entry import (
 )
 from app.free_text import as_typed
 from app.sample_settings import batch_of, sampling_of
+from app.vbench import check_names, video_name
 from ipo_lightning.backbones.cogvideox import CogVideoX, Lora
 from ipo_lightning.errors import InputError
 from ipo_lightning.hub.checkpoints import find_checkpoint, load_into
 from ipo_lightning.policy import Sampling, trained_weights
-from ipo_lightning.storage.store import fingerprint
+from ipo_lightning.storage.store import fingerprint, write_atomically
 from ipo_lightning.video import read_video
 from sample import determined, file_name, sample, write
 from tests.helpers import tiny, tiny_wan
@@ -451,3 +452,47 @@ def test_a_strangers_config_cannot_name_code(
         (run / "config.yaml").write_text(f"backbone: {backbone}\n")
         with pytest.raises(InputError, match=r"names \[.*none of this project's"):
             draw(policy)
+
+
+@pytest.mark.slow
+def test_videos_are_named_as_vbench_looks_for_them(
+    draw: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    """In a folder that holds nothing else: VBench takes the ending from any file of it."""
+    prompts = [PROMPT, 'a "blue" cross = 50%, moving up.']
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(prompts))
+    shipped = "ipo_lightning/shapes/pipeline"
+    words = ("prompt=null", f"prompts={file}", "n=3", "steps=1")
+    made = draw(shipped, *words, "naming=vbench")
+    (folder,) = {one.parent for one in made}
+    wanted = [f"{prompt}-{k}.mp4" for prompt in prompts for k in range(3)]
+    assert [one.name for one in made] == wanted
+    assert {one.name for one in folder.iterdir()} == set(wanted)
+    assert (folder.parent / f"sheet-{folder.name}.png").is_file()
+    plain = draw(shipped, *words)
+    assert all(map(torch.equal, frames(made), frames(plain)))
+    assert {one.parent for one in draw(shipped, *words, "naming=vbench", "seed=1")} != {folder}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "naming", "said"),
+    [
+        (["a cat/dog"], "vbench", "has a '/'"),
+        (["x" * 215], "vbench", "file name of 221 bytes.*naming=vbench2"),
+        (["\u732b" * 80], "vbench2", "file name of 246 bytes"),
+        (["y" * 180 + "a", "y" * 180 + "b"], "vbench2", "same first 180 characters"),
+    ],
+)
+def test_prompts_that_are_no_file_names_are_refused(
+    prompts: list[str], naming: str, said: str
+) -> None:
+    with pytest.raises(InputError, match=f"naming={naming}: .*{said}"):
+        check_names(prompts, 5, naming)
+
+
+def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
+    check_names(["x" * 214], 5, "vbench")
+    write_atomically(tmp_path / video_name("x" * 214, 4, "vbench"), b"")
+    check_names(["z" * 300], 20, "vbench2")
+    assert video_name("z" * 300, 19, "vbench2") == f"{'z' * 180}-19.mp4"

@@ -3,17 +3,20 @@
 import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from callbacks.videos import VideoLogger
+from callbacks.videos import Picture, VideoLogger, to_mlflow
 from ipo_lightning import video
 from ipo_lightning.errors import InputError
 from ipo_lightning.storage import store
@@ -291,7 +294,56 @@ def test_video_logger_does_without_missing_videos(tmp_path: Path) -> None:
     assert logged(tmp_path, folder, VideoLogger()) == {}
 
 
-def test_video_logger_does_without_tensorboard(tmp_path: Path) -> None:
+class Taker(DummyLogger):
+    """Has what Weights & Biases' logger has for videos."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[tuple[str, bytes, int]] = []
+
+    def log_video(self, key: str, videos: list[Any], step: int, **more: list[str]) -> None:
+        """Every setting is a list, one for each video."""
+        assert {len(one) for one in more.values()} == {len(videos)}
+        assert more["format"] == ["gif"]
+        self.taken.append((key, videos[0].read(), step))
+
+    def log_image(self, key: str, images: list[Image.Image], step: int) -> None:
+        """Pictures of PIL."""
+        self.taken.append((key, images[0].tobytes()[:1], step))
+
+
+def test_videos_go_to_every_logger_that_takes_them(tmp_path: Path) -> None:
+    """And one sentence says which does not, once."""
+    taker = Taker()
+    csv = CSVLogger(str(tmp_path))
+    trainer = L.Trainer(
+        accelerator="cpu", logger=[taker, csv], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    callback, folder = VideoLogger(n=2), write_evaluation(tmp_path, 1, 3)
+    with pytest.warns(UserWarning, match="CSVLogger takes no videos") as warned:
+        callback.on_round_end(trainer, 1, folder)
+        callback.on_round_end(trainer, 1, folder)
+    assert len(warned) == 1
+    assert [key for key, _, _ in taker.taken[:3]] == ["videos/0", "videos/1",
+                                                      "videos/base and policy"]  # fmt: skip
+    assert taker.taken[0][1].startswith(b"GIF8")
+
+
+def test_mlflow_gets_videos_as_artifacts() -> None:
+    kept: dict[str, bytes] = {}
+
+    def log_artifacts(run_id: str, folder: str, place: str) -> None:
+        kept.update({f"{run_id}/{place}/{one.name}": one.read_bytes()
+                     for one in Path(folder).iterdir()})  # fmt: skip
+
+    logger = SimpleNamespace(run_id="run", experiment=SimpleNamespace(log_artifacts=log_artifacts))
+    pictures = [Picture("videos/0: a", b"GIF8", "gif", (1, 1)), Picture("b", b"png", "png", (1, 1))]
+    to_mlflow(cast(MLFlowLogger, logger), pictures, 7)
+    assert kept == {"run/videos/step_7/0.gif": b"GIF8", "run/videos/step_7/1.png": b"png"}
+
+
+def test_video_logger_does_without_loggers(tmp_path: Path) -> None:
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     VideoLogger().on_round_end(trainer, 1, write_evaluation(tmp_path, 1, 1))
     with pytest.raises(InputError, match=r"n=0"):

@@ -24,6 +24,9 @@ LARGEST = 2**26
 HEAD = 512
 """Bytes at the beginning of a file that tell what it is."""
 CONVERT = "ffmpeg -i FILE -pix_fmt yuv420p NEW.mp4 converts what FFmpeg reads"
+AV = int(av.__version__.partition(".")[0])
+TOLERANT: dict[str, Any] = {} if AV >= 19 else {"metadata_errors": "replace"}
+"""A title that is no UTF-8 is no reason to refuse a file; PyAV 19 needs no asking."""
 PICTURE_BRANDS = {"avif", "heic", "heix", "mif1"}
 
 KINDS = (
@@ -76,7 +79,7 @@ def _container(path: Path) -> InputContainer:
     return av.open(
         os.path.abspath(path),
         options={"format_whitelist": ",".join(FORMATS), "max_pixels": str(LARGEST)},
-        metadata_errors="replace",
+        **TOLERANT,
     )
 
 

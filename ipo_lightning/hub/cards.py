@@ -176,33 +176,58 @@ def front_matter(base: Base, adapter: bool) -> str:
 def usage(base: Base, adapter: bool, chosen: Mapping[str, Any]) -> str:
     """A program that makes a video; ``policy`` is this card's folder, or its id on a hub."""
     rollout, backbone = chosen.get("rollout") or {}, chosen.get("backbone") or {}
-    origin = json.dumps(base.hub_id or "folder/of/the/base/model")
-    revision = f"revision={json.dumps(base.revision)}, " if base.revision else ""
-    loaded = "" if adapter else "transformer=transformer, "
+    shipped = base.path.endswith(SHIPPED)
+    origin = json.dumps(SHIPPED if shipped else base.hub_id or "folder/of/the/base/model")
+    revision = f", revision={json.dumps(base.revision)}" if base.revision else ""
+    dtype = "" if shipped else ", dtype=torch.bfloat16"  # the shipped one is tiny
+    loaded = "" if adapter else ", transformer=transformer"
     size = [f"{key}={int(backbone[key])}" for key in ("num_frames", "height", "width")
             if backbone.get(key)]  # fmt: skip
     asked = [f"num_inference_steps={int(rollout.get('steps') or 50)}",
-             f"guidance_scale={float(rollout.get('guidance_scale') or 6)}", *size]  # fmt: skip
-    made = (f'transformer = {base.transformer}.from_pretrained("policy", '
-            "dtype=torch.bfloat16)")  # fmt: skip
+             f"guidance_scale={float(rollout.get('guidance_scale') or 6)}", *size,
+             *text_length(base, backbone)]  # fmt: skip
     lines = [
-        "import torch",
+        *([] if shipped else ["import torch"]),
         f"from diffusers import {base.pipeline}{'' if adapter else ', ' + base.transformer}",
         "from diffusers.utils import export_to_video",
         "",
-        *([] if adapter else [made]),
+        *(
+            []
+            if adapter
+            else [f'transformer = {base.transformer}.from_pretrained("policy"{dtype})']
+        ),
         f"pipeline = {base.pipeline}.from_pretrained(",
-        f"    {origin}, {revision}{loaded}dtype=torch.bfloat16",
+        f"    {origin}{revision}{loaded}{dtype}",
         ').to("cuda")',
         *(['pipeline.load_lora_weights("policy")'] if adapter else []),
-        f'video = pipeline(prompt="a prompt", {", ".join(asked)}).frames[0]',
+        "pipeline.text_encoder.to(pipeline.transformer.dtype)  # it may be stored in another",
+        "video = pipeline(",
+        f'    prompt="a prompt", {", ".join(asked)}',
+        ").frames[0]",
         f'export_to_video(video, "video.mp4", fps={float(backbone.get("fps") or 8):g})',
     ]
     told = (
-        "Here `policy` is this folder, or the id of this repository. With diffusers before 0.42 "
-        "write `torch_dtype` for `dtype`; `export_to_video` needs imageio and imageio-ffmpeg."
+        f"Here `policy` is this folder, or the id of this repository. {_beside(shipped)} "
+        "`export_to_video` needs imageio and imageio-ffmpeg."
     )
     return f"{told}\n\n{fenced(chr(10).join(lines), 'python')}"
+
+
+def text_length(base: Base, backbone: Mapping[str, Any]) -> list[str]:
+    """How many tokens a prompt has, where the pipeline's default is not the model's own."""
+    if base.pipeline == "CogVideoXPipeline":
+        return ["max_sequence_length=pipeline.transformer.config.max_text_seq_length"]
+    given = backbone.get("text_length")
+    return [f"max_sequence_length={int(given)}"] if given else []
+
+
+def _beside(shipped: bool) -> str:
+    if shipped:
+        return f"`{SHIPPED}` is in a clone of ipo_lightning; run the program there."
+    return (
+        "`dtype` may be left out, for float32; with diffusers before 0.42 its name is "
+        "`torch_dtype`."
+    )
 
 
 def making(chosen: Mapping[str, Any], last: Mapping[str, Any], command: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
 
@@ -34,6 +35,8 @@ from ipo_lightning.policy import LORA_FILE, Policy, put_weights, trained_weights
 from ipo_lightning.storage.layout import RoundDir, RunDir
 from ipo_lightning.storage.torch_files import read_plain
 
+ALONE: dict[str, Any] = {"no_dist": True} if "no_dist" in signature(dcp.load).parameters else {}
+"""For a process by itself; torch 2.6 has no such argument, and looks whether there are others."""
 TRANSFORMER_FILE = "diffusion_pytorch_model.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 """What peft itself calls a LoRA; its alpha lies beside it, in adapter_config.json."""
@@ -431,7 +434,7 @@ def _gather(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         }
         with warnings.catch_warnings():  # one process reads what several wrote: as it should be
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load({"state_dict": state}, storage_reader=reader, no_dist=True)
+            dcp.load({"state_dict": state}, storage_reader=reader, **ALONE)
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, dcp.CheckpointException,
             AttributeError, LookupError, TypeError, EOFError) as error:  # fmt: skip
         said = cause_of(error)

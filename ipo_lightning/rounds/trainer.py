@@ -107,13 +107,17 @@ def cores_of_a_rank(trainer: L.Trainer) -> int:
 
 
 def announce(trainer: L.Trainer, run: RunDir, number: int) -> None:
-    """Send a finished round's figures to the trainer's loggers, and tell the listeners."""
+    """Send a finished round's figures to the trainer's loggers, and tell the listeners.
+
+    A listener that sets ``trainer.should_stop`` ends the fit before the next round, on all ranks.
+    """
     figures = {**round_figures(run.line(number) or {}), "round": number}
     for logger in trainer.loggers:
         logger.log_metrics(figures, step=trainer.global_step)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RoundListener) and trainer.is_global_zero:
             callback.on_round_end(trainer, number, run.round(number).path)
+    trainer.should_stop = trainer.strategy.reduce_boolean_decision(trainer.should_stop, all=False)
 
 
 def round_figures(line: Mapping[str, Any]) -> dict[str, float]:

@@ -52,6 +52,8 @@ def room_to_write(path: Path) -> Iterator[None]:
 def cause(error: BaseException, path: Path) -> str | None:
     """Why a file could not be written, as a sentence; None where the error is of another kind."""
     number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ENAMETOOLONG:
+        return f"{str(path)[:80]}...: a longer name than the disk takes; give another"
     if number in CLOSED:
         return f"{path} cannot be written: {CLOSED[number]}; the same command goes on then"
     if number in FULL:

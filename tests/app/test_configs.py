@@ -19,7 +19,7 @@ from ipo_lightning.rounds import IterationCallback
 from ipo_lightning.rounds.training import TrainingStage
 from ipo_lightning.storage.layout import RunDir
 from tests.conftest import ComposeTrain, composed
-from tests.helpers.choices import CHOICES, EVERY, OF_CRITICS, beside
+from tests.helpers.choices import CHOICES, EVERY, OF_CRITICS, PACKAGES, beside
 
 FILES = sorted(CONF.rglob("*.yaml"))
 COMPLETED = ("callbacks.iteration", "trainer")
@@ -69,8 +69,12 @@ def test_every_choice_composes_and_its_targets_take_its_keys(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("choice", [c for c in CHOICES if re.match("trainer|callbacks|logger", c)])
+@pytest.mark.parametrize(
+    "choice", [c for c in CHOICES if re.match("trainer|callbacks|logger|debugging", c)]
+)
 def test_every_trainer_is_built(choice: str, compose_train: ComposeTrain) -> None:
+    if choice in PACKAGES:
+        pytest.importorskip(PACKAGES[choice])
     cfg = compose_train(choice, "trainer.accelerator=cpu", "trainer.devices=1")
     callback = IterationCallback(RunDir("nowhere"), [TrainingStage()])
     assert assembly.build_trainer(cfg, callback).max_epochs == cfg.round

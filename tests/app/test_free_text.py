@@ -26,7 +26,8 @@ CHOICES = ["data=file", "critic=ipo_form", "critic/vlm=openai", "eval_critic=rew
 KEYS = {
     "train": ["name", "+push_to_hub", "++backbone.revision", "backbone.path", "paths.outputs",
               "paths.store", "rollout.negative_prompt", "data.prompts.path", "critic.vlm.model",
-              "critic.vlm.server.base_url", "critic.vlm.server.key_variable", "logger.save_dir",
+              "critic.vlm.server.base_url", "critic.vlm.server.key_variable",
+              "logger.tensorboard.save_dir",
               "critic.prompt_template.prompt_text", "eval_critic.model"],
     "train_critic": ["name", "data.path", "data.videos", "network.model", "network.revision"],
     "sample": ["ckpt", "prompt", "prompts", "negative_prompt", "backbone.path"],

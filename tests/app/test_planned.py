@@ -11,7 +11,7 @@ import pytest
 import train
 from app.entry import CONF
 from tests.conftest import ComposeTrain
-from tests.helpers.choices import CHOICES, beside
+from tests.helpers.choices import CHOICES, PACKAGES, beside
 
 
 def planned() -> Iterator[Any]:
@@ -39,6 +39,8 @@ def test_every_choice_is_planned(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The parts of the run are instantiated, and the plan printed."""
+    if choice in PACKAGES:
+        pytest.importorskip(PACKAGES[choice])
     cfg = compose_train(*beside(choice, tmp_path))
     cfg.dry_run, cfg.round, cfg.plan.tflops = True, 1, 1.0
     itself = choice == "eval_critic=shapes"

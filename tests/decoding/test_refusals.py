@@ -126,6 +126,8 @@ def one_sentence(error: pytest.ExceptionInfo[InputError], path: Path) -> str:
 def test_every_reader_refuses_with_one_sentence(name: str, tmp_path: Path) -> None:
     make, message = REFUSED[name]
     path = tmp_path / "a.mp4"
+    if name == "AVIF" and "AVIF" not in Image.SAVE:
+        pytest.skip("Pillow writes them from 11.3 on")
     make(path)
     for read in (read_video, read_timeline):
         with pytest.raises(InputError, match=message) as caught:

@@ -73,7 +73,11 @@ def test_every_setting_is_told_with_its_default(program: str, config: str) -> No
 def test_every_group_is_told_with_its_default_and_choices() -> None:
     told = {row[0]: row[1:] for row in rows(part("train.py"), 4)}
     defaults = dict(next(iter(one.items())) for one in read("train")["defaults"] if one != "_self_")
-    groups = {key: shown(value) for key, value in defaults.items() if "hydra" not in key}
+    groups = {
+        key: ", ".join(value) if isinstance(value, list) else shown(value)
+        for key, value in defaults.items()
+        if "hydra" not in key
+    }
     assert {key: default for key, (default, _, _) in told.items()} == groups
     for group, (_, choices, _) in told.items():
         if not group.endswith("critic"):

@@ -115,11 +115,11 @@ def test_the_pages_factors_are_means_over_the_schedules() -> None:
     sigmas = [shift * u / (1 + (shift - 1) * u) for shift in (3.0, 5.0)]
     epsilon = [a.mean() for a in alphas] + [(1 - s).square().mean() for s in sigmas]
     clean = [(1 - a).mean() for a in alphas] + [s.square().mean() for s in sigmas]
-    assert row("epsilon error, times") == pytest.approx([float(x) for x in epsilon], abs=5e-4)
-    assert row("x0 error, times") == pytest.approx([float(x) for x in clean], abs=5e-4)
+    assert row("epsilon error: factor") == pytest.approx([float(x) for x in epsilon], abs=5e-4)
+    assert row("x0 error: factor") == pytest.approx([float(x) for x in clean], abs=5e-4)
 
 
 def test_the_pages_sizes_are_those_of_the_latents() -> None:
     sizes = [(49, 480, 720), (49, 480, 720), (81, 480, 832), (81, 720, 1280)]
     latents = [16 * ((f - 1) // 4 + 1) * (h // 8) * (w // 8) for f, h, w in sizes]
-    assert row("latent numbers of a video") == latents
+    assert row("elements of a video.s latents") == latents

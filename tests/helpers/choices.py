@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from app.entry import CONF, choices_of
 from ipo_lightning.reward.losses import RewardScale
 from ipo_lightning.shapes.reward_encoder import ShapesReward
@@ -14,10 +16,18 @@ EVERY = [f"{group}={name}" for group in GROUPS for name in choices_of(group)]
 CHOICES = [choice for choice in EVERY if not choice.startswith(OF_CRITICS)]
 BESIDE = {"reference=adapter": ["experiment=shapes_lora"], "reference=none": ["loss=simpo"]}
 """What a choice cannot do without."""
+PLUGINS = {"hparams_search=optuna": "hydra_plugins.hydra_optuna_sweeper"}
+"""What a choice does not compose without; tests/app/test_loggers.py composes it all the same."""
+PACKAGES = {"logger=wandb": "wandb", "logger=mlflow": "mlflow"}
+"""What a choice composes without, and is refused without."""
 
 
 def beside(choice: str, tmp_path: Path) -> list[str]:
     """The overrides that make a choice a whole run."""
+    if choice.startswith("callbacks=") and choice != "callbacks=default":
+        return [f"callbacks=[default,{choice.partition('=')[2]}]"]
+    if choice in PLUGINS:
+        pytest.importorskip(PLUGINS[choice])
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a video of {number} apples\n" for number in range(200)))
     pairs = tmp_path / "pairs.jsonl"

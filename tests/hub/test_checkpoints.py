@@ -22,6 +22,7 @@ from app.entry import REPO
 from ipo_lightning.backbones.cogvideox import Lora
 from ipo_lightning.errors import InputError
 from ipo_lightning.hub.checkpoints import (
+    ALONE,
     TRANSFORMER_FILE,
     Checkpoint,
     find_checkpoint,
@@ -292,12 +293,18 @@ def test_what_a_hub_refuses_is_told(
 # -------------------------------------------------------------------- shards
 
 
+def skip_old_torch() -> None:
+    if not ALONE:
+        pytest.skip("torch 2.6 writes an index that names getattr, which is not opened")
+
+
 def shards(policy: Any, network: nn.Module, path: Path) -> Path:
     """A checkpoint as Lightning's FSDP2 strategy leaves it, of one rank."""
+    skip_old_torch()
     state = {f"network.{name}": weight for name, weight in network.state_dict().items()}
     content = {"state_dict": state, "optimizer_0": {"param_groups": [{"lr": 1e-3}]}}
     with pytest.warns(UserWarning, match="single process"):
-        dcp.save(content, storage_writer=dcp.FileSystemWriter(path), no_dist=True)
+        dcp.save(content, storage_writer=dcp.FileSystemWriter(path))
     torch.save({"ipo_lightning": {"base": policy.identity}}, path / "meta.pt")
     return path
 
@@ -348,6 +355,7 @@ def test_an_index_that_names_code_is_not_opened(base: Path, tmp_path: Path) -> N
 
 
 def test_a_weight_that_is_a_pickle_is_not_opened(base: Path, tmp_path: Path) -> None:
+    skip_old_torch()
     policy = tiny.policy(base)
     network = policy.build()
     name = next(iter(trained_weights(network)))
@@ -355,7 +363,7 @@ def test_a_weight_that_is_a_pickle_is_not_opened(base: Path, tmp_path: Path) -> 
     state[f"network.{name}"] = Evil(tmp_path / "owned")
     path = tmp_path / "update-3.ckpt"
     with pytest.warns(UserWarning, match="single process"):
-        dcp.save({"state_dict": state}, storage_writer=dcp.FileSystemWriter(path), no_dist=True)
+        dcp.save({"state_dict": state}, storage_writer=dcp.FileSystemWriter(path))
     torch.save({"ipo_lightning": {"base": policy.identity}}, path / "meta.pt")
     with pytest.raises(InputError, match="does not fit its base model: 1 weights"):
         load_into(find_checkpoint(str(path)), policy)

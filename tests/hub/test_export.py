@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 import sample as sample_module
 from app.entry import CONF, REPO
+from ipo_lightning.backbones.cogvideox import CogVideoX, Lora
 from ipo_lightning.critics.protocols import Rating
 from ipo_lightning.errors import InputError
 from ipo_lightning.hub.cards import Base, Data, model_card, without_paths
@@ -198,13 +199,24 @@ def test_the_cards_program_makes_a_video(
     assert ("lora" in front["tags"]) == adapter
     assert (front["license"], "base_model" in front) == ("unknown", False)
     program = re.search(r"```python\n(.*?)```", body, re.DOTALL)[1]
-    for ours, theirs in {
-        "folder/of/the/base/model": str(place / family), '"policy"': f'"{policy}"',
-        '.to("cuda")': "", "guidance_scale": "max_sequence_length=6, guidance_scale",
-    }.items():  # fmt: skip
+    changes = {
+        "folder/of/the/base/model": str(place / family),
+        '"policy"': f'"{policy}"',
+        '.to("cuda")': "",
+    }
+    for more in ({}, {", dtype=torch.bfloat16": ""}):
+        made = run_program(program, monkeypatch, tmp_path, changes | more)
+        assert made == [(9, "video.mp4", 8 if family == "cogvideox" else 16)]
+
+
+def run_program(
+    program: str, monkeypatch: pytest.MonkeyPatch, folder: Path, changes: dict[str, str]
+) -> list[tuple[int, str, int]]:
+    """What a card's program writes: frames, name, frames a second."""
+    for ours, theirs in changes.items():
         assert ours in program
         program = program.replace(ours, theirs)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(folder)
     written = []
 
     def export_to_video(frames: Any, path: str, fps: int) -> None:
@@ -213,7 +225,25 @@ def test_the_cards_program_makes_a_video(
 
     monkeypatch.setattr("diffusers.utils.export_to_video", export_to_video)
     exec(compile(program, "card", "exec"), {})  # noqa: S102 - what the card tells readers to run
-    assert written == [(9, "video.mp4", 8 if family == "cogvideox" else 16)]
+    return written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_shipped_models_card_runs_in_a_clone(
+    adapter: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its text encoder is stored in half precision, which transformers keeps."""
+    shipped = REPO / "ipo_lightning/shapes/pipeline"
+    lora = Lora(rank=2, alpha=2) if adapter else None
+    policy = CogVideoX(str(shipped), lora=lora)
+    policy.export(policy.build(), tmp_path)
+    settings = yaml.safe_dump({"rollout": {"steps": 2, "guidance_scale": 2.0}})
+    text = card(str(shipped), adapter, settings=settings)
+    program = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    assert "dtype=" not in program
+    changes = {'"policy"': f'"{tmp_path}"', '.to("cuda")': ""}
+    assert run_program(program, monkeypatch, REPO, changes) == [(9, "video.mp4", 8)]
 
 
 def test_a_card_tells_losses_data_and_scores_and_no_folder(

@@ -434,8 +434,12 @@ class FakeTrainer:
         self.is_global_zero, self.global_step, self.precision = True, 7, "bf16-mixed"
         self.precision_plugin = SimpleNamespace(forward_context=nullcontext)
         self.strategy = SimpleNamespace(
-            barrier=lambda: None, broadcast=lambda value: value, root_device=torch.device("cpu")
+            barrier=lambda: None,
+            broadcast=lambda value: value,
+            reduce_boolean_decision=lambda decision, all: decision,
+            root_device=torch.device("cpu"),
         )
+        self.should_stop = False
         self.loggers: list[Any] = []
         self.callbacks: list[Any] = []
         vars(self).update(more)

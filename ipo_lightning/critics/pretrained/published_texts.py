@@ -21,6 +21,7 @@ from huggingface_hub import constants
 from ipo_lightning.critics.pretrained.http_errors import AskAgain, Away, network_errors
 from ipo_lightning.errors import InputError
 from ipo_lightning.storage.store import write_atomically
+from ipo_lightning.storage.writing import CannotWrite
 
 PROMPT = "{prompt}"
 """The place of the prompt in a text."""
@@ -106,10 +107,10 @@ class PublishedText:
             raise self._missing("the file there has another text now")
         try:
             write_atomically(kept, text.encode())
-        except OSError as error:
+        except CannotWrite as error:
             raise InputError(
-                f"{kept.parent}: the prompt text cannot be written there ({error}); set {CACHE} to "
-                "a folder that can be written"
+                f"{kept.parent}: the prompt text cannot be written there ({error}); or set {CACHE} "
+                "to a folder that can be written"
             ) from error
         return text
 
