@@ -99,11 +99,16 @@ ComposeTrain = Callable[..., DictConfig]
 
 
 @functools.cache
-def kept(*overrides: str) -> DictConfig:
-    """The settings of ``python train.py OVERRIDES...``: composed once, to be copied."""
+def kept(program: str, *overrides: str) -> DictConfig:
+    """The settings of ``python PROGRAM.py OVERRIDES...``: composed once, to be copied."""
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(overrides))
+        return compose(program, list(overrides))
+
+
+def composed(program: str, *overrides: str) -> DictConfig:
+    """The settings of a configuration of conf/, which are the caller's own."""
+    return copy.deepcopy(kept(program, *overrides))
 
 
 @pytest.fixture
@@ -112,8 +117,8 @@ def compose_train(tmp_path: Path) -> ComposeTrain:
 
     def composed(*overrides: str, outputs: Path = tmp_path) -> DictConfig:
         if any(word.startswith(("paths.outputs=", "hydra.")) for word in overrides):
-            return kept.__wrapped__(f"paths.outputs={outputs}", *overrides)
-        cfg = copy.deepcopy(kept("paths.outputs=outputs", *overrides))
+            return kept.__wrapped__("train", f"paths.outputs={outputs}", *overrides)
+        cfg = copy.deepcopy(kept("train", "paths.outputs=outputs", *overrides))
         cfg.paths.outputs = str(outputs)  # what else names a folder is interpolated
         return cfg
 
@@ -155,7 +160,7 @@ def small(compose_train: ComposeTrain, tmp_path: Path) -> ComposeTrain:
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the videos and verdicts of the base's evaluation and of the first rollout."""
     outputs = tmp_path_factory.mktemp("stock")
-    train(kept(*SMALL, f"paths.outputs={outputs}", "round=1", "until=labelling"))
+    train(composed("train", *SMALL, f"paths.outputs={outputs}", "round=1", "until=labelling"))
     return outputs / "store"
 
 

@@ -1,11 +1,14 @@
 """From settings to what they ask of their devices, for `ipo_lightning.planning.estimate`."""
 
+import atexit
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -37,14 +40,22 @@ def readable(cfg: DictConfig) -> Iterator[tuple[DictConfig, str]]:
             _refuse_unreachable(policy.path)
         _ = policy.latent_shape
     except InputError:
-        known = MODELS.get(policy.path)
-        if known is None:
+        if policy.path not in MODELS:
             raise
-        with TemporaryDirectory() as folder:
-            write_configs(known, Path(folder))
-            yield changed(cfg, {"backbone.path": folder}), f"{policy.path} as published"
+        folder = _published(policy.path)
+        yield changed(cfg, {"backbone.path": folder}), f"{policy.path} as published"
     else:
         yield cfg, ""
+
+
+@cache
+def _published(path: str) -> str:
+    """A folder with a model's published configs until this process ends: traces are cached by its
+    path, so that a sweep traces one network once."""
+    folder = mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_configs(MODELS[path], Path(folder))
+    return folder
 
 
 def _refuse_unreachable(path: str) -> None:

@@ -7,27 +7,21 @@ from pathlib import Path
 
 import lightning as L
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from app import assembly, checks
-from app.entry import CONF, REPO, refuse_misspelt
+from app.entry import REPO, refuse_misspelt
 from app.free_text import flags_first
 from app.keys import KEYS
 from ipo_lightning.errors import InputError, pipe_may_close
 from ipo_lightning.rounds import IterationCallback
 from ipo_lightning.rounds.training import TrainingStage
 from ipo_lightning.storage.layout import STAGES, RunDir
-from tests.conftest import ComposeTrain
+from tests.conftest import ComposeTrain, composed
+from tests.helpers.commands import command
 from train import train
 
 CSV = "lightning.pytorch.loggers.CSVLogger"
-
-
-def run_train(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """``python train.py ARGUMENTS...``."""
-    command = [sys.executable, "train.py", *arguments]
-    return subprocess.run(command, cwd=REPO, env=os.environ, capture_output=True, text=True)
 
 
 # ---------------------------------------------------------------- through the command line
@@ -49,7 +43,7 @@ def run_train(*arguments: str) -> subprocess.CompletedProcess[str]:
 )
 def test_the_command_line_refuses(arguments: list[str], named: str, tmp_path: Path) -> None:
     # The sweep's first job is a dry run, else it would train.
-    done = run_train(*arguments, f"paths.outputs={tmp_path}/outputs", "dry_run=true")
+    done = command("train.py", *arguments, f"paths.outputs={tmp_path}/outputs", "dry_run=true")
     assert done.returncode in (1, 2)
     said = done.stderr.strip().splitlines()
     assert named in done.stderr
@@ -73,14 +67,14 @@ def test_the_command_line_refuses(arguments: list[str], named: str, tmp_path: Pa
 )
 def test_the_training_of_a_critic_refuses(arguments: list[str], named: str, tmp_path: Path) -> None:
     """Each from the configuration of its task."""
-    done = run_train(*arguments, f"paths.outputs={tmp_path}/outputs")
+    done = command("train.py", *arguments, f"paths.outputs={tmp_path}/outputs")
     assert done.returncode == 1 and named in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 3
     assert not (tmp_path / "outputs").exists()
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    done = run_train("round=0", "debug=true", f"paths.outputs={tmp_path}")
+    done = command("train.py", "round=0", "debug=true", f"paths.outputs={tmp_path}")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 
@@ -313,9 +307,7 @@ def test_checks_are_light() -> None:
 
 def test_every_checked_key_is_a_setting(compose_train: ComposeTrain) -> None:
     """A value that no configuration has would be checked in vain."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        critic = compose("train_critic", ["data.path=x"])
-    configs = [compose_train(), critic]
+    configs = [compose_train(), composed("train_critic", "data.path=x")]
     taken = [key for keys in KEYS.values() for key in keys.values()]
     missing = {
         key

@@ -3,74 +3,27 @@
 import inspect
 import re
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-import train
 from app import assembly
 from app.checks import check
-from app.entry import CONF, choices_of, refuse_misspelt, register_resolvers, settings_but_batches
+from app.entry import CONF, choices_of, refuse_misspelt, settings_but_batches
 from data.critic_datamodule import CriticDataModule
 from ipo_lightning.errors import InputError
-from ipo_lightning.reward.losses import RewardScale
 from ipo_lightning.rounds import IterationCallback
 from ipo_lightning.rounds.training import TrainingStage
-from ipo_lightning.shapes.reward_encoder import ShapesReward
 from ipo_lightning.storage.layout import RunDir
-from tests.conftest import ComposeTrain
-from tests.helpers import tiny_wan
+from tests.conftest import ComposeTrain, composed
+from tests.helpers.choices import CHOICES, EVERY, OF_CRITICS, PACKAGES, beside
 
-OF_CRITICS = ("network", "reward_loss")
-"""Groups of conf/train_critic.yaml alone."""
-GROUPS = sorted({path.parent.name for path in CONF.glob("*/*.yaml")})
-EVERY = [f"{group}={name}" for group in GROUPS for name in choices_of(group)]
-CHOICES = [choice for choice in EVERY if not choice.startswith(OF_CRITICS)]
 FILES = sorted(CONF.rglob("*.yaml"))
-BESIDE = {"reference=adapter": ["experiment=shapes_lora"], "reference=none": ["loss=simpo"]}
-"""What a choice cannot do without."""
-PLUGINS = {"hparams_search=optuna": "hydra_plugins.hydra_optuna_sweeper"}
-"""What a choice does not compose without; tests/app/test_loggers.py composes it all the same."""
-PACKAGES = {"logger=wandb": "wandb", "logger=mlflow": "mlflow"}
-"""What a choice composes without, and is refused without."""
 COMPLETED = ("callbacks.iteration", "trainer")
 """Nodes whose targets get the rest of their arguments in app/assembly.py."""
-
-
-def beside(choice: str, tmp_path: Path) -> list[str]:
-    """The overrides that make a choice a whole run."""
-    if choice.startswith("callbacks=") and choice != "callbacks=default":
-        return [f"callbacks=[default,{choice.partition('=')[2]}]"]
-    if choice in PLUGINS:
-        pytest.importorskip(PLUGINS[choice])
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("".join(f"a video of {number} apples\n" for number in range(200)))
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text("".join(
-        f'{{"prompt": "a video of {number} apples", "chosen": "a.mp4", "rejected": "b.mp4"}}\n'
-        for number in range(200)
-    ))  # fmt: skip
-    files = {
-        "data=imported": [f"data.imported.path={pairs}", "evaluation.real_clips=null"],
-        "data=file": [f"data.prompts.path={prompts}", "evaluation.real_clips=null"],
-    }
-    if choice.endswith("critic=reward"):
-        return [choice, f"{choice.partition('=')[0]}.model={tmp_path}"]
-    if choice == "experiment=shapes_wan":  # its folder is made, not shipped
-        return [choice, f"backbone.path={tiny_wan.save_pipeline(tmp_path / 'wan')}"]
-    if choice.startswith("experiment=ipo_"):
-        critics = ["critic=shapes", "eval_critic=shapes_judge"]
-        return [choice, *critics, f"data.prompts.path={prompts}"]
-    if choice.endswith("critic=trained"):
-        family = ShapesReward(dims=["Overall"], steps=0, clips=64)
-        family.export(family.build(), tmp_path / "critic", RewardScale((0.0,), (1.0,)))
-        return [choice, f"{choice.partition('=')[0]}.path={tmp_path / 'critic'}"]
-    return [choice, *(BESIDE | files).get(choice, [])]
 
 
 def targets(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -113,42 +66,6 @@ def test_every_choice_composes_and_its_targets_take_its_keys(
             check_target(place, node)
         except TypeError as error:
             pytest.fail(f"{choice}: {place}: {error}")
-
-
-def planned() -> Iterator[Any]:
-    """The choices but experiments of real models and their backbones, which test_experiments.py
-    plans for their cards.
-
-    A plan takes a second, one of a large network several.
-    """
-    files = (path.read_text() for path in CONF.glob("experiment/ipo_*.yaml"))
-    theirs = {f"backbone={name}" for text in files
-              for name in re.findall(r"override /backbone: (\w+)", text)}  # fmt: skip
-    for choice in CHOICES:
-        group = choice.partition("=")[0]
-        if not choice.startswith("experiment=ipo_") and choice not in theirs:
-            long = group not in ("reference", "rollout")
-            yield pytest.param(choice, marks=[pytest.mark.slow] if long else [])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("choice", list(planned()))
-def test_every_choice_is_planned(
-    choice: str,
-    compose_train: ComposeTrain,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """The parts of the run are instantiated, and the plan printed."""
-    if choice in PACKAGES:
-        pytest.importorskip(PACKAGES[choice])
-    cfg = compose_train(*beside(choice, tmp_path))
-    cfg.dry_run, cfg.round, cfg.plan.tflops = True, 1, 1.0
-    itself = choice == "eval_critic=shapes"
-    with pytest.warns(UserWarning, match="held-out judge") if itself else nullcontext():
-        assert train.train(cfg) is None
-    assert "round  rollout" in capsys.readouterr().out
-    assert not Path(cfg.paths.outputs, cfg.name).exists()
 
 
 @pytest.mark.slow
@@ -237,9 +154,7 @@ def test_a_judge_of_another_model_is_of_another_make(compose_train: ComposeTrain
 @pytest.mark.parametrize("choice", ["seed=1", *(c for c in EVERY if c.startswith(OF_CRITICS))])
 def test_the_training_of_a_critic_composes(choice: str) -> None:
     """With each network and loss; what assembly passes in is left to it."""
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train_critic", [choice, "data.path=pairs.jsonl"])
+    cfg = composed("train_critic", choice, "data.path=pairs.jsonl")
     assert OmegaConf.missing_keys(cfg) == set()
     found = dict(targets(OmegaConf.to_container(cfg, resolve=True)))
     assert {"network", "reward_loss", "data", "optim.optimizer", "trainer"} <= found.keys()
@@ -252,20 +167,16 @@ def test_the_training_of_a_critic_composes(choice: str) -> None:
 
 
 def test_the_cache_of_encoders_is_no_part_of_a_critics_name() -> None:
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        names = {
-            compose("train_critic", ["data.path=x", word]).name
-            for word in ("network.cache=null", "paths.outputs=elsewhere", "network.width=9")
-        }
-    assert len(names) == 2  # fmt: skip
+    names = {
+        composed("train_critic", "data.path=x", word).name
+        for word in ("network.cache=null", "paths.outputs=elsewhere", "network.width=9")
+    }
+    assert len(names) == 2
 
 
 @pytest.mark.parametrize(("program", "needed"), [("sample", "ckpt"), ("audit", "pairs")])
 def test_the_other_programs_compose(program: str, needed: str) -> None:
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(program, [f"{needed}=somewhere", "critic=shapes"])
+    cfg = composed(program, f"{needed}=somewhere", "critic=shapes")
     assert OmegaConf.missing_keys(cfg) == set()
     for place, node in targets(OmegaConf.to_container(cfg, resolve=True)):
         check_target(place, node)

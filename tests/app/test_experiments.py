@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.entry import CONF, REPO
-from app.planning.fitting import smallest_change, smallest_changes
-from app.planning.jobs import job_of, readable
 from ipo_lightning.errors import InputError
-from ipo_lightning.planning.estimate import GIB, Estimate
 from tests.conftest import ComposeTrain
 from train import train
 
@@ -104,37 +101,6 @@ def test_the_papers_setting_is_the_papers(compose_train: ComposeTrain, prompts: 
         128 * cfg.data.optimizer_steps * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches
     )
     assert pairs == pytest.approx(100_000, rel=0.01)
-
-
-# ---------------------------------------------------------------- what would fit
-
-
-@pytest.mark.slow
-def test_the_smallest_change_is_found(compose_train: ComposeTrain) -> None:
-    """On the embedded world, whose fullest stage is the training."""
-    cfg = compose_train("plan.memory_gib=80")
-    estimate = Estimate(job_of(cfg))
-    assert estimate.fullest.name == "training"
-    need = estimate.fullest.total
-    found = smallest_change(cfg, need * 0.99)
-    assert found is not None and found.bytes < need
-    assert [change.shown for change in found.changes] == ["backbone.checkpointing=true"]
-    changed = compose_train("plan.memory_gib=80", "backbone.checkpointing=true")
-    assert Estimate(job_of(changed)).fullest.total == found.bytes
-    assert smallest_change(cfg, 2**20) is None and smallest_changes(cfg, 2**10) is None
-    together = smallest_changes(cfg, found.bytes * 0.9)
-    assert together is not None and len(together.changes) > 1
-
-
-@pytest.mark.slow
-def test_a_whole_network_that_is_too_large_is_trained_by_an_adapter(
-    compose_train: ComposeTrain, prompts: str
-) -> None:
-    words = ("experiment=ipo_cogvideox_5b_fsdp", *CRITICS, prompts, "trainer=auto")
-    cfg = compose_train(*words, "trainer.devices=1", "backbone.tiling=true")
-    with readable(cfg) as (settled, _):
-        found = smallest_change(settled, 60 * GIB)
-    assert found is not None and "backbone.lora" in found.changes[0].settings
 
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`")

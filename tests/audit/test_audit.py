@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
@@ -13,12 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from app.audit_settings import SETTINGS
-from app.entry import CONF, REPO, register_resolvers
 from audit import audit
 from ipo_lightning.audit.asking import Answer, Ledger, Shelf
 from ipo_lightning.audit.findings import Rules, Table, findings
@@ -39,7 +35,9 @@ from ipo_lightning.shapes.annotators import annotate
 from ipo_lightning.shapes.critic import ShapesCritic
 from ipo_lightning.storage.store import read_jsonl
 from ipo_lightning.video import read_video
+from tests.conftest import composed
 from tests.helpers import audited
+from tests.helpers.commands import command
 
 Found = dict[str, Any]
 DIMS = "dims={VQ:[consistent,clear],MQ:smooth,TA:[colour,shape,motion]}"
@@ -66,12 +64,6 @@ def exact(crowd: Path) -> Path:
     return crowd.parent / "exact.jsonl"
 
 
-def composed(*words: str) -> DictConfig:
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("audit", list(words))
-
-
 @pytest.fixture
 def audit_of(tmp_path: Path) -> Callable[..., Found]:
     """An audit: ``audit_of("Biased", file, "n=10")``; a shipped critic by its lower-case name."""
@@ -82,7 +74,7 @@ def audit_of(tmp_path: Path) -> Callable[..., Found]:
             if critic.islower()
             else f"+critic._target_=tests.helpers.audited.{critic}"
         )
-        cfg = composed(chosen, f"pairs={pairs}", f"paths.outputs={tmp_path}", "name=a",
+        cfg = composed("audit", chosen, f"pairs={pairs}", f"paths.outputs={tmp_path}", "name=a",
                        "trainer.accelerator=cpu", *words)  # fmt: skip
         found = audit(cfg)
         return {} if found is None else found
@@ -381,17 +373,16 @@ def test_worst_disagreements_by_hand() -> None:
 
 @pytest.mark.slow
 def test_the_commands_of_the_pages(tmp_path: Path) -> None:
-    make = ["-m", "ipo_lightning.shapes.annotators", "--out", str(tmp_path), "--pairs", "24",
-            "--source", "renderer", "--split", "select", "--candidates", "2"]  # fmt: skip
-    subprocess.run([sys.executable, *make], cwd=REPO, check=True, capture_output=True)
+    make = ["--out", str(tmp_path), "--pairs", "24", "--source", "renderer", "--split", "select",
+            "--candidates", "2"]  # fmt: skip
+    assert command("ipo_lightning.shapes.annotators", *make).returncode == 0
     words = ["critic=shapes", f"pairs={tmp_path}/pairs.jsonl", f"paths.outputs={tmp_path}/out"]
-    done = subprocess.run([sys.executable, "audit.py", *words], cwd=REPO, capture_output=True,
-                          text=True, check=True)  # fmt: skip
+    done = command("audit.py", *words)
+    assert done.returncode == 0
     assert "shapes-rules@1 agrees with people on" in done.stdout
     (page,) = (tmp_path / "out/audits").glob("shapes-rules-1-pairs-*/audit.html")
     assert f"page: {page}" in done.stdout
-    wrong = subprocess.run([sys.executable, "audit.py", "critic=shapes", "pair=x"], cwd=REPO,
-                           capture_output=True, text=True)  # fmt: skip
+    wrong = command("audit.py", "critic=shapes", "pair=x")
     assert wrong.returncode == 1 and "did you mean 'pairs'" in wrong.stderr
     assert "Traceback" not in wrong.stderr
 
@@ -613,5 +604,5 @@ def test_what_is_no_critic_is_refused(audit_of: Callable[..., Found], exact: Pat
 
 
 def test_every_checked_setting_is_one() -> None:
-    cfg = composed("critic=shapes", "pairs=x")
+    cfg = composed("audit", "critic=shapes", "pairs=x")
     assert all(OmegaConf.select(cfg, key, default=cfg) is not cfg for key in SETTINGS)

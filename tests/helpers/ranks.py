@@ -11,12 +11,15 @@ SERVER = get_context("forkserver")
 SERVER.set_forkserver_preload(["app.assembly", "lightning", "diffusers", "train"])
 
 
-def ranks(function: Callable[..., Any], *args: Any, count: int = 2) -> int:
+def ranks(function: Callable[..., Any], *args: Any, count: int = 2, end: bool = True) -> int:
     """Call a function on so many ranks, with the environment that torchrun gives; arguments travel
     pickled.
 
+    Args:
+        end: end the others when one fails.
+
     Returns:
-        0, or the exit status of the first rank that failed: the others are then ended.
+        0, or the exit status of the first rank that failed.
     """
     port = free_port()
     living = [SERVER.Process(target=_rank, args=(rank, count, port, function, args))
@@ -29,7 +32,7 @@ def ranks(function: Callable[..., Any], *args: Any, count: int = 2) -> int:
         for one in [one for one in living if one.exitcode is not None]:
             living.remove(one)
             statuses.append(one.exitcode or 0)
-        if any(statuses):
+        if end and any(statuses):
             for one in living:
                 one.terminate()
     return next((status for status in statuses if status), 0)

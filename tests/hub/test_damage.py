@@ -23,9 +23,9 @@ from ipo_lightning.errors import InputError, readable
 from ipo_lightning.hub.checkpoints import TRANSFORMER_FILE, find_checkpoint, load_into
 from ipo_lightning.policy import LORA_FILE, trained_weights
 from tests.backbones.test_cogvideox import moved
+from tests.conftest import composed
 from tests.helpers import tiny
 from tests.hub.test_checkpoints import shards
-from tests.test_sample import composed
 
 KINDS = ("transformer", "lora", "lightning", "pipeline")
 

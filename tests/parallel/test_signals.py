@@ -30,6 +30,8 @@ from ipo_lightning.parallel.signals import (
 from ipo_lightning.rounds.iteration import IterationCallback
 from ipo_lightning.rounds.trainer import check_trainer
 from ipo_lightning.storage.layout import RunDir
+from tests.helpers.commands import command, run
+from tests.helpers.ranks import ranks
 from train import train
 
 Compose = Callable[..., DictConfig]
@@ -51,9 +53,9 @@ def known() -> Iterator[list[dict[str, Any]]]:
 
 
 @pytest.fixture
-def unbroken(small: Compose, known: list[dict[str, Any]]) -> Sequence[Mapping[str, Any]]:
+def unbroken(begun: Compose, known: list[dict[str, Any]]) -> Sequence[Mapping[str, Any]]:
     if not known:
-        cfg = small(ROUNDS, outputs="unbroken")
+        cfg = begun(ROUNDS, outputs="unbroken")
         train(cfg)
         known.extend(results(Path(cfg.paths.outputs)))
     return known
@@ -87,12 +89,13 @@ MOMENTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_signal_saves_and_the_run_goes_on_from_there(
-    small: Compose, unbroken: Sequence[Any], tmp_path: Path, moment: str
+    small: Compose, begun: Compose, unbroken: Sequence[Any], tmp_path: Path, moment: str
 ) -> None:
     number, when, checkpoint = MOMENTS[moment]
+    settings = begun if checkpoint else small  # in the rollout a store would have its videos
     handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     with pytest.raises(Stopped) as stopped, stop_signals():
-        train(small(ROUNDS, SIGNAL.format(number=int(number), when=when)))
+        train(settings(ROUNDS, SIGNAL.format(number=int(number), when=when)))
     assert stopped.value.code == 128 + number
     assert f"stopped by {number.name}" in str(stopped.value)
     if checkpoint:
@@ -101,24 +104,24 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(
         assert not (tmp_path / "outputs" / "run" / checkpoint[:7] / "policy.json").exists()
     after = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     assert after == handlers, "the signals are not given back"
-    train(small(ROUNDS))
+    train(settings(ROUNDS))
     assert results(tmp_path / "outputs") == unbroken
 
 
 @pytest.mark.slow
 def test_a_slurm_job_saves_is_requeued_and_goes_on(
-    small: Compose, unbroken: Sequence[Any], tmp_path: Path, scontrol: Path,
+    begun: Compose, unbroken: Sequence[Any], tmp_path: Path, scontrol: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hpc_ckpt_9.ckpt").write_bytes(b"of another run, which Lightning would go on with")
     usr1 = SIGNAL.format(number=int(signal.SIGUSR1), when="optimizer_steps:3")
     with pytest.raises(Stopped, match="after 3 of 6 optimizer steps; job 77 is requeued;") as found:
-        train(small(ROUNDS, "requeue=true", usr1))
+        train(begun(ROUNDS, "requeue=true", usr1))
     assert found.value.code == 128 + signal.SIGUSR1
     assert scontrol.read_text() == "requeue 77\n"
     assert [*tmp_path.rglob("hpc_ckpt*")] == [tmp_path / "hpc_ckpt_9.ckpt"]
-    train(small(ROUNDS, "requeue=true"))
+    train(begun(ROUNDS, "requeue=true"))
     assert results(tmp_path / "outputs") == unbroken
 
 
@@ -135,11 +138,14 @@ def test_two_processes_leave_together(tmp_path: Path, rank: int) -> None:
         "trainer.accelerator=cpu", "name=run", "round=1", f"paths.outputs={tmp_path}",
         SIGNAL.format(number=int(signal.SIGTERM), when=f"{when},rank:{rank}"),
     ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "train.py", *words], cwd=REPO, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 143, done.stderr
-    assert done.stderr.count("stopped by SIGTERM") == 1 and "Traceback" not in done.stderr
+    if rank == 0:
+        status = ranks(run, str(tmp_path), dict(os.environ), "train.py", words, end=False)
+        told = (tmp_path / "stderr").read_text()
+    else:  # the second process is started by the first one
+        done = command("train.py", *words)
+        status, told = done.returncode, done.stderr
+    assert status == 143, told
+    assert told.count("stopped by SIGTERM") == 1 and "Traceback" not in told
     saved = [file.name for file in (tmp_path / "run" / "round_1").glob("checkpoints/*")]
     assert saved == (["update-000002.ckpt"] if rank == 0 else [])
 
@@ -158,21 +164,21 @@ def test_two_processes_leave_together(tmp_path: Path, rank: int) -> None:
     ids=["in a round", "after a round", "before a round"],
 )
 def test_a_round_cut_short_is_not_finished_and_goes_on(
-    small: Compose, unbroken: Sequence[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    begun: Compose, unbroken: Sequence[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     words: str, said: str, kept: list[str],
 ) -> None:  # fmt: skip
-    train(small(ROUNDS, words))
+    train(begun(ROUNDS, words))
     assert f"the trainer was stopped {said} the same command" in capsys.readouterr().out
     folder = tmp_path / "outputs" / "run" / "round_1"
     assert [file.name for file in folder.glob("checkpoints/*")] == kept
     assert (folder / "policy.json").exists() == ("000006" in str(kept))
-    train(small(ROUNDS))
+    train(begun(ROUNDS))
     assert results(tmp_path / "outputs") == unbroken
 
 
 @pytest.mark.slow
 def test_a_module_that_skips_batches_leaves_its_round_open(
-    small: Compose, unbroken: Sequence[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    begun: Compose, unbroken: Sequence[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Lightning ends an epoch where the module's hook returns -1."""
@@ -184,9 +190,9 @@ def test_a_module_that_skips_batches_leaves_its_round_open(
 
     with monkeypatch.context() as patch:
         patch.setattr(PreferenceModule, "on_train_batch_start", skipping)
-        train(small(ROUNDS))
+        train(begun(ROUNDS))
     assert "in round 1, after 3 of 6 optimizer steps; the same" in capsys.readouterr().out
-    train(small(ROUNDS))
+    train(begun(ROUNDS))
     assert results(tmp_path / "outputs") == unbroken
 
 
