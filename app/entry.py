@@ -366,9 +366,11 @@ def _explain(config: str, words: list[str], error: Exception) -> str:
         )
     if taken := re.search(r"'(\S+)' is validated against ConfigStore", said):
         return f"{taken[1]}.yaml: a choice of this name is shipped; give your file another name"
+    no_name = "override must be a string" in said  # of one of the words
     for word in words:
         key, _, value = word.partition("=")
-        odd = value in ("null", "") or value.startswith("[") or "override must be a string" in said
+        odd = value in ("null", "") or value[:1] == "["
+        odd = odd or (no_name and (value in ("true", "false") or not value[:1].isalpha()))
         if (group := group_of(key)) and odd:
             return f"{word}: give one of {', '.join(choices_of(group))}, or leave it out"
     if unlike := re.search(r"Error merging override (.+)", said):

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from typing_extensions import override
 
-from ipo_lightning.rounds import StageReached
+from ipo_lightning.rounds import IterationCallback, StageReached
 from ipo_lightning.settings import Count, NotNegative, checked
 from ipo_lightning.storage.layout import RunDir
 
@@ -44,8 +44,10 @@ class JudgeEarlyStopping(L.Callback):
         Raises:
             JudgeStalled: the run was stopped before.
         """
-        lines = RunDir(trainer.default_root_dir).lines()
-        if reason := self.reason(lines):
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        run = next((one.run for one in callbacks if isinstance(one, IterationCallback)), None)
+        lines = run.lines() if run is not None else []
+        if lines and (reason := self.reason(lines)):
             raise JudgeStalled(int(lines[-1]["round"]), reason)
 
     def on_round_end(self, trainer: L.Trainer, round_number: int, round_dir: Path) -> None:

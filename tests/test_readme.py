@@ -1,6 +1,7 @@
 """What the README and docs/ show is true: examples run, commands compose, plans are printed so."""
 
 import importlib
+import importlib.metadata
 import importlib.util
 import re
 import shlex
@@ -25,6 +26,7 @@ from app.entry import (
 )
 from app.free_text import as_typed
 from ipo_lightning.critics.protocols import PointCritic
+from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.__main__ import COMMANDS as EXCHANGE
 from ipo_lightning.exchange.__main__ import settings_of
 from ipo_lightning.video import Clip
@@ -134,10 +136,19 @@ def refuse_other_settings(program: str, words: list[str], examples: Path) -> Non
         words = list(takewhile(lambda word: word != "--cfg", words))
         config, words = TASKS[task_of(words)], [*words, searched(examples)]
         words = as_typed(config, words)
+        if "hparams_search=optuna" in words and not has_optuna():
+            with pytest.raises(InputError, match="pip install hydra-optuna-sweeper"):
+                refuse_misspelt(config, words)
+            return
         refuse_misspelt(config, words)
         if "-m" not in words:
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 refuse_missing(compose(config, words))
+
+
+def has_optuna() -> bool:
+    """Whether Hydra's plugin is installed, which no part of this project brings."""
+    return any(importlib.metadata.distributions(name="hydra-optuna-sweeper"))
 
 
 def refuse_other_flags(words: list[str]) -> None:
@@ -157,9 +168,12 @@ def refuse_other_targets(words: list[str]) -> None:
     setup = ConfigParser()
     setup.read(REPO / "setup.cfg")
     targets = re.findall(r"^([a-z]+):", (REPO / "Makefile").read_text(), re.MULTILINE)
+    variables = re.findall(r"^([A-Z]+) \?=", (REPO / "Makefile").read_text(), re.MULTILINE)
     for word in words:
         name, _, value = word.partition("=")
-        assert name in (*targets, "EXTRAS")
+        assert name in (*targets, *variables)
+        if name not in ("EXTRAS", *targets):
+            continue
         assert set(value.split(",")) - {""} <= set(setup["options.extras_require"])
 
 

@@ -26,7 +26,8 @@ NEEDED = {"train": [], "train_critic": ["data.path=setup.cfg"], "sample": ["ckpt
           "audit": ["pairs=setup.cfg"]}  # fmt: skip
 GROUPS = {
     "train": [path.name for path in CONF.iterdir() if path.is_dir()
-              if path.name not in ("network", "reward_loss", "paths", "eval_critic")],
+              if path.name not in ("network", "reward_loss", "paths", "eval_critic",
+                                   "hparams_search")],  # a plugin's settings
     "train_critic": ["network", "reward_loss", "optim"],
     "sample": ["rollout"],
     "audit": [],
