@@ -8,6 +8,7 @@ import functools
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ SIGNALS = [
 LEADER = "IPO_LIGHTNING_LEADER"
 """Environment variable: the process that was started by hand; Lightning copies it to its ranks."""
 PATIENCE = b"\nCtrl-C: leaving after this optimizer step (again: at once, without a checkpoint)\n"
+AGAIN = 0.1
+"""Seconds until a signal whose exception was lost is sent again."""
 IMPATIENT = 2.0
 """Seconds after which another signal is meant so, and not the same one passed on by a launcher."""
 
@@ -65,6 +68,7 @@ class StopSignals:
         """Whether a signal waits for `leave`: between a round's optimizer steps."""
         self._before: dict[int, Any] = {}
         self._since = 0.0
+        self._unraisable = sys.unraisablehook
         self._trainer: Trainer | None = None
         self._process = os.getpid()
 
@@ -81,9 +85,12 @@ class StopSignals:
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._handle)
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._lost
 
     def restore(self) -> None:
         """Give the signals back to who had them before."""
+        if self._before and sys.unraisablehook == self._lost:
+            sys.unraisablehook = self._unraisable
         for number, handler in self._before.items():
             if handler is not None and signal.getsignal(number) == self._handle:
                 signal.signal(number, handler)
@@ -141,6 +148,16 @@ class StopSignals:
             os._exit(128 + number)
         elif not self.deferred:
             self.leave()
+
+    def _lost(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        """Python drops what is raised within ``__del__``: the signal is sent once more then."""
+        if not isinstance(unraisable.exc_value, Stopped):
+            self._unraisable(unraisable)
+            return
+        self.received = None
+        again = threading.Timer(AGAIN, os.kill, (os.getpid(), unraisable.exc_value.number))
+        again.daemon = True
+        again.start()
 
     def _tell(self, number: int) -> None:
         """Pass a signal on to the ranks that Lightning has started, or to the one that did."""

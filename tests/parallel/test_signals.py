@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -305,6 +306,20 @@ def test_a_deferred_signal_waits_to_be_asked_for() -> None:
     finally:
         signals.restore()
     assert stopped.value.code == 143
+
+
+def test_a_signal_within_a_finalizer_is_not_lost() -> None:
+    """Python drops what is raised there."""
+
+    class Odd:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = sys.unraisablehook
+    with pytest.raises(Stopped), stop_signals():
+        Odd()
+        threading.Event().wait(20)
+    assert sys.unraisablehook == before
 
 
 def test_whoever_insists_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
