@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.report import find_videos, thumbnail
+from ipo_lightning.report.parts import Draw, draw
 from ipo_lightning.settings import Count, checked
 from ipo_lightning.storage.store import read_jsonl
 from ipo_lightning.video import Clip, contact_sheet, fitting_scale, gif, read_video, spread
@@ -90,20 +91,16 @@ class VideoLogger(L.Callback):
             return None
 
 
-Place = tuple[Any, ...]  # prompt's index, prompt, candidate, seed: what pairs two videos
-
-
-def evaluated(round_dir: Path) -> dict[Place, dict[str, Any]]:
-    """A round's evaluation rows by place, in their order; none where there is no file."""
+def evaluated(round_dir: Path) -> dict[Draw, dict[str, Any]]:
+    """A round's evaluation rows by draw, in their order; none where there is no file."""
     path = round_dir / "evaluation.jsonl"
     rows = read_jsonl(path) if path.exists() else []
-    names = ("prompt_index", "prompt", "candidate", "seed")
-    return {tuple(row.get(name) for name in names): row for row in rows}
+    return {draw(row): row for row in rows}
 
 
-def first_places(rows: dict[Place, dict[str, Any]]) -> list[Place]:
+def first_places(rows: dict[Draw, dict[str, Any]]) -> list[Draw]:
     """The first video of every prompt."""
-    firsts: dict[Any, Place] = {}
+    firsts: dict[Any, Draw] = {}
     for place in rows:
         firsts.setdefault(place[0], place)
     return list(firsts.values())

@@ -31,8 +31,6 @@ AGAIN = 0.1
 """Seconds until a signal whose exception was lost is sent again."""
 IMPATIENT = 2.0
 """Seconds after which another signal is meant so, and not the same one passed on by a launcher."""
-
-
 ALONE = 2.0
 """Seconds between two looks of a rank at whether the process that started it is there."""
 

@@ -6,7 +6,6 @@ import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import lightning as L
 import torch
@@ -15,7 +14,7 @@ from typing_extensions import override
 
 from ipo_lightning.errors import InputError, cause_of, readable
 from ipo_lightning.storage.layout import RunDir
-from ipo_lightning.storage.store import remove, sync
+from ipo_lightning.storage.store import remove, replaced_file, sync
 from ipo_lightning.storage.torch_files import read_plain
 from ipo_lightning.storage.writing import room_to_write
 
@@ -122,16 +121,8 @@ class CheckpointFiles(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        place = Path(path)
-        temporary = place.with_name(f".{place.name}.{uuid4().hex}")
-        with room_to_write(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                torch.save(checkpoint, temporary)
-                sync(temporary)
-                os.replace(temporary, place)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with replaced_file(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
 
     @override
     def load_checkpoint(

@@ -95,13 +95,14 @@ class RoundPolicies:
 
     def _others(self, number: int) -> dict[str, Tensor] | None:
         """The weights that a round ended with, where the network has others."""
-        weights = self._base_weights() if number == 0 else None
-        if number == 0 and weights is None:
-            return None
-        wanted = self.fingerprint(number) if weights is None else self.fingerprint_of(weights)
-        if self.fingerprint_of(whole_tensors(self.module.trained())) == wanted:
-            return None
-        return self.weights(number) if weights is None else weights
+        if number:
+            return None if self._holds(self.fingerprint(number)) else self.weights(number)
+        base = self._base_weights()
+        return None if base is None or self._holds(self.fingerprint_of(base)) else base
+
+    def _holds(self, fingerprint: str) -> bool:
+        """Whether the network has the weights of a fingerprint."""
+        return self.fingerprint_of(whole_tensors(self.module.trained())) == fingerprint
 
     def _base_weights(self) -> dict[str, Tensor] | None:
         """The base model's weights, where the network may have moved away from them."""

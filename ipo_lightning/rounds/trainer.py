@@ -57,8 +57,8 @@ def check_trainer(trainer: L.Trainer, run: RunDir | None = None) -> None:
         raise InputError(
             f"the trainer would go on from {start}, which is no checkpoint of the run {run.path}: "
             "give ckpt_path=Checkpoints(run).newest(ROUND); in a SLURM job without a checkpoint of "
-            "its own Lightning takes hpc_ckpt_*.ckpt of Trainer(default_root_dir=), so give the "
-            "run's folder there"
+            "its own Lightning takes hpc_ckpt_*.ckpt of Trainer(default_root_dir=), so give a "
+            "folder there that nothing else writes to"
         )
 
 

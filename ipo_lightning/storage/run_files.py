@@ -46,10 +46,7 @@ def read_content(path: Path, cure: str = CURE) -> bytes:
     except FileNotFoundError:
         fault = f"a link to {path.readlink()}, where nothing is" if path.is_symlink() else "missing"
     except IsADirectoryError:
-        fault, cure = (
-            "a folder where a file should be",
-            "remove the folder; the same command goes on",
-        )
+        fault, cure = IS_FOLDER, REMOVE_FOLDER
     except PermissionError:
         fault, cure = "Permission denied", "let yourself read it"
     except OSError as error:

@@ -94,14 +94,19 @@ def _sampled_hash(file: Path) -> str:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that appears whole or not at all, also after a power cut."""
+    with replaced_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the place of ``path`` once it is written and on disk."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     with room_to_write(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            yield temporary
+            sync(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
