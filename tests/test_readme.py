@@ -1,7 +1,6 @@
 """What the README and docs/ show is true: examples run, commands compose, plans are printed so."""
 
 import importlib
-import importlib.metadata
 import importlib.util
 import re
 import shlex
@@ -31,6 +30,7 @@ from ipo_lightning.exchange.__main__ import COMMANDS as EXCHANGE
 from ipo_lightning.exchange.__main__ import settings_of
 from ipo_lightning.video import Clip
 from tests.conftest import ComposeTrain
+from tests.helpers.choices import lacking
 from train import train
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
@@ -136,19 +136,14 @@ def refuse_other_settings(program: str, words: list[str], examples: Path) -> Non
         words = list(takewhile(lambda word: word != "--cfg", words))
         config, words = TASKS[task_of(words)], [*words, searched(examples)]
         words = as_typed(config, words)
-        if "hparams_search=optuna" in words and not has_optuna():
-            with pytest.raises(InputError, match="pip install hydra-optuna-sweeper"):
+        if plugin := next(filter(None, map(lacking, words)), None):
+            with pytest.raises(InputError, match=f"pip install {plugin}"):
                 refuse_misspelt(config, words)
             return
         refuse_misspelt(config, words)
         if "-m" not in words:
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 refuse_missing(compose(config, words))
-
-
-def has_optuna() -> bool:
-    """Whether Hydra's plugin is installed, which no part of this project brings."""
-    return any(importlib.metadata.distributions(name="hydra-optuna-sweeper"))
 
 
 def refuse_other_flags(words: list[str]) -> None:

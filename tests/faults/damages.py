@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.helpers import damaged
+
 Damage = Callable[[Path, random.Random], bool]
 """Damages a file in place; False where this way does not apply to it."""
 
@@ -68,15 +70,13 @@ def swap(path: Path, rng: random.Random) -> bool:
 
 def directory(path: Path, rng: random.Random) -> bool:
     """A folder where the file was."""
-    path.unlink()
-    path.mkdir()
+    damaged.folder(path)
     return True
 
 
 def dangling(path: Path, rng: random.Random) -> bool:
     """A link to nowhere where the file was."""
-    path.unlink()
-    path.symlink_to("nowhere")
+    damaged.dead_link(path)
     return True
 
 

@@ -2,23 +2,17 @@
 
 import hashlib
 import json
-import os
-import runpy
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-REPO = Path(__file__).resolve().parent.parent.parent
-SERVER = get_context("forkserver")
-SERVER.set_forkserver_preload(["app.assembly", "lightning", "diffusers", "train"])
+from tests.helpers.commands import run
+from tests.helpers.ranks import SERVER
 
-PROMPTS = ("a red circle moving left", "a blue square moving right", "a green cross moving up")
 WORDS = (
     "rollout.prompts=2", "rollout.n=2", "rollout.steps=2", "data.optimizer_steps=4",
     "data.batch_size=2", "labelling.pair_rule.margin=0", "labelling.filters.motion_ratio=0",
@@ -60,10 +54,11 @@ class Running:
         given: tuple[Any, ...] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.log = outputs.parent / f"{outputs.name}.{time.monotonic_ns()}.log"
-        words = ("train.py", f"paths.outputs={outputs}", *WORDS, *words)
+        self.said = outputs.parent / f"{outputs.name}.{time.monotonic_ns()}"
+        self.said.mkdir()
+        words = (f"paths.outputs={outputs}", *WORDS, *words)
         self.process: ForkServerProcess = SERVER.Process(
-            target=_train, args=(self.log, words, before, given, dict(environment or {}))
+            target=_train, args=(str(self.said), dict(environment or {}), words, before, given)
         )
         self.process.start()
 
@@ -74,30 +69,22 @@ class Running:
         if status is None:
             self.process.kill()
             self.process.join()
-        text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        self.log.unlink(missing_ok=True)
+        text = "".join(file.read_text(errors="replace") for file in sorted(self.said.iterdir()))
+        shutil.rmtree(self.said)
         return Ended(status, text)
 
 
 def _train(
-    log: Path,
+    said: str,
+    environment: Mapping[str, str],
     words: Sequence[str],
     before: Callable[..., Any] | None,
     given: tuple[Any, ...],
-    environment: Mapping[str, str],
 ) -> None:
-    """In the new process: the command line's own way, its output in a file."""
-    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.stdout = open(1, "w", closefd=False, buffering=1)  # noqa: SIM115
-    sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
-    os.environ.update(environment)
-    os.chdir(REPO)
-    sys.argv = list(words)
+    """In the new process: something first, then the command line's own way."""
     if before is not None:
         before(*given)
-    runpy.run_path("train.py", run_name="__main__")
+    run(said, environment, "train.py", words)
 
 
 def train(outputs: Path, *words: str, **more: Any) -> Ended:
@@ -153,7 +140,7 @@ class Runs:
         outputs = self.folder / state.replace(" ", "-")
         words, after = STATES[state]
         if after:
-            crash = "+callbacks.end={_target_:tests.helpers.crash.CrashAt,optimizer_steps:%d}"
+            crash = "+callbacks.end={_target_:tests.helpers.interrupt.CrashAt,optimizer_steps:%d}"
             words = [*words, crash % after["signal"]]
         ended = train(outputs, *words)
         if ended.status != (9 if after else 0):

@@ -1,5 +1,6 @@
 """The shipped choices, and what each needs beside it to be a whole run."""
 
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -16,18 +17,25 @@ EVERY = [f"{group}={name}" for group in GROUPS for name in choices_of(group)]
 CHOICES = [choice for choice in EVERY if not choice.startswith(OF_CRITICS)]
 BESIDE = {"reference=adapter": ["experiment=shapes_lora"], "reference=none": ["loss=simpo"]}
 """What a choice cannot do without."""
-PLUGINS = {"hparams_search=optuna": "hydra_plugins.hydra_optuna_sweeper"}
-"""What a choice does not compose without; tests/app/test_loggers.py composes it all the same."""
+PLUGINS = {"hparams_search=optuna": "hydra-optuna-sweeper"}
+"""What a choice does not compose without, which no part of this project brings;
+tests/app/test_loggers.py composes it all the same."""
 PACKAGES = {"logger=wandb": "wandb", "logger=mlflow": "mlflow"}
 """What a choice composes without, and is refused without."""
+
+
+def lacking(choice: str) -> str | None:
+    """The plugin of Hydra's that a choice needs, where it is not installed."""
+    plugin = PLUGINS.get(choice)
+    return plugin if plugin and not any(distributions(name=plugin)) else None
 
 
 def beside(choice: str, tmp_path: Path) -> list[str]:
     """The overrides that make a choice a whole run."""
     if choice.startswith("callbacks=") and choice != "callbacks=default":
         return [f"callbacks=[default,{choice.partition('=')[2]}]"]
-    if choice in PLUGINS:
-        pytest.importorskip(PLUGINS[choice])
+    if plugin := lacking(choice):
+        pytest.skip(f"{plugin} is not installed")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a video of {number} apples\n" for number in range(200)))
     pairs = tmp_path / "pairs.jsonl"

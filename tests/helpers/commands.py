@@ -8,9 +8,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
 
+from app.entry import REPO
 from tests.helpers.ranks import SERVER
-
-REPO = Path(__file__).resolve().parents[2]
 
 
 def command(program: str, *words: str) -> CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""A callback that sends its own process a signal, as a scheduler would."""
+"""Callbacks that end a run at a certain moment: a lost machine, a signal, a trainer that stops."""
 
 import os
 import signal
@@ -9,32 +9,33 @@ import lightning as L
 from ipo_lightning.sampling import Sampler
 
 
-class SignalAt(L.Callback):
-    """Sends a signal after an optimizer step, or when a unit of videos is made.
+class At(L.Callback):
+    """Does something after an optimizer step, or when a unit of videos is made.
 
     Args:
-        number: the signal's.
         optimizer_steps: global; None for no such moment.
         videos_of: units of videos that this process makes; None for no such moment.
-        rank: of the process that is sent the signal.
+        rank: of the process that does it; None: all do.
     """
 
     def __init__(
         self,
-        number: int = signal.SIGTERM,
         optimizer_steps: int | None = None,
         videos_of: int | None = None,
-        rank: int = 0,
+        rank: int | None = None,
     ) -> None:
-        self.number, self.optimizer_steps, self.rank = number, optimizer_steps, rank
-        self.videos_of = videos_of
+        self.optimizer_steps, self.videos_of, self.rank = optimizer_steps, videos_of, rank
+
+    def act(self) -> None:
+        """What is done."""
+        raise NotImplementedError
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         original, made = Sampler._make, iter(range(1, 10**6))
 
         def make(*args: Any) -> Any:
-            if next(made) == self.videos_of and trainer.global_rank == self.rank:
-                os.kill(os.getpid(), self.number)
+            if next(made) == self.videos_of and self.rank in (None, trainer.global_rank):
+                self.act()
             return original(*args)
 
         Sampler._make = make  # type: ignore[method-assign]
@@ -44,8 +45,32 @@ class SignalAt(L.Callback):
         Sampler._make = self.original  # type: ignore[method-assign]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.optimizer_steps and trainer.global_rank == self.rank:
-            os.kill(os.getpid(), self.number)
+        if trainer.global_step == self.optimizer_steps and self.rank in (None, trainer.global_rank):
+            self.act()
+
+
+class CrashAt(At):
+    """Ends its process at once, as a lost machine would."""
+
+    def act(self) -> None:
+        """No handler of the program is called."""
+        os._exit(9)
+
+
+class SignalAt(At):
+    """Sends its own process a signal, as a scheduler would.
+
+    Args:
+        number: the signal's.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM, rank: int = 0, **when: int) -> None:
+        super().__init__(rank=rank, **when)
+        self.number = number
+
+    def act(self) -> None:
+        """As ``kill`` does."""
+        os.kill(os.getpid(), self.number)
 
 
 class StopAt(L.Callback):

@@ -25,6 +25,7 @@ from ipo_lightning.policy import LORA_FILE, trained_weights
 from tests.backbones.test_cogvideox import moved
 from tests.conftest import composed
 from tests.helpers import tiny
+from tests.helpers.damaged import Evil, dead_link, folder, saved
 from tests.hub.test_checkpoints import shards
 
 KINDS = ("transformer", "lora", "lightning", "pipeline")
@@ -103,16 +104,6 @@ def text(file: Path) -> None:
 def pointer(file: Path) -> None:
     """What git leaves where LFS is not installed."""
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
-
-
-def folder(file: Path) -> None:
-    file.unlink()
-    file.mkdir()
-
-
-def dead_link(file: Path) -> None:
-    file.unlink()
-    file.symlink_to(file.parent / "nowhere")
 
 
 def missing(file: Path) -> None:
@@ -304,17 +295,6 @@ def test_shards_that_are_missing_are_named(made: Path, base: Path, tmp_path: Pat
 
 
 # -------------------------------------------------------------------- Lightning checkpoints
-
-
-class Evil:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return exec, ("open('owned', 'w')",)
-
-
-def saved(content: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
 
 
 def broken_directory(content: bytes) -> bytes:

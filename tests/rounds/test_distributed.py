@@ -84,7 +84,7 @@ def test_two_processes_make_what_one_makes_and_survive_losses(
              "data.batch_size=4"]  # fmt: skip
     assert two_processes(compose_train, two, *settings) == 0
     for place, missing in CRASHES.get(kind, {}).items():
-        crash = f"+callbacks.crash={{_target_:tests.helpers.crash.CrashAt,{place}}}"
+        crash = f"+callbacks.crash={{_target_:tests.helpers.interrupt.CrashAt,{place}}}"
         assert two_processes(compose_train, lost, *settings, crash) != 0
         assert (lost / "run/round_1").exists() and not (lost / "run" / missing).exists()
     train(compose_train(*alone, outputs=one))

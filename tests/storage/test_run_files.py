@@ -18,6 +18,7 @@ from ipo_lightning.storage.records import Candidate, Pair, Point, Verdict
 from ipo_lightning.storage.run_files import DamagedFile, read_content, read_object, read_rows
 from ipo_lightning.storage.store import Store, remove_leftovers, write_atomically
 from ipo_lightning.storage.writing import CannotWrite, cause, room_to_write
+from tests.helpers.damaged import dead_link, folder
 
 PAIR = Pair(0, 3, "a ring", 0, 1, "l0", "l1", "v0", "v1", 0.5)
 ROWS: dict[str, Any] = {
@@ -71,16 +72,6 @@ def other(row: str) -> Callable[[Path], object]:
 
 def in_place(old: str, new: str) -> Callable[[Path], object]:
     return lambda file: file.write_text(file.read_text().replace(old, new))
-
-
-def folder(file: Path) -> None:
-    file.unlink()
-    file.mkdir()
-
-
-def dead_link(file: Path) -> None:
-    file.unlink()
-    file.symlink_to(file.parent / "nowhere")
 
 
 def loop(file: Path) -> None:

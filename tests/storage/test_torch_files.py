@@ -1,6 +1,5 @@
 """No reader of a file that torch writes runs code in it, or repeats torch's advice to run it."""
 
-import io
 import pickle
 import shutil
 from collections.abc import Callable
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from diffusers import AutoencoderKLCogVideoX
 from transformers import T5EncoderModel
 
@@ -20,22 +18,9 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.hub.checkpoints import find_checkpoint, load_into
 from ipo_lightning.rounds import CheckpointFiles
 from tests.helpers import tiny
+from tests.helpers.damaged import Evil, saved
 
 PIPELINE = REPO / "ipo_lightning/shapes/pipeline"
-
-
-class Evil:
-    """Runs code when it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return exec, ("open('owned', 'w')",)
-
-
-def saved(content: Any) -> bytes:
-    """What torch writes."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
 
 
 FILES: dict[str, bytes] = {
