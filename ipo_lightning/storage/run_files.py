@@ -35,16 +35,22 @@ class DamagedFile(InputError):
         super().__init__(f"{path} is damaged ({fault}); {cure}")
 
 
+class MissingFile(DamagedFile):
+    """A file of a run that is not there, or a link to nothing."""
+
+
 def read_content(path: Path, cure: str = CURE) -> bytes:
     """The bytes of a file.
 
     Raises:
-        DamagedFile: it is none, or a link to none, or may not be read.
+        MissingFile: it is not there, or a link to none.
+        DamagedFile: it is no file, or may not be read.
     """
     try:
         return path.read_bytes()
     except FileNotFoundError:
         fault = f"a link to {path.readlink()}, where nothing is" if path.is_symlink() else "missing"
+        raise MissingFile(path, fault, cure) from None
     except IsADirectoryError:
         fault, cure = IS_FOLDER, REMOVE_FOLDER
     except PermissionError:

@@ -27,7 +27,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from ipo_lightning.storage.run_files import DamagedFile, read_content, read_rows
+from ipo_lightning.storage.run_files import DamagedFile, MissingFile, read_content, read_rows
 from ipo_lightning.storage.writing import room_to_write
 
 
@@ -254,10 +254,12 @@ class Store:
         """
         try:
             return read_content(path)
+        except MissingFile:  # though another process may have written it by now
+            return None
         except DamagedFile:
             if path.exists():
                 raise
-            return None  # also where another process has just dropped it
+            return None
 
     @staticmethod
     def _drop(path: Path) -> None:

@@ -190,6 +190,24 @@ def test_two_writers_do_no_harm(store: Store) -> None:
     assert len(files(store.root)) == 2
 
 
+def test_another_writer_may_be_a_moment_later(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was not there, and is by the time that this is dealt with, is no damage."""
+    content, read = b"a video", Path.read_bytes
+
+    def meanwhile(path: Path) -> bytes:
+        if not path.exists():
+            write_atomically(path, content)
+            raise FileNotFoundError(path)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", meanwhile)
+    assert store.get_record("verdicts", "ab") is None
+    name = store.put_blob("videos", content, ".mp4")
+    assert again(store).has_blob("videos", name, ".mp4")
+
+
 # -------------------------------------------------------------------- damage
 
 
