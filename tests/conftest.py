@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
@@ -24,9 +25,10 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
-from hydra.plugins.config_source import ConfigResult
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
 
 from app.entry import CONF, register_resolvers
@@ -34,6 +36,9 @@ from train import train
 
 torch.set_num_threads(1)
 os.fsync = lambda _: None  # no test cuts the power, and a slow disk would make all wait
+# A shell's background job ignores these, and so would all runs of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 VISION = Path(sys.prefix) / "vision"
 """Where the Makefile puts torchvision beside a CPU build of torch."""
@@ -78,11 +83,13 @@ def find_torchvision() -> None:
 find_torchvision()
 
 
+Plugins.instance()  # whose search makes the classes of the sources anew
+FileConfigSource = SourcesRegistry.instance().resolve("file")
 PARSED: dict[tuple[str, str, int], ConfigResult] = {}
 parse = FileConfigSource.load_config
 
 
-def parse_once(self: FileConfigSource, config_path: str) -> ConfigResult:
+def parse_once(self: ConfigSource, config_path: str) -> ConfigResult:
     """Hydra's reader of a YAML file, which is kept: parsing is a fourth of each composition."""
     file = Path(self.path, self._normalize_file_name(config_path))
     if not file.is_file():
