@@ -337,10 +337,10 @@ def test_captions_of_mixed_clips_are_as_true_as_their_share_is_large(name: str) 
 
 @pytest.fixture(scope="module")
 def moving() -> tuple[torch.Tensor, Spoilt]:
-    """One clip that moves, 2000 times, and what is made of it."""
+    """One clip that moves, 1000 times, and what is made of it."""
     scene = world.Scene(combinations("train")[0])
-    clips = to_pixels(world.render([scene] * 2000, 1))
-    return clips, spoil(clips, torch.zeros(2000, 1), torch.Generator().manual_seed(0))
+    clips = to_pixels(world.render([scene] * 1000, 1))
+    return clips, spoil(clips, torch.zeros(1000, 1), torch.Generator().manual_seed(0))
 
 
 @pytest.mark.slow
