@@ -92,23 +92,25 @@ def kept(program: str, *overrides: str) -> DictConfig:
         return compose(program, list(overrides))
 
 
-def composed(program: str, *overrides: str) -> DictConfig:
+def composed(program: str, *overrides: str, outputs: Path | None = None) -> DictConfig:
     """The settings of a configuration of conf/, which are the caller's own."""
-    return copy.deepcopy(kept(program, *overrides))
+    if outputs is None:
+        return copy.deepcopy(kept(program, *overrides))
+    cfg = copy.deepcopy(kept(program, "paths.outputs=outputs", *overrides))
+    cfg.paths.outputs = str(outputs)  # what else names a folder is interpolated
+    return cfg
 
 
 @pytest.fixture
 def compose_train(tmp_path: Path) -> ComposeTrain:
     """The settings of ``python train.py OVERRIDES...``, with its outputs in this test's folder."""
 
-    def composed(*overrides: str, outputs: Path = tmp_path) -> DictConfig:
+    def compose(*overrides: str, outputs: Path = tmp_path) -> DictConfig:
         if any(word.startswith(("paths.outputs=", "hydra.")) for word in overrides):
             return kept.__wrapped__("train", f"paths.outputs={outputs}", *overrides)
-        cfg = copy.deepcopy(kept("train", "paths.outputs=outputs", *overrides))
-        cfg.paths.outputs = str(outputs)  # what else names a folder is interpolated
-        return cfg
+        return composed("train", *overrides, outputs=outputs)
 
-    return composed
+    return compose
 
 
 SMALL = (
@@ -121,7 +123,7 @@ SMALL = (
     "labelling.filters.motion_ratio=0",
     "evaluation.n=1",
     "evaluation.split=select",
-    "evaluation.prompts=4",
+    "evaluation.prompts=2",
     "callbacks.iteration.checkpoint_every=2",
     "callbacks.progress=null",
     "callbacks.videos=null",

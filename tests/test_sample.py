@@ -30,6 +30,7 @@ from ipo_lightning.storage.store import fingerprint, write_atomically
 from ipo_lightning.video import read_video
 from sample import determined, file_name, sample, write
 from tests.helpers import tiny, tiny_wan
+from tests.helpers.ranks import SERVER
 from tests.rounds.test_rounds import Killed, crash_at
 from train import train
 
@@ -239,9 +240,11 @@ def test_a_kill_leaves_no_half_video_and_the_rest_is_made(
 
 @pytest.mark.slow
 def test_two_processes_write_the_files_of_one(
-    draw: Callable[..., list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    draw: Callable[..., list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Uneven: three jobs, with a critic that wants the exact pixels back."""
+    monkeypatch.setattr(sample_module, "get_context", lambda _: SERVER)  # with imports done
     listed = tmp_path / "prompts.txt"
     listed.write_text(f"{PROMPT}\na blue square growing\na green cross shrinking\n")
     settings = (f"prompts={listed}", "prompt=null", "n=2", "batch_size=2", "critic=shapes")

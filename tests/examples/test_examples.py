@@ -84,7 +84,7 @@ def test_preference_data_of_ones_own_are_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPO)
-    file = write_preferences(tmp_path / "mine", prompts("train")[:24])
+    file = write_preferences(tmp_path / "mine", prompts("train")[:12])
     offline_preferences.train(str(file), str(tmp_path), optimizer_steps=2)
     run = RunDir(tmp_path / "offline")
     rows, line = read_jsonl(run.round(1).pairs_file), run.line(1)

@@ -119,6 +119,7 @@ class Runs:
 
     def copy(self, state: str, to: Path) -> Path:
         """Outputs whose run is in a state."""
+        self.expected()  # which leaves a finished run
         if state not in self._made:
             self._made[state] = self._make(state)
         shutil.copytree(self._made[state], to, symlinks=True)
@@ -128,10 +129,7 @@ class Runs:
         """What the run comes to when nothing happens to it."""
         if self._expected is None:
             started = time.monotonic()
-            outputs = self.folder / "unbroken"
-            ended = train(outputs, "round=2")
-            if ended.status != 0:
-                raise RuntimeError(f"the run itself fails: {ended.text[-2000:]}")
+            outputs = self._made["finished"] = self._make("finished")
             self.seconds = time.monotonic() - started
             self._expected = results(outputs)
         return self._expected

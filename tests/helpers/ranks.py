@@ -8,7 +8,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 SERVER = get_context("forkserver")
-SERVER.set_forkserver_preload(["app.assembly", "lightning", "diffusers", "train"])
+SERVER.set_forkserver_preload(["tests.helpers.imported"])
 
 
 def ranks(function: Callable[..., Any], *args: Any, count: int = 2, end: bool = True) -> int:

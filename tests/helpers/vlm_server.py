@@ -2,8 +2,7 @@
 
 Its model is the rule critic of the shapes world: it decodes the pictures that it is sent, and tells
 the truth. Faults are a function of a request's content and of how often it came, never of time.
-In a thread of a test (`served`), or as a process that a test can kill and start again:
-``python -m tests.helpers.vlm_server PORT KEY PLAN``.
+In a thread of a test (`served`), or in a process that a test can kill and start again (`serve`).
 """
 
 import base64
@@ -13,13 +12,13 @@ import json
 import math
 import re
 import struct
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import Connection
 from socket import SO_LINGER, SOL_SOCKET
 from threading import Lock, Thread
 from typing import Any, NamedTuple
@@ -401,9 +400,10 @@ def served(behaviour: Behaviour, *, key: str = "", port: int = 0) -> Iterator[VL
         thread.join()
 
 
-def main(port: int, key: str, plan: Plan) -> None:
-    """Serve until killed; a line on standard output when it is up, and one a question."""
+def serve(port: int, key: str, plan: Plan, sent: Connection) -> None:
+    """Serve until killed, in a process of its own; what is sent is one mapping a question."""
     torch.set_num_threads(1)
+    turn = Lock()
 
     def tell(request: Request, answer: Answer) -> None:
         line = {
@@ -411,14 +411,7 @@ def main(port: int, key: str, plan: Plan) -> None:
             "shown": shown(request),
             "prompt": prompt(request),
         }
-        sys.stdout.write(json.dumps(line) + "\n")
-        sys.stdout.flush()
+        with turn:
+            sent.send(line)
 
-    server = VLMServer(plan, key=key, port=port, told=tell)
-    sys.stdout.write(json.dumps({"url": server.url}) + "\n")
-    sys.stdout.flush()
-    server.serve_forever()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], Plan(**json.loads(sys.argv[3])))
+    VLMServer(plan, key=key, port=port, told=tell).serve_forever()

@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +30,7 @@ from ipo_lightning.hub.checkpoints import (
 from ipo_lightning.policy import LORA_FILE, trained_weights
 from tests.backbones.test_cogvideox import ask, moved
 from tests.helpers import tiny, tiny_wan
+from tests.helpers.commands import command
 from tests.helpers.hub import hub_server
 from tests.rounds.test_distributed import COMMON
 
@@ -373,10 +372,10 @@ def test_a_weight_that_is_a_pickle_is_not_opened(base: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_what_two_ranks_wrote_is_the_rounds_policy(tmp_path: Path) -> None:
     """A run on two processes with sharded checkpoints; its last one has the exported weights."""
-    words = [sys.executable, "train.py", *COMMON, "trainer=fsdp", "trainer.devices=2", "round=1",
+    words = [*COMMON, "trainer=fsdp", "trainer.devices=2", "round=1",
              "trainer.strategy.sharded_checkpoints=true", "data.batch_size=2",
              f"paths.outputs={tmp_path}"]  # fmt: skip
-    subprocess.run(words, cwd=REPO, capture_output=True, check=True)
+    command("train.py", *words).check_returncode()
     folder = tmp_path / "run" / "round_1"
     newest = max((folder / "checkpoints").glob("update-*.ckpt"))
     assert newest.is_dir() and len(list(newest.glob("*.distcp"))) == 2

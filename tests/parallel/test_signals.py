@@ -36,7 +36,6 @@ from tests.helpers.ranks import ranks
 from train import train
 
 Compose = Callable[..., DictConfig]
-ROUNDS = "round=2"
 SIGNAL = "+callbacks.signal={{_target_:tests.helpers.interrupt.SignalAt,number:{number},{when}}}"
 STOP = "+callbacks.stop={{_target_:tests.helpers.interrupt.StopAt,optimizer_steps:{steps}}}"
 
@@ -56,7 +55,7 @@ def known() -> Iterator[list[dict[str, Any]]]:
 @pytest.fixture
 def unbroken(begun: Compose, known: list[dict[str, Any]]) -> Sequence[Mapping[str, Any]]:
     if not known:
-        cfg = begun(ROUNDS, outputs="unbroken")
+        cfg = begun("round=2", outputs="unbroken")
         train(cfg)
         known.extend(results(Path(cfg.paths.outputs)))
     return known
@@ -79,12 +78,19 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---------------------------------------------------------------- signals in a run
 
 MOMENTS = {
-    "the first rollout": (signal.SIGTERM, "videos_of:6", None),
-    "round 1, after 3": (signal.SIGTERM, "optimizer_steps:3", "round_1/checkpoints/update-000003"),
-    "round 1, after 6": (signal.SIGINT, "optimizer_steps:6", "round_1/checkpoints/update-000006"),
-    "round 2, after 5": (signal.SIGHUP, "optimizer_steps:11", "round_2/checkpoints/update-000005"),
-}
-"""When a signal comes -> the signal, the moment, the checkpoint that it leaves."""
+    "the first rollout": (1, signal.SIGTERM, "videos_of:4", None),
+    "round 1, after 3": (
+        1, signal.SIGTERM, "optimizer_steps:3", "round_1/checkpoints/update-000003",
+    ),
+    "round 1, after 6": (
+        2, signal.SIGINT, "optimizer_steps:6", "round_1/checkpoints/update-000006",
+    ),
+    "round 2, after 5": (
+        2, signal.SIGHUP, "optimizer_steps:11", "round_2/checkpoints/update-000005",
+    ),
+}  # fmt: skip
+"""When a signal comes -> of how many rounds the run is, the signal, the moment, the checkpoint that
+it leaves."""
 
 
 @pytest.mark.slow
@@ -92,11 +98,12 @@ MOMENTS = {
 def test_a_signal_saves_and_the_run_goes_on_from_there(
     small: Compose, begun: Compose, unbroken: Sequence[Any], tmp_path: Path, moment: str
 ) -> None:
-    number, when, checkpoint = MOMENTS[moment]
+    last, number, when, checkpoint = MOMENTS[moment]
+    rounds = f"round={last}"
     settings = begun if checkpoint else small  # in the rollout a store would have its videos
     handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     with pytest.raises(Stopped) as stopped, stop_signals():
-        train(settings(ROUNDS, SIGNAL.format(number=int(number), when=when)))
+        train(settings(rounds, SIGNAL.format(number=int(number), when=when)))
     assert stopped.value.code == 128 + number
     assert f"stopped by {number.name}" in str(stopped.value)
     if checkpoint:
@@ -105,8 +112,8 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(
         assert not (tmp_path / "outputs" / "run" / checkpoint[:7] / "policy.json").exists()
     after = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     assert after == handlers, "the signals are not given back"
-    train(settings(ROUNDS))
-    assert results(tmp_path / "outputs") == unbroken
+    train(settings(rounds))
+    assert results(tmp_path / "outputs") == unbroken[: last + 1]
 
 
 @pytest.mark.slow
@@ -114,16 +121,17 @@ def test_a_slurm_job_saves_is_requeued_and_goes_on(
     begun: Compose, unbroken: Sequence[Any], tmp_path: Path, scontrol: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    """In round 1, which is all that it is asked for."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hpc_ckpt_9.ckpt").write_bytes(b"of another run, which Lightning would go on with")
     usr1 = SIGNAL.format(number=int(signal.SIGUSR1), when="optimizer_steps:3")
     with pytest.raises(Stopped, match="after 3 of 6 optimizer steps; job 77 is requeued;") as found:
-        train(begun(ROUNDS, "requeue=true", usr1))
+        train(begun("round=1", "requeue=true", usr1))
     assert found.value.code == 128 + signal.SIGUSR1
     assert scontrol.read_text() == "requeue 77\n"
     assert [*tmp_path.rglob("hpc_ckpt*")] == [tmp_path / "hpc_ckpt_9.ckpt"]
-    train(begun(ROUNDS, "requeue=true"))
-    assert results(tmp_path / "outputs") == unbroken
+    train(begun("round=1", "requeue=true"))
+    assert results(tmp_path / "outputs") == unbroken[:2]
 
 
 @pytest.mark.slow
@@ -156,25 +164,30 @@ def test_two_processes_leave_together(tmp_path: Path, rank: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "said", "kept"),
+    ("last", "words", "said", "kept"),
     [
-        (STOP.format(steps=3), "in round 1, after 3 of 6 optimizer steps;", ["update-000003.ckpt"]),
-        (STOP.format(steps=6), "before the next round;", ["update-000006.ckpt"]),
-        ("+trainer.max_time={seconds:0}", "before the next round;", []),
+        (
+            1,
+            STOP.format(steps=3),
+            "in round 1, after 3 of 6 optimizer steps;",
+            ["update-000003.ckpt"],
+        ),
+        (2, STOP.format(steps=6), "before the next round;", ["update-000006.ckpt"]),
+        (1, "+trainer.max_time={seconds:0}", "before the next round;", []),
     ],
     ids=["in a round", "after a round", "before a round"],
 )
 def test_a_round_cut_short_is_not_finished_and_goes_on(
     begun: Compose, unbroken: Sequence[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    words: str, said: str, kept: list[str],
+    last: int, words: str, said: str, kept: list[str],
 ) -> None:  # fmt: skip
-    train(begun(ROUNDS, words))
+    train(begun(f"round={last}", words))
     assert f"the trainer was stopped {said} the same command" in capsys.readouterr().out
     folder = tmp_path / "outputs" / "run" / "round_1"
     assert [file.name for file in folder.glob("checkpoints/*")] == kept
     assert (folder / "policy.json").exists() == ("000006" in str(kept))
-    train(begun(ROUNDS))
-    assert results(tmp_path / "outputs") == unbroken
+    train(begun(f"round={last}"))
+    assert results(tmp_path / "outputs") == unbroken[: last + 1]
 
 
 @pytest.mark.slow
@@ -191,10 +204,10 @@ def test_a_module_that_skips_batches_leaves_its_round_open(
 
     with monkeypatch.context() as patch:
         patch.setattr(PreferenceModule, "on_train_batch_start", skipping)
-        train(begun(ROUNDS))
+        train(begun("round=1"))
     assert "in round 1, after 3 of 6 optimizer steps; the same" in capsys.readouterr().out
-    train(begun(ROUNDS))
-    assert results(tmp_path / "outputs") == unbroken
+    train(begun("round=1"))
+    assert results(tmp_path / "outputs") == unbroken[:2]
 
 
 CUT = ("fast_dev_run=true", "fast_dev_run=3", "limit_train_batches=1", "limit_train_batches=0.5",

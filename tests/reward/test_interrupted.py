@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from app.entry import CONF, register_resolvers
 from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.signals import Stopped
 from ipo_lightning.reward.module import RewardModule
 from ipo_lightning.shapes.annotators import PAIRS_FILE, annotate
+from tests import conftest
 from train import train_critic
 
 WORDS = (
@@ -26,14 +25,12 @@ WORDS = (
 @pytest.fixture
 def composed(tmp_path: Path) -> Callable[..., DictConfig]:
     """The settings of ``python train.py task=critic OVERRIDES...``, a training of seconds."""
-    register_resolvers()
     annotate(tmp_path / "labels", pairs=20, source="renderer", candidates=2)
     path = f"data.path={tmp_path / 'labels' / PAIRS_FILE}"
 
     def compose_critic(outputs: str, *overrides: str) -> DictConfig:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            words = [path, f"paths.outputs={tmp_path / outputs}", *WORDS, *overrides]
-            return compose("train_critic", words)
+        return conftest.composed("train_critic", path, *WORDS, *overrides,
+                                 outputs=tmp_path / outputs)  # fmt: skip
 
     return compose_critic
 

@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import nan, tensor
 
 from app import critic_assembly
 from app.checks import check_critic
-from app.entry import CONF, register_resolvers, task_of
+from app.entry import task_of
 from data.critic_datamodule import CriticDataModule, Order, Sample, collate, read_samples
 from ipo_lightning.critics.people.annotations import Annotation, read_annotations, write_annotations
 from ipo_lightning.critics.protocols import PointCritic
@@ -44,6 +43,7 @@ from ipo_lightning.shapes.reward_encoder import (
 from ipo_lightning.shapes.spoiling import CORRUPTIONS, Spoilt, spoil
 from ipo_lightning.storage.store import Store
 from ipo_lightning.video import Clip, read_video
+from tests import conftest
 from train import train_critic
 
 DIMS = ("VQ", "MQ", "TA", "Overall")
@@ -62,12 +62,10 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def composed(labels: Path, tmp_path: Path) -> Callable[..., DictConfig]:
     """The settings of ``python train.py task=critic OVERRIDES...``, a training of seconds."""
-    register_resolvers()
 
-    def compose_critic(*overrides: str) -> DictConfig:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            words = [f"data.path={labels}", f"paths.outputs={tmp_path / 'outputs'}", *TINY]
-            return compose("train_critic", [*words, *overrides])
+    def compose_critic(*overrides: str, outputs: str = "outputs") -> DictConfig:
+        words = (f"data.path={labels}", *TINY, *overrides)
+        return conftest.composed("train_critic", *words, outputs=tmp_path / outputs)
 
     return compose_critic
 
@@ -339,10 +337,10 @@ def test_captions_of_mixed_clips_are_as_true_as_their_share_is_large(name: str) 
 
 @pytest.fixture(scope="module")
 def moving() -> tuple[torch.Tensor, Spoilt]:
-    """One clip that moves, 2000 times, and what is made of it."""
+    """One clip that moves, 1000 times, and what is made of it."""
     scene = world.Scene(combinations("train")[0])
-    clips = to_pixels(world.render([scene] * 2000, 1))
-    return clips, spoil(clips, torch.zeros(2000, 1), torch.Generator().manual_seed(0))
+    clips = to_pixels(world.render([scene] * 1000, 1))
+    return clips, spoil(clips, torch.zeros(1000, 1), torch.Generator().manual_seed(0))
 
 
 @pytest.mark.slow
@@ -474,9 +472,9 @@ def test_a_critic_is_trained_and_rates(
 def test_a_killed_training_goes_on_to_the_same_bits(
     composed: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = composed(f"paths.outputs={tmp_path / 'whole'}")
+    whole = composed(outputs="whole")
     train_critic(whole)
-    cut = composed(f"paths.outputs={tmp_path / 'cut'}")
+    cut = composed(outputs="cut")
 
     class Killed(Exception):
         pass
@@ -566,13 +564,11 @@ def test_wrong_settings_are_refused_in_a_sentence(composed: Callable[..., DictCo
 
 
 def test_what_is_trained_beside_bfloat16_needs_mixed_precision(labels: Path) -> None:
-    register_resolvers()
     words = [f"data.path={labels}", "network=multimodal", "network.merger=true"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        check_critic(compose("train_critic", [*words, "trainer.precision=bf16-mixed"]))
-        check_critic(compose("train_critic", [*words, "network.dtype=float32"]))
-        with pytest.raises(InputError, match="choose bf16-mixed, or network.dtype=float32"):
-            check_critic(compose("train_critic", words))
+    check_critic(conftest.composed("train_critic", *words, "trainer.precision=bf16-mixed"))
+    check_critic(conftest.composed("train_critic", *words, "network.dtype=float32"))
+    with pytest.raises(InputError, match="choose bf16-mixed, or network.dtype=float32"):
+        check_critic(conftest.composed("train_critic", *words))
 
 
 def test_the_task_is_read_off_the_command_line() -> None:

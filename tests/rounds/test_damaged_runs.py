@@ -29,7 +29,7 @@ SMALLER = (
 @pytest.fixture
 def smaller(compose_train: Compose) -> Compose:
     """``smaller(outputs, *overrides)``: a run of two rounds."""
-    return lambda outputs, *more: compose_train(*SMALL, *SMALLER, f"paths.outputs={outputs}", *more)
+    return lambda outputs, *more: compose_train(*SMALL, *SMALLER, *more, outputs=Path(outputs))
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,8 @@ def test_errors_in_advance_train_as_a_live_reference_step_by_step(
     begun: Compose, settings: tuple[str, ...]
 ) -> None:
     """Over two rounds, the second against a policy that has been trained."""
-    common = ("round=2", "until=training", "data.optimizer_steps=4", *settings)
+    common = ("round=2", "until=training", "data.optimizer_steps=4", "evaluation.prompts=1",
+              *settings)  # fmt: skip
     live, policy = watched(begun(*common, "reference=frozen", outputs="live"))
     known, other = watched(begun(*common, "reference=cached", outputs="known"))
     assert len(live) == 8
@@ -105,7 +106,7 @@ def test_a_round_that_is_stopped_goes_on_as_if_it_had_not(
     begun: Compose, override: str, when: tuple[int, int]
 ) -> None:
     last, call = when
-    settings = (f"round={last}", "data.real.n=6", override)
+    settings = (f"round={last}", "data.real.n=6", "evaluation.prompts=1", override)
     train(begun(*settings, outputs="whole"))
     with pytest.MonkeyPatch.context() as patch:
         crash_at(patch, PreferenceModule, "training_step", call)

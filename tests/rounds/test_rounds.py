@@ -70,14 +70,14 @@ def unbroken(small: Compose, kept: dict[str, list[dict[str, Any]]]) -> list[dict
 
 CRASHES = {
     "early": [
-        (Store, "put_record", 3),  # the base's evaluation, embeddings
-        (Sampler, "_make", 6),  # the first rollout
+        (Store, "put_record", 2),  # the base's evaluation, embeddings
+        (Sampler, "_make", 4),  # the first rollout
         (TrainingStage, "run", 1),  # trained, not yet exported
         (PreferenceModule, "training_step", 3),  # in round 2
     ],
     "middle": [
         (Sampler, "_make", 2),  # the base's evaluation, videos
-        (AnswerCache, "ask", 10),  # the first critique
+        (AnswerCache, "ask", 6),  # the first critique
         (RecordStage, "run", 1),  # of round 1: evaluated, not yet recorded
         (TrainingStage, "run", 1),  # of round 2: after the last update of all
     ],

@@ -87,7 +87,7 @@ def test_the_policy_makes_right_pairs_of_a_bad_critics_verdicts(
 ) -> None:
     """Acceptance, on fewer prompts: 90 % right on 40 % of the prompts; see benchmarks/README.md."""
     register_resolvers()
-    shape = ("rollout.prompts=30", "rollout.n=8", "rollout.steps=4", "trainer.accelerator=cpu")
+    shape = ("rollout.prompts=18", "rollout.n=8", "rollout.steps=3", "trainer.accelerator=cpu")
     shared: Path = tmp_path_factory.getbasetemp() / "labels"
     kept = figures(shared, critic, "pairwise", *shape)
     assert kept["right"] >= 0.9 * kept["pairs"] and kept["kept"] >= 0.4

@@ -1,19 +1,17 @@
 """A whole round labelled by a server that garbles, dawdles and dies: nothing wrong is learnt."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 
 import pytest
 from hydra import compose, initialize_config_dir
 
-from app.entry import CONF, REPO, register_resolvers
+from app.entry import CONF, register_resolvers
 from ipo_lightning.critics.protocols import PointCritic
 from ipo_lightning.errors import InputError
 from ipo_lightning.labelling.standings import no_verdict
@@ -25,7 +23,8 @@ from ipo_lightning.video import read_video
 from sample import sample
 from tests.conftest import ComposeTrain
 from tests.critics.vlm.test_endpoint import free_port
-from tests.helpers.vlm_server import MODEL, Plan, hashed, served, truthful
+from tests.helpers.ranks import SERVER
+from tests.helpers.vlm_server import MODEL, Plan, hashed, serve, served, truthful
 from train import train
 
 KEY = "sk-test-abcdefghij0123456789"
@@ -58,19 +57,20 @@ class Process:
 
     def live(self) -> None:
         """Start, and read what it tells until it is dead."""
-        command = [sys.executable, "-m", "tests.helpers.vlm_server", str(self.port), KEY]
-        command += [json.dumps(asdict(self.plan))]
-        self.process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True)
+        received, sent = SERVER.Pipe(duplex=False)
+        process = SERVER.Process(target=serve, args=(self.port, KEY, self.plan, sent))
+        process.start()
+        sent.close()
         told: list[dict[str, object]] = []
         first = not self.lives
         self.lives.append(told)
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            told.append(json.loads(line))
-            if first and len(told) > self.kill_after:
-                self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
+        self.process = process
+        with received, suppress(EOFError, OSError):  # it ends with the process
+            while True:
+                told.append(received.recv())
+                if first and len(told) > self.kill_after:
+                    process.kill()
+        process.join()
 
     def expected(self, *shown: str) -> str:
         """What must have become of the question about these videos: a fault, or nothing."""
@@ -81,7 +81,7 @@ class Process:
     @property
     def asked(self) -> list[dict[str, object]]:
         """Every question of all lives."""
-        return [line for told in self.lives for line in told if "kind" in line]
+        return [line for told in self.lives for line in told]
 
 
 @contextmanager
