@@ -51,6 +51,12 @@ LAYERS = {
     "report": ORCHESTRATION,
     "rounds": ORCHESTRATION,
     "reward": ORCHESTRATION,
+    "vbench": ORCHESTRATION,
+    "vbench.scores": MATHEMATICS,
+    "vbench.measures": MATHEMATICS,
+    "vbench.critics": IMPLEMENTATIONS,
+    "vbench.files": IMPLEMENTATIONS,
+    "vbench.metrics": IMPLEMENTATIONS,
 }
 MAY_IMPORT = {
     MATHEMATICS: {MATHEMATICS},
