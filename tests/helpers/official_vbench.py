@@ -162,4 +162,4 @@ def written(folder: Path, kind: str, clips: tuple[Clip, ...]) -> list[str]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(json.dumps(figures(), indent=1) + "\n")
+    Path(sys.argv[1]).write_text(json.dumps(figures()) + "\n")

@@ -199,11 +199,11 @@ SMALL = (video(1, 5, 40, 64), video(2, 3, 96, 64), video(3, 2, 64, 64))
 """Wide, high and square, of different lengths; decord fails on exact pixels of other widths."""
 LARGE = (video(4, 2, 36, 640), video(5, 2, 40, 64))
 """Above and below the size that imaging quality shrinks."""
-MOVING = (video(6, 4, 130, 140), video(7, 5, 136, 128, fps=16.0))
+MOVING = (video(6, 3, 130, 140), video(7, 3, 136, 128, fps=16.0))
 """Large enough for RAFT; one needs padding, of the other every second frame is used."""
 SPEEDS = [
-    (height, 320, (8 * torch.rand(pairs, generator=generator(pairs)) ** 2).tolist())
+    (height, 320, (8 * torch.rand(pairs, generator=generator(pairs))).tolist())
     for pairs in range(1, 41)
-    for height in (128, 256)
+    for height in (224, 256)
 ]
 """Height and width in pixels, and speeds in pixels of the pairs of frames, of made-up videos."""
