@@ -82,6 +82,20 @@ def read_prompts(path: Path, key: str = "prompt") -> list[str]:
     return prompts
 
 
+def read_named(path: Path) -> dict[str, str]:
+    """Prompt -> the text that its videos are named after, of a table with ``prompt`` and ``name``.
+
+    Raises:
+        InputError: there is no such file, it is of another kind, or a row has no such texts.
+    """
+    path = path.expanduser()
+    if not os.path.exists(path) or path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"names={path}: give a table with the columns 'prompt' and 'name': "
+                         f"{', '.join(SUFFIXES)}")  # fmt: skip
+    prompts, names = (list(_of_table(path, key)) for key in ("prompt", "name"))
+    return dict(zip(prompts, names, strict=True))
+
+
 def _of_text(text: str) -> Iterator[str]:
     """One a line; only what ends lines in files does so here, not what `str.splitlines` takes."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")

@@ -21,12 +21,12 @@ from app.entry import (
 )
 from app.free_text import as_typed
 from app.sample_settings import batch_of, sampling_of
-from app.vbench import check_names, video_name
 from ipo_lightning.backbones.cogvideox import CogVideoX, Lora
 from ipo_lightning.errors import InputError
 from ipo_lightning.hub.checkpoints import find_checkpoint, load_into
 from ipo_lightning.policy import Sampling, trained_weights
 from ipo_lightning.storage.store import fingerprint, write_atomically
+from ipo_lightning.vbench.names import check_names, video_name
 from ipo_lightning.video import read_video
 from sample import determined, file_name, sample, write
 from tests.helpers import tiny, tiny_wan
