@@ -92,8 +92,17 @@ def read_named(path: Path) -> dict[str, str]:
     if not os.path.exists(path) or path.suffix.lower() not in SUFFIXES:
         raise InputError(f"names={path}: give a table with the columns 'prompt' and 'name': "
                          f"{', '.join(SUFFIXES)}")  # fmt: skip
-    prompts, names = (list(_of_table(path, key)) for key in ("prompt", "name"))
-    return dict(zip(prompts, names, strict=True))
+    expected = 'expected {"prompt": "...", "name": "..."}, got'
+    named = {}
+    try:
+        for place, row in rows_of(path):
+            texts = [one_line(str(row.get(key) or "")) for key in ("prompt", "name")]
+            if not all(texts):
+                raise InputError(f"names: {place}: {expected} {repr(dict(row))[:60]}")
+            named[texts[0]] = texts[1]
+    except NotARow as error:
+        raise InputError(f"names: {error.place}: {expected} {error.text!r}") from error
+    return named
 
 
 def _of_text(text: str) -> Iterator[str]:

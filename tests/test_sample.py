@@ -475,6 +475,23 @@ def test_videos_are_named_as_vbench_looks_for_them(
     assert {one.parent for one in draw(shipped, *words, "naming=vbench", "seed=1")} != {folder}
 
 
+def test_names_of_rewritten_prompts(tmp_path: Path) -> None:
+    table = tmp_path / "names.jsonl"
+    table.write_text('{"prompt": "a long  text", "name": "a ring"}\n')
+    given = composed("sample", "ckpt=none", f"names={table}", "naming=vbench")
+    assert sample_module.read_names(given, ["a long text"]) == ["a ring"]
+    with pytest.raises(InputError, match="it has no row of the prompt 'a cross'"):
+        sample_module.read_names(given, ["a cross"])
+    with pytest.raises(InputError, match="give naming=vbench or vbench2 as well"):
+        sample_module.read_names(composed("sample", "ckpt=none", f"names={table}"), ["a ring"])
+    table.write_text('{"prompt": "a long text"}\n')
+    with pytest.raises(InputError, match=r'names: .*:1: expected {"prompt": "...", "name"'):
+        sample_module.read_names(given, ["a long text"])
+    given.names = str(tmp_path / "names.txt")
+    with pytest.raises(InputError, match="give a table with the columns 'prompt' and 'name'"):
+        sample_module.read_names(given, ["a long text"])
+
+
 @pytest.mark.parametrize(
     ("prompts", "naming", "said"),
     [

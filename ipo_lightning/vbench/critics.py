@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection, ViTModel
 
@@ -30,7 +30,7 @@ from ipo_lightning.critics.pretrained.checkpoint import (
     origin,
 )
 from ipo_lightning.critics.protocols import Rating
-from ipo_lightning.critics.scorers.frames import fingerprint_of, read_head
+from ipo_lightning.critics.scorers.frames import fingerprint_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.gauges import motion
 from ipo_lightning.settings import Text, checked
@@ -249,10 +249,16 @@ class SubjectConsistency(NetworkDimension):
         return consistency(self.features(clip))
 
 
+class ImageHalf(CLIPVisionModelWithProjection):
+    """The half of a CLIP that sees; the other half's weights are left in the file."""
+
+    _keys_to_ignore_on_load_unexpected = (r"^text_", r"^logit_scale$")
+
+
 class ClipDimension(NetworkDimension):
     """A dimension by the image half of CLIP."""
 
-    network = CLIPVisionModelWithProjection
+    network = ImageHalf
 
     def seen(self, frames: Tensor, side: int) -> Tensor:
         """The projected embeddings."""
@@ -284,7 +290,7 @@ class AestheticQuality(ClipDimension):
         super().__init__(path, revision)
         check_file("head", head)
         self.head = head
-        self._head: dict[str, Tensor] = {}
+        self._head: Any = None
 
     @cached_property
     def identity(self) -> str:
@@ -305,19 +311,19 @@ class AestheticQuality(ClipDimension):
         """
         super().load(device)
         width = int(self._model.config.projection_dim)
-        with named("head", str(self.head)):
-            head = read_head(published("head", self.head, HEAD), width)
-        self._head = {name: value.to(device) for name, value in head.items()}
+        head = nn.Linear(width, 1)
+        filled("head", head, published("head", self.head, HEAD))
+        self._head = head.to(device)
 
     def release(self) -> None:
         """Free the memory of the weights."""
-        self._head = {}
+        self._head = None
         super().release()
 
     def values(self, clip: Clip) -> Tensor:
         """Of each frame, (T,)."""
         features = self.features(clip)
-        return F.linear(features, self._head["weight"], self._head["bias"])[:, 0] / 10
+        return self._head(features)[:, 0] / 10
 
 
 @checked
