@@ -15,7 +15,7 @@ import hydra
 from omegaconf import DictConfig
 
 from app.checks import check, check_critic
-from app.ending import ended
+from app.ending import STOPPED, ended
 from app.entry import (
     TASKS,
     friendly,
@@ -57,7 +57,9 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         return None
     parts = assembly.assemble(cfg)
     # Trainer and critics refuse wrong settings too: before they are written down as the folder's.
-    trainer = None if finished(parts, cfg) else assembly.build_trainer(cfg, parts.iteration)
+    trainer = (
+        None if finished(parts, cfg) else assembly.build_trainer(cfg, parts.iteration, parts.guards)
+    )
     if trainer is not None:
         check_critics(parts, cfg)
     goes_on = trainer is not None
@@ -70,6 +72,8 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         lines = parts.run.lines()
         if lines and assembly.leads():
             report(parts, cfg, lines)
+    if lines and (why := parts.guards.stops(lines[-1])):
+        STOPPED.append(why)
     return lines[-1] if lines else None
 
 
@@ -116,7 +120,7 @@ def report(parts: "Parts", cfg: DictConfig, lines: list[dict[str, Any]]) -> None
     from ipo_lightning.report import rounds_table, write_report
 
     file = write_report(parts.run.path, command=shlex.join(["python", *sys.argv]))
-    notes = "".join(f"{note}\n" for note in notes_of(parts))
+    notes = "".join(f"{note}\n" for note in (*alarms_of(lines), *notes_of(parts)))
     ending = next_command(parts) if parts.run.line(cfg.round) else ""
     show(f"\n{rounds_table(lines)}\n\n{notes}report: {file}\n{ending}".rstrip())
     if cfg.push_to_hub:
@@ -188,6 +192,18 @@ def why_stopped(parts: "Parts", trainer: "Trainer") -> str:
     return parts.iteration.cut_short or next(
         iter(told), "the trainer was stopped before the next round"
     )
+
+
+def alarms_of(lines: list[dict[str, Any]]) -> list[str]:
+    """What guards found, a line a round with alarms, and the best round if it is an earlier one."""
+    from ipo_lightning.guards import alarms, best_round
+
+    found = [f"guards, round {line['round']}: {'; '.join(raised)}"
+             for line in lines if (raised := alarms(line))]  # fmt: skip
+    best = best_round(lines)
+    if best is not None and best != lines[-1]["round"]:
+        found.append(f"best round by the held-out judge: {best}")
+    return found
 
 
 def notes_of(parts: "Parts") -> list[str]:

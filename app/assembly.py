@@ -36,12 +36,14 @@ from app.keys import make
 from app.loggers import built_as, loggers_of
 from app.quoting import without_references
 from app.renamed import saved_settings
+from callbacks.stopping import GuardStopping
 from ipo_lightning.critics.stage.comparing import Couples
 from ipo_lightning.critics.stage.critique import Critique, critique_of
 from ipo_lightning.draws.encoding import RealSource
 from ipo_lightning.errors import InputError, readable
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.exchange.source import LabelSource
+from ipo_lightning.guards import Guards
 from ipo_lightning.labelling import Labelling
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.parallel.run_lock import held
@@ -78,6 +80,7 @@ class Parts:
     imported: LabelSource | None
     real: RealSource | None
     evaluation: Evaluation
+    guards: Guards
     iteration: IterationCallback
 
     def identity(self, cfg: DictConfig, *, goes_on: bool) -> Identity:
@@ -226,6 +229,7 @@ def assemble(cfg: DictConfig) -> Parts:
     evaluation = _evaluation(cfg, prompts, sampler, critique)
     imported = _imported(cfg, prompts)
     real: RealSource | None = build(cfg.data.real, "data.real") if cfg.regularise.real else None
+    guards: Guards = build(cfg.guards, "guards")
     stages = round_stages(
         sampler,
         evaluation,
@@ -235,11 +239,22 @@ def assemble(cfg: DictConfig) -> Parts:
         imported=imported,
         real=real,
         calibration=build(cfg.calibration, "calibration"),
+        guards=guards,
     )
     iteration = _iteration(cfg, run, stages)
     datamodule = make(PreferenceDataModule, cfg, store)
     return Parts(
-        run, policy, module, datamodule, rollout, critique, imported, real, evaluation, iteration
+        run,
+        policy,
+        module,
+        datamodule,
+        rollout,
+        critique,
+        imported,
+        real,
+        evaluation,
+        guards,
+        iteration,
     )
 
 
@@ -318,13 +333,17 @@ def _evaluation(
     )
 
 
-def build_trainer(cfg: DictConfig, iteration: IterationCallback) -> L.Trainer:
+def build_trainer(cfg: DictConfig, iteration: IterationCallback, guards: Guards) -> L.Trainer:
     """Lightning's trainer: an epoch a round, loaders made anew for each."""
     trainer = make_trainer(
         cfg,
         iteration.run,
         max_epochs=cfg.round,
-        callbacks=[*_listeners(cfg), iteration],  # a bar closes before the next stage opens its own
+        callbacks=[
+            *_listeners(cfg),
+            GuardStopping(guards),
+            iteration,
+        ],  # a bar closes before the next stage opens its own
         reload_dataloaders_every_n_epochs=1,
         enable_checkpointing=False,  # the iteration callback does it, by round
     )

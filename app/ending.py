@@ -13,6 +13,8 @@ from ipo_lightning.errors import pipe_may_close
 
 FAILED: list[str] = []
 """Jobs of this process's sweep that were refused; the others went on."""
+STOPPED: list[str] = []
+"""Why guards ended runs of this process."""
 HERE = ("BasicSweeper", "BasicLauncher")
 
 
@@ -49,10 +51,12 @@ def _job() -> str:
 
 @contextmanager
 def ended(arguments: Sequence[str]) -> Iterator[None]:
-    """Around Hydra's main: a closed pipe ends it quietly, and refused jobs of a sweep count.
+    """Around Hydra's main: a closed pipe ends it quietly, refused jobs of a sweep count, and so do
+    runs that guards ended.
 
     Raises:
-        SystemExit: with status 1 where jobs of a sweep were refused.
+        SystemExit: with status 1 where jobs of a sweep were refused, else with 3 where guards
+            ended a run.
     """
     flags = {one.partition("=")[0] for one in arguments if one.startswith("-")}
     if flags - {"-m", "--multirun", "-r", "--run"}:  # Hydra may print, and nothing is trained
@@ -63,6 +67,8 @@ def ended(arguments: Sequence[str]) -> Iterator[None]:
         told = f"error: refused: {'; '.join(FAILED)}; the other jobs of the sweep went on"
         print(told, file=sys.stderr)  # noqa: T201
         sys.exit(1)
+    if STOPPED:
+        sys.exit(3)
 
 
 def _die_of_closed_pipes() -> None:

@@ -7,7 +7,7 @@ lets it label the embedded run; beside it the rule critic, of whose scores the l
 view, and a critic trained on the same labels, shuffled, which has nothing to learn. Everything
 but the critic is the same. Figures are the last round's on the final split, whose prompts no label
 and no choice of settings has seen: the judge's score and its win rate over the base on the same
-seeds, with its 95 % interval (bootstrap over prompts). What is finished is not done again.
+seeds, with its 95 % interval over prompts. What is finished is not done again.
 """
 
 import argparse

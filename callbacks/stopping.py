@@ -1,4 +1,4 @@
-"""Early stopping over rounds: by the held-out judge, never by the critic that labels."""
+"""What ends a run between two rounds: the held-out judge, or the guards."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,25 +7,71 @@ from typing import Any
 import lightning as L
 from typing_extensions import override
 
+from ipo_lightning.guards import Guards
 from ipo_lightning.rounds import IterationCallback, StageReached
 from ipo_lightning.settings import Count, NotNegative, checked
 from ipo_lightning.storage.layout import RunDir
 
 
-class JudgeStalled(StageReached):
-    """Raised to leave the fit of a run that has stopped before."""
+class StoppedBefore(StageReached):
+    """Raised to leave the fit of a run that was stopped after an earlier round."""
 
     def __init__(self, number: int, reason: str) -> None:
         super().__init__("evaluation", number)
         self.args = (reason,)
 
 
-@checked
-class JudgeEarlyStopping(L.Callback):
-    """Stops the run when the held-out judge's score has not risen for some rounds.
+class RoundStopping(L.Callback):
+    """Stops a run after a round, by what its lines of rounds.jsonl say.
 
     The iteration callback calls :meth:`on_round_end`; the round that was just finished stays whole.
     All that counts is in rounds.jsonl: a resumed run stops where one without a break does.
+    """
+
+    stopped: str | None = None
+    """Why the run was stopped, as a sentence."""
+
+    def reason(self, lines: Sequence[Mapping[str, Any]]) -> str | None:
+        """Why a run with these lines of rounds.jsonl stops; None where it goes on."""
+        raise NotImplementedError
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave before the next round's videos are made, on all ranks: they read the same file.
+
+        Raises:
+            StoppedBefore: the run was stopped before.
+        """
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        run = next((one.run for one in callbacks if isinstance(one, IterationCallback)), None)
+        lines = run.lines() if run is not None else []
+        if lines and (reason := self.reason(lines)):
+            raise StoppedBefore(int(lines[-1]["round"]), reason)
+
+    def on_round_end(self, trainer: L.Trainer, round_number: int, round_dir: Path) -> None:
+        """Ask the trainer to stop, where there is a reason."""
+        self.stopped = self.reason(RunDir(round_dir.parent).lines())
+        trainer.should_stop = trainer.should_stop or self.stopped is not None
+
+
+class GuardStopping(RoundStopping):
+    """Stops the run after a round in which a guard raised an alarm, if its guards are to.
+
+    Args:
+        guards: of the run.
+    """
+
+    def __init__(self, guards: Guards) -> None:
+        self.guards = guards
+
+    @override
+    def reason(self, lines: Sequence[Mapping[str, Any]]) -> str | None:
+        return self.guards.stops(lines[-1])
+
+
+@checked
+class JudgeEarlyStopping(RoundStopping):
+    """Stops the run when the held-out judge's score has not risen for some rounds.
 
     Args:
         patience: rounds without a rise, the base model counting as the first score to beat.
@@ -34,29 +80,9 @@ class JudgeEarlyStopping(L.Callback):
 
     def __init__(self, patience: Count = 2, min_gain: NotNegative = 0.0) -> None:
         self.patience, self.min_gain = patience, min_gain
-        self.stopped: str | None = None
-        """Why the run was stopped, as a sentence."""
 
     @override
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave before the next round's videos are made, on all ranks: they read the same file.
-
-        Raises:
-            JudgeStalled: the run was stopped before.
-        """
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        run = next((one.run for one in callbacks if isinstance(one, IterationCallback)), None)
-        lines = run.lines() if run is not None else []
-        if lines and (reason := self.reason(lines)):
-            raise JudgeStalled(int(lines[-1]["round"]), reason)
-
-    def on_round_end(self, trainer: L.Trainer, round_number: int, round_dir: Path) -> None:
-        """Ask the trainer to stop, where the score has not risen."""
-        self.stopped = self.reason(RunDir(round_dir.parent).lines())
-        trainer.should_stop = trainer.should_stop or self.stopped is not None
-
     def reason(self, lines: Sequence[Mapping[str, Any]]) -> str | None:
-        """Why a run with these lines of rounds.jsonl stops; None where it goes on."""
         best, number = rounds_since_best([line["eval_score"] for line in lines], self.min_gain)
         if number < self.patience:
             return None

@@ -7,14 +7,17 @@ compared video by video. The training critic and the held-out judge score all of
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.errors import InputError
-from ipo_lightning.metrics.win_rate import clustered_mean, win_rate
+from ipo_lightning.metrics.diversity import diversity
+from ipo_lightning.metrics.intervals import Interval, mean_interval
+from ipo_lightning.metrics.win_rate import WinRate, clustered_mean, differences, win_rate
 from ipo_lightning.objectives import Objective, squared_error
 from ipo_lightning.parallel.runtime import Runtime
 from ipo_lightning.policy import Policy
@@ -131,6 +134,18 @@ class Evaluation:
         frames = read_video(path).frames[None]
         return {name: round(float(gauge(frames)[0]), 6) for name, gauge in self.gauges.items()}
 
+    def diversity(self, rows: Sequence[EvaluatedVideo]) -> float | None:
+        """Mean over prompts of how much a prompt's videos differ, see `metrics.diversity`; None
+        where a prompt has one video alone."""
+        found = []
+        for _, siblings in groupby(rows, key=lambda row: row.prompt_index):
+            names = [row.video for row in siblings]
+            if len(names) < 2:
+                return None
+            files = [self.sampler.store.path("videos", name, ".mp4") for name in names]
+            found.append(diversity([read_video(file).frames for file in files]))
+        return sum(found) / len(found) if found else None
+
     @torch.no_grad()
     def real_error(self, policy: Policy, network: nn.Module, objective: Objective) -> float | None:
         """The policy's mean error on real videos, at fixed noise and evenly spread timesteps."""
@@ -188,8 +203,54 @@ def draw_of(row: EvaluatedVideo | Candidate) -> tuple[int, str, int, int]:
     return row.prompt_index, row.prompt, row.candidate, row.seed
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Two policies' videos of the same prompts and seeds, by one critic's scores.
+
+    Args:
+        win_rate: share of pairs that the first policy wins; a tie counts half. gain: its mean score
+            minus the other's, in the critic's units. ties: share of equal scores among the pairs.
+        pairs: with both scores. prompts: of these. missing: pairs without one of the scores.
+    """
+
+    win_rate: WinRate
+    gain: Interval
+    ties: float
+    pairs: int
+    prompts: int
+    missing: int
+
+
+def compared(
+    rows: Sequence[EvaluatedVideo],
+    other: Sequence[EvaluatedVideo],
+    level: float = 0.95,
+    column: Literal["eval_score", "score"] = "eval_score",
+) -> Compared:
+    """A policy against another one, video by video.
+
+    Args:
+        level: of the intervals, which are over prompts. column: whose scores, the held-out judge's
+            or the training critic's.
+
+    Raises:
+        InputError: the rows are of different prompts or seeds.
+    """
+    columns = _column(rows, column), _column(paired(rows, other), column)
+    clusters = torch.tensor([row.prompt_index for row in rows])
+    difference, groups = differences(*columns, clusters)
+    return Compared(
+        win_rate=win_rate(*columns, clusters, level=level),
+        gain=mean_interval(difference, groups, level),
+        ties=float((difference == 0).double().mean()),
+        pairs=len(difference),
+        prompts=len(groups.unique()),
+        missing=len(rows) - len(difference),
+    )
+
+
 def summary(rows: Sequence[EvaluatedVideo], base: Sequence[EvaluatedVideo]) -> dict[str, Any]:
-    """The metrics of a round's line: scores, win rate against the base, gauges.
+    """The metrics of a round's line: scores, win rate and gain over the base, gauges.
 
     Raises:
         InputError: the base's rows are of other prompts or seeds.
@@ -197,9 +258,9 @@ def summary(rows: Sequence[EvaluatedVideo], base: Sequence[EvaluatedVideo]) -> d
     clusters = torch.tensor([row.prompt_index for row in rows])
     score, score_se = clustered_mean(_column(rows, "score"), clusters)
     eval_scores = _column(rows, "eval_score")
-    base_scores = _column(paired(rows, base), "eval_score")
     eval_score, eval_score_se = clustered_mean(eval_scores, clusters)
-    wins = win_rate(eval_scores, base_scores, clusters)
+    against = compared(rows, base)
+    wins, gain = against.win_rate, against.gain
     return {
         "score": _plain(score),
         "score_se": _plain(score_se),
@@ -207,6 +268,9 @@ def summary(rows: Sequence[EvaluatedVideo], base: Sequence[EvaluatedVideo]) -> d
         "eval_score_se": _plain(eval_score_se),
         "win_rate": _plain(wins.rate),
         "win_rate_ci": [_plain(wins.low), _plain(wins.high)],
+        "gain": _plain(gain.value),
+        "gain_ci": [_plain(gain.low), _plain(gain.high)],
+        "ties": _plain(against.ties),
         "missing_verdicts": int(eval_scores.isnan().sum()),
         "dims": mean_values([row.dims for row in rows]),
         "eval_dims": mean_values([row.eval_dims for row in rows]),

@@ -43,6 +43,7 @@ LAYERS = {
     "training": ORCHESTRATION,
     "evaluation": ORCHESTRATION,
     "audit": ORCHESTRATION,
+    "guards": ORCHESTRATION,
     "exchange": ORCHESTRATION,
     "hub": ORCHESTRATION,
     "parallel.signals": ORCHESTRATION,  # handlers next to those of Lightning's trainer

@@ -214,7 +214,7 @@ SIDES = ("first", "second")
 LEVEL = "figures level"
 """CSS class of tables without a highlighted row."""
 SIDES_NOTE = (
-    "Accuracy: share of the pairs on which people had a preference, with 95 % bootstrap intervals "
+    "Accuracy: share of the pairs on which people had a preference, with 95 % intervals "
     "over prompts; an answer without a side counts as half right. One person: how often a person "
     "agrees with the majority of the others; critic there: how often the critic agrees with the "
     "same others. Spearman and Kendall: rank correlation of its margins and people's shares."

@@ -30,6 +30,7 @@ from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint import metadata as records
 
 from ipo_lightning.errors import InputError, cause_of, readable
+from ipo_lightning.guards import best_round
 from ipo_lightning.hub.upload import one_sentence
 from ipo_lightning.policy import LORA_FILE, Policy, put_weights, trained_weights
 from ipo_lightning.storage.layout import RoundDir, RunDir
@@ -139,12 +140,19 @@ def _lacking(path: Path) -> str | None:
 
 
 def _run(path: Path) -> Checkpoint:
-    """The last round of a run that has a policy; the base model's where none has."""
+    """The best round of a run by its held-out judge, see `best_round`, told where it is not the
+    last one."""
     with readable(path / "rounds.jsonl"):
-        trained = [int(line["round"]) for line in RunDir(path).lines() if line["round"]]
-    if not trained:
+        lines = RunDir(path).lines()
+        best = best_round(lines)
+    if best is None:
         raise InputError(f"ckpt={path}: this run has no finished round yet; give a round's folder")
-    return _round(path / f"round_{max(trained)}")
+    if best != lines[-1]["round"]:
+        warnings.warn(
+            f"{path}: round {best} is taken, the best one by the held-out judge; for the last one "
+            f"give ckpt={path}/round_{lines[-1]['round']}", stacklevel=2,
+        )  # fmt: skip
+    return _round(path / f"round_{best}")
 
 
 def _round(path: Path) -> Checkpoint:

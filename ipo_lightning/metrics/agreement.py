@@ -4,7 +4,8 @@ Verdicts are columns (N,) of floats: 1 where the first video is better, -1 where
 for a tie, NaN for no verdict. Margins are the critic's: above 0 where it holds the first for the
 better, and the larger the surer. Whoever exchanges the two videos of any pair changes nothing here.
 
-Intervals are percentile bootstraps over prompts, see `ipo_lightning.metrics.win_rate`.
+Intervals of means are those of `ipo_lightning.metrics.intervals`; of kappa and the like, which are
+no means, percentile bootstraps over prompts.
 """
 
 import math
@@ -15,12 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ipo_lightning.metrics.win_rate import (
-    agreement,
-    bootstrap_interval,
-    check_columns,
-    cluster_sums,
-)
+from ipo_lightning.metrics.intervals import share_interval
+from ipo_lightning.metrics.win_rate import agreement, check_columns
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -38,33 +35,22 @@ class Estimate(NamedTuple):
     """Pairs, or videos, that it is made of."""
 
 
-def mean_over_prompts(
-    values: Tensor, prompts: Tensor, *, least: float = 0.0, seed: int = 0
-) -> Estimate:
+def mean_over_prompts(values: Tensor, prompts: Tensor, *, least: float = 0.0) -> Estimate:
     """Mean of (N,) values, NaN left out; ``prompts`` (N,) integers say which belong together.
 
-    With one prompt nothing is known about others, and there is no interval. Where all values are
-    the same end of their range, resamples know nothing of the rest of it: then the interval is
-    Clopper and Pearson's for as many prompts. Three prompts that are all right are no proof.
+    With one prompt nothing is known about others, and there is no interval.
 
     Args:
         least: the least that a value can be; the most is 1.
     """
     check_columns(values, prompts)
     known = ~values.isnan()
-    sums, sizes = cluster_sums(values[known].double(), prompts[known])
-    if not len(sizes):
-        return Estimate(math.nan)
-    mean, count = float(sums.sum() / sizes.sum()), int(sizes.sum())
-    if len(sizes) == 1:
-        return Estimate(mean, n=count)
-    reach = (1 - least) * (1 - ((1 - LEVEL) / 2) ** (1 / len(sizes)))
-    if bool((values[known] == 1).all()):
-        return Estimate(mean, 1 - reach, 1.0, count)
-    if bool((values[known] == least).all()):
-        return Estimate(mean, least, least + reach, count)
-    bounds = bootstrap_interval(sums, sizes, resamples=RESAMPLES, level=LEVEL, seed=seed)
-    return Estimate(mean, *bounds, count)
+    one, count = prompts[known], int(known.sum())
+    share = share_interval((values[known].double() - least) / (1 - least), one, LEVEL)
+    value, low, high = (least + (1 - least) * bound for bound in share)
+    if len(one.unique()) < 2:
+        return Estimate(value, n=count)
+    return Estimate(value, low, high, count)
 
 
 def of_tables(

@@ -10,6 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ipo_lightning.metrics.intervals import (
+    Interval,
+    cluster_sums,
+    mean_interval,
+    share_interval,
+)
+
 
 class WinRate(NamedTuple):
     """A share of paired comparisons won, with its interval; all NaN where nothing compares."""
@@ -19,34 +26,28 @@ class WinRate(NamedTuple):
     high: float
 
 
-def win_rate(
-    scores: Tensor,
-    base: Tensor,
-    clusters: Tensor,
-    *,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> WinRate:
+def win_rate(scores: Tensor, base: Tensor, clusters: Tensor, *, level: float = 0.95) -> WinRate:
     """Share of items on which ``scores`` beats ``base``; a tie counts half.
 
     ``scores``, ``base``: (N,) of the same items (prompt and seed). ``clusters``: (N,) integers,
-    the prompt of each item. The interval is the percentile bootstrap over clusters at ``level``;
-    with a single cluster nothing is known about other prompts, and it is [0, 1].
+    the prompt of each item. The interval is `share_interval`'s at ``level``.
     """
+    difference, groups = differences(scores, base, clusters)
+    return WinRate(*share_interval(agreement(difference), groups, level))
+
+
+def gain(scores: Tensor, base: Tensor, clusters: Tensor, *, level: float = 0.95) -> Interval:
+    """Mean of ``scores`` minus ``base`` over the same items, as in `win_rate`, in their units."""
+    return mean_interval(*differences(scores, base, clusters), level)
+
+
+def differences(scores: Tensor, base: Tensor, clusters: Tensor) -> tuple[Tensor, Tensor]:
+    """Paired differences, float64 (M,), and their clusters, where neither score is missing."""
     check_columns(scores, base, clusters)
     present = ~(scores.isnan() | base.isnan())
     difference = scores[present].double() - base[present].double()
     # inf - inf would be nan: equal scores tie whatever they are.
-    difference = difference.masked_fill(scores[present] == base[present], 0.0)
-    wins, sizes = cluster_sums(agreement(difference), clusters[present])
-    if not len(sizes):
-        return WinRate(math.nan, math.nan, math.nan)
-    rate = float(wins.sum() / sizes.sum())
-    if len(sizes) == 1:
-        return WinRate(rate, 0.0, 1.0)
-    low, high = bootstrap_interval(wins, sizes, resamples=resamples, level=level, seed=seed)
-    return WinRate(rate, low, high)
+    return difference.masked_fill(scores[present] == base[present], 0.0), clusters[present]
 
 
 def clustered_mean(scores: Tensor, clusters: Tensor) -> tuple[float, float]:
@@ -68,28 +69,6 @@ def clustered_mean(scores: Tensor, clusters: Tensor) -> tuple[float, float]:
     residuals = sums - sizes * mean
     error = (groups / (groups - 1) * residuals.square().sum()).sqrt() / sizes.sum()
     return float(mean), float(error)
-
-
-def cluster_sums(values: Tensor, clusters: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of values and number of items of each of G clusters, both float64 (G,)."""
-    _, index = clusters.unique(return_inverse=True)
-    groups = int(index.max()) + 1 if len(index) else 0
-    zeros = torch.zeros(groups, dtype=torch.float64, device=values.device)
-    sums = zeros.index_add(0, index, values.double())
-    return sums, zeros.index_add(0, index, torch.ones_like(values, dtype=torch.float64))
-
-
-def bootstrap_interval(
-    sums: Tensor, sizes: Tensor, *, resamples: int, level: float, seed: int
-) -> tuple[float, float]:
-    """Percentile interval of sum(sums) / sum(sizes) when the G clusters are drawn anew."""
-    generator = torch.Generator().manual_seed(seed)
-    groups = len(sizes)
-    drawn = torch.randint(groups, (resamples, groups), generator=generator).to(sums.device)
-    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    tail = (1 - level) / 2
-    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=means.dtype).to(means)).tolist()
-    return low, high
 
 
 def check_columns(*columns: Tensor) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ipo_lightning.report.charts import charts
 from ipo_lightning.report.labels import round_part
 from ipo_lightning.report.markup import Html, html_table, section, tag
-from ipo_lightning.report.parts import choices, comparison, reproduce, summary
+from ipo_lightning.report.parts import choices, comparison, guards, reproduce, summary
 from ipo_lightning.report.people import people
 from ipo_lightning.report.run import Run, find_videos, read_run
 from ipo_lightning.report.tables import rounds_rows
@@ -53,6 +53,7 @@ def page(run: Run, videos: Videos, command: str | None) -> str:
         tag("header", tag("p", "ipo_lightning", class_="brand"), tag("h1", run.name), summary(run)),
         choices(run.config),
         section("Rounds", *figures, note=ROUNDS_NOTE),
+        *guards(run),
         section("Same prompt, same seed", comparison(run, videos), note=COMPARISON_NOTE),
         people(run),
         section("Labels", *(rounds or [tag("p", "None yet.", class_="empty")]), note=LABELS_NOTE),
@@ -64,9 +65,9 @@ def page(run: Run, videos: Videos, command: str | None) -> str:
 
 
 ROUNDS_NOTE = (
-    "Round 0 is the base model. Scores are means with standard errors clustered by prompt. The win "
-    "rate compares each video with the base's of the same prompt and seed, by the held-out judge, "
-    "with a 95 % bootstrap interval over prompts. Drift is the change of the error on real videos."
+    "Round 0 is the base model. Scores are means with standard errors clustered by prompt. Gain "
+    "and win rate compare each video with the base's of the same prompt and seed, by the held-out "
+    "judge, with 95 % intervals over prompts. Drift is the change of the error on real videos."
 )
 COMPARISON_NOTE = (
     "Prompts evenly spaced over the evaluation set. Below each video: the training "

@@ -1,18 +1,17 @@
 """The parts of the page: outcome, settings, comparison by prompt, commands."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from ipo_lightning.report.markup import Html, join, tag
+from ipo_lightning.guards import alarms, best_round
+from ipo_lightning.report.markup import Html, html_table, join, section, tag
 from ipo_lightning.report.run import Run
 from ipo_lightning.report.tables import (
     Row,
-    base_gauges,
     finite,
-    gauges_of,
+    interval,
     number,
-    relative,
 )
 from ipo_lightning.report.videos import Videos
 from ipo_lightning.storage.foreign_yaml import read_plain
@@ -22,7 +21,7 @@ MAX_PROMPTS = 6  # rows of the comparison by prompt
 
 
 def summary(run: Run) -> Html:
-    """The result in a sentence, with warnings where the score may mislead."""
+    """The result in a sentence, and the alarms of guards."""
     trained = [one for one in run.lines if one["round"] > 0]
     if not trained:
         return tag("p", "No trained round is finished yet.", class_="lead")
@@ -37,7 +36,15 @@ def summary(run: Run) -> Html:
         parts += [" of paired comparisons with the base", verdict_on(low, high)]
     else:
         parts += [" of paired comparisons with the base."]
-    concerns = [tag("p", text, class_="warning") for text in warnings(run.lines)]
+    if finite(last.get("gain")) is not None:
+        gain = interval(last["gain"], last.get("gain_ci"), "+.3f")
+        parts += [f" The held-out judge's score changed by {gain}."]
+    best = best_round(run.lines)
+    if best != last["round"]:
+        parts += [f" By the judge the best round is {best}; sample.py takes that one."]
+    told = [(line["round"], raised) for line in trained if (raised := alarms(line))]
+    concerns = [tag("p", f"Guards, round {which}: {'; '.join(raised)}.", class_="warning")
+                for which, raised in told]  # fmt: skip
     return join([tag("p", "".join(parts), class_="lead"), *concerns])
 
 
@@ -48,19 +55,26 @@ def verdict_on(low: float, high: float) -> str:
     return ": worse than the base." if high < 0.5 else ": no clear difference."
 
 
-def warnings(lines: Sequence[Row]) -> list[str]:
-    """Signs that the policy exploits the critic: less motion, a larger error on real videos."""
-    base, last = base_gauges(lines), gauges_of(lines[-1])
-    found = []
-    for name in ("travel", "motion"):
-        ratio = relative(last, base, name)
-        if ratio is not None and ratio < 0.8:
-            less = f"{name} is {100 * (1 - ratio):.0f} % below the base's"
-            found.append(f"{less}: the critic may reward stillness")
-    drift = relative(last, base, "real_error")
-    if drift is not None and drift > 1.1:
-        found.append(f"the error on real videos is {100 * (drift - 1):.0f} % above the base's")
-    return [f"Look at the videos before you trust the score: {text}." for text in found]
+def guards(run: Run) -> list[Html]:
+    """The section of what each guard found, round by round; none where no guard looked."""
+    found = {(line["round"], one["guard"]): one
+             for line in run.lines for one in line.get("guards") or ()}  # fmt: skip
+    rounds = sorted({number for number, _ in found})
+    rows = []
+    for name in dict.fromkeys(guard for _, guard in found):
+        row = {"guard": name}
+        for which in rounds:
+            one = found.get((which, name))
+            mark = "ALARM: " if one and one["alarm"] else ""
+            row[f"round {which}"] = mark + one["text"] if one else "-"
+        rows.append(row)
+    return [section("Guards", html_table(rows, "words"), note=GUARDS_NOTE)] if rows else []
+
+
+GUARDS_NOTE = (
+    "What may be wrong although the critic's score rises. Intervals are wider than 95 %, because "
+    "every round is looked at."
+)
 
 
 def choices(config: Row) -> Html:

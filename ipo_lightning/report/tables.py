@@ -38,13 +38,14 @@ def plus_minus(value: Any, error: Any) -> str:
     return f"{mean:.{decimals}f} +- {spread_:.{decimals}f}"
 
 
-def interval(value: Any, bounds: Any) -> str:
-    """A rate with its interval, as in ``0.62 [0.55, 0.70]``."""
+def interval(value: Any, bounds: Any, form: str = ".2f") -> str:
+    """A number with its interval, as in ``0.62 [0.55, 0.70]``."""
     rate = finite(value)
     if rate is None:
         return "-"
     low, high = (finite(b) for b in (bounds or (None, None)))
-    return f"{rate:.2f}" if low is None or high is None else f"{rate:.2f} [{low:.2f}, {high:.2f}]"
+    shown = format(rate, form)
+    return shown if low is None or high is None else f"{shown} [{low:{form}}, {high:{form}}]"
 
 
 def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
@@ -96,6 +97,7 @@ def rounds_rows(lines: Sequence[Row]) -> list[dict[str, str]]:
             "round": number(line.get("round")),
             "score": plus_minus(line.get("score"), line.get("score_se")),
             "held-out": plus_minus(line.get("eval_score"), line.get("eval_score_se")),
+            "gain": interval(line.get("gain"), line.get("gain_ci"), "+.3f"),
             "win rate": interval(line.get("win_rate"), line.get("win_rate_ci")),
             "pairs": number(line.get("n_pairs")),
             moving: number(gauges_of(line).get(moving)),

@@ -201,7 +201,7 @@ def pair_figures(
     """Accuracy by dimension on pairs (N, D), without ties and with them; NaN without labels.
 
     Without ties: on pairs with a preference of people, equal rewards counting half, with its 95 %
-    interval (bootstrap over prompts). With ties: three answers; margins below a threshold are ties.
+    interval over prompts. With ties: three answers; margins below a threshold are ties.
     The threshold is fitted on one half of the prompts and used on the other, both ways.
     """
     found = {}

@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ipo_lightning.evaluation import EvaluatedVideo, Evaluation, summary
+from ipo_lightning.guards import Finding, Guards, RoundFacts
 from ipo_lightning.hub.cards import Base, Data, model_card
 from ipo_lightning.rounds.labels import label_counts
 from ipo_lightning.rounds.stage import Round, RoundStage
@@ -42,6 +44,8 @@ class EvaluationStage(RoundStage):
         if error is not None:
             round.gauges["real_error"] = error
         if round.workers.leads:
+            if (spread := self.evaluation.diversity(rows)) is not None:
+                round.gauges["diversity"] = spread
             round.folder.write(round.folder.evaluation_file, rows)
 
 
@@ -50,10 +54,12 @@ class RecordStage(RoundStage):
 
     Args:
         evaluation: whose held-out prompts the card counts.
+        guards: that look at the round first; what they find is part of its line. None: there are
+            none.
     """
 
-    def __init__(self, evaluation: Evaluation) -> None:
-        self.evaluation = evaluation
+    def __init__(self, evaluation: Evaluation, guards: Guards | None = None) -> None:
+        self.evaluation, self.guards = evaluation, guards
 
     def done(self, round: Round) -> bool:
         """Whether the line is there."""
@@ -64,10 +70,20 @@ class RecordStage(RoundStage):
         if not round.workers.leads:
             return
         line = line_of(round)
+        line["guards"] = [asdict(found) for found in self._look(round, line)]
         if round.number:
             card = self._card(round, line)
             write_atomically(round.folder.policy / "README.md", card.encode())
         round.run.append(line)
+
+    def _look(self, round: Round, line: Mapping[str, Any]) -> list[Finding]:
+        if self.guards is None:
+            return []
+        lines = [*(old for old in round.run.lines() if old["round"] < round.number), line]
+        facts = [
+            RoundFacts(one["round"], one, evaluated(round.run.round(one["round"]))) for one in lines
+        ]
+        return self.guards.look(facts)
 
     def _card(self, round: Round, line: Mapping[str, Any]) -> str:
         policy, config, number = round.module.policy, round.run.config_file, round.number

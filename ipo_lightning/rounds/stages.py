@@ -5,6 +5,7 @@ from ipo_lightning.draws.calibration import Calibration
 from ipo_lightning.draws.encoding import RealSource
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.exchange.source import LabelSource
+from ipo_lightning.guards import Guards
 from ipo_lightning.labelling import Labelling
 from ipo_lightning.rounds.closing import EvaluationStage, RecordStage
 from ipo_lightning.rounds.imported import FirstRounds, imported_stages
@@ -26,6 +27,7 @@ def round_stages(
     imported: LabelSource | None = None,
     real: RealSource | None = None,
     calibration: Calibration = Calibration(),  # noqa: B008 - frozen
+    guards: Guards | None = None,
 ) -> list[RoundStage]:
     """What happens to a round, in order; a stage of your own goes into this list.
 
@@ -39,6 +41,7 @@ def round_stages(
         imported: labels that take the place of these three stages; None: there are none.
         real: real clips for lambda_2; None: there are none.
         calibration: of the loss's beta, where it is ``auto``.
+        guards: look at each finished round; None: there are none.
     """
     return [
         *_label_stages(sampler, rollout, critique, labelling, imported),
@@ -47,7 +50,7 @@ def round_stages(
         BetaStage(sampler.store, calibration),
         TrainingStage(),
         EvaluationStage(evaluation),
-        RecordStage(evaluation),
+        RecordStage(evaluation, guards),
     ]
 
 

@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ipo_lightning.errors import InputError
+from ipo_lightning.guards import alarms
 from ipo_lightning.parallel.runtime import Runtime
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.storage.layout import RunDir
@@ -149,5 +150,8 @@ def round_figures(line: Mapping[str, Any]) -> dict[str, float]:
     figures = {name: line.get(name) for name in ("score", "eval_score", "win_rate")}
     figures |= {f"gauge/{name}": value for name, value in line.get("gauges", {}).items()}
     figures |= {f"dims/{name}": value for name, value in line.get("dims", {}).items()}
+    figures["gain"] = line.get("gain")
+    if line.get("guards"):
+        figures["alarms"] = len(alarms(line))
     figures["beta"] = (line.get("train") or {}).get("beta")  # where it was settled by itself
     return {f"round/{name}": value for name, value in figures.items() if value is not None}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipo_lightning.metrics.win_rate import WinRate, clustered_mean, win_rate
+from ipo_lightning.metrics.win_rate import clustered_mean, gain, win_rate
 
 NAN = math.nan
 
@@ -24,22 +24,32 @@ def test_win_rate_by_hand_with_a_tie() -> None:
     assert win_rate(scores, base, torch.arange(4)).rate == 0.625  # 1 + 0 + 0.5 + 1 of 4
 
 
-def test_win_rate_matches_the_exact_bootstrap() -> None:
-    # Two prompts, one won and one lost: means are 0, 1/2, 1 with chances 1/4, 1/2, 1/4.
-    scores, base = columns([1, 0], [0, 1])
-    clusters = torch.tensor([0, 1])
-    assert win_rate(scores, base, clusters, level=0.95) == WinRate(0.5, 0.0, 1.0)
-    assert win_rate(scores, base, clusters, level=0.4) == WinRate(0.5, 0.5, 0.5)
-
-
-def test_win_rate_interval_matches_the_binomial() -> None:
-    base = torch.zeros(400)
-    scores = torch.where(torch.arange(400) < 280, 1.0, -1.0)
-    found = win_rate(scores, base, torch.arange(400), resamples=4000)
-    half = 1.96 * math.sqrt(0.7 * 0.3 / 400)
+def test_win_rate_interval_is_wilsons_for_many_prompts() -> None:
+    base = torch.zeros(4000)
+    scores = torch.where(torch.arange(4000) < 2800, 1.0, -1.0)
+    found = win_rate(scores, base, torch.arange(4000))
+    z2 = 1.959964**2 / 4000
+    half = math.sqrt(z2 * 0.21 + z2**2 / 4) / (1 + z2)
     assert found.rate == pytest.approx(0.7)
-    assert found.low == pytest.approx(0.7 - half, abs=0.008)
-    assert found.high == pytest.approx(0.7 + half, abs=0.008)
+    assert found.low == pytest.approx((0.7 + z2 / 2) / (1 + z2) - half, abs=1e-4)
+    assert found.high == pytest.approx((0.7 + z2 / 2) / (1 + z2) + half, abs=1e-4)
+
+
+def test_win_rate_and_gain_take_a_level() -> None:
+    generator = torch.Generator().manual_seed(1)
+    scores, base = torch.randn(2, 40, generator=generator).unbind()
+    for measure in (win_rate, gain):
+        found = [measure(scores, base, torch.arange(40), level=one) for one in (0.8, 0.95, 0.99)]
+        widths = [high - low for _, low, high in found]
+        assert widths == sorted(widths) and widths[0] > 0
+
+
+def test_gain_is_the_mean_of_paired_differences() -> None:
+    scores, base = columns([3, 1, NAN, 5], [1, 0, 2, NAN])
+    found = gain(scores, base, torch.tensor([0, 1, 1, 2]))
+    assert found.value == 1.5
+    # Two prompts, one degree: t = 12.706; the error of the mean of 2 and 1 is 1/2.
+    assert (found.low, found.high) == pytest.approx((1.5 - 6.353, 1.5 + 6.353), abs=1e-3)
 
 
 def test_repeated_videos_of_a_prompt_are_no_new_evidence() -> None:
@@ -90,14 +100,6 @@ def test_degenerate_win_rates() -> None:
 def test_infinite_scores_compare() -> None:
     scores, base = columns([math.inf, math.inf, 0], [math.inf, 0, math.inf])
     assert win_rate(scores, base, torch.arange(3)).rate == 0.5
-
-
-def test_win_rate_draws_from_its_own_generator() -> None:
-    scores, base = torch.randn(20), torch.randn(20)
-    state = torch.get_rng_state()
-    first = win_rate(scores, base, torch.arange(20))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert win_rate(scores, base, torch.arange(20)) == first
 
 
 def test_a_stray_axis_is_refused() -> None:

@@ -13,7 +13,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.report import rounds_table, table, thumbnail, write_report
 from ipo_lightning.report.charts import ticks
 from ipo_lightning.report.markup import Html, tag
-from ipo_lightning.report.parts import choice, train_command, warnings
+from ipo_lightning.report.parts import choice, train_command
 from ipo_lightning.report.run import read_run
 from ipo_lightning.report.tables import number, plus_minus, relative
 from ipo_lightning.storage.store import Store, write_jsonl
@@ -54,6 +54,11 @@ def line(number_: int) -> dict[str, Any]:
         if number_
         else None,
         "labelling": {"kept": 40, "dropped": {"tie": 7, "<b>blank": 2}},
+        "gain": 0.2 * gain, "gain_ci": [0.15 * gain, 0.25 * gain],
+        "guards": [{"guard": "labels", "alarm": False,
+                    "text": f"the round was trained on {40 * number_} labels"}]
+        if number_
+        else [],
     }  # fmt: skip
 
 
@@ -133,7 +138,9 @@ def test_plus_minus_rounds_to_the_error() -> None:
 
 def test_rounds_table_of_a_run() -> None:
     text = rounds_table([line(0), line(1)]).splitlines()
-    assert " ".join(text[0].split()) == "round score held-out win rate pairs travel drift minutes"
+    assert (
+        " ".join(text[0].split()) == "round score held-out gain win rate pairs travel drift minutes"
+    )
     assert "0.410 +- 0.021" in text[2]
     assert "0.62 [0.60, 0.65]" in text[3]
     assert "+2.0 %" in text[3]
@@ -144,6 +151,7 @@ def test_rounds_table_survives_missing_values() -> None:
     bare = {"round": 0, "score": None, "win_rate": math.nan, "gauges": None, "train": None}
     assert rounds_table([bare]).splitlines()[-1].split() == [
         "0",
+        "-",
         "-",
         "-",
         "-",
@@ -161,12 +169,17 @@ def test_relative_needs_a_base_that_is_not_zero() -> None:
     assert relative({}, {"a": 2.0}, "a") is None
 
 
-def test_warns_of_stillness_and_drift() -> None:
-    base = {"round": 0, "gauges": {"travel": 10.0, "real_error": 1.0}}
-    good = {"round": 1, "gauges": {"travel": 9.5, "real_error": 1.05}}
-    bad = {"round": 1, "gauges": {"travel": 7.0, "real_error": 1.2}}
-    assert warnings([base, good]) == []
-    assert len(warnings([base, bad])) == 2
+def test_alarms_of_guards_stand_above_everything_and_in_their_table(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    page = write_report(run).read_text()
+    assert "Guards, round" not in page and "labels: the round was trained on 80 labels" not in page
+    assert page.count("the round was trained on 80 labels") == 1, "in the table"
+    lines = [line(k) for k in range(3)]
+    lines[2]["guards"][0]["alarm"] = True
+    write_jsonl(run / "rounds.jsonl", lines)
+    page = write_report(run).read_text()
+    told = "Guards, round 2: labels: the round was trained on 80 labels."
+    assert page.index(told) < page.index("ALARM: the round") < page.index("Same prompt, same seed")
 
 
 def test_ticks_are_round() -> None:
