@@ -61,6 +61,9 @@ TORCH_WEIGHTS = "pytorch_model.bin"
 """Weights of a hub's older models, read without running what a pickle holds (``weights_only``)."""
 
 
+NEEDS = "VBench's dynamic degree needs"
+
+
 class Unmeasured(Exception):
     """A video that a dimension cannot be measured of; the message says why, in a few words."""
 
@@ -350,7 +353,7 @@ class DynamicDegree(Dimension):
 
     def ready(self) -> None:
         """Check that torchvision and the weights are there."""
-        check_vision()
+        check_vision(NEEDS)
         published("weights", self.weights, FLOW)
 
     def load(self, device: str) -> None:
@@ -359,7 +362,7 @@ class DynamicDegree(Dimension):
         Raises:
             InputError: torchvision is missing, or the weights cannot be read.
         """
-        check_vision()
+        check_vision(NEEDS)
         models = importlib.import_module("torchvision.models.optical_flow")
         model = models.raft_large(weights=None, progress=False)
         filled("weights", model, published("weights", self.weights, FLOW))
