@@ -9,6 +9,7 @@ where FOLDER has ``vision_transformer.py`` and ``utils.py`` of github.com/facebo
 VBench loads its subject network from there. Without DINO the network is that of transformers.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -16,8 +17,9 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +56,8 @@ def subject_network(folder: Path) -> Callable[[Tensor], Tensor]:
 
         critic = SubjectConsistency(str(tiny_vbench.save_dino(folder / "dino")))
         critic.load("cpu")
-        return partial(critic.seen, side=224)
+        network = partial(critic._model, interpolate_pos_encoding=True)
+        return lambda pixels: network(pixels).last_hidden_state[:, 0]  # type: ignore[no-any-return]
     sys.path.insert(0, os.environ["DINO"])
     from vision_transformer import VisionTransformer
 
@@ -105,10 +108,13 @@ class Speeds:
 
 def figures() -> dict[str, Any]:
     """Each dimension's mean over the videos, and its value of each."""
-    absent = SimpleNamespace(MUSIQ=None)  # imported by VBench, not needed with a network at hand
-    for name in ("pyiqa", "pyiqa.archs", "pyiqa.archs.musiq_arch"):
-        sys.modules.setdefault(name, ModuleType(name))
-    sys.modules["pyiqa.archs.musiq_arch"].__dict__.update(absent.__dict__)
+    # VBench imports pyiqa's MUSIQ, which is not needed with a network at hand.
+    absent = {name: ModuleType(name) for name in ("pyiqa", "pyiqa.archs", "pyiqa.archs.musiq_arch")}
+    absent["pyiqa.archs.musiq_arch"].MUSIQ = None  # type: ignore[attr-defined]
+    with patch.dict(sys.modules, absent):
+        importlib.import_module("vbench.imaging_quality")
+        loaded = dict(sys.modules)
+    sys.modules.update({name: one for name, one in loaded.items() if name not in absent})
     from vbench.aesthetic_quality import laion_aesthetic
     from vbench.background_consistency import background_consistency
     from vbench.dynamic_degree import dynamic_degree

@@ -1,5 +1,6 @@
 """VBench's dimensions as critics: settings, files, faults, the ensemble of them."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,10 @@ def test_wrong_paths_are_refused(make: Callable[[], object], told: str) -> None:
         make()
 
 
-def test_missing_weights_are_told_before_videos_are_made(tmp_path: Path, folder: Path) -> None:
+def test_missing_weights_are_told_before_videos_are_made(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
     (tmp_path / "config.json").write_text((folder / "dino/config.json").read_text())
     with pytest.raises(InputError, match="path=.*there is no pytorch_model.bin"):
         SubjectConsistency(str(tmp_path)).ready()
