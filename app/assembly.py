@@ -322,7 +322,7 @@ def _evaluation(
     return make(
         Evaluation,
         cfg,
-        prompts(cfg.evaluation.split)[: cfg.evaluation.prompts],
+        _held_out(cfg, prompts),
         sampler=sampler,
         critic=critique,
         eval_critic=critique_of(
@@ -331,6 +331,19 @@ def _evaluation(
         gauges=build(cfg.evaluation.gauges, "evaluation.gauges"),
         real_clips=build(cfg.evaluation.real_clips, "evaluation.real_clips"),
     )
+
+
+def _held_out(cfg: DictConfig, prompts: Prompts) -> Sequence[str]:
+    """The prompts that policies are evaluated on; fewer than were asked for are told."""
+    asked, split = cfg.evaluation.prompts, cfg.evaluation.split
+    found = prompts(split)[:asked]
+    if asked is not None and len(found) < asked:
+        warnings.warn(
+            f"evaluation.prompts={asked}: the {split} split has {len(found)} prompts, so that "
+            f"intervals will be wide: add prompts or raise data.prompts.{split}",
+            stacklevel=2,
+        )
+    return found
 
 
 def build_trainer(cfg: DictConfig, iteration: IterationCallback, guards: Guards) -> L.Trainer:

@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import copy
+import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
@@ -25,8 +26,14 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal import config_loader_impl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.defaults_list import DefaultsList, Overrides
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.default_element import ResultDefault
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
@@ -101,6 +108,49 @@ def parse_once(self: ConfigSource, config_path: str) -> ConfigResult:
 
 
 FileConfigSource.load_config = parse_once
+CHOSEN: dict[str, Any] = {}
+SHIPPED = ("hydra.conf", str(CONF), "")
+"""Paths of Hydra's own files, of this project's, and of what is stored in the process."""
+find_defaults, merge_defaults = (
+    config_loader_impl.create_defaults_list,
+    (ConfigLoaderImpl._compose_config_from_defaults_list),
+)
+
+
+def once(repo: IConfigRepository, work: Callable[[], Any], *key: Any) -> Any:
+    """What Hydra makes of the choices among files as they are, which is kept: all of a composition
+    but the values that are given beside them, which Hydra then changes as ever."""
+    own = [Path(source.path) for source in repo.get_sources() if source.path not in SHIPPED]
+    if not all(folder.is_dir() for folder in own):
+        return work()
+    files = [(str(file), file.stat().st_mtime_ns) for one in own for file in one.rglob("*.yaml")]
+    place = repr((own, sorted(files), key))
+    if place not in CHOSEN:
+        CHOSEN[place] = work()
+    return CHOSEN[place]
+
+
+def find_once(
+    repo: IConfigRepository, config_name: str | None, overrides_list: list[Override], **rest: bool
+) -> DefaultsList:
+    """Hydra's list of the files that are chosen, beside the values of this command line."""
+    own = Overrides(repo, overrides_list)
+    choices = own.override_choices, own.append_group_defaults, own.deletions
+    key = "found", config_name, *choices, rest
+    found = once(repo, lambda: find_defaults(repo, config_name, overrides_list, **rest), *key)
+    return dataclasses.replace(found, config_overrides=own.config_overrides)
+
+
+def merge_once(
+    self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository
+) -> DictConfig:
+    """The content of these files together, which is the caller's own."""
+    key = "merged", defaults
+    return copy.deepcopy(once(repo, lambda: merge_defaults(self, defaults, repo), *key))
+
+
+config_loader_impl.create_defaults_list = find_once
+ConfigLoaderImpl._compose_config_from_defaults_list = merge_once
 
 ComposeTrain = Callable[..., DictConfig]
 

@@ -42,19 +42,19 @@ def readable(cfg: DictConfig) -> Iterator[tuple[DictConfig, str]]:
     except InputError:
         if policy.path not in MODELS:
             raise
-        folder = _published(policy.path)
+        folder = _published(*(one for one, model in MODELS.items() if model is MODELS[policy.path]))
         yield changed(cfg, {"backbone.path": folder}), f"{policy.path} as published"
     else:
         yield cfg, ""
 
 
 @cache
-def _published(path: str) -> str:
-    """A folder with a model's published configs until this process ends: traces are cached by its
-    path, so that a sweep traces one network once."""
+def _published(*paths: str) -> str:
+    """A folder with the published configs of models that share them, until this process ends:
+    traces are cached by its path, so that a sweep traces one network once."""
     folder = mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    write_configs(MODELS[path], Path(folder))
+    write_configs(MODELS[paths[0]], Path(folder))
     return folder
 
 

@@ -25,6 +25,7 @@ from ipo_lightning.backbones.lora_names import (
     other_kind,
     taken_apart,
 )
+from ipo_lightning.errors import printable
 
 METADATA = "lora_adapter_metadata"
 """Under which diffusers keeps the adapter's settings in a file's header."""
@@ -103,8 +104,10 @@ def _parts(
         if named is None:
             left.append(name)
         elif named in parts:
-            raise ValueError(f"{parts[named]} and {name} are both the {named.part} of "
-                             f"{named.layer}: give a file with one LoRA")  # fmt: skip
+            both = f"{printable(parts[named])} and {printable(name)}"
+            raise ValueError(
+                f"{both} are both the {named.part} of {named.layer}: give a file with one LoRA"
+            )
         else:
             parts[named] = name
     if left:
@@ -114,9 +117,9 @@ def _parts(
 
 def _finite(name: str, tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point() and tensor.numel() != 1:
-        raise ValueError(f"{name} is {tensor.dtype}, not of floating point")
+        raise ValueError(f"{printable(name)} is {tensor.dtype}, not of floating point")
     if not torch.isfinite(tensor.float()).all():
-        raise ValueError(f"{name} holds values that are not finite")
+        raise ValueError(f"{printable(name)} holds values that are not finite")
     return tensor.float() if tensor.element_size() == 1 else tensor  # 8 bits do no arithmetic
 
 

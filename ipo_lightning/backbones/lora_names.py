@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+from ipo_lightning.errors import printable
+
 PREFIXES = ("transformer.", "base_model.model.", "diffusion_model.", "model.", "module.",
             "pipe.dit.", "dit.")  # fmt: skip
 """Prefixes of layers' names, in any number: of diffusers, peft, the original code and trainers."""
@@ -108,7 +110,7 @@ def other_kind(names: Iterable[str]) -> str | None:
 
 def counted(names: Iterable[str], shown: int = 3) -> str:
     """How many names there are, and the first few of them."""
-    every = sorted(names)
+    every = sorted(map(printable, names))
     short = [name if len(name) <= 80 else f"{name[:77]}..." for name in every[:shown]]
     more = ", ..." if len(every) > shown else ""
     return f"{len(every)} tensor{'s' if len(every) != 1 else ''} ({', '.join(short)}{more})"

@@ -28,9 +28,11 @@ SAMPLES = (2, 3)
 
 TEXT = frozenset({"text_dtype", "text_length"})
 PIXELS = frozenset({"tiling", "decode_batch"})
-NETWORK = frozenset({"lora", "checkpointing", "weights", "quantize", "compile", "attention"})
-"""Settings of a policy that concern one part of it alone: costs of the other parts stay cached when
-they change."""
+SIZE = frozenset({"num_frames", "height", "width", "fps"})
+NETWORK = frozenset({"lora", "checkpointing", "weights", "quantize", "compile", "attention",
+                     "weighting", "window", "density", "shift"})  # fmt: skip
+"""Settings of a policy that concern one part of it alone, or the videos alone: costs of the other
+parts stay cached when they change."""
 
 
 class Traces:
@@ -84,13 +86,13 @@ class Traces:
     def decoding(self) -> Forward:
         """Decoding as many videos as are decoded together, with the VAE's float32 weights."""
         policy, count = self.job.policy, min(self.job.decode_batch, self.job.candidates)
-        key = (*self._key("decoding", PIXELS), count)
+        key = (*self._key("decoding", PIXELS | SIZE), count)
         return cached(key, lambda: decoding_cost(policy, count))
 
     @property
     def encoding(self) -> Forward:
         """Encoding a real clip, with the VAE's float32 weights."""
-        return cached(self._key("encoding", PIXELS), lambda: encoding_cost(self.job.policy))
+        return cached(self._key("encoding", PIXELS | SIZE), lambda: encoding_cost(self.job.policy))
 
     @cached_property
     def module(self) -> PreferenceModule:
@@ -107,11 +109,12 @@ class Traces:
     def _network(self, *more: Any) -> tuple[Any, ...]:
         """The key of a cost of the network."""
         job = self.job
-        return (*self._key("network", NETWORK), job.precision, job.gpu, *more)
+        return (*self._key("network", NETWORK | SIZE), job.precision, job.gpu, *more)
 
     def _key(self, name: str, part: frozenset[str]) -> tuple[Any, ...]:
-        """The key of a cost of a part: all settings of the policy but those of its other parts."""
-        others = (TEXT | PIXELS | NETWORK) - part
+        """The key of a cost of a part: all settings of the policy but its name and those of its
+        other parts."""
+        others = (TEXT | PIXELS | SIZE | NETWORK | {"name"}) - part
         settings = {k: v for k, v in self.job.settings.items() if k not in others}
         policy = self.job.policy
         return (name, repr(settings) if settings else (policy.identity, repr(policy.adapter)))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -54,6 +54,10 @@ class Tracer(TorchDispatchMode):
     ) -> Any:
         """Run one operation, and count its outputs and its floating-point operations."""
         kwargs = kwargs or {}
+        if func is _DEVICE:
+            return _device(args[0])
+        if func in _DRAWS:
+            return args[0]
         result = func(*args, **kwargs)
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         cast = func is aten._to_copy.default and isinstance(args[0], nn.Parameter)
@@ -154,6 +158,18 @@ documentation, "CUDA ops that can autocast to float32"."""
 
 def _raised(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype is torch.bfloat16 else value
+
+
+_DEVICE = torch.ops.prim.device.default
+"""What ``tensor.device`` calls: as often as all other operations together, and nothing to count."""
+_DRAWS = {aten.uniform_.default, aten.normal_.default}
+"""What fills new weights: a fake tensor has no contents to fill."""
+
+
+def _device(tensor: FakeTensor) -> torch.device:
+    """The device that a fake tensor says it is on, as `FakeTensorMode` answers it."""
+    within = tensor.fake_mode.in_kernel_invocation
+    return torch.device("meta") if within else tensor.fake_device
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
