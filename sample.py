@@ -35,8 +35,8 @@ from app.sample_settings import (
     sampling_of,
     settings_beside,
 )
-from app.vbench import check_names, video_name
 from ipo_lightning.errors import InputError, readable, within
+from ipo_lightning.vbench.names import check_names, video_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -80,6 +80,8 @@ class Order(NamedTuple):
     backbone: dict[str, Any]
     sampling: "Sampling"
     prompts: list[str]
+    names: list[str]
+    """What the files of each prompt are named after."""
     jobs: list[Job]
 
 
@@ -88,10 +90,11 @@ def sample(cfg: DictConfig) -> list[Path]:
     refuse_missing(cfg)
     check_sample(cfg)
     prompts = read_prompts(cfg)
+    names = read_names(cfg, prompts)
     if cfg.naming != PLAIN:
-        check_names(prompts, cfg.n, cfg.naming)
+        check_names(names, cfg.n, cfg.naming)
     critic = critic_of(cfg)
-    made = sorted(shared(ordered(cfg, prompts)), key=lambda one: (one.prompt, one.k))
+    made = sorted(shared(ordered(cfg, prompts, names)), key=lambda one: (one.prompt, one.k))
     files = [one.file for one in made]
     for file in files:
         show(str(file))
@@ -112,7 +115,26 @@ def read_prompts(cfg: DictConfig) -> list[str]:
     return read(Path(cfg.prompts))
 
 
-def ordered(cfg: DictConfig, prompts: list[str]) -> Order:
+def read_names(cfg: DictConfig, prompts: list[str]) -> list[str]:
+    """The text that names the videos of each prompt: itself, or what ``names`` gives it.
+
+    Raises:
+        InputError: it gives none to a prompt, or file names are plain.
+    """
+    if cfg.names is None:
+        return prompts
+    if cfg.naming == PLAIN:
+        raise InputError(f"names={cfg.names}: give naming=vbench or vbench2 as well")
+    from data.prompts import read_named
+
+    named = read_named(Path(cfg.names))
+    for prompt in prompts:
+        if prompt not in named:
+            raise InputError(f"names={cfg.names}: it has no row of the prompt {prompt[:60]!r}")
+    return [named[prompt] for prompt in prompts]
+
+
+def ordered(cfg: DictConfig, prompts: list[str], names: list[str]) -> Order:
     """Everything that can be refused before the weights are loaded, and one look at a hub."""
     from app.assembly import settle
     from ipo_lightning.hub.checkpoints import find_checkpoint
@@ -127,7 +149,7 @@ def ordered(cfg: DictConfig, prompts: list[str]) -> Order:
         policy.check_sampling(sampling)
         _ = policy.latent_shape, policy.objective()  # configs that do not fit are refused here
         todo = list(jobs(len(prompts), cfg.n, batch_of(cfg, policy.size)))
-    return Order(cfg, checkpoint, node, sampling, prompts, todo)
+    return Order(cfg, checkpoint, node, sampling, prompts, names, todo)
 
 
 # -------------------------------------------------------------------- processes
@@ -162,7 +184,7 @@ def make(order: Order, rank: int, world: int) -> list[Made]:
     network = load_into(order.checkpoint, policy)
     settings = determined(cfg, order.checkpoint, policy, network, order.sampling)
     folder = Path(cfg.paths.outputs) / "samples"
-    files = Files(folder, order.prompts, cfg.seed, settings, cfg.naming)
+    files = Files(folder, order.names, cfg.seed, settings, cfg.naming)
     files.describe(str(cfg.ckpt))
     all_made = cfg.get("critic") is not None  # a critic sees exact pixels
     made, todo = [], []
@@ -234,7 +256,7 @@ def determined(
 ) -> dict[str, Any]:
     """All that a video depends on beside its prompt and seed, as plain JSON."""
     from ipo_lightning.policy import trained_weights
-    from ipo_lightning.storage.store import fingerprint_tensors
+    from ipo_lightning.storage.store import file_sha256, fingerprint_tensors
 
     weights: dict[str, Tensor] = trained_weights(network) or dict(network.named_parameters())
     whole = checkpoint.kind == "pipeline"  # its own identity says which weights it has
@@ -248,6 +270,8 @@ def determined(
     }
     if sampling.guided:
         drawn["negative_prompt"] = sampling.negative_prompt
+    # A file that is named after another text does not tell its prompt: the table of names does.
+    named = {} if cfg.names is None else {"names": file_sha256(Path(cfg.names))}
     return {
         "base": policy.identity,
         "weights": None if whole else fingerprint_tensors(weights),
@@ -257,6 +281,7 @@ def determined(
         "tiling": cfg.tiling,
         "fps": float(cfg.fps or policy.fps),
         "enlarge": cfg.enlarge,
+        **named,
     }
 
 
@@ -267,23 +292,23 @@ class Files:
     def __init__(
         self,
         folder: Path,
-        prompts: Sequence[str],
+        names: Sequence[str],
         seed: int,
         settings: dict[str, Any],
         naming: str = PLAIN,
     ) -> None:
         from ipo_lightning.storage.store import fingerprint
 
-        self.folder, self.prompts, self.seed, self.settings = folder, prompts, seed, settings
+        self.folder, self.names, self.seed, self.settings = folder, names, seed, settings
         self.tag, self.naming = fingerprint(settings)[:8], naming
 
     def of(self, job: Job, k: int) -> Path:
         """The file of a job's video."""
-        prompt = self.prompts[job.prompt]
+        name = self.names[job.prompt]
         if self.naming == PLAIN:
-            return self.folder / f"{file_name(prompt, self.seed, k, self.tag)}.mp4"
+            return self.folder / f"{file_name(name, self.seed, k, self.tag)}.mp4"
         folder = self.folder / f"{self.naming}-s{self.seed}-{self.tag}"
-        return folder / video_name(prompt, k, self.naming)
+        return folder / video_name(name, k, self.naming)
 
     def describe(self, ckpt: str) -> None:
         """Write down what the tag in the names stands for."""

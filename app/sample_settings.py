@@ -45,6 +45,7 @@ SETTINGS: dict[str, Any] = {
     "n": Count,
     "seed": int,
     "naming": Literal["plain", "vbench", "vbench2"],
+    "names": Annotated[Text | None, Null("after the prompts")],
     "threads": Threads,
     "batch_size": Annotated[Count | None, Null("8 of tiny videos, else 1")],
     "fps": Annotated[Positive | None, Null("the model's")],

@@ -82,6 +82,29 @@ def read_prompts(path: Path, key: str = "prompt") -> list[str]:
     return prompts
 
 
+def read_named(path: Path) -> dict[str, str]:
+    """Prompt -> the text that its videos are named after, of a table with ``prompt`` and ``name``.
+
+    Raises:
+        InputError: there is no such file, it is of another kind, or a row has no such texts.
+    """
+    path = path.expanduser()
+    if not os.path.exists(path) or path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"names={path}: give a table with the columns 'prompt' and 'name': "
+                         f"{', '.join(SUFFIXES)}")  # fmt: skip
+    expected = 'expected {"prompt": "...", "name": "..."}, got'
+    named = {}
+    try:
+        for place, row in rows_of(path):
+            texts = [one_line(str(row.get(key) or "")) for key in ("prompt", "name")]
+            if not all(texts):
+                raise InputError(f"names: {place}: {expected} {repr(dict(row))[:60]}")
+            named[texts[0]] = texts[1]
+    except NotARow as error:
+        raise InputError(f"names: {error.place}: {expected} {error.text!r}") from error
+    return named
+
+
 def _of_text(text: str) -> Iterator[str]:
     """One a line; only what ends lines in files does so here, not what `str.splitlines` takes."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")

@@ -52,6 +52,12 @@ LAYERS = {
     "report": ORCHESTRATION,
     "rounds": ORCHESTRATION,
     "reward": ORCHESTRATION,
+    "vbench": ORCHESTRATION,
+    "vbench.scores": MATHEMATICS,
+    "vbench.measures": MATHEMATICS,
+    "vbench.critics": IMPLEMENTATIONS,
+    "vbench.files": IMPLEMENTATIONS,
+    "vbench.metrics": IMPLEMENTATIONS,
 }
 MAY_IMPORT = {
     MATHEMATICS: {MATHEMATICS},

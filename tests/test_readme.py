@@ -28,6 +28,7 @@ from ipo_lightning.critics.protocols import PointCritic
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.__main__ import COMMANDS as EXCHANGE
 from ipo_lightning.exchange.__main__ import settings_of
+from ipo_lightning.vbench.__main__ import export_settings
 from ipo_lightning.video import Clip
 from tests.conftest import ComposeTrain
 from tests.helpers.choices import lacking
@@ -151,6 +152,10 @@ def refuse_other_flags(words: list[str]) -> None:
     if words[:2] == ["-m", "ipo_lightning.exchange"]:
         if len(words) > 2:
             settings_of(words[3:], EXCHANGE[words[2]][1])
+        return
+    if words[:2] == ["-m", "ipo_lightning.vbench"]:
+        if words[2:3] == ["export"] and words[3:]:
+            refuse_misspelt("sample", as_typed("sample", export_settings(words[3:])[1]))
         return
     found = importlib.util.find_spec(words[1]) if words[0] == "-m" else None
     source = Path(found.origin) if found and found.origin else REPO / words[0]

@@ -21,12 +21,12 @@ from app.entry import (
 )
 from app.free_text import as_typed
 from app.sample_settings import batch_of, sampling_of
-from app.vbench import check_names, video_name
 from ipo_lightning.backbones.cogvideox import CogVideoX, Lora
 from ipo_lightning.errors import InputError
 from ipo_lightning.hub.checkpoints import find_checkpoint, load_into
 from ipo_lightning.policy import Sampling, trained_weights
 from ipo_lightning.storage.store import fingerprint, write_atomically
+from ipo_lightning.vbench.names import check_names, video_name
 from ipo_lightning.video import read_video
 from sample import determined, file_name, sample, write
 from tests.helpers import tiny, tiny_wan
@@ -476,6 +476,23 @@ def test_videos_are_named_as_vbench_looks_for_them(
     plain = draw(shipped, *words)
     assert all(map(torch.equal, frames(made), frames(plain)))
     assert {one.parent for one in draw(shipped, *words, "naming=vbench", "seed=1")} != {folder}
+
+
+def test_names_of_rewritten_prompts(tmp_path: Path) -> None:
+    table = tmp_path / "names.jsonl"
+    table.write_text('{"prompt": "a long  text", "name": "a ring"}\n')
+    given = composed("sample", "ckpt=none", f"names={table}", "naming=vbench")
+    assert sample_module.read_names(given, ["a long text"]) == ["a ring"]
+    with pytest.raises(InputError, match="it has no row of the prompt 'a cross'"):
+        sample_module.read_names(given, ["a cross"])
+    with pytest.raises(InputError, match="give naming=vbench or vbench2 as well"):
+        sample_module.read_names(composed("sample", "ckpt=none", f"names={table}"), ["a ring"])
+    table.write_text('{"prompt": "a long text"}\n')
+    with pytest.raises(InputError, match=r'names: .*:1: expected {"prompt": "...", "name"'):
+        sample_module.read_names(given, ["a long text"])
+    given.names = str(tmp_path / "names.txt")
+    with pytest.raises(InputError, match="give a table with the columns 'prompt' and 'name'"):
+        sample_module.read_names(given, ["a long text"])
 
 
 @pytest.mark.parametrize(

@@ -184,8 +184,11 @@ def _at_hub(path: str, name: str, revision: str | None) -> bool:
     return HfApi().file_exists(path, name, revision=revision)
 
 
-def check_vision() -> None:
+def check_vision(users: str = "multimodal models need") -> None:
     """Check that torchvision can be imported: the video processors of transformers need it.
+
+    Args:
+        users: who needs it, for the message.
 
     Raises:
         InputError: it is missing, or was built for another torch.
@@ -194,7 +197,7 @@ def check_vision() -> None:
         import torchvision  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:  # a build for another torch
         raise InputError(
-            "multimodal models need torchvision, which is missing or was built for another torch "
+            f"{users} torchvision, which is missing or was built for another torch "
             f"({str(error).splitlines()[0]}): make extras EXTRAS=critics"
         ) from error
 
