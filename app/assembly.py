@@ -346,15 +346,22 @@ def _held_out(cfg: DictConfig, prompts: Prompts) -> Sequence[str]:
     return found
 
 
-def build_trainer(cfg: DictConfig, iteration: IterationCallback, guards: Guards) -> L.Trainer:
-    """Lightning's trainer: an epoch a round, loaders made anew for each."""
+def build_trainer(
+    cfg: DictConfig, iteration: IterationCallback, guards: Guards | None = None
+) -> L.Trainer:
+    """Lightning's trainer: an epoch a round, loaders made anew for each.
+
+    Args:
+        guards: that may end the run.
+    """
+    ending = [] if guards is None else [GuardStopping(guards)]
     trainer = make_trainer(
         cfg,
         iteration.run,
         max_epochs=cfg.round,
         callbacks=[
             *_listeners(cfg),
-            GuardStopping(guards),
+            *ending,
             iteration,
         ],  # a bar closes before the next stage opens its own
         reload_dataloaders_every_n_epochs=1,

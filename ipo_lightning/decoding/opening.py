@@ -122,9 +122,11 @@ def unreadable_is_input_error(path: Path) -> Iterator[None]:
     """Name the file in whatever a decoder says about it."""
     try:
         yield
-    except (InputError, MemoryError):
+    except InputError:
         raise
     except Exception as error:  # decoders raise their own classes, decord's is not exported
+        if isinstance(error, MemoryError) and not isinstance(error, av.FFmpegError):
+            raise  # FFmpeg's own: a damaged header asks for more than there is
         reason = _kind(path) or _words(error)
         raise InputError(
             f"video {path}: cannot be decoded ({reason}); copy it again, or give another: {CONVERT}"

@@ -57,13 +57,13 @@ def beside(name: str) -> Make:
     return make
 
 
-def declaring(count: int, box: bytes, **settings: object) -> Make:
-    """A file of a few kB whose header speaks of many frames."""
+def declaring(count: int, box: bytes, size: int = 1, **settings: object) -> Make:
+    """A file of a few kB whose header speaks of many frames, or of large ones."""
 
     def make(path: Path) -> None:
         content = bytearray(encode(path, **settings).read_bytes())  # type: ignore[arg-type]
         place = content.index(box) + 4
-        head = (0, 1, count) if box == b"stsz" else (0, count, 0)
+        head = (0, size, count) if box == b"stsz" else (0, count, 0)
         struct.pack_into(">III", content, place, *head)
         path.write_bytes(content)
 
@@ -91,6 +91,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "TIFF": (picture("TIFF"), "it is a TIFF picture"),
     "AVIF": (picture("AVIF"), "it is a picture"),
     "sound": (footage.sound, "but no video stream; give a file that shows the video"),
+    "samples": (declaring(9, b"stsz", size=0x3FFFFFF0), r"decoded \(Cannot allocate memory"),
     "header": (cut(0.1), r"cannot be decoded \("),
     "half": (cut(0.5), r"cannot be decoded \(.*\); copy it again"),
     "half of a web video": (cut(0.6, container=FRONT), r"cannot be decoded|is damaged"),
