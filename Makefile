@@ -14,8 +14,9 @@ HAS_TORCH = -c 'from importlib.metadata import version as v; \
 # A torch that the system brings, such as a GPU container's, is kept; VENV_FLAGS= starts bare.
 VENV_FLAGS ?= $(shell $(PYTHON) $(HAS_TORCH) && echo --system-site-packages)
 
-# In the files' own order: the largest first would leave the longest for the end.
-PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+# In the files' own order: the largest first would leave the longest for the end. Bytecode is kept:
+# else each of the processes that tests start would compile the project again.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Whatever is installed next must not replace it: torchvision's newest release would.
 KEEP_TORCH = $(VENV)/torch.txt

@@ -334,10 +334,10 @@ def _evaluation(
 
 
 def _held_out(cfg: DictConfig, prompts: Prompts) -> Sequence[str]:
-    """The prompts that policies are evaluated on; fewer than were asked for are told."""
+    """The prompts that policies are evaluated on; warns of fewer than half of what was asked for."""
     asked, split = cfg.evaluation.prompts, cfg.evaluation.split
     found = prompts(split)[:asked]
-    if asked is not None and len(found) < asked:
+    if asked is not None and 2 * len(found) < asked:
         warnings.warn(
             f"evaluation.prompts={asked}: the {split} split has {len(found)} prompts, so that "
             f"intervals will be wide: add prompts or raise data.prompts.{split}",

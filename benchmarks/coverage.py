@@ -1,6 +1,6 @@
 """How often intervals hold the truth, in simulated evaluations.
 
-python benchmarks/coverage.py                    1,000 experiments of each kind, about two minutes
+python benchmarks/coverage.py                    1,000 experiments of each kind, about 15 minutes
 python benchmarks/coverage.py --experiments 200
 
 An evaluation has videos of some prompts; videos of a prompt resemble each other. A row of the

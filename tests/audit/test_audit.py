@@ -89,7 +89,8 @@ def audit_of(tmp_path: Path) -> Callable[..., Found]:
 def test_a_critic_that_is_always_right(audit_of: Callable[..., Found], exact: Path) -> None:
     found = audit_of("shapes", exact)
     overall = found["dims"]["Overall"]
-    exact_low = pytest.approx(0.025 ** (1 / 24))  # of 24 prompts that are all right
+    # Wilson's 24 / (24 + 2.069^2), of 24 prompts that are all right; 2.069 is Student's.
+    exact_low = pytest.approx(24 / (24 + 2.0687**2), abs=1e-4)
     assert overall["accuracy"] == {"value": 1, "low": exact_low, "high": 1, "n": 96}
     assert overall["accuracy_ties"]["value"] == overall["kappa"]["value"] == 1
     assert overall["people"] is None and found["grade"] == "above chance"

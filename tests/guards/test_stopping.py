@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from app.ending import STOPPED
+from app.ending import STOPPED, ended
 from ipo_lightning.storage.layout import RunDir
-from tests.conftest import SMALL, ComposeTrain
-from tests.helpers.commands import command
+from tests.conftest import ComposeTrain
 from train import train
 
 ALARM = ("guards=stop", "guards.checks.labels.least=1000")
@@ -32,10 +31,12 @@ def test_a_run_that_guards_end_says_so_stays_ended_and_goes_on_when_told(
     assert "the round was trained on" in (run.path / "report.html").read_text()
     assert STOPPED.pop().startswith("stopped by guards after round 1: labels:")
 
-    words = [*SMALL, f"paths.outputs={cfg.paths.outputs}", "round=2", *ALARM]
-    again = command("train.py", *words)
-    assert again.returncode == 3 and "stopped by guards after round 1" in again.stdout, again
+    train(begun("round=2", *ALARM))
+    assert "stopped by guards after round 1" in capsys.readouterr().out
     assert not run.round(2).path.exists()
+    with pytest.raises(SystemExit) as left, ended([]):
+        pass
+    assert left.value.code == 3 and STOPPED.pop()
 
     line = train(begun("round=2", "guards=watch"))
     assert line is not None and line["round"] == 2 and not STOPPED

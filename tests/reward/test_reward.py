@@ -95,7 +95,7 @@ def test_a_critic_that_may_be_guessing_is_said_to() -> None:
     figures = {f"valid/{name}": value for name, value in found.items()}
     figures |= {"valid/loss": 0.5, "training": 9, "validation": 40}
     shown = critic_assembly.table(figures, ["VQ", "MQ"])
-    assert "VQ                0.950 [0.8" in shown and "0.500 [0.50, 0.50]" in shown
+    assert "VQ                0.950 [0.72, 0.99]" in shown and "0.500 [0.3" in shown
     assert "no better than chance, as far as these labels tell: MQ;" in shown
     assert "chance" not in critic_assembly.table(figures, ["VQ"])
 
