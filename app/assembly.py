@@ -334,7 +334,7 @@ def _evaluation(
 
 
 def _held_out(cfg: DictConfig, prompts: Prompts) -> Sequence[str]:
-    """The prompts that policies are evaluated on; warns of fewer than half of what was asked for."""
+    """The prompts that policies are evaluated on; warns of fewer than half of those asked for."""
     asked, split = cfg.evaluation.prompts, cfg.evaluation.split
     found = prompts(split)[:asked]
     if asked is not None and 2 * len(found) < asked:
