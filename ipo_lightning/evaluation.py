@@ -135,7 +135,7 @@ class Evaluation:
         return {name: round(float(gauge(frames)[0]), 6) for name, gauge in self.gauges.items()}
 
     def diversity(self, rows: Sequence[EvaluatedVideo]) -> float | None:
-        """Mean over prompts of how much a prompt's videos differ, see `metrics.diversity`; None
+        """Mean over prompts of how much a prompt's videos differ over pixels; None
         where a prompt has one video alone."""
         found = []
         for _, siblings in groupby(rows, key=lambda row: row.prompt_index):

@@ -1,6 +1,7 @@
 """The layers of the project, read off its imports: what may know of what."""
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,8 +89,13 @@ APPLICATION = {
 SETTINGS = {"hydra", "omegaconf", "app"}
 
 
-def imports(path: Path) -> Iterator[str]:
+@functools.cache
+def imports(path: Path) -> list[str]:
     """Full names of the modules, and of the names in them, that a file imports anywhere."""
+    return list(imported(path))
+
+
+def imported(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
