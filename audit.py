@@ -62,6 +62,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     show(plan(cfg, asked, pairs))
     if cfg.dry_run:
         return None
+    refuse_other_audit(folder_of(cfg, asked.identity), asked.identity, Path(cfg.pairs).name)
     with within("critic"):
         answers = ask(cfg, asked, pairs, device)
     table = Table(pairs, answers[0], rules)
@@ -128,6 +129,25 @@ def folder_of(cfg: DictConfig, identity: str) -> Path:
                 **{key: cfg[key] for key in keys}}  # fmt: skip
     words = re.sub(r"[^A-Za-z0-9]+", "-", f"{identity} {Path(cfg.pairs).stem}").strip("-")[:60]
     return Path(cfg.paths.outputs, "audits", f"{words.lower()}-{fingerprint(settings)[:6]}")
+
+
+def refuse_other_audit(folder: Path, critic: str, pairs: str) -> None:
+    """Refuse a folder that holds the audit of another critic, or by other pairs.
+
+    Raises:
+        InputError: names both.
+    """
+    from ipo_lightning.audit.page import FINDINGS
+    from ipo_lightning.storage.run_files import read_object
+
+    if not (folder / FINDINGS).exists():
+        return
+    old = read_object(folder / FINDINGS, "remove it, and the audit is made anew")
+    if (old.get("critic"), old.get("pairs_file")) != (critic, pairs):
+        raise InputError(
+            f"{folder} holds the audit of {old.get('critic')} by {old.get('pairs_file')}, not of "
+            f"{critic} by {pairs}: give another name=NAME"
+        )
 
 
 # -------------------------------------------------------------------- asking, and what follows

@@ -107,7 +107,8 @@ def test_spellings_of_a_prompt_are_one_prompt(audit_of: Callable[..., Found], ex
              for n, row in enumerate(rows)]  # fmt: skip
     write_annotations(exact.parent / "spelt.jsonl", spelt)
     plain, mixed = (
-        audit_of("shapes", exact.parent / f"{name}.jsonl") for name in ("exact", "spelt")
+        audit_of("shapes", exact.parent / f"{name}.jsonl", f"name={name}")
+        for name in ("exact", "spelt")
     )
     assert mixed["counts"] == plain["counts"] and mixed["dims"] == plain["dims"]
 
@@ -192,7 +193,9 @@ def test_a_lean_to_the_first_place_is_found(audit_of: Callable[..., Found], crow
     assert found["place"]["first"]["low"] > 0.6
     assert found["place"]["flips"]["value"] == pytest.approx(0.5, abs=0.15)
     assert "position bias to the first video" in " ".join(found["sentences"])
-    fair = audit_of("Comparer", crowd, "n=24")["place"]
+    with pytest.raises(InputError, match=r"audits/a holds the audit of .* give another name=NAME"):
+        audit_of("Comparer", crowd, "n=24")
+    fair = audit_of("Comparer", crowd, "n=24", "name=fair")["place"]
     assert fair["first"]["value"] == 0.5 and fair["flips"]["value"] == 0
 
 
@@ -226,7 +229,7 @@ def test_a_rating_critic_without_all_scores(audit_of: Callable[..., Found], exac
 def test_asking_again_tells_moods(audit_of: Callable[..., Found], crowd: Path) -> None:
     steady = audit_of("Comparer", crowd, "n=12", "repeats=3", "repeat_pairs=10")["again"]
     assert steady["alike"]["value"] == 1 and (steady["times"], steady["pairs"]) == (3, 10)
-    moody = audit_of("Moody", crowd, "n=40", "repeats=3", "repeat_pairs=40")["again"]
+    moody = audit_of("Moody", crowd, "name=moody", "n=40", "repeats=3", "repeat_pairs=40")["again"]
     assert moody["alike"]["high"] < 0.8
 
 

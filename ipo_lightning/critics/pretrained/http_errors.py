@@ -93,6 +93,8 @@ class Complaint(NamedTuple):
     codes: tuple[str, ...] = ()
     """Its code, status and type, lower case, as far as it has them."""
     message: str = ""
+    wait: float = 0.0
+    """Seconds after which it says that another attempt may succeed."""
 
 
 MEANINGS = (
@@ -131,7 +133,17 @@ def complaint(error: Any) -> Complaint:
     return Complaint(
         tuple(str(code).lower() for code in codes if isinstance(code, str | int) and code),
         f"{message}: {raw}" if raw else message,
+        _retry_delay(error.get("details")),
     )
+
+
+def _retry_delay(details: Any) -> float:
+    """Seconds of Google's RetryInfo among an error's details, as ``{"retryDelay": "34.07s"}``."""
+    for one in details if isinstance(details, list) else ():
+        told = one.get("retryDelay") if isinstance(one, dict) else None
+        if isinstance(told, str) and told.endswith("s"):
+            return retry_after(told.removesuffix("s"))
+    return 0.0
 
 
 def error_within(answer: Any) -> Any:

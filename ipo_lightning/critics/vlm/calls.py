@@ -235,7 +235,7 @@ class _Call(Generic[T]):
         status = status_of(said)
         if not status:
             _log.warning("%s: %s", self.server.base_url, self.server.key.cleaned(str(error)))
-            raise AskAgain("error of unknown kind", _wait(response))
+            raise AskAgain("error of unknown kind", _wait(response, said))
         return self._refused(response, status, http.client.responses.get(status, ""), said)
 
     def _count(self, usage: Any) -> None:
@@ -266,7 +266,7 @@ class _Call(Generic[T]):
             raise CriticGone(f"{said}; {ADVICE[402]}")
         if status in ASK_AGAIN:
             short = {408: "timeout", 429: "too many requests"}.get(status, f"HTTP {status}")
-            raise AskAgain(short, _wait(response))
+            raise AskAgain(short, _wait(response, error))
         if codes & FILTERED:
             return Fault("filtered")
         if status in (400, 422) and TOO_LONG.search(f"{error.codes} {error.message}"):
@@ -288,9 +288,10 @@ class _Call(Generic[T]):
         return advice
 
 
-def _wait(response: httpx2.Response) -> float:
-    """Seconds that a response asks to wait."""
-    return retry_after(response.headers.get("Retry-After"))
+def _wait(response: httpx2.Response, said: Complaint) -> float:
+    """Seconds that a response asks to wait, in its headers or in its error."""
+    in_milliseconds = retry_after(response.headers.get("retry-after-ms")) / 1000
+    return max(retry_after(response.headers.get("Retry-After")), in_milliseconds, said.wait)
 
 
 def pause_before(server: Server, failure: AskAgain, content: bytes, repetitions: int) -> float:

@@ -495,9 +495,23 @@ def test_retry_after_as_a_date() -> None:
         assert 98 <= retry_after(date) <= 100
 
 
-def test_a_wait_beyond_patience_stops_the_run() -> None:
+RETRY_INFO = {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "daily limit",
+                        "details": [{"@type": "Help"}, {"retryDelay": "4000s"}, "?"]}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        error(429, "daily limit", Retry_After="4000"),
+        error(429, "daily limit", retry_after_ms="4000000"),
+        Answer(RETRY_INFO, 429),
+        Answer(RETRY_INFO),
+    ],
+    ids=["header", "milliseconds", "in the body", "in a body that claims success"],
+)
+def test_a_wait_beyond_patience_stops_the_run(answer: Answer) -> None:
     with (
-        served(always(error(429, "daily limit", Retry_After="4000"))) as server,
+        served(always(answer)) as server,
         pytest.raises(CriticGone, match="wait 4000 s.*patience=0.3"),
     ):
         vlm(server).reply([turn()])
