@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import copy
 import functools
+import gc
 import importlib.metadata
 import importlib.util
 import random
@@ -33,6 +34,7 @@ from tests.helpers import compositions  # noqa: F401 - Hydra composes a choice o
 from train import train
 
 torch.set_num_threads(1)
+gc.set_threshold(50_000, 20, 20)  # looking for garbage among all that is imported takes a tenth
 os.fsync = lambda _: None  # no test cuts the power, and a slow disk would make all wait
 # A shell's background job ignores these, and so would all runs of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -23,3 +23,4 @@ Image.init()
 Plugins.instance()  # Hydra's search for them
 gc.collect()
 gc.freeze()  # or each child's collections would copy the pages of all this
+gc.set_threshold(50_000, 20, 20)  # as in tests/conftest.py
