@@ -119,9 +119,15 @@ class Evaluation:
             critic.score(candidates, videos, runtime.workers, device, f"{label}: {name}")
             for critic, name in ((self.critic, "critic"), (self.eval_critic, "held-out judge"))
         )
-        return [self._row(*scored) for scored in zip(candidates, scores, eval_scores, strict=True)]
+        measured = self._measured(candidates)
+        return [
+            self._row(*one) for one in zip(candidates, scores, eval_scores, measured, strict=True)
+        ]
 
-    def _row(self, candidate: Candidate, score: Verdict, eval_score: Verdict) -> EvaluatedVideo:
+    @staticmethod
+    def _row(
+        candidate: Candidate, score: Verdict, eval_score: Verdict, measured: Mapping[str, float]
+    ) -> EvaluatedVideo:
         return EvaluatedVideo(
             prompt_index=candidate.prompt_index,
             prompt=candidate.prompt,
@@ -132,27 +138,33 @@ class Evaluation:
             dims=score.dims,
             eval_score=eval_score.score,
             eval_dims=eval_score.dims,
-            gauges={**candidate.gauges, **self._further_gauges(candidate)},
+            gauges={**candidate.gauges, **measured},
         )
 
-    def _further_gauges(self, candidate: Candidate) -> dict[str, float]:
-        if not self.gauges:
-            return {}
-        path = self.sampler.store.path("videos", candidate.video, ".mp4")
-        frames = read_video(path).frames[None]
-        return {name: round(float(gauge(frames)[0]), 6) for name, gauge in self.gauges.items()}
-
-    def diversity(self, rows: Sequence[EvaluatedVideo]) -> float | None:
-        """Mean over prompts of how much a prompt's videos differ over pixels; None
-        where a prompt has one video alone."""
+    def _measured(self, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
+        """The further gauges of each video, and how diverse the videos of its prompt are."""
         found = []
-        for _, siblings in groupby(rows, key=lambda row: row.prompt_index):
-            names = [row.video for row in siblings]
-            if len(names) < 2:
-                return None
-            files = [self.sampler.store.path("videos", name, ".mp4") for name in names]
-            found.append(diversity([read_video(file).frames for file in files]))
-        return sum(found) / len(found) if found else None
+        for _, siblings in groupby(candidates, key=lambda one: one.prompt_index):
+            rows = list(siblings)
+            store = self.sampler.store
+            clips = [read_video(store.path("videos", one.video, ".mp4")).frames for one in rows]
+            spread = {}
+            if len(rows) > 1:
+                latents = [store.get_tensors("latents", one.latents)["latents"] for one in rows]
+                spread = {"diversity": diversity(clips), "diversity_latents": diversity(latents)}
+            for clip in clips:
+                own = {name: float(gauge(clip[None])[0]) for name, gauge in self.gauges.items()}
+                found.append({name: round(value, 6) for name, value in (own | spread).items()})
+        return found
+
+    def real_diversity(self) -> float | None:
+        """How much real clips of a prompt differ over pixels, mean over prompts: beside it stands
+        the policy's ``diversity``. None: there are no real clips, or one video a prompt."""
+        if self.real_clips is None or self.n < 2:
+            return None
+        repeated = [prompt for prompt in self.prompts for _ in range(self.n)]
+        clips = self.real_clips(repeated, derive_seed(self.seed, "real clips") % 2**31)
+        return sum(map(diversity, clips.split(self.n))) / len(self.prompts)
 
     @torch.no_grad()
     def real_error(self, policy: Policy, network: nn.Module, objective: Objective) -> float | None:

@@ -48,9 +48,9 @@ class EvaluationStage(RoundStage):
             error = self.evaluation.real_error(module.policy, network, module.objective)
         if error is not None:
             round.gauges["real_error"] = error
+        if not round.number and (spread := self.evaluation.real_diversity()) is not None:
+            round.gauges["diversity_real"] = spread
         if round.workers.leads:
-            if (spread := self.evaluation.diversity(rows)) is not None:
-                round.gauges["diversity"] = spread
             folder.write(folder.evaluation_file, rows)
             if chosen_by:
                 folder.write(folder.choice_file, chosen_by)

@@ -242,3 +242,5 @@ def test_diversity_is_the_deviation_over_videos() -> None:
     video = torch.full((2, 4, 4, 3), 100, dtype=torch.uint8)
     assert diversity([video, video + 51]) == pytest.approx(0.2 / 2**0.5)
     assert diversity([video, video, video]) == 0
+    latents = torch.zeros(3, 2, 4, 4)
+    assert diversity([latents, latents + 3.0]) == pytest.approx(3 / 2**0.5), "in their own units"

@@ -43,7 +43,7 @@ def test_a_run_that_guards_end_says_so_stays_ended_and_goes_on_when_told(
 
 
 ROLLBACK = ("guards=rollback", "guards.checks.labels.least=1000", "evaluation.split=final",
-            "evaluation.choice_n=1", "data.max_passes=4")  # fmt: skip
+            "evaluation.choice_n=1", "evaluation.n=2", "data.max_passes=4")  # fmt: skip
 
 
 @pytest.mark.slow
@@ -66,7 +66,10 @@ def test_a_rollback_goes_on_from_the_best_round_whenever_it_is_stopped(
     labels = lines[1]["n_pairs"]
     steps = -(-4 * labels // 2)
     assert (run.round(1).checkpoints / f"update-{min(6, steps):06d}.ckpt").exists()
-    assert {row["prompts"] for row in (line["choice"] for line in lines)} == {2}
+    assert {line["choice"]["videos"] for line in lines} == {2}
+    named = [{name for name in line["gauges"] if "diversity" in name} for line in lines]
+    assert named == [{"diversity", "diversity_latents", "diversity_real"}, *[named[1]] * 3]
+    assert named[1] == named[0] - {"diversity_real"}
 
     def brought_to(*words: str) -> list[dict[str, Any]]:
         """In another folder: the same rounds, in several commands."""
