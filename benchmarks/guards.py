@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -35,23 +36,18 @@ from ipo_lightning.parallel.runtime import Runtime  # noqa: E402
 from ipo_lightning.report import table  # noqa: E402
 from ipo_lightning.report.tables import gain_of, interval  # noqa: E402
 from ipo_lightning.rounds.policies import RoundPolicies  # noqa: E402
-from ipo_lightning.shapes.critic import ShapesCritic  # noqa: E402
-from ipo_lightning.shapes.prompts import COLOURS  # noqa: E402
+from ipo_lightning.shapes.critic import measure, stack_frames, to_ratings  # noqa: E402
+from ipo_lightning.shapes.prompts import COLOURS, parse  # noqa: E402
+from ipo_lightning.shapes.world import PALETTE  # noqa: E402
 from ipo_lightning.storage.layout import RunDir  # noqa: E402
 from ipo_lightning.video import Clip  # noqa: E402
 from train import train  # noqa: E402
 
 
 class WrongColour:
-    """The rules of the embedded world, but each prompt's colour is taken for the next one."""
+    """Rates how near a video's hue is to that of another colour than the prompt asks for."""
 
-    def __init__(self) -> None:
-        self.rules = ShapesCritic()
-
-    @property
-    def identity(self) -> str:
-        """The rules' and the swap."""
-        return f"{self.rules.identity}#wrong colour"
+    identity = "wrong-colour@1"
 
     def load(self, device: str) -> None:
         """Nothing to load."""
@@ -60,10 +56,14 @@ class WrongColour:
         """Nothing to give back."""
 
     def rate(self, clips: Sequence[Clip], prompts: Sequence[str]) -> list[Rating]:
-        """The ratings by the prompts of the wrong colour."""
+        """A rating in (0, 1] a clip: exp(-distance of the hues), mean over frames."""
         following = dict(zip(COLOURS, (*COLOURS[1:], COLOURS[0]), strict=True))
-        wrong = [" ".join(following.get(word, word) for word in one.split()) for one in prompts]
-        return self.rules.rate(clips, wrong)
+        wanted = torch.tensor([PALETTE[following[parse(one).colour]] for one in prompts])
+        seen = measure(stack_frames(clips, prompts)).colour
+        hues = seen / seen.amax(-1, keepdim=True).clamp_min(0.05)
+        wrong = wanted / wanted.amax(-1, keepdim=True)
+        near = (-(hues - wrong[:, None]).norm(dim=-1)).exp().mean(1)
+        return to_ratings(near, {"wrong": near})
 
 
 HONEST = {
@@ -84,7 +84,8 @@ HACKS = {
            "labelling.pair_rule.margin=0.005"]
     for name, bands in REWARDED.items()
 }  # fmt: skip
-HACKS["colour"] = ["critic=shapes", "critic._target_=benchmarks.guards.WrongColour"]
+HACKS["colour"] = ["critic=shapes", "critic._target_=benchmarks.guards.WrongColour",
+                   *HACKS["still"][2:]]  # fmt: skip
 KINDS = {**HONEST, **HACKS}
 QUIET = ("logger=none", "callbacks.videos=null", "callbacks.progress=null",
          "trainer.enable_progress_bar=false")  # fmt: skip
