@@ -26,6 +26,7 @@ from app.entry import (
 )
 from app.free_text import as_typed
 from app.shortcuts import expanded
+from app.twins import refuse_alike
 from ipo_lightning.errors import InputError, within
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ def check_critics(parts: "Parts", cfg: DictConfig) -> None:
     if evaluates:
         with within("eval_critic"):
             parts.evaluation.eval_critic.ready()
+        both = parts.critique, parts.evaluation.eval_critic
+        refuse_alike(*(getattr(one, "critic", one) for one in both))
 
 
 def fit(parts: "Parts", cfg: DictConfig, trainer: "Trainer") -> None:
