@@ -73,6 +73,8 @@ class GuardStopping(RoundStopping):
 class JudgeEarlyStopping(RoundStopping):
     """Stops the run when the held-out judge's score has not risen for some rounds.
 
+    It is the score of `choice_score`, so that the reported prompts choose nothing.
+
     Args:
         patience: rounds without a rise, the base model counting as the first score to beat.
         min_gain: least rise, in the judge's units.
@@ -83,13 +85,27 @@ class JudgeEarlyStopping(RoundStopping):
 
     @override
     def reason(self, lines: Sequence[Mapping[str, Any]]) -> str | None:
-        best, number = rounds_since_best([line["eval_score"] for line in lines], self.min_gain)
+        chosen = all(map(has_choice, lines))  # those of an older version have none
+        scores = [choice_score(line) if chosen else line["eval_score"] for line in lines]
+        best, number = rounds_since_best(scores, self.min_gain)
         if number < self.patience:
             return None
         return (
             f"early stopping: the held-out judge's score has not risen for {number} rounds; the "
             f"best is round {lines[best]['round']}"
         )
+
+
+def has_choice(line: Mapping[str, Any]) -> bool:
+    """Whether a line of rounds.jsonl has figures by which rounds are chosen."""
+    return (line.get("choice") or {}).get("eval_score") is not None
+
+
+def choice_score(line: Mapping[str, Any]) -> float | None:
+    """The judge's score by which rounds and settings are chosen: on the select split where the
+    round has one, else on the split that it was evaluated on."""
+    found: float | None = (line["choice"] if has_choice(line) else line)["eval_score"]
+    return found
 
 
 def rounds_since_best(scores: Sequence[float | None], min_gain: float) -> tuple[int, int]:
