@@ -1,4 +1,4 @@
-"""``seeds=1,2,3``: a run for each seed, its names, the table and its intervals; what searches raise."""
+"""``seeds=1,2,3``: a run for each seed, names, table, intervals; and what searches raise."""
 
 import json
 import math
