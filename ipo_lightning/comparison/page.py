@@ -63,10 +63,16 @@ def _shown(one: Row, form: str) -> str:
 def sentences(found: Row) -> list[str]:
     """The conclusion, what the comparison could have shown, and what people said."""
     power, looks = found["power"], found["looks"]
-    told = [f"By {found['judge']}, {found['verdict']} (a: {found['a']}, b: {found['b']})."]
+    overall = found["overall"]
+    figures = (
+        f"gain {_shown(overall['gain'], '+.3f')}, win rate {_shown(overall['win_rate'], '.2f')}"
+    )
+    told = [
+        f"By {found['judge']}, {found['verdict']}: {figures} (a: {found['a']}, b: {found['b']})."
+    ]
     if power["detectable"] is not None:
         told.append(
-            f"{found['overall']['prompts']} prompts show a difference of {power['detectable']:.3g} "
+            f"{overall['prompts']} prompts show a difference of {power['detectable']:.3g} "
             f"with a chance of {100 * power['power']:.0f} %."
         )
     if power["prompts_to_show"] is not None:
