@@ -281,5 +281,5 @@ if __name__ == "__main__":
         sys.argv.insert(1, f"--config-name={config}")
     with ended(sys.argv[1:]):
         main()
-        if seeded:
+        if seeded and RUNS:
             show(told(RUNS, command))
