@@ -76,8 +76,6 @@ class Side:
         """The network with the checkpoint's weights."""
         from ipo_lightning.hub.checkpoints import load_into
 
-        if self.found.base:
-            return self.policy.build().eval().to(self.place)
         return load_into(self.found.checkpoint, self.policy).to(self.place)
 
     @cached_property
@@ -87,7 +85,7 @@ class Side:
         from ipo_lightning.storage.layout import RunDir
         from ipo_lightning.storage.store import fingerprint, fingerprint_tensors
 
-        if self.found.base or self.found.checkpoint.kind == "pipeline":
+        if self.found.checkpoint.kind in ("base", "pipeline"):
             return self.policy.identity
         if self.found.round is not None and self.found.run is not None:
             known = RunDir(self.found.run).round(self.found.round).fingerprint()

@@ -75,7 +75,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         lines = parts.run.lines()
         if lines and assembly.leads():
             report(parts, cfg, lines)
-    if lines and (why := parts.guards.stops(lines[-1])):
+    if lines and (why := parts.guards.distrusts(lines[-1])):
         STOPPED.append(why)
     return lines[-1] if lines else None
 
@@ -217,13 +217,16 @@ def why_stopped(parts: "Parts", trainer: "Trainer") -> str:
 
 def alarms_of(lines: list[dict[str, Any]]) -> list[str]:
     """What guards found, a line a round with alarms, and the best round if it is an earlier one."""
-    from ipo_lightning.guards import alarms, best_round
+    from ipo_lightning.guards import alarms, best_of
 
     found = [f"guards, round {line['round']}: {'; '.join(raised)}"
              for line in lines if (raised := alarms(line))]  # fmt: skip
-    best = best_round(lines)
-    if best is not None and best != lines[-1]["round"]:
-        found.append(f"best round by the held-out judge: {best}")
+    found += [f"round {line['round']} started from round {start['round']}, its learning rate "
+              f"multiplied by {start['lr_scale']:g}"
+              for line in lines if (start := line.get("start"))]  # fmt: skip
+    best = best_of(lines)
+    if best["round"] != lines[-1]["round"]:
+        found.append(f"best round: {best['round']}, by {best['by']}")
     return found
 
 
@@ -264,10 +267,11 @@ def objective(cfg: DictConfig, line: dict[str, Any] | None) -> float | None:
     """What a search raises, of a run's last line of rounds.jsonl; a sweep over seeds keeps it."""
     if line is None:
         return None
-    from callbacks.stopping import choice_score
+    from ipo_lightning.guards import chosen_by
 
     remember(cfg, line)
-    return choice_score(line)
+    score: float | None = chosen_by(line)["eval_score"]
+    return score
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ SETTINGS: dict[str, Any] = {
     "debug": bool,
 }
 """None of a class."""
-BASE = ("base", "round_0")
-"""Names below a run's folder that mean the model that it started from."""
+BASE = "base"
+"""Below a run's folder: the model that it started from, as ``round_0``."""
 PROMPTS = ("ipo_lightning.shapes.prompts.prompts", "data.prompts.from_file")
 SERVERS = (
     "ipo_lightning.critics.vlm.endpoint.EndpointVLM",
@@ -87,8 +87,6 @@ class Found(NamedTuple):
     checkpoint: "Checkpoint"
     saved: dict[str, Any]
     """The settings of its run; none where it lies alone."""
-    base: bool
-    """Whether it is the model that a run started from."""
 
     @property
     def run(self) -> Path | None:
@@ -104,7 +102,7 @@ class Found(NamedTuple):
     @property
     def round(self) -> int | None:
         """The round of its run whose policy it is; None for other checkpoints."""
-        if self.base:
+        if self.checkpoint.kind == "base":
             return 0
         file = Path(self.checkpoint.path)
         folder = next((p for p in (file, *file.parents[:1]) if p.name == "policy"), None)
@@ -118,23 +116,15 @@ def found(key: str, ckpt: str) -> Found:
     Raises:
         InputError: there is none, or its run's settings are not to be trusted.
     """
-    from ipo_lightning.hub.checkpoints import Checkpoint, find_checkpoint
+    from ipo_lightning.hub.checkpoints import find_checkpoint
 
     path = Path(ckpt)
-    base = path.name in BASE and (path.parent / "rounds.jsonl").exists()
-    if base:
-        config = path.parent / "config.yaml"
-        if not config.exists():
-            raise InputError(
-                f"{key}={ckpt}: {config} is gone, which says what the run started from"
-            )
-        checkpoint = Checkpoint("lightning", str(path.parent), config)
-    else:
-        try:
-            checkpoint = find_checkpoint(ckpt)
-        except InputError as error:
-            raise InputError(re.sub(r"\bckpt=", f"{key}=", str(error))) from error
-    return Found(key, ckpt, checkpoint, settings_beside(checkpoint), base)
+    base = path.name == BASE and (path.parent / "round_0").is_dir()
+    try:
+        checkpoint = find_checkpoint(str(path.with_name("round_0")) if base else ckpt)
+    except InputError as error:
+        raise InputError(re.sub(r"\bckpt=", f"{key}=", str(error))) from error
+    return Found(key, ckpt, checkpoint, settings_beside(checkpoint))
 
 
 # -------------------------------------------------------------------- what they are compared on

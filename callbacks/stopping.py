@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from typing_extensions import override
 
-from ipo_lightning.guards import Guards
+from ipo_lightning.guards import Guards, chosen_by
 from ipo_lightning.rounds import IterationCallback, StageReached
 from ipo_lightning.settings import Count, NotNegative, checked
 from ipo_lightning.storage.layout import RunDir
@@ -73,7 +73,7 @@ class GuardStopping(RoundStopping):
 class JudgeEarlyStopping(RoundStopping):
     """Stops the run when the held-out judge's score has not risen for some rounds.
 
-    It is the score of `choice_score`, so that the reported prompts choose nothing.
+    It is the score that rounds are chosen by, see `ipo_lightning.guards.chosen_by`.
 
     Args:
         patience: rounds without a rise, the base model counting as the first score to beat.
@@ -85,8 +85,8 @@ class JudgeEarlyStopping(RoundStopping):
 
     @override
     def reason(self, lines: Sequence[Mapping[str, Any]]) -> str | None:
-        chosen = all(map(has_choice, lines))  # those of an older version have none
-        scores = [choice_score(line) if chosen else line["eval_score"] for line in lines]
+        chosen = all(line.get("choice") for line in lines)  # those of an older version have none
+        scores = [(chosen_by(line) if chosen else line)["eval_score"] for line in lines]
         best, number = rounds_since_best(scores, self.min_gain)
         if number < self.patience:
             return None
@@ -94,18 +94,6 @@ class JudgeEarlyStopping(RoundStopping):
             f"early stopping: the held-out judge's score has not risen for {number} rounds; the "
             f"best is round {lines[best]['round']}"
         )
-
-
-def has_choice(line: Mapping[str, Any]) -> bool:
-    """Whether a line of rounds.jsonl has figures by which rounds are chosen."""
-    return (line.get("choice") or {}).get("eval_score") is not None
-
-
-def choice_score(line: Mapping[str, Any]) -> float | None:
-    """The judge's score by which rounds and settings are chosen: on the select split where the
-    round has one, else on the split that it was evaluated on."""
-    found: float | None = (line["choice"] if has_choice(line) else line)["eval_score"]
-    return found
 
 
 def rounds_since_best(scores: Sequence[float | None], min_gain: float) -> tuple[int, int]:

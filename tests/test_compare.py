@@ -38,7 +38,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(outputs: Path) -> Compare:
-    """``run("a=run/base", "b=run")``, with paths below the outputs."""
+    """``run("a=run/base", "b=run/round_1")``, with paths below the outputs."""
 
     def compare_them(*words: str) -> dict[str, Any] | None:
         placed = [word.replace("=run", f"={outputs}/run") for word in words]
@@ -58,7 +58,7 @@ def test_rounds_of_a_run_are_compared_by_what_it_has(
         raise AssertionError("nothing is to be made, and no weights are read")
 
     monkeypatch.setattr(Side, "network", property(never))
-    result = run("a=run/base", "b=run")
+    result = run("a=run/base", "b=run/round_1")
     line = RunDir(outputs / "run").line(1)
     assert result is not None and line is not None
     overall = result["overall"]
@@ -68,7 +68,7 @@ def test_rounds_of_a_run_are_compared_by_what_it_has(
     assert result["dims"].keys() == line["eval_dims"].keys()
     told = capsys.readouterr().out
     assert told.count("4 videos, 0 to make") == 2 and "By shapes-judge@1, " in told
-    (folder,) = (outputs / "comparisons").glob("run-base-*")
+    (folder,) = (outputs / "comparisons").glob("run-base-run-round-1-*")
     assert json.loads((folder / "compare.json").read_text())["overall"] == overall
     shown = (folder / "compare.html").read_text()
     assert shown.count("data:image/webp") >= 4 and "video missing" not in shown
@@ -76,7 +76,7 @@ def test_rounds_of_a_run_are_compared_by_what_it_has(
     assert few is not None and few["overall"]["pairs"] == 1
     assert few["verdict"].startswith("unknown")
     with pytest.raises(InputError, match=r"few holds a comparison of other policies"):
-        run("a=run/base", "b=run", "name=few")
+        run("a=run/base", "b=run/round_1", "name=few")
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_the_same_policy_outside_of_its_run_ties(
     copied = shutil.copytree(outputs / "run/round_1/policy", tmp_path / "policy")
     table = tmp_path / "p.csv"
     table.write_text("prompt,category\na red ring growing,ring\na blue cross moving left,cross\n")
-    words = ["a=run", f"b={copied}", f"prompts={table}", "seed=7", "n=1", "steps=2"]
+    words = ["a=run/round_1", f"b={copied}", f"prompts={table}", "seed=7", "n=1", "steps=2"]
     assert run(*words, "dry_run=true") is None
     assert capsys.readouterr().out.count("2 videos, 2 to make") == 2
     result = run(*words)
@@ -103,7 +103,7 @@ def test_the_same_policy_outside_of_its_run_ties(
 def test_people_are_the_judge(
     run: Compare, outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["a=run/base", "b=run", "eval_critic=human", "eval_critic.annotators=2", "n=1",
+    words = ["a=run/base", "b=run/round_1", "eval_critic=human", "eval_critic.annotators=2", "n=1",
              "prompts_count=2"]  # fmt: skip
     assert run(*words) is None
     assert "2 questions wait for people" in (told := capsys.readouterr().out)
@@ -121,7 +121,7 @@ def test_people_are_the_judge(
 def test_the_command_line(outputs: Path) -> None:
     words = [
         f"a={outputs}/run/base",
-        f"b={outputs}/run",
+        f"b={outputs}/run/round_1",
         f"paths.outputs={outputs}",
         "dry_run=true",
     ]
@@ -136,12 +136,12 @@ def test_the_command_line(outputs: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["a=run/round_9", "b=run"], r"a=.*round_9: there is no such file or folder"),
-        (["a=run", "b=run/base", "n=0"], "n=0: give a whole number"),
-        (["a=run", "b=run", "looks=0"], "looks=0: give a whole number"),
-        (["a=run", "b=run", "prompts_count=9"], "prompts_count=9: there are 2"),
-        (["a=run", "b=run", "prompts=x.txt", "split=final"], "give one of the two"),
-        (["a=run", "b=run", "eval_critic=shapes"], "eval_critic is the twin of critic"),
+        (["a=run/round_9", "b=run/round_1"], r"a=.*round_9: there is no such file or folder"),
+        (["a=run/round_1", "b=run/base", "n=0"], "n=0: give a whole number"),
+        (["a=run/round_1", "b=run/round_1", "looks=0"], "looks=0: give a whole number"),
+        (["a=run/round_1", "b=run/round_1", "prompts_count=9"], "prompts_count=9: there are 2"),
+        (["a=run/round_1", "b=run/round_1", "prompts=x.txt", "split=final"], "give one of the two"),
+        (["a=run/round_1", "b=run/round_1", "eval_critic=shapes"], "eval_critic is the twin of critic"),
         (["a=ipo_lightning/shapes/pipeline", "b=ipo_lightning/shapes/pipeline"],
          "eval_critic: neither|prompts: neither"),
     ],
@@ -175,7 +175,7 @@ def test_a_runs_config_is_not_trusted(
     config = yaml.safe_load((copied / "config.yaml").read_text())
     (copied / "config.yaml").write_text(yaml.safe_dump({**config, group: value}))
     with pytest.raises(InputError, match=said):
-        run(f"a={copied}/base", f"b={copied}", "dry_run=true")
+        run(f"a={copied}/base", f"b={copied}/round_1", "dry_run=true")
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_pages_of_people_are_written_where_this_command_says(outputs: Path, tmp_
     config = yaml.safe_load((copied / "config.yaml").read_text())
     human = {"_target_": "ipo_lightning.critics.people.human.HumanCritic", "answers": "/root/x"}
     (copied / "config.yaml").write_text(yaml.safe_dump({**config, "eval_critic": human}))
-    one = found("a", str(copied))
+    one = found("a", f"{copied}/round_1")
     cfg = composed("compare", f"a={copied}", f"b={copied}", outputs=outputs)
     assert judge_of(cfg, (one, one), one)["answers"] == f"{outputs}/answers"
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 import train
 from app.entry import refuse_misspelt
 from app.seeds import SeedRun, told, with_seeds
-from callbacks.stopping import JudgeEarlyStopping, choice_score
+from callbacks.stopping import JudgeEarlyStopping
 from ipo_lightning.errors import InputError
 from tests.conftest import SMALL, ComposeTrain
 from tests.helpers.commands import command
@@ -99,9 +99,10 @@ def test_seeds_are_trained_in_one_command(tmp_path: Path) -> None:
 
 
 def test_choices_are_made_by_the_select_split() -> None:
+    cfg = OmegaConf.create()
     line = {"round": 1, "eval_score": 0.9, "choice": {"eval_score": 0.1}}
-    assert choice_score(line) == 0.1
-    assert choice_score({"eval_score": 0.9}) == choice_score({"eval_score": 0.9, "choice": None})
+    assert train.objective(cfg, line) == 0.1 and train.objective(cfg, None) is None
+    assert train.objective(cfg, {"eval_score": 0.9, "choice": None}) == 0.9
     rising = [{"round": k, "eval_score": float(k)} for k in range(3)]
     falling = [one | {"choice": {"eval_score": -one["eval_score"]}} for one in rising]
     stopping = JudgeEarlyStopping(patience=2)
@@ -115,9 +116,8 @@ def test_a_search_on_the_reported_split_is_refused(
 ) -> None:
     monkeypatch.setattr(train, "searches", lambda: True)
     with pytest.raises(InputError, match="evaluation.split=final: a search chooses by"):
-        cfg = compose_train("evaluation.split=final")
-        OmegaConf.update(cfg, "evaluation.choice_n", 0, force_add=True)
-        train.refuse(cfg)
-    train.refuse(compose_train("evaluation.split=select"))
-    monkeypatch.setattr(train, "searches", lambda: False)
+        train.refuse(compose_train("evaluation.split=final", "evaluation.choice_n=0"))
+    train.refuse(compose_train("evaluation.split=select", "evaluation.choice_n=0"))
     train.refuse(compose_train("evaluation.split=final"))
+    monkeypatch.setattr(train, "searches", lambda: False)
+    train.refuse(compose_train("evaluation.split=final", "evaluation.choice_n=0"))
