@@ -162,21 +162,31 @@ def _groups(runs: Sequence[SeedRun]) -> list[dict[str, Any]]:
             "settings": settings,
             "round": number,
             "seeds": [row["seed"] for row in some],
-            **{name: _mean([row[name]["mean"] for row in some]) for name in ("gain", "win_rate")},
+            "gain": _mean([row["gain"]["mean"] for row in some]),
+            "win_rate": _mean([row["win_rate"]["mean"] for row in some], 0.0, 1.0),
         }
         for (settings, number), some in groups.items()
     ]
 
 
-def _mean(values: Sequence[float | None]) -> dict[str, float | None]:
-    """The mean of one value a seed, with its interval; seeds without one are left out."""
+def _mean(
+    values: Sequence[float | None], least: float = -math.inf, most: float = math.inf
+) -> dict[str, float | None]:
+    """The mean of one value a seed, with its interval; seeds without one are left out.
+
+    Args:
+        least, most: between which values lie.
+    """
     import torch
 
     from ipo_lightning.metrics.intervals import mean_interval
 
     known = torch.tensor([one for one in values if one is not None], dtype=torch.float64)
     found = mean_interval(known, torch.arange(len(known)))
-    numbers = {"mean": found.value, "low": found.low, "high": found.high}
+    low, high = found.low, found.high
+    if not math.isnan(low):
+        low, high = max(low, least), min(high, most)
+    numbers = {"mean": found.value, "low": low, "high": high}
     return {name: None if math.isnan(one) else round(one, 6) for name, one in numbers.items()}
 
 

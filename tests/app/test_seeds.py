@@ -76,7 +76,7 @@ def test_the_interval_is_between_seeds_by_hand(tmp_path: Path) -> None:
     half = 4.302653 / math.sqrt(3)
     assert dpo["settings"] == "loss=dpo" and dpo["seeds"] == [1, 2, 3]
     assert dpo["gain"] == pytest.approx({"mean": 2.0, "low": 2 - half, "high": 2 + half}, abs=1e-5)
-    assert dpo["win_rate"]["mean"] == pytest.approx(0.7)
+    assert dpo["win_rate"]["mean"] == pytest.approx(0.7) and dpo["win_rate"]["high"] == 1
     assert kto["gain"] == {"mean": None, "low": None, "high": None}
     assert found["runs"][0]["gain"] == {"mean": 1.0, "low": 0.0, "high": 2.0}
     assert found["runs"][1]["gain"] == {"mean": 2.0, "low": 0.0, "high": 1.0}
