@@ -125,7 +125,8 @@ def named_settings(page: Path) -> Iterator[str]:
             owner, _, last = word.rpartition(".")
             module = (REPO / word.replace(".", "/")).parent.with_suffix(".py").is_file()
             file = last in ("jsonl", "json", "py", "yaml", "html", "md", "mp4", "csv")
-            member = owner == "critic.members"  # another critic, by the reader's own name
+            # Another critic, by the reader's own name.
+            member = owner in ("critic.members", "eval_critic.members")
             if word.partition(".")[0] in GROUPS and not (module or file or member):
                 yield word
 
