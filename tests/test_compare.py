@@ -141,7 +141,7 @@ def test_the_command_line(outputs: Path) -> None:
         (["a=run/round_1", "b=run/round_1", "looks=0"], "looks=0: give a whole number"),
         (["a=run/round_1", "b=run/round_1", "prompts_count=9"], "prompts_count=9: there are 2"),
         (["a=run/round_1", "b=run/round_1", "prompts=x.txt", "split=final"], "give one of the two"),
-        (["a=run/round_1", "b=run/round_1", "eval_critic=shapes"], "eval_critic is the twin of critic"),
+        (["a=run/round_1", "b=run/round_1", "eval_critic=shapes"], "eval_critic is the twin of c"),
         (["a=ipo_lightning/shapes/pipeline", "b=ipo_lightning/shapes/pipeline"],
          "eval_critic: neither|prompts: neither"),
     ],
