@@ -473,10 +473,11 @@ LABELS = ("round=1", "until=labelling", "critic=shapes_biased", "labelling=pairw
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*same model or class as the critic")
 def test_a_run_with_a_critic_that_compares(small: Compose) -> None:
-    judge = "eval_critic._target_=ipo_lightning.shapes.biased.ShapesPairs"
-    cfg = small("round=1", "critic=shapes_pairwise", "labelling=pairwise", judge)
+    judge = ("eval_critic=compared", "eval_critic.critic={_target_: "
+             "ipo_lightning.shapes.judge.ShapesJudge}", "~eval_critic.critic.bands",
+             "~eval_critic.critic.combine")  # fmt: skip
+    cfg = small("round=1", "critic=shapes_pairwise", "labelling=pairwise", *judge)
     line = train(cfg)
     run = RunDir(Path(cfg.paths.outputs) / "run")
     assert run.line(0)["score"] == run.line(0)["eval_score"] == 0.5  # type: ignore[index]
