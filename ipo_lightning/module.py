@@ -115,19 +115,15 @@ class PreferenceModule(L.LightningModule):
         self.health = TrainingHealth()
         self.round = 0
         """The round being trained, or trained last."""
-        self.lr_scale = 1.0
-        """By which the round's learning rate is multiplied."""
+        self.lr_scale = 1.0  # of the round's learning rate
         self._resumed: dict[str, Any] = {}
         self._rows = "with no rows yet"  # of the labels last trained on, for messages
 
     # ---------------------------------------------------------------- building
 
     def configure_model(self) -> None:
-        """Build the network once; Lightning calls this before every fit.
-
-        On the CPU, whichever device Lightning has entered: each has a generator of its own, and an
-        adapter would start elsewhere on each.
-        """
+        """Build the network once, before the first fit; on the CPU, whichever device Lightning has
+        entered: each has a generator of its own, and an adapter would start elsewhere on each."""
         if not hasattr(self, "network"):
             with torch.device("cpu"):
                 self.network = self.policy.build().train()  # diffusers loads in evaluation mode

@@ -559,11 +559,11 @@ def test_samples_of_a_prompt_are_compared(tmp_path: Path) -> None:
 
 
 def test_a_plan_counts_calls_of_both_orders(compose_train: Compose) -> None:
-    """60 prompts x 6: nine couples each, and the evaluation's 96 videos beside the base's."""
+    """60 prompts x 6: nine couples each, and the evaluations' 96 + 48 videos beside the base's."""
     said = plan(compose_train("critic=shapes_pairwise", "plan.tflops=1", "round=2"))
     assert "360 videos and about 1080 critic calls" in said
-    assert "96, 192 calls of the critic and 96 of the held-out judge" in said
-    calls = 2 * 1080 + 2 * 192 + 3 * 96  # the base's own videos are compared with nothing
+    assert "144, 288 calls of the critic and 144 of the held-out judge" in said
+    calls = 2 * 1080 + 2 * 288 + 3 * 144  # the base's own videos are compared with nothing
     assert f"critic calls of all rounds: {calls}" in said
     once = plan(compose_train("critic=shapes_pairwise", "labelling=trusting", "plan.tflops=1"))
     assert "about 180 critic calls" in once
