@@ -12,10 +12,11 @@ from pathlib import Path
 from ipo_lightning.errors import InputError, pipe_may_close
 from ipo_lightning.report import write_report
 from ipo_lightning.report.sweep import write_comparison
+from ipo_lightning.storage.layout import RunDir
 
 
 def written(words: Sequence[str]) -> Path:
-    """Write the page of one run, or of several; returns it.
+    """Write the page of one run, or of several; returns it. Folders without a run are passed over.
 
     Raises:
         InputError: there is no such run, or the page cannot be written.
@@ -29,7 +30,13 @@ def written(words: Sequence[str]) -> Path:
         raise InputError(f"out={out}: give an .html file")
     if len(runs) == 1:
         return write_report(runs[0], out, plots=True)
-    return write_comparison(runs, out)
+    return write_comparison([one for one in runs if holds_run(one)] or runs, out)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is a run in a folder: ``outputs/*`` names the store as well."""
+    run = RunDir(folder)
+    return not folder.is_dir() or run.config_file.exists() or run.rounds_file.exists()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -45,7 +45,7 @@ class Frame(NamedTuple):
 
 
 CHART = (340, 200)  # px, width and height
-PLOT = (46, 12, 282, 158)  # px, left, top, width, height of the plotting area
+PLOT = (54, 12, 274, 158)  # px, left, top, width, height of the plotting area
 COLOURS = 6  # classes c0 .. c5 in the style sheet
 
 

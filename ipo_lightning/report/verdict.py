@@ -153,8 +153,14 @@ def lost_prompts(pairs: Sequence[Paired]) -> list[str]:
     fallen = sorted((text for text in changes if changes[text] < 0), key=lambda text: changes[text])
     if not fallen:
         return []
-    named = ", ".join(f'"{text}" {changes[text]:+.2f}' for text in fallen[:MOST_NAMED])
+    named = ", ".join(f'"{short(text)}" {changes[text]:+.2f}' for text in fallen[:MOST_NAMED])
     return [f"{len(fallen)} of {len(changes)} prompts ({named})"]
+
+
+def short(prompt: str) -> str:
+    """The beginning of a prompt, on one line."""
+    flat = " ".join(prompt.split())
+    return flat if len(flat) <= 60 else f"{flat[:57]}..."
 
 
 def moved_gauges(lines: Sequence[Row], number: int) -> list[str]:

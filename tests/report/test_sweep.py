@@ -49,7 +49,8 @@ def test_a_run_is_told_by_what_others_do_not_share(runs: list[Path]) -> None:
 def test_the_page_of_several_runs(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     page = runs[0].parent / "comparison.html"
     (runs[1] / "report.html").touch()
-    assert main([*map(str, runs)]) == 0
+    store = runs[0].parent / "made" / "store"
+    assert main([*map(str, runs), str(store)]) == 0
     assert capsys.readouterr().out == f"report: {page}\n"
     text = page.read_text()
     assert (
