@@ -69,7 +69,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     if trainer is not None:
         check_critics(parts, cfg)
     lines = brought(parts, cfg, trainer)
-    if lines and (why := parts.guards.stops(lines[-1])):
+    if lines and (why := parts.guards.distrusts(lines[-1])):
         STOPPED.append(why)
     return lines[-1] if lines else None
 
@@ -216,16 +216,16 @@ def why_stopped(parts: "Parts", trainer: "Trainer") -> str:
 
 def alarms_of(lines: list[dict[str, Any]]) -> list[str]:
     """What guards found, a line a round with alarms, and the best round if it is an earlier one."""
-    from ipo_lightning.guards import alarms
-    from ipo_lightning.report.verdict import best_of
+    from ipo_lightning.guards import alarms, best_of
 
     found = [f"guards, round {line['round']}: {'; '.join(raised)}"
              for line in lines if (raised := alarms(line))]  # fmt: skip
+    found += [f"round {line['round']} started from round {start['round']}, its learning rate "
+              f"multiplied by {start['lr_scale']:g}"
+              for line in lines if (start := line.get("start"))]  # fmt: skip
     best = best_of(lines)
-    if best == 0:
-        found.append("by the held-out judge no round is better than the base model")
-    elif best is not None and best != lines[-1]["round"]:
-        found.append(f"best round by the held-out judge: {best}")
+    if best["round"] != lines[-1]["round"]:
+        found.append(f"best round: {best['round']}, by {best['by']}")
     return found
 
 

@@ -80,6 +80,7 @@ class Parts:
     imported: LabelSource | None
     real: RealSource | None
     evaluation: Evaluation
+    choice: Evaluation | None
     guards: Guards
     iteration: IterationCallback
 
@@ -227,6 +228,7 @@ def assemble(cfg: DictConfig) -> Parts:
     labelling: Labelling = build(cfg.labelling, "labelling")
     critique = _critique(cfg, labelling, store)
     evaluation = _evaluation(cfg, prompts, sampler, critique)
+    choice = _choice(cfg, prompts, evaluation)
     imported = _imported(cfg, prompts)
     real: RealSource | None = build(cfg.data.real, "data.real") if cfg.regularise.real else None
     guards: Guards = build(cfg.guards, "guards")
@@ -240,6 +242,7 @@ def assemble(cfg: DictConfig) -> Parts:
         real=real,
         calibration=build(cfg.calibration, "calibration"),
         guards=guards,
+        choice=choice,
     )
     iteration = _iteration(cfg, run, stages)
     datamodule = make(PreferenceDataModule, cfg, store)
@@ -253,6 +256,7 @@ def assemble(cfg: DictConfig) -> Parts:
         imported,
         real,
         evaluation,
+        choice,
         guards,
         iteration,
     )
@@ -330,6 +334,23 @@ def _evaluation(
         ),
         gauges=build(cfg.evaluation.gauges, "evaluation.gauges"),
         real_clips=build(cfg.evaluation.real_clips, "evaluation.real_clips"),
+    )
+
+
+def _choice(cfg: DictConfig, prompts: Prompts, evaluation: Evaluation) -> Evaluation | None:
+    """Evaluates on the select split, where figures are reported on another one."""
+    n = cfg.evaluation.get("choice_n", 0)
+    found = prompts("select")[: cfg.evaluation.prompts]
+    if not n or cfg.evaluation.split == "select" or not found:
+        return None
+    return Evaluation(
+        found,
+        n=n,
+        seed=cfg.seed,
+        sampler=evaluation.sampler,
+        critic=evaluation.critic,
+        eval_critic=evaluation.eval_critic,
+        purpose="choice",
     )
 
 

@@ -231,13 +231,22 @@ def nested(lines: Sequence[Row], group: str) -> list[Series]:
 
 
 def ratios(lines: Sequence[Row]) -> list[Series]:
-    """Each gauge divided by its value in round 0, if that is not zero."""
+    """Each gauge divided by its value in round 0, if that is not zero; those of real clips, which
+    only round 0 has, are left out."""
     base = base_gauges(lines)
+    later = {name for one in lines[1:] for name in gauges_of(one)} or set(base)
     return [
         Series(name, marks_of((one, relative(gauges_of(one), base, name)) for one in lines))
-        for name in sorted(base)
+        for name in sorted(later & base.keys())
         if finite(base[name])
     ]
+
+
+def gauges_note(lines: Sequence[Row]) -> str:
+    """What the gauges are relative to, and how diverse real clips are."""
+    base = base_gauges(lines)
+    real = relative({"diversity": base.get("diversity_real")}, base, "diversity")
+    return "relative to the base" + (f"; diversity of real clips {real:.2f}" if real else "")
 
 
 def marks_of(values: Iterable[tuple[Row, Any]]) -> list[Mark]:
@@ -259,7 +268,7 @@ def charts(run: Run, best: int | None) -> Html:
               note="same prompts and seeds, each in its own units", reference=0.0, best=best),
         chart("Win rate", [shares(lines, "win_rate", "win_rate_ci", "win rate")], reference=0.5,
               limits=(0, 1), note="against the base, by the judge", best=best),
-        chart("Gauges", ratios(lines), note="relative to the base", reference=1.0),
+        chart("Gauges", ratios(lines), note=gauges_note(lines), reference=1.0),
     ]  # fmt: skip
     if agreed:
         alike = shares(agreed, "share", "ci", "agreement")

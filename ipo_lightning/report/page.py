@@ -18,7 +18,7 @@ from ipo_lightning.report.player import as_json, player
 from ipo_lightning.report.run import FOLDER, Run, find_videos, read_run
 from ipo_lightning.report.summary import markdown
 from ipo_lightning.report.tables import rounds_rows
-from ipo_lightning.report.verdict import best_of
+from ipo_lightning.report.verdict import best_number
 from ipo_lightning.report.videos import Videos
 from ipo_lightning.storage.store import write_atomically
 
@@ -97,7 +97,7 @@ def rounds(run: Run) -> list[Html]:
     """The table of rounds with the best one marked, and the curves."""
     if not run.lines:
         return [tag("p", "No finished round yet.", class_="empty")]
-    best = best_of(run.lines)
+    best = best_number(run.lines)
     marked = next((i for i, line in enumerate(run.lines) if line["round"] == best), None)
     rows = [dict(row) for row in rounds_rows(run.lines)]
     if marked is not None:

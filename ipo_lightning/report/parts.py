@@ -34,22 +34,18 @@ def concerns_of(lines: Sequence[Row]) -> list[str]:
 
 def guards(run: Run) -> list[Html]:
     """The section of what each guard found, round by round; none where no guard looked."""
-    found = {(line["round"], one["guard"]): one
-             for line in run.lines for one in line.get("guards") or ()}  # fmt: skip
-    rounds = sorted({number for number, _ in found})
+    looked = [line for line in run.lines if line.get("checks")]
     rows = []
-    for name in dict.fromkeys(guard for _, guard in found):
+    for name in dict.fromkeys(name for line in looked for name in line["checks"]):
         row = {"guard": name}
-        for which in rounds:
-            one = found.get((which, name))
-            mark = "ALARM: " if one and one["alarm"] else ""
-            row[f"round {which}"] = mark + one["text"] if one else "-"
+        for line in looked:
+            raised = name in {one["guard"] for one in line["guards"]}
+            mark, found = "ALARM: " if raised else "", line["checks"].get(name)
+            row[f"round {line['round']}"] = mark + found if found else "-"
         rows.append(row)
-    return (
-        [section("Guards", html_table(rows, "findings", label="guards"), note=GUARDS_NOTE)]
-        if rows
-        else []
-    )
+    if not rows:
+        return []
+    return [section("Guards", html_table(rows, "findings", label="guards"), note=GUARDS_NOTE)]
 
 
 GUARDS_NOTE = (

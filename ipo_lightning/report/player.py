@@ -12,7 +12,7 @@ from ipo_lightning.report.markup import Html, tag
 from ipo_lightning.report.pairing import CRITIC, JUDGE, Draw, draw
 from ipo_lightning.report.run import Run
 from ipo_lightning.report.tables import Row, finite
-from ipo_lightning.report.verdict import best_of, shown_round
+from ipo_lightning.report.verdict import best_number, shown_round
 from ipo_lightning.video import spread
 
 Rounds = Mapping[int, Mapping[Draw, Row]]
@@ -25,10 +25,10 @@ def player(run: Run, find: Callable[[str], Path]) -> tuple[Html, dict[str, Any]]
     rounds = {number: rows for number, rows in rounds.items() if rows}
     if not rounds:
         return tag("p", "No evaluation videos yet.", class_="empty"), {}
-    important = [0, best_of(run.lines) or 0, max(rounds)]
+    important = [0, best_number(run.lines) or 0, max(rounds)]
     detail, clips = embedded(lambda detail: names_of(chosen(rounds, detail, important)), find)
     shown = chosen(rounds, detail, important)
-    content = data(shown, clips, shown_round(run.lines), best_of(run.lines))
+    content = data(shown, clips, shown_round(run.lines), best_number(run.lines))
     said = detail.words()
     if clips.left_out:
         said += f" For {clips.left_out} videos there was no room."

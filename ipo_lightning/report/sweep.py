@@ -19,8 +19,17 @@ from ipo_lightning.report.pairing import CRITIC, JUDGE
 from ipo_lightning.report.plots import Panel, draw
 from ipo_lightning.report.run import Run, read_run
 from ipo_lightning.report.summary import markdown_table, plain
-from ipo_lightning.report.tables import Row, base_gauges, gauges_of, interval, percent, relative
-from ipo_lightning.report.verdict import best_of, trained
+from ipo_lightning.report.tables import (
+    Row,
+    base_gauges,
+    gain_of,
+    gauges_of,
+    interval,
+    percent,
+    relative,
+    setting,
+)
+from ipo_lightning.report.verdict import best_number, trained
 from ipo_lightning.storage.store import write_atomically
 
 PAGE, FOLDER = "comparison.html", "comparison"
@@ -85,12 +94,12 @@ def link(run: Run, folder: Path) -> Html:
 def lead(runs: Sequence[Run]) -> str:
     """Which run is best by the lower end of the judge's gain."""
     found = [(low, run, line) for run in runs if (line := best_line(run)) is not None
-             if (low := finite((line.get("gain_ci") or [None])[0])) is not None]  # fmt: skip
+             if (low := finite((line.get("gain") or {}).get("low"))) is not None]  # fmt: skip
     if not found:
         return "No run has a round that the held-out judge compared with the base model."
     _, run, line = max(found, key=lambda one: one[0])
     return (f"Best by the lower end of the judge's gain over the base: {run.name}, round "
-            f"{line['round']}, {interval(line['gain'], line['gain_ci'], '+.3f')}.")  # fmt: skip
+            f"{line['round']}, {gain_of(line)}.")  # fmt: skip
 
 
 def doubts(runs: Sequence[Run]) -> list[str]:
@@ -110,7 +119,7 @@ def doubts(runs: Sequence[Run]) -> list[str]:
 def best_line(run: Run) -> Row | None:
     """The line of the best round, or of the last where none is better than the base."""
     lines = trained(run.lines)
-    best = best_of(run.lines)
+    best = best_number(run.lines)
     return next((line for line in lines if line["round"] == best), lines[-1] if lines else None)
 
 
@@ -124,18 +133,18 @@ def run_row(run: Run, settings: Mapping[str, Any]) -> dict[str, str]:
     """What a run is, and what it came to."""
     line = best_line(run) or {}
     base, gauges = base_gauges(run.lines), gauges_of(line)
-    best = best_of(run.lines)
+    best = best_number(run.lines)
     told = [f"{key}={value}" for key, value in settings.items()]
     return {
         "run": run.name,
         "settings": ", ".join([*told[:MOST], *(["..."] if len(told) > MOST else [])]) or "-",
         "rounds": str(len(trained(run.lines))),
         "best": "-" if best is None else "base" if best == 0 else str(best),
-        "gain": interval(line.get("gain"), line.get("gain_ci"), "+.3f"),
+        "gain": gain_of(line),
         "win rate": interval(line.get("win_rate"), line.get("win_rate_ci")),
         "diversity": percent(relative(gauges, base, "diversity")),
         "drift": percent(relative(gauges, base, "real_error")),
-        "alarms": str(sum(one["alarm"] for each in run.lines for one in each.get("guards") or ())),
+        "alarms": str(sum(len(one.get("guards") or ()) for one in run.lines)),
         "time": duration(total(run).seconds),
     }
 
@@ -179,10 +188,10 @@ class Seeds(NamedTuple):
     runs: list[Run]
     round: int
 
-    def between(self, column: str) -> Interval:
+    def between(self, key: str) -> Interval:
         """Mean of a number of their lines, with its 95 % interval over seeds."""
         lines = (line for run in self.runs for line in run.lines if line["round"] == self.round)
-        values = [value for line in lines if (value := finite(line.get(column))) is not None]
+        values = [value for line in lines if (value := finite(setting(line, key))) is not None]
         return mean_interval(torch.tensor(values, dtype=torch.float64), torch.arange(len(values)))
 
 
@@ -201,7 +210,7 @@ def seed_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     """One row a group of seeds: heading -> cell."""
     rows = []
     for group in seeds_of(runs):
-        gain, rate = group.between("gain"), group.between("win_rate")
+        gain, rate = group.between("gain.mean"), group.between("win_rate")
         rows.append({
             "runs": ", ".join(run.name for run in group.runs),
             "seeds": str(len(group.runs)),

@@ -56,6 +56,12 @@ def interval(value: Any, bounds: Any, form: str = ".2f") -> str:
     return shown if low is None or high is None else f"{shown} [{low:{form}}, {high:{form}}]"
 
 
+def gain_of(line: Row) -> str:
+    """The gain over the base with its interval; "-" where it is unknown."""
+    gain = line.get("gain") or {}
+    return interval(gain.get("mean"), (gain.get("low"), gain.get("high")), "+.3f")
+
+
 def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """Rows as aligned plain text under the column names; a missing value is "-".
 
@@ -90,7 +96,7 @@ LATER = {"choice": "gain, choosing", "agreement": "agreement", "start": "started
 """Fields that not every run has, and their columns: the gain on the prompts by which rounds are
 chosen; how often critic and judge order two videos alike; where a rollback started a round."""
 LATER_CELLS: Mapping[str, Callable[[Row], str]] = {
-    "choice": lambda one: interval(one.get("gain"), one.get("gain_ci"), "+.3f"),
+    "choice": gain_of,
     "agreement": lambda one: interval(one.get("share"), one.get("ci")),
     "start": lambda one: (
         f"round {number(one.get('round'))}, step x {number(one.get('lr_scale'))}" if one else "-"
@@ -118,7 +124,7 @@ def rounds_rows(lines: Sequence[Row]) -> list[dict[str, str]]:
             "round": number(line.get("round")),
             "score": plus_minus(line.get("score"), line.get("score_se")),
             "held-out": plus_minus(line.get("eval_score"), line.get("eval_score_se")),
-            "gain": interval(line.get("gain"), line.get("gain_ci"), "+.3f"),
+            "gain": gain_of(line),
             "win rate": interval(line.get("win_rate"), line.get("win_rate_ci")),
             **{
                 LATER[name]: LATER_CELLS[name](line.get(name) or {})

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ipo_lightning.guards import best_round
+from ipo_lightning.guards import best_of
 from ipo_lightning.metrics.intervals import Interval, detectable
 from ipo_lightning.report.costs import total_cost
 from ipo_lightning.report.pairing import (
@@ -19,8 +19,8 @@ from ipo_lightning.report.tables import (
     Row,
     base_gauges,
     finite,
+    gain_of,
     gauges_of,
-    interval,
     relative,
     setting,
 )
@@ -34,27 +34,19 @@ def trained(lines: Sequence[Row]) -> list[Row]:
     return [line for line in lines if line["round"] > 0]
 
 
-def best_of(lines: Sequence[Row]) -> int | None:
-    """The best round by the judge; 0, the base model, where no round gained; None: none is trained.
-
-    Of lines with a ``choice``, figures on other prompts, those count.
-    """
-    number = best_round(lines)
-    line = next((one for one in lines if one["round"] == number), None)
-    if number is None or line is None:
-        return number
-    gain = finite((line.get("choice") or line).get("gain"))
-    return 0 if gain is not None and gain <= 0 else number
+def best_number(lines: Sequence[Row]) -> int | None:
+    """The best round by the judge, 0 where no round gained; None where none is trained."""
+    return best_of(lines)["round"] if trained(lines) else None
 
 
 def shown_round(lines: Sequence[Row]) -> int | None:
     """The round that the page compares with the base: the best one, or the last of none."""
-    return best_of(lines) or (trained(lines)[-1]["round"] if trained(lines) else None)
+    return best_number(lines) or (trained(lines)[-1]["round"] if trained(lines) else None)
 
 
 def headline(lines: Sequence[Row]) -> str:
     """The verdict on a run in one to three sentences."""
-    best = best_of(lines)
+    best = best_number(lines)
     if best is None:
         return "No trained round is finished yet."
     by_number = {line["round"]: line for line in lines}
@@ -78,8 +70,12 @@ def judged(line: Row) -> str:
 
 def conclusion(line: Row) -> str:
     """What the interval of the gain says, or that of the win rate where there is none."""
-    for name, even in (("gain_ci", 0.0), ("win_rate_ci", 0.5)):
-        low, high = (finite(bound) for bound in line.get(name) or (None, None))
+    gain = line.get("gain") or {}
+    for bounds, even in (
+        ((gain.get("low"), gain.get("high")), 0.0),
+        (line.get("win_rate_ci"), 0.5),
+    ):
+        low, high = (finite(bound) for bound in bounds or (None, None))
         if low is not None and high is not None:
             if low > even:
                 return "is better than the base model"
@@ -95,8 +91,7 @@ def figures(line: Row) -> str:
         low, high = (finite(bound) for bound in line.get("win_rate_ci") or (None, None))
         within = "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f} %)"
         said.append(f"wins {100 * rate:.0f} %{within} of paired comparisons with the base")
-    if finite(line.get("gain")) is not None:
-        gain = interval(line["gain"], line.get("gain_ci"), "+.3f")
+    if (gain := gain_of(line)) != "-":
         said.append(f"changes the held-out judge's score by {gain}")
     return " and ".join(said) or "has no figures of the held-out judge"
 

@@ -45,11 +45,9 @@ def line(number_: int) -> dict[str, Any]:
         if number_
         else None,
         "labelling": {"kept": 40, "dropped": {"tie": 7, "<b>blank": 2}},
-        "gain": 0.2 * gain, "gain_ci": [0.15 * gain, 0.25 * gain],
-        "guards": [{"guard": "labels", "alarm": False,
-                    "text": f"the round was trained on {40 * number_} labels"}]
-        if number_
-        else [],
+        "gain": {"mean": 0.2 * gain, "low": 0.15 * gain, "high": 0.25 * gain},
+        "guards": [],
+        "checks": {"labels": f"the round was trained on {40 * number_} labels"} if number_ else {},
     }  # fmt: skip
 
 

@@ -15,16 +15,20 @@ from ipo_lightning.report.plots import draw, figures, write_plots
 from ipo_lightning.report.run import Asked, find_videos, read_asked, read_run
 from ipo_lightning.report.summary import markdown, plain
 from ipo_lightning.report.tables import rounds_rows
-from ipo_lightning.report.verdict import answers, best_of, headline
+from ipo_lightning.report.verdict import answers, best_number, headline
 from ipo_lightning.storage.store import write_jsonl
 from tests.report.runs import HOSTILE, line, write_run
 
 
 def gained(*gains: float) -> list[dict[str, Any]]:
     """Lines of rounds with these gains, each with an interval of 0.02."""
-    found = [{"round": 0, "gain": 0.0, "gain_ci": [0.0, 0.0]}]
-    return found + [{"round": k, "gain": gain, "gain_ci": [gain - 0.01, gain + 0.01]}
-                    for k, gain in enumerate(gains, 1)]  # fmt: skip
+    found = [{"round": 0, "gain": interval_of(0.0, 0.0)}]
+    return found + [{"round": k, "gain": interval_of(gain)} for k, gain in enumerate(gains, 1)]
+
+
+def interval_of(mean: float, half: float = 0.01) -> dict[str, float]:
+    """A gain with its interval."""
+    return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 # --- The verdict ---------------------------------------------------------------------------------
@@ -46,13 +50,13 @@ def test_the_verdict_names_the_best_round_or_the_base(
     gains: tuple[float, ...], best: int | None, said: str
 ) -> None:
     lines = gained(*gains)
-    assert best_of(lines) == best
+    assert best_number(lines) == best
     assert said in headline(lines)
 
 
 def test_the_base_is_marked_where_no_round_has_gained(tmp_path: Path) -> None:
     run = write_run(tmp_path)
-    lines = [line(0), line(1) | {"gain": -0.1, "gain_ci": [-0.2, -0.05]}]
+    lines = [line(0), line(1) | {"gain": interval_of(-0.1)}]
     write_jsonl(run / "rounds.jsonl", lines)
     (row,) = write_report(run).read_text().split('<tr class="marked">')[1:]
     assert row.startswith("<td>0<span")
@@ -60,8 +64,8 @@ def test_the_base_is_marked_where_no_round_has_gained(tmp_path: Path) -> None:
 
 def test_rounds_are_chosen_by_the_other_prompts_where_there_are_such() -> None:
     lines = gained(0.1)
-    lines[1]["choice"] = {"split": "select", "prompts": 9, "gain": -0.1, "gain_ci": [-0.2, 0.0]}
-    assert best_of(lines) == 0
+    lines[1]["choice"] = {"split": "select", "prompts": 9, "gain": interval_of(-0.1)}
+    assert best_number(lines) == 0
 
 
 def test_fields_of_newer_runs_have_columns_and_others_none() -> None:
@@ -69,7 +73,7 @@ def test_fields_of_newer_runs_have_columns_and_others_none() -> None:
     assert not {"agreement", "started from", "gain, choosing"} & rounds_rows(lines)[1].keys()
     lines[1] |= {"agreement": {"pairs": 9, "share": 0.75, "ci": [0.5, 0.9]},
                  "start": {"round": 0, "lr_scale": 0.5},
-                 "choice": {"split": "select", "gain": 0.2, "gain_ci": [0.1, 0.3]}}  # fmt: skip
+                 "choice": {"split": "select", "gain": interval_of(0.2, 0.1)}}  # fmt: skip
     rows = rounds_rows(lines)
     assert rows[1]["agreement"] == "0.75 [0.50, 0.90]"
     assert rows[1]["started from"] == "round 0, step x 0.500" and rows[0]["started from"] == "-"

@@ -24,7 +24,7 @@ def runs(tmp_path: Path) -> list[Path]:
         (run / "config.yaml").write_text(
             f"name: 'run {number}<b>'\nseed: {number}\nround: 1\nloss: {{_target_: x.{loss}}}\n"
         )
-        own = {"gain": gain, "gain_ci": [gain - 0.01, gain + 0.01]}
+        own = {"gain": {"mean": gain, "low": gain - 0.01, "high": gain + 0.01}}
         write_jsonl(run / "rounds.jsonl", [line(0), line(1) | own])
         made.append(run)
     return made
@@ -32,7 +32,7 @@ def runs(tmp_path: Path) -> list[Path]:
 
 def test_seeds_have_the_interval_between_them(runs: list[Path]) -> None:
     (group,) = seeds_of([read_run(one) for one in runs])
-    found = group.between("gain")
+    found = group.between("gain.mean")
     half = 4.302653 * 0.1 / 3**0.5  # Student's t with 2 degrees
     assert len(group.runs) == 3 and group.round == 1
     assert (found.value, found.low) == pytest.approx((0.2, 0.2 - half), abs=1e-5)
