@@ -36,7 +36,7 @@ def written(words: Sequence[str]) -> Path:
 def holds_run(folder: Path) -> bool:
     """Whether there is a run in a folder: ``outputs/*`` names the store as well."""
     run = RunDir(folder)
-    return not folder.is_dir() or run.config_file.exists() or run.rounds_file.exists()
+    return not folder.exists() or run.config_file.exists() or run.rounds_file.exists()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """What a run cost, stage by stage: seconds, network evaluations, calls of critics."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -48,14 +49,16 @@ def costs(run: Run) -> dict[str, Cost]:
 def round_costs(one: RoundFiles, line: Row, config: Row) -> dict[str, Cost]:
     """Stage -> cost of one round."""
     found = {stage: Cost(seconds) for stage, seconds in seconds_of(line).items()}
-    draws = draws_of(config)
+    draws, trained = draws_of(config, len(one.pairs) or len(one.points))
     kind = 2 if one.pairs else 1
+    evaluated = [*one.evaluation, *({**row, "prompt_index": f"choice {row.get('prompt_index')}"}
+                                    for row in one.choice)]  # fmt: skip
     counts = {
         "rollout": (line.get("evaluations") or sampled(one.candidates, config), None),
         "critique": (None, questions(one.verdicts)),
         "reference errors": (draws and draws * kind, None),
-        "training": (draws and draws * kind, None),
-        "evaluation": (sampled(one.evaluation, config, shared=False), 2 * len(one.evaluation)),
+        "training": (trained and trained * kind, None),
+        "evaluation": (sampled(evaluated, config, shared=False), 2 * len(evaluated)),
     }
     return {stage: cost._replace(evaluations=counts[stage][0], calls=counts[stage][1])
             if stage in counts else cost for stage, cost in found.items()}  # fmt: skip
@@ -83,16 +86,18 @@ def questions(verdicts: list[dict[str, Any]]) -> int:
     return sum(answer is not None for shown in orders for answer in shown)
 
 
-def draws_of(config: Row) -> int | None:
-    """Draws of labels that a round trains on; None where the number of devices is not a setting."""
-    names = ("data.optimizer_steps", "data.batch_size", "trainer.accumulate_grad_batches",
-             "trainer.devices", "trainer.num_nodes")  # fmt: skip
-    product = 1
-    for value in (setting(config, name) for name in names):
-        if not isinstance(value, int) or value < 1:
-            return None
-        product *= value
-    return product
+def draws_of(config: Row, labels: int) -> tuple[int | None, int | None]:
+    """Draws of labels that a round has at most, and that it trains on; None where the number of
+    devices is not a setting."""
+    names = ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.devices",
+             "trainer.num_nodes")  # fmt: skip
+    values = [setting(config, name) for name in (*names, "data.optimizer_steps")]
+    if any(not isinstance(value, int) or value < 1 for value in values):
+        return None, None
+    *factors, steps = values
+    a_step, passes = math.prod(factors), setting(config, "data.max_passes")
+    made = min(steps, -(-passes * labels // a_step)) if isinstance(passes, int) else steps
+    return steps * a_step, made * a_step
 
 
 def total(run: Run) -> Cost:

@@ -36,6 +36,15 @@ def typeset(text: str) -> Html:
     return Html(safe.replace("-", "&minus;") if not is_word(text) else safe)
 
 
+def stacked(text: str) -> str:
+    """A number with its interval below it; other text unchanged."""
+    value, bracket, bounds = text.partition(" [")
+    if not bracket:
+        return text
+    below = Html(escape(f"[{bounds}").replace("-", "&minus;"))
+    return join([typeset(value), tag("small", below)])
+
+
 def section(heading: str, *content: str, note: str = "", **attributes: str) -> Html:
     """A titled part of the page, with an optional line of explanation."""
     remark = tag("p", note, class_="note") if note else Html("")

@@ -11,7 +11,7 @@ from ipo_lightning.report.breakdown import breakdown
 from ipo_lightning.report.charts import charts, training_charts
 from ipo_lightning.report.costs import cost_rows
 from ipo_lightning.report.labels import label_rows, round_part
-from ipo_lightning.report.markup import Html, html_table, join, section, tag
+from ipo_lightning.report.markup import Html, html_table, join, section, stacked, tag
 from ipo_lightning.report.parts import commands, guards, settings, summary
 from ipo_lightning.report.people import people
 from ipo_lightning.report.player import as_json, player
@@ -53,8 +53,8 @@ def write_report(
         from ipo_lightning.report.plots import write_plots
 
         write_plots(run, folder)
-    write_atomically(folder / "report.md", markdown(run, folder, command).encode())
-    write_atomically(target, page(run, find, command).encode())
+    write_atomically(folder / "report.md", encoded(markdown(run, folder, command)))
+    write_atomically(target, encoded(page(run, find, command)))
     return target
 
 
@@ -93,13 +93,18 @@ def document(title: str, body: Html, data: dict[str, object]) -> str:
     )  # fmt: skip
 
 
+def encoded(text: str) -> bytes:
+    """A file's bytes; half a surrogate pair, which JSON may hold and no file can, becomes "?"."""
+    return text.encode(errors="replace")
+
+
 def rounds(run: Run) -> list[Html]:
     """The table of rounds with the best one marked, and the curves."""
     if not run.lines:
         return [tag("p", "No finished round yet.", class_="empty")]
     best = best_number(run.lines)
     marked = next((i for i, line in enumerate(run.lines) if line["round"] == best), None)
-    rows = [dict(row) for row in rounds_rows(run.lines)]
+    rows = [{name: stacked(text) for name, text in row.items()} for row in rounds_rows(run.lines)]
     if marked is not None:
         rows[marked]["round"] = join([rows[marked]["round"], tag("span", "best", class_="chip")])
     return [html_table(rows, "figures level", label="rounds", marked=marked), charts(run, best)]
@@ -144,7 +149,9 @@ def hash_of(text: str) -> str:
 ROUNDS_NOTE = (
     "Round 0 is the base model. Scores are means with standard errors clustered by prompt. Gain "
     "and win rate compare each video with the base's of the same prompt and seed, by the held-out "
-    "judge, with 95 % intervals over prompts. Drift is the change of the error on real videos."
+    "judge, with 95 % intervals over prompts. Drift is the change of the error on real videos. "
+    "Where there are such columns: the gain on other prompts, by which the best round is chosen; "
+    "how often critic and judge order two videos of a prompt alike."
 )
 VIDEOS_NOTE = (
     "All videos of a row have the same prompt and the same noise. Below each: the held-out judge's "

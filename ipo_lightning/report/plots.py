@@ -110,5 +110,5 @@ def fill(axes: Any, panel: Panel) -> None:
 
 def verbatim(text: str) -> str:
     """Text that matplotlib does not take for mathematics, on one line, at most 40 characters."""
-    flat = " ".join(text.split())
+    flat = " ".join(text.encode(errors="replace").decode().split())
     return (flat if len(flat) <= 40 else flat[:37] + "...").replace("$", "\\$")

@@ -40,6 +40,7 @@ class RoundFiles(NamedTuple):
     pairs: list[dict[str, Any]]
     points: list[dict[str, Any]]
     evaluation: list[dict[str, Any]]
+    choice: list[dict[str, Any]]
     labelling: Row
     missing: list[str]
 
@@ -121,6 +122,7 @@ def read_round(one: RoundDir, line: Row | None) -> RoundFiles:
         read_rows(one.pairs_file),
         read_rows(one.points_file),
         read_rows(one.evaluation_file),
+        read_rows(one.choice_file),
         counts if isinstance(counts, Mapping) else {},
         [stage for stage in STAGES if not there[stage]],
     )

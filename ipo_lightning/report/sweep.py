@@ -14,7 +14,7 @@ from ipo_lightning.metrics.intervals import Interval, mean_interval
 from ipo_lightning.report.charts import Mark, Series, chart, finite, gains, ratios, shares
 from ipo_lightning.report.costs import duration, total
 from ipo_lightning.report.markup import Html, html_table, join, section, tag
-from ipo_lightning.report.page import document
+from ipo_lightning.report.page import document, encoded
 from ipo_lightning.report.pairing import CRITIC, JUDGE
 from ipo_lightning.report.plots import Panel, draw
 from ipo_lightning.report.run import Run, read_run
@@ -58,8 +58,8 @@ def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     target = out or Path(os.path.commonpath([place.parent for place in places])) / PAGE
     folder = target.with_suffix("")
     plots = draw([Panel(*one) for one in curves(runs)], folder / "curves")
-    write_atomically(folder / "comparison.md", markdown(runs, plots).encode())
-    write_atomically(target, page(runs, target.parent).encode())
+    write_atomically(folder / "comparison.md", encoded(markdown(runs, plots)))
+    write_atomically(target, encoded(page(runs, target.parent)))
     return target
 
 

@@ -79,7 +79,11 @@ def conclusion(line: Row) -> str:
         if low is not None and high is not None:
             if low > even:
                 return "is better than the base model"
-            return "is worse than the base model" if high < even else "shows no clear difference"
+            return (
+                "is worse than the base model"
+                if high < even
+                else "shows no clear difference from the base model"
+            )
     return "was not compared with the base model"
 
 
@@ -167,7 +171,11 @@ def moved_gauges(lines: Sequence[Row], number: int) -> list[str]:
     return [f"{WORDS.get(name, name)} {100 * (ratio - 1):+.0f} %" for name, ratio in far.items()]
 
 
-WORDS = {"diversity": "diversity of a prompt's videos", "real_error": "error on real clips"}
+WORDS = {
+    "diversity": "diversity of a prompt's videos",
+    "diversity_latents": "the same in latents",
+    "real_error": "error on real clips",
+}
 
 
 def tested(run: Run, pairs: Sequence[Paired]) -> str:

@@ -144,6 +144,18 @@ def test_network_evaluations_of_a_rollout(
     assert drafted["rollout"].evaluations == 7
 
 
+@pytest.mark.parametrize(("passes", "trained"), [(None, 20 * 8 * 2), (2, 1 * 8 * 2)])
+def test_network_evaluations_of_a_training(
+    tmp_path: Path, passes: int | None, trained: int
+) -> None:
+    one = read_run(write_run(tmp_path)).rounds[1]
+    config = {"data": {"batch_size": 4, "optimizer_steps": 20, "max_passes": passes},
+              "trainer": {"accumulate_grad_batches": 2, "devices": 1, "num_nodes": 1}}  # fmt: skip
+    assert round_costs(one, line(1), config)["training"].evaluations == trained
+    config["trainer"]["devices"] = -1
+    assert round_costs(one, line(1), config)["training"].evaluations is None
+
+
 def test_durations() -> None:
     told = [duration(seconds) for seconds in (0.046, 9.6, 163, 11_100)]
     assert told == ["0.05 s", "10 s", "2 min 43 s", "3 h 05 min"]
@@ -185,6 +197,13 @@ def test_the_base_the_best_and_the_last_round_stay() -> None:
     rounds = {number: {} for number in range(9)}
     assert list(chosen(rounds, clips.Detail(rounds=4), [0, 3, 8])) == [0, 1, 3, 8]
     assert list(chosen(rounds, clips.Detail(rounds=3), [0, 3, 8])) == [0, 3, 8]
+
+
+def test_half_a_surrogate_pair_ends_no_report(tmp_path: Path) -> None:
+    run = write_run(tmp_path, rounds=1)
+    for file in run.glob("round_*/evaluation.jsonl"):
+        file.write_text(file.read_text().replace("number 2", "\\ud800"))
+    assert "moving left, ?" in write_report(run).read_text()
 
 
 def test_data_cannot_close_its_element() -> None:

@@ -120,7 +120,8 @@ def test_page_of_a_finished_run(tmp_path: Path) -> None:
     assert text.count("<script") == 2  # the videos' data, and what plays them
     assert text.count(ESCAPED) >= 3  # comparison, pair, critic's words
     assert "kept: 40" in text and "&lt;b&gt;blank: 2" in text
-    assert "data:image/webp;base64," in text
+    assert "data:image/webp;base64," in text and '"clips":["AAAA' in text
+    assert "By category, round 2" in text and "<td>&lt;b&gt;shape</td>" in text
     assert "python sample.py ckpt=" in text
     assert "missing" not in text.split("</style>")[1]
     assert list(run.glob(".*")) == []
