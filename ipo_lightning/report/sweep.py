@@ -216,7 +216,7 @@ def seed_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
             "seeds": str(len(group.runs)),
             "round": str(group.round),
             "gain": interval(gain.value, gain[1:], "+.3f"),
-            "win rate": interval(rate.value, rate[1:]),
+            "win rate": interval(rate.value, (max(rate.low, 0.0), min(rate.high, 1.0))),
         })  # fmt: skip
     return rows
 
