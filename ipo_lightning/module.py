@@ -123,10 +123,15 @@ class PreferenceModule(L.LightningModule):
     # ---------------------------------------------------------------- building
 
     def configure_model(self) -> None:
-        """Build the network once; Lightning calls this before every fit."""
+        """Build the network once; Lightning calls this before every fit.
+
+        On the CPU, whichever device Lightning has entered: each has a generator of its own, and an
+        adapter would start elsewhere on each.
+        """
         if not hasattr(self, "network"):
-            self.network = self.policy.build().train()  # diffusers loads in evaluation mode
-            self.objective = self.policy.objective()
+            with torch.device("cpu"):
+                self.network = self.policy.build().train()  # diffusers loads in evaluation mode
+                self.objective = self.policy.objective()
             if self.device_mesh is not None:
                 shard(self.network, self.device_mesh["data_parallel"])
                 self.strict_loading = False  # Lightning reads before frozen weights are filled in
