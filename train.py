@@ -43,13 +43,19 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     """Bring the run that ``cfg`` describes to its round.
 
     Returns:
-        The last line of its rounds.jsonl; None where it was stopped before a round was finished.
+        The last line of its rounds.jsonl; None where it was stopped before a round was finished,
+            and with ``report_only``.
 
     Raises:
         InputError: a setting is wrong, or the run's folder holds a run of other settings or inputs,
             or is in use.
     """
     refuse(cfg)
+    if cfg.report_only:
+        from app.reporting import report_again
+
+        show(f"report: {report_again(cfg)}")
+        return None
     from app import assembly
 
     assembly.settle(cfg)
@@ -65,19 +71,33 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     )
     if trainer is not None:
         check_critics(parts, cfg)
+    lines = brought(parts, cfg, trainer)
+    if lines and (why := parts.guards.distrusts(lines[-1])):
+        STOPPED.append(why)
+    return lines[-1] if lines else None
+
+
+def brought(parts: "Parts", cfg: DictConfig, trainer: "Trainer | None") -> list[dict[str, Any]]:
+    """Make what the run lacks, in its folder and for this process alone, and its report.
+
+    Returns:
+        The lines of its rounds.jsonl.
+    """
+    from app import assembly
+    from app.reporting import command_line, write_down
+
     goes_on = trainer is not None
     made_of = partial(parts.identity, cfg, goes_on=goes_on)
     with assembly.claimed(cfg, parts.run, made_of, goes_on=goes_on):
         if assembly.leads():
             parts.run.mend()
+            write_down(parts.run, command_line() if goes_on else None)
         if trainer is not None and not finished(parts, cfg):
             fit(parts, cfg, trainer)
         lines = parts.run.lines()
         if lines and assembly.leads():
             report(parts, cfg, lines)
-    if lines and (why := parts.guards.distrusts(lines[-1])):
-        STOPPED.append(why)
-    return lines[-1] if lines else None
+    return lines
 
 
 def train_critic(cfg: DictConfig) -> dict[str, float] | None:
@@ -138,7 +158,7 @@ def report(parts: "Parts", cfg: DictConfig, lines: list[dict[str, Any]]) -> None
     """Write the report, show what the rounds reached, and publish what was asked for."""
     from ipo_lightning.report import rounds_table, write_report
 
-    file = write_report(parts.run.path, command=shlex.join(["python", *sys.argv]))
+    file = write_report(parts.run.path)
     notes = "".join(f"{note}\n" for note in (*alarms_of(lines), *notes_of(parts)))
     ending = next_command(parts) if parts.run.line(cfg.round) else ""
     show(f"\n{rounds_table(lines)}\n\n{notes}report: {file}\n{ending}".rstrip())

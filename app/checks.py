@@ -54,6 +54,7 @@ SETTINGS: dict[str, Any] = {
     "seed": int,
     "threads": Threads,
     "dry_run": bool,
+    "report_only": bool,
     "debug": bool,
     "accept_version": bool,
     "requeue": bool,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.report import find_videos, thumbnail
-from ipo_lightning.report.parts import Draw, draw
+from ipo_lightning.report.pairing import Draw, draw
 from ipo_lightning.settings import Count, checked
 from ipo_lightning.storage.store import read_jsonl
 from ipo_lightning.video import Clip, contact_sheet, fitting_scale, gif, read_video, spread

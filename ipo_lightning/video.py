@@ -70,22 +70,27 @@ def write_video(path: str | Path, clip: Clip, lossless: bool = False) -> None:
     write_atomically(Path(path), encode_video(clip, lossless))
 
 
-def encode_video(clip: Clip, lossless: bool = False) -> bytes:
+def encode_video(clip: Clip, lossless: bool = False, crf: int = 18) -> bytes:
     """The bytes of ``clip`` as mp4; equal clips give equal bytes (one machine's libraries).
 
     ``lossless=True`` keeps every RGB value (H.264 High 4:4:4, which browsers may refuse): what a
-    critic or a gauge reads. ``lossless=False`` is for people: yuv420p at crf 18, which plays
+    critic or a gauge reads. ``lossless=False`` is for people: yuv420p at ``crf``, which plays
     everywhere but needs even sizes, so odd ones gain a row or column by repeating the edge.
     """
     frames = check_frames(clip.frames)
-    codec, pixel_format, crf = ("libx264rgb", "rgb24", "0") if lossless else H264_FOR_PEOPLE
+    codec, pixel_format = ("libx264rgb", "rgb24") if lossless else ("libx264", "yuv420p")
     if not lossless:
         frames = pad_to_even(frames)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         # One thread, since x264 slices its work by thread and the bytes would follow the machine;
         # no macroblock tree, since its AVX-512 kernel makes about 1 encoding in 50 differ.
-        options = {"crf": crf, "preset": "medium", "threads": "1", "x264-params": "mbtree=0"}
+        options = {
+            "crf": "0" if lossless else str(crf),
+            "preset": "medium",
+            "threads": "1",
+            "x264-params": "mbtree=0",
+        }
         rate = Fraction(clip.fps).limit_denominator(1001)
         stream = cast(VideoStream, container.add_stream(codec, rate=rate, options=options))
         stream.height, stream.width = frames.shape[1:3]
@@ -95,9 +100,6 @@ def encode_video(clip: Clip, lossless: bool = False) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
-
-
-H264_FOR_PEOPLE = ("libx264", "yuv420p", "18")
 
 
 def pad_to_even(frames: Tensor) -> Tensor:

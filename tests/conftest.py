@@ -141,6 +141,7 @@ SMALL = (
     "callbacks.iteration.checkpoint_every=2",
     "callbacks.progress=null",
     "callbacks.videos=null",
+    "callbacks.report=null",
     "trainer.enable_progress_bar=false",
     "trainer.accelerator=cpu",
     "logger=none",

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ipo_lightning.report.markup import Html, tag
+from ipo_lightning.report.pairing import CRITIC, JUDGE, mean_change, paired, score_interval
+from ipo_lightning.report.run import Run
 from ipo_lightning.report.tables import Row, base_gauges, finite, gauges_of, number, relative
 
 Z95 = 1.96  # half-width of a 95 % normal interval, in standard errors
@@ -43,7 +45,7 @@ class Frame(NamedTuple):
 
 
 CHART = (340, 200)  # px, width and height
-PLOT = (46, 12, 282, 158)  # px, left, top, width, height of the plotting area
+PLOT = (54, 12, 274, 158)  # px, left, top, width, height of the plotting area
 COLOURS = 6  # classes c0 .. c5 in the style sheet
 
 
@@ -54,8 +56,13 @@ def chart(
     note: str = "",
     reference: float | None = None,
     limits: tuple[float, float] | None = None,
+    best: float | None = None,
 ) -> Html:
-    """A line chart over rounds, with error bands; ``reference`` draws a dashed horizontal."""
+    """A line chart over rounds, with error bands.
+
+    Args:
+        reference: draws a dashed horizontal. best: the round whose dots are filled.
+    """
     shown = [one for one in series if one.marks]
     caption = [tag("strong", title), tag("span", note, class_="note")]
     if not shown:
@@ -65,11 +72,17 @@ def chart(
     body = [axes(frame)]
     if reference is not None:
         body.append(horizontal(frame, reference, "reference"))
-    body += [line(frame, one, f"c{i % COLOURS}") for i, one in enumerate(shown)]
+    body += [line(frame, one, look(i), best=best) for i, one in enumerate(shown)]
     size = "0 0 {} {}".format(*CHART)
     picture = tag("svg", *body, viewBox=size, role="img", aria_label=spoken(title, shown))
     key = legend(shown) if len(shown) > 1 else Html("")
     return tag("figure", tag("figcaption", *caption), picture, key, class_="chart")
+
+
+def look(place: int) -> str:
+    """Classes of the line at a place: colours first, then the same dashed, then dotted."""
+    turn, own = divmod(place, COLOURS)
+    return f"c{own}{('', ' dashed', ' dotted')[min(turn, 2)]}"
 
 
 def fit(
@@ -119,11 +132,13 @@ def horizontal(frame: Frame, value: float, class_: str) -> Html:
     return tag("line", x1=PLOT[0], x2=PLOT[0] + PLOT[2], y1=y, y2=y, class_=class_)
 
 
-def line(frame: Frame, series: Series, colour: str, along: str = "round") -> Html:
+def line(
+    frame: Frame, series: Series, colour: str, along: str = "round", best: float | None = None
+) -> Html:
     """One series: band, line, and a dot a round with its value as a tooltip.
 
     Args:
-        along: name of the horizontal axis.
+        along: name of the horizontal axis. best: where the dot is filled.
     """
     parts = []
     banded = [(m.x, m.low, m.high) for m in series.marks if m.low is not None is not m.high]
@@ -136,7 +151,8 @@ def line(frame: Frame, series: Series, colour: str, along: str = "round") -> Htm
     for mark in series.marks:
         x, y = frame.at(mark.x, mark.y)
         text = f"{series.name}, {along} {mark.x:g}: {number(mark.y)}"
-        parts.append(tag("circle", tag("title", text), cx=x, cy=y, r=3))
+        filled = {"class_": "best"} if mark.x == best else {}
+        parts.append(tag("circle", tag("title", text), cx=x, cy=y, r=3, **filled))
     return tag("g", *parts, class_=f"series {colour}")
 
 
@@ -155,9 +171,7 @@ def path(points: Iterable[tuple[float, float]]) -> str:
 
 def legend(series: Sequence[Series]) -> Html:
     """The names of the lines with their colours."""
-    entries = (
-        tag("span", tag("i", class_=f"c{i % COLOURS}"), one.name) for i, one in enumerate(series)
-    )
+    entries = (tag("span", tag("i", class_=look(i)), one.name) for i, one in enumerate(series))
     return tag("div", *entries, class_="legend")
 
 
@@ -167,27 +181,44 @@ def spoken(title: str, series: Sequence[Series]) -> str:
     return f"{title}: " + "; ".join(lines)
 
 
-def with_error(lines: Sequence[Row], name: str) -> Series:
-    """A score over rounds with its 95 % interval."""
+def scores(run: Run, column: str, name: str) -> Series:
+    """A critic's mean score over rounds with its 95 % interval.
+
+    From the evaluation's videos, or where a round's are not there from its line.
+    """
+    files = {one.number: one for one in run.rounds}
     marks = []
-    for one in lines:
-        mean, error = finite(one.get(name)), finite(one.get(f"{name}_se"))
+    for line_ in run.lines:
+        found = score_interval(files[line_["round"]], column)
+        mean, error = finite(line_.get(column)), finite(line_.get(f"{column}_se"))
         if mean is not None:
-            half = None if error is None else Z95 * error
-            bounds = (None, None) if half is None else (mean - half, mean + half)
-            marks.append(Mark(float(one["round"]), mean, *bounds))
+            low, high = finite(found.low), finite(found.high)
+            if low is None and error is not None:
+                low, high = mean - Z95 * error, mean + Z95 * error
+            marks.append(Mark(float(line_["round"]), mean, low, high))
     return Series(name, marks)
 
 
-def wins(lines: Sequence[Row]) -> Series:
-    """The win rate over rounds with its interval, without round 0."""
+def gains(run: Run, column: str, name: str) -> Series:
+    """A critic's mean change against the base over rounds, with its 95 % interval."""
+    marks = []
+    for line_ in run.lines:
+        found = mean_change(paired(run, line_["round"]), lambda one: one.change(column))
+        if finite(found.value) is not None:
+            bounds = finite(found.low), finite(found.high)
+            marks.append(Mark(float(line_["round"]), found.value, *bounds))
+    return Series(name, marks)
+
+
+def shares(lines: Sequence[Row], value: str, bounds: str, name: str) -> Series:
+    """A number of each line with its interval, such as the win rate."""
     marks = []
     for one in lines:
-        rate = finite(one.get("win_rate"))
-        if rate is not None:
-            low, high = (finite(b) for b in (one.get("win_rate_ci") or (None, None)))
-            marks.append(Mark(float(one["round"]), rate, low, high))
-    return Series("win rate", marks)
+        share = finite(one.get(value))
+        if share is not None:
+            low, high = (finite(b) for b in (one.get(bounds) or (None, None)))
+            marks.append(Mark(float(one["round"]), share, low, high))
+    return Series(name, marks)
 
 
 def nested(lines: Sequence[Row], group: str) -> list[Series]:
@@ -200,13 +231,22 @@ def nested(lines: Sequence[Row], group: str) -> list[Series]:
 
 
 def ratios(lines: Sequence[Row]) -> list[Series]:
-    """Each gauge divided by its value in round 0, if that is not zero."""
+    """Each gauge divided by its value in round 0, if that is not zero; those of real clips, which
+    only round 0 has, are left out."""
     base = base_gauges(lines)
+    later = {name for one in lines[1:] for name in gauges_of(one)} or set(base)
     return [
         Series(name, marks_of((one, relative(gauges_of(one), base, name)) for one in lines))
-        for name in sorted(base)
+        for name in sorted(later & base.keys())
         if finite(base[name])
     ]
+
+
+def gauges_note(lines: Sequence[Row]) -> str:
+    """What the gauges are relative to, and how diverse real clips are."""
+    base = base_gauges(lines)
+    real = relative({"diversity": base.get("diversity_real")}, base, "diversity")
+    return "relative to the base" + (f"; diversity of real clips {real:.2f}" if real else "")
 
 
 def marks_of(values: Iterable[tuple[Row, Any]]) -> list[Mark]:
@@ -215,29 +255,45 @@ def marks_of(values: Iterable[tuple[Row, Any]]) -> list[Mark]:
     return [Mark(float(one["round"]), value) for one, value in known if value is not None]
 
 
-def charts(lines: Sequence[Row]) -> Html:
-    """All charts of a run."""
+def charts(run: Run, best: int | None) -> Html:
+    """How the policy fared round by round: judge and critic, wins, gauges."""
+    lines = run.lines
+    agreed = [{"round": one["round"], **one["agreement"]} for one in lines if one.get("agreement")]
+    figures = [
+        chart("Held-out judge", [scores(run, JUDGE, "judge")], note="mean score, 95 % band",
+              best=best),
+        chart("Training critic", [scores(run, CRITIC, "critic")], note="mean score, 95 % band",
+              best=best),
+        chart("Gain over the base", [gains(run, JUDGE, "judge"), gains(run, CRITIC, "critic")],
+              note="same prompts and seeds, each in its own units", reference=0.0, best=best),
+        chart("Win rate", [shares(lines, "win_rate", "win_rate_ci", "win rate")], reference=0.5,
+              limits=(0, 1), note="against the base, by the judge", best=best),
+        chart("Gauges", ratios(lines), note=gauges_note(lines), reference=1.0),
+    ]  # fmt: skip
+    if agreed:
+        alike = shares(agreed, "share", "ci", "agreement")
+        figures.append(chart("Critic and judge agree", [alike], reference=0.5, limits=(0, 1),
+                             note="on which of two videos of a prompt is better"))  # fmt: skip
+    return tag("div", *figures, class_="charts")
+
+
+def dimension_charts(lines: Sequence[Row]) -> Html:
+    """Scores by dimension, of the judge and of the critic."""
+    groups = (("Held-out by dimension", "eval_dims"), ("Critic by dimension", "dims"))
+    figures = [chart(title, nested(lines, group)) for title, group in groups
+               if any(one.get(group) for one in lines)]  # fmt: skip
+    return tag("div", *figures, class_="charts") if figures else Html("")
+
+
+def training_charts(lines: Sequence[Row]) -> Html:
+    """The health of the training; nothing where no round has been trained."""
     training = {one.name: one for one in nested(lines, "train")}
     figures = [
-        chart("Score", [with_error(lines, "score")], note="training critic, 95 % band"),
-        chart("Held-out score", [with_error(lines, "eval_score")], note="held-out judge"),
-        chart(
-            "Win rate",
-            [wins(lines)],
-            note="against the base, same prompts and seeds",
-            reference=0.5,
-            limits=(0, 1),
-        ),
-        chart("Gauges", ratios(lines), note="relative to the base", reference=1.0),
-    ]
-    for title, group in (("Score by dimension", "dims"), ("Held-out by dimension", "eval_dims")):
-        if any(one.get(group) for one in lines):
-            figures.append(chart(title, nested(lines, group)))
-    figures += [
-        chart(title, relabelled(training, names), note=note, reference=reference)
+        chart(title, found, note=note, reference=reference)
         for title, names, note, reference in TRAINING_CHARTS
+        if (found := list(relabelled(training, names)))
     ]
-    return tag("div", *figures, class_="charts")
+    return tag("div", *figures, class_="charts") if figures else Html("")
 
 
 def relabelled(found: Mapping[str, Series], names: Mapping[str, str]) -> list[Series]:

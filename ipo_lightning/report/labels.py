@@ -4,9 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
+from ipo_lightning.metrics.intervals import Interval, share_interval
 from ipo_lightning.report.markup import Html, tag
 from ipo_lightning.report.run import RoundFiles
-from ipo_lightning.report.tables import Row, number, seconds_of
+from ipo_lightning.report.tables import Row, finite, interval, number, seconds_of
 from ipo_lightning.report.videos import Videos
 from ipo_lightning.video import spread
 
@@ -46,6 +49,56 @@ def round_part(one: RoundFiles, videos: Videos, line: Row | None, *, unfolded: b
     if not pairs and not points:
         parts.append(tag("p", "No labelled videos on disk.", class_="empty"))
     return tag("details", head, *parts, **({"open": "open"} if unfolded else {}))
+
+
+def label_rows(rounds: Sequence[RoundFiles]) -> list[dict[str, str]]:
+    """Statistics of labels, one row a round: heading -> cell; columns that some round has."""
+    rows = [statistics(one) for one in rounds]
+    there = {name for row in rows for name, text in row.items() if text != "-"}
+    names = [name for name in rows[0] if name == "round" or name in there]
+    return [{name: row[name] for name in names} for row in rows]
+
+
+def statistics(one: RoundFiles) -> dict[str, str]:
+    """How many labels a round gave, and habits of its critic."""
+    figures = one.labelling.get("figures") or {}
+    dropped = (finite(count) for count in (one.labelling.get("dropped") or {}).values())
+    first = first_place(one.verdicts)
+    return {
+        "round": number(one.number),
+        "videos": number(len(one.candidates)),
+        "labels": number(len(one.pairs) or len(one.points)),
+        "prompts with a label": share(figures.get("prompts_labelled"), figures.get("prompts")),
+        "dropped": number(int(sum(count or 0 for count in dropped))),
+        "ties": share(figures.get("ties"), figures.get("comparisons")),
+        "orders disagree": share(figures.get("flips"), figures.get("comparisons")),
+        "first place taken": interval(first.value, (first.low, first.high)),
+        "score and motion": number(figures.get("score_motion"), 2),
+        "no verdict": share(sum(unanswered(row) for row in one.verdicts), len(one.verdicts)),
+    }
+
+
+def share(part: Any, whole: Any) -> str:
+    """A count as a share of another, in per cent."""
+    count, of = finite(part), finite(whole)
+    return "-" if count is None or not of else f"{100 * count / of:.0f} %"
+
+
+def unanswered(verdict: Row) -> bool:
+    """Whether a critic gave no verdict."""
+    return verdict.get("p_first" if "p_first" in verdict else "score") is None
+
+
+def first_place(verdicts: Sequence[Row]) -> Interval:
+    """How often the video shown first was taken, where both orders were asked; 1/2 is fair."""
+    taken, prompts = [], []
+    for row in verdicts:
+        shown = row.get("shown") or ()
+        if len(shown) == 2 and all(shown):
+            for first, _, second in shown:
+                taken.append(0.5 + 0.5 * ((first > second) - (first < second)))
+                prompts.append(int(row["prompt_index"]))
+    return share_interval(torch.tensor(taken, dtype=torch.float64), torch.tensor(prompts))
 
 
 def place(row: Row) -> tuple[Any, Any]:

@@ -1,57 +1,35 @@
-"""The parts of the page: outcome, settings, comparison by prompt, commands."""
+"""The parts of the page: verdict, guards, settings, commands."""
 
 import shlex
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from html import escape
 
-from ipo_lightning.guards import alarms, best_of
+from ipo_lightning.guards import alarms
 from ipo_lightning.report.markup import Html, html_table, join, section, tag
 from ipo_lightning.report.run import Run
-from ipo_lightning.report.tables import (
-    Row,
-    finite,
-    gain_of,
-    number,
-)
-from ipo_lightning.report.videos import Videos
+from ipo_lightning.report.tables import Row
+from ipo_lightning.report.verdict import answers, headline, trained
 from ipo_lightning.storage.foreign_yaml import read_plain
-from ipo_lightning.video import spread
-
-MAX_PROMPTS = 6  # rows of the comparison by prompt
 
 
 def summary(run: Run) -> Html:
-    """The result in a sentence, and the alarms of guards."""
-    trained = [one for one in run.lines if one["round"] > 0]
-    if not trained:
-        return tag("p", "No trained round is finished yet.", class_="lead")
-    last = trained[-1]
-    rate = finite(last.get("win_rate"))
-    bounds = last.get("win_rate_ci") or (None, None)
-    parts = [f"After round {last['round']} the policy wins "]
-    parts += ["an unknown share" if rate is None else f"{100 * rate:.0f} %"]
-    low, high = (finite(b) for b in bounds)
-    if low is not None and high is not None:
-        parts += [f" ({100 * low:.0f} to {100 * high:.0f} %)"]
-        parts += [" of paired comparisons with the base", verdict_on(low, high)]
-    else:
-        parts += [" of paired comparisons with the base."]
-    if (gain := gain_of(last)) != "-":
-        parts += [f" The held-out judge's score changed by {gain}."]
-    best = best_of(run.lines)
-    if best["round"] != last["round"]:
-        parts += [f" The best round is {best['round']}, by {best['by']}; sample.py takes that one."]
-    told = [(line["round"], raised) for line in trained if (raised := alarms(line))]
-    concerns = [tag("p", f"Guards, round {which}: {'; '.join(raised)}.", class_="warning")
-                for which, raised in told]  # fmt: skip
-    return join([tag("p", "".join(parts), class_="lead"), *concerns])
+    """The verdict, the alarms of guards, and what a reader asks next."""
+    concerns = [tag("p", text, class_="warning") for text in concerns_of(run.lines)]
+    facts = [tag("div", tag("dt", one.question), tag("dd", one.text)) for one in answers(run)]
+    box = tag("dl", *facts, class_="answers") if facts else Html("")
+    return join([tag("p", headline(run.lines), class_="lead"), *concerns, box])
 
 
-def verdict_on(low: float, high: float) -> str:
-    """The conclusion from a win rate's interval."""
-    if low > 0.5:
-        return ": better than the base."
-    return ": worse than the base." if high < 0.5 else ": no clear difference."
+def concerns_of(lines: Sequence[Row]) -> list[str]:
+    """The newest round's alarms in full, or those of the last round that had some, and where there
+    were others."""
+    told = {line["round"]: raised for line in trained(lines) if (raised := alarms(line))}
+    if not told:
+        return []
+    *earlier, last = told
+    said = f"Guards, round {last}: {'; '.join(told[last])}."
+    also = f" Alarms in round {', '.join(map(str, earlier))} too." if earlier else ""
+    return [said + also]
 
 
 def guards(run: Run) -> list[Html]:
@@ -65,7 +43,9 @@ def guards(run: Run) -> list[Html]:
             mark, found = "ALARM: " if raised else "", line["checks"].get(name)
             row[f"round {line['round']}"] = mark + found if found else "-"
         rows.append(row)
-    return [section("Guards", html_table(rows, "words"), note=GUARDS_NOTE)] if rows else []
+    if not rows:
+        return []
+    return [section("Guards", html_table(rows, "findings", label="guards"), note=GUARDS_NOTE)]
 
 
 GUARDS_NOTE = (
@@ -74,88 +54,36 @@ GUARDS_NOTE = (
 )
 
 
-def choices(config: Row) -> Html:
-    """The main settings: every top-level value, and the class of each group."""
-    entries = []
-    for name, value in config.items():
-        text = choice(value)
-        if text and name != "name":
-            entries.append(tag("div", tag("dt", name), tag("dd", text)))
-    return tag("dl", *entries, class_="choices") if entries else Html("")
+def settings(run: Run) -> Html:
+    """What differs from the defaults, as a table, and every setting folded."""
+    rows = run.asked.settings
+    if rows is None:
+        parts = [tag("p", NOT_RECORDED, class_="empty")] if run.config_text else []
+    elif not rows:
+        parts = [tag("p", "All settings are at their defaults.")]
+    else:
+        table = [{"setting": key, "default": old, "here": new} for key, old, new in rows]
+        parts = [html_table([{k: Html(escape(v)) for k, v in row.items()} for row in table],
+                            "findings", label="settings")]  # fmt: skip
+    summary_ = tag("summary", "Every setting (config.yaml)")
+    whole = tag("details", summary_, tag("pre", run.config_text))
+    return join([*parts, whole if run.config_text else tag("p", "config.yaml is missing.")])
 
 
-def choice(value: Any) -> str:
-    """A setting in a few words; "" where it is too large or off."""
-    if isinstance(value, Mapping):
-        target = value.get("_target_")
-        plain = [f"{k} {v}" for k, v in value.items() if k[:1] != "_" and is_plain(v)]
-        head = str(target).rsplit(".", 1)[-1] if target else ""
-        return " ".join([head, *([f"({', '.join(plain[:4])})"] if head and plain else [])])
-    return str(value) if is_plain(value) and value is not False else ""
+NOT_RECORDED = (
+    "What differs from the defaults is not recorded in this run. The command "
+    "python train.py name=NAME report_only=true records it."
+)
 
 
-def is_plain(value: Any) -> bool:
-    """Whether a setting is a number, a switch or a short text, and not a path."""
-    short = isinstance(value, str) and len(value) <= 40 and not value.startswith("/")
-    return short or isinstance(value, bool | int | float)
-
-
-def comparison(run: Run, videos: Videos) -> Html:
-    """The same prompts and seeds in every round, side by side."""
-    by_round = {r.number: {draw(row): row for row in r.evaluation} for r in run.rounds}
-    columns = [number_ for number_, rows in by_round.items() if rows]
-    if not columns:
-        return tag("p", "No evaluation videos yet.", class_="empty")
-    first = by_round[columns[0]]
-    firsts = [k for k, before in zip(first, [None, *first], strict=False) if starts(k, before)]
-    shown = [firsts[i] for i in spread(len(firsts), MAX_PROMPTS)]
-    titles = [tag("th", "base" if c == 0 else f"round {c}", scope="col") for c in columns]
-    head = tag("tr", tag("th", "prompt", scope="col"), *titles)
-    body = []
-    for key in shown:
-        cells = [tag("td", evaluated(by_round[c].get(key), c, videos)) for c in columns]
-        prompt = str(first[key].get("prompt", ""))
-        body.append(tag("tr", tag("th", prompt, scope="row", class_="prompt"), *cells))
-    inner = tag("table", tag("thead", head), tag("tbody", *body), class_="videos")
-    return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label="videos")
-
-
-Draw = tuple[Any, Any, Any, Any]
-"""Index of the prompt, the prompt, the video's number and its seed: what pairs two videos."""
-
-
-def draw(row: Row) -> Draw:
-    """What an evaluation video shares with those of other rounds that it is compared with."""
-    return row.get("prompt_index"), row.get("prompt"), row.get("candidate"), row.get("seed")
-
-
-def starts(key: Draw, before: Draw | None) -> bool:
-    """Whether a row is the first of its prompt."""
-    return before is None or key[0] != before[0]
-
-
-def evaluated(row: Row | None, round_number: int, videos: Videos) -> Html:
-    """One evaluation video with its two scores."""
-    if row is None:
-        return tag("div", "not evaluated", class_="absent")
-    scores = f"{number(row.get('score'))} / {number(row.get('eval_score'))}"
-    label = f"round {round_number}: {row.get('prompt', '')}"
-    return videos.figure(row.get("video"), label, scores)
-
-
-def reproduce(run: Run, command: str | None) -> Html:
-    """The commands that make this run and videos of its policy."""
+def commands(run: Run, command: str | None) -> Html:
+    """The commands that made this run, and one that makes videos of its policy."""
     prompts = [str(row.get("prompt")) for one in run.rounds for row in one.evaluation]
     prompt = prompts[0] if prompts else "..."
     quoted = shlex.quote('prompt="{}"'.format(prompt.replace("\\", "\\\\").replace('"', '\\"')))
-    lines = [
-        f"$ {command or train_command(run)}",
-        f"$ python sample.py ckpt={shlex.quote(str(run.path))} {quoted}",
-    ]
-    settings = tag("summary", "Every setting (config.yaml)")
-    full = tag("details", settings, tag("pre", run.config_text))
-    parts = [tag("pre", "\n".join(lines), class_="commands")]
-    return join([*parts, full if run.config_text else tag("p", "config.yaml is missing.")])
+    asked = [command] if command else list(run.asked.commands) or [train_command(run)]
+    sample = f"python sample.py ckpt={shlex.quote(str(run.path))} {quoted}"
+    return tag("pre", "\n".join(f"$ {one}" for one in [*asked, sample]), class_="commands")
 
 
 def train_command(run: Run) -> str:

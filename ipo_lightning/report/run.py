@@ -8,7 +8,8 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.report.tables import Row
 from ipo_lightning.storage.foreign_yaml import read_settings
 from ipo_lightning.storage.layout import STAGES, RoundDir, RunDir
-from ipo_lightning.storage.store import Store, read_jsonl
+from ipo_lightning.storage.run_files import read_object
+from ipo_lightning.storage.store import Store, canonical, read_jsonl, write_atomically
 
 
 def find_videos(run_dir: Path) -> Callable[[str], Path]:
@@ -34,10 +35,12 @@ class RoundFiles(NamedTuple):
     """The files of a round; a missing file has no rows."""
 
     number: int
+    candidates: list[dict[str, Any]]
     verdicts: list[dict[str, Any]]
     pairs: list[dict[str, Any]]
     points: list[dict[str, Any]]
     evaluation: list[dict[str, Any]]
+    choice: list[dict[str, Any]]
     labelling: Row
     missing: list[str]
 
@@ -51,6 +54,36 @@ class Run(NamedTuple):
     config_text: str
     lines: list[dict[str, Any]]
     rounds: list[RoundFiles]
+    asked: "Asked"
+
+
+class Asked(NamedTuple):
+    """What the entry point wrote down of a run: its commands, and what is not at its default."""
+
+    commands: tuple[str, ...] = ()
+    settings: tuple[tuple[str, str, str], ...] | None = None
+    """Setting, default, here; None: nobody wrote them down."""
+
+    def write(self, run_dir: Path) -> None:
+        """Write it where `read_asked` finds it."""
+        write_atomically(run_dir / FOLDER / ASKED, canonical(self._asdict()) + b"\n")
+
+
+FOLDER, ASKED = "report", "asked.json"
+"""The folder of a run for what goes with its page, and the file in it of what was asked."""
+
+
+def read_asked(run_dir: Path) -> Asked:
+    """What was asked of a run; nothing where it was not written down, or is damaged."""
+    try:
+        found = read_object(run_dir / FOLDER / ASKED)
+        rows = found["settings"]
+        return Asked(
+            tuple(map(str, found["commands"])),
+            None if rows is None else tuple((str(a), str(b), str(c)) for a, b, c in rows),
+        )
+    except (InputError, OSError, KeyError, TypeError, ValueError):
+        return Asked()
 
 
 def read_run(run_dir: Path) -> Run:
@@ -66,7 +99,7 @@ def read_run(run_dir: Path) -> Run:
     by_number = {one["round"]: one for one in lines}
     rounds = [read_round(run.round(n), by_number.get(n)) for n in sorted(numbers)]
     name = str(config.get("name") or run_dir.resolve().name)
-    return Run(name, run_dir, config, text, lines, rounds)
+    return Run(name, run_dir, config, text, lines, rounds, read_asked(run_dir))
 
 
 def read_round(one: RoundDir, line: Row | None) -> RoundFiles:
@@ -84,10 +117,12 @@ def read_round(one: RoundDir, line: Row | None) -> RoundFiles:
         counts = one.figures(one.labelling_file)
     return RoundFiles(
         one.number,
+        read_rows(one.candidates_file),
         read_rows(one.verdicts_file),
         read_rows(one.pairs_file),
         read_rows(one.points_file),
         read_rows(one.evaluation_file),
+        read_rows(one.choice_file),
         counts if isinstance(counts, Mapping) else {},
         [stage for stage in STAGES if not there[stage]],
     )

@@ -1,12 +1,20 @@
 """Numbers as text, and the tables of a run as plain text."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ipo_lightning.storage.layout import STAGES
 
 Row = Mapping[str, Any]
+
+
+def setting(config: Row, key: str) -> Any:
+    """A setting by its full key, such as ``evaluation.split``; None where there is none."""
+    found: Any = config
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
 
 
 def finite(value: Any) -> float | None:
@@ -84,6 +92,18 @@ def is_word(text: str) -> bool:
     return bool(text) and text != "-" and not text.lstrip("+-")[:1].isdigit()
 
 
+LATER = {"choice": "gain, choosing", "agreement": "agreement", "start": "started from"}
+"""Fields that not every run has, and their columns: the gain on the prompts by which rounds are
+chosen; how often critic and judge order two videos alike; where a rollback started a round."""
+LATER_CELLS: Mapping[str, Callable[[Row], str]] = {
+    "choice": gain_of,
+    "agreement": lambda one: interval(one.get("share"), one.get("ci")),
+    "start": lambda one: (
+        f"round {number(one.get('round'))}, step x {number(one.get('lr_scale'))}" if one else "-"
+    ),
+}
+
+
 def rounds_table(lines: Sequence[Row]) -> str:
     """The end-of-run table from the lines of ``rounds.jsonl``."""
     rows = rounds_rows(lines)
@@ -98,6 +118,7 @@ def rounds_rows(lines: Sequence[Row]) -> list[dict[str, str]]:
     """
     base = base_gauges(lines)
     moving = next((name for name in ("travel", "motion") if name in base), "motion")
+    there = {name for line in lines for name in LATER if line.get(name)}
     return [
         {
             "round": number(line.get("round")),
@@ -105,6 +126,11 @@ def rounds_rows(lines: Sequence[Row]) -> list[dict[str, str]]:
             "held-out": plus_minus(line.get("eval_score"), line.get("eval_score_se")),
             "gain": gain_of(line),
             "win rate": interval(line.get("win_rate"), line.get("win_rate_ci")),
+            **{
+                LATER[name]: LATER_CELLS[name](line.get(name) or {})
+                for name in LATER
+                if name in there
+            },
             "pairs": number(line.get("n_pairs")),
             moving: number(gauges_of(line).get(moving)),
             "drift": percent(relative(gauges_of(line), base, "real_error")),

@@ -4,6 +4,7 @@ import base64
 from collections.abc import Callable
 from functools import cache
 from html import escape
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ MAX_HEIGHT = 192  # px of a thumbnail; smaller videos are not scaled
 class Videos:
     """Videos by name, as embedded pictures; each is made once."""
 
-    def __init__(self, find: Callable[[str], Path]) -> None:
-        self.find = find
+    def __init__(self, find: Callable[[str], Path], room: float = inf) -> None:
+        """``room``: bytes that all pictures may have; later ones are left out."""
+        self.find, self.room = find, room
         self.picture = cache(self._picture)
 
     def _picture(self, name: str, label: str) -> Html:
-        """An ``img`` that plays the video, or a note that it is missing."""
+        """An ``img`` that plays the video, or a note that it is missing or there is no room."""
+        if self.room <= 0:
+            return tag("div", "left out: the page is full", class_="absent", title=name)
         try:
             clip = thumbnail(read_video(self.find(name)))
         except InputError:
@@ -34,6 +38,7 @@ class Videos:
         still = data_url(animation(clip.frames[len(clip.frames) // 2][None], clip.fps, scale=1))
         calm = Html(f'<source media="(prefers-reduced-motion: reduce)" srcset="{still}">')
         moving = data_url(animation(clip.frames, clip.fps, scale=1))
+        self.room -= len(moving) + len(still)
         height, width = clip.frames.shape[1:3]
         size = f'width="{width}" height="{height}"'
         image = Html(f'<img src="{moving}" alt="{escape(label)}" {size} loading="lazy">')
@@ -48,12 +53,12 @@ class Videos:
         return tag("figure", picture, tag("figcaption", *words), class_="video")
 
 
-def thumbnail(clip: Clip) -> Clip:
+def thumbnail(clip: Clip, at_most: int = MAX_FRAMES, height: int = MAX_HEIGHT) -> Clip:
     """At most 25 frames of at most 192 px, of the same duration."""
     frames = clip.frames
-    kept = frames[spread(len(frames), MAX_FRAMES)]
-    if kept.shape[1] > MAX_HEIGHT:
-        size = (MAX_HEIGHT, round(kept.shape[2] * MAX_HEIGHT / kept.shape[1]))
+    kept = frames[spread(len(frames), at_most)]
+    if kept.shape[1] > height:
+        size = (height, round(kept.shape[2] * height / kept.shape[1]))
         pixels = kept.permute(0, 3, 1, 2).float()
         small = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
         kept = small.round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
