@@ -319,10 +319,11 @@ def optimizer_of(cfg: DictConfig) -> Any:
 def _evaluation(
     cfg: DictConfig, prompts: Prompts, sampler: Sampler, critique: Critique
 ) -> Evaluation:
+    split = prompts(cfg.evaluation.split)
     return make(
         Evaluation,
         cfg,
-        _held_out(cfg, prompts),
+        _held_out(cfg, split),
         sampler=sampler,
         critic=critique,
         eval_critic=critique_of(
@@ -330,13 +331,14 @@ def _evaluation(
         ),
         gauges=build(cfg.evaluation.gauges, "evaluation.gauges"),
         real_clips=build(cfg.evaluation.real_clips, "evaluation.real_clips"),
+        categories=getattr(split, "categories", None),  # of a file that has some
     )
 
 
-def _held_out(cfg: DictConfig, prompts: Prompts) -> Sequence[str]:
+def _held_out(cfg: DictConfig, prompts: Sequence[str]) -> Sequence[str]:
     """The prompts that policies are evaluated on; warns of fewer than half of those asked for."""
     asked, split = cfg.evaluation.prompts, cfg.evaluation.split
-    found = prompts(split)[:asked]
+    found = prompts[:asked]
     if asked is not None and 2 * len(found) < asked:
         warnings.warn(
             f"evaluation.prompts={asked}: the {split} split has {len(found)} prompts, so that "

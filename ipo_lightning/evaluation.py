@@ -45,6 +45,12 @@ class EvaluatedVideo(Row):
     eval_score: float | None
     eval_dims: Mapping[str, float]
     gauges: Mapping[str, float]
+    category: str | None = None
+    """Of the prompt, where its file has one."""
+
+    def row(self) -> dict[str, Any]:
+        """The row as plain JSON; without a category it is as rows were before there was one."""
+        return {k: v for k, v in super().row().items() if k != "category" or v is not None}
 
 
 @checked
@@ -62,6 +68,7 @@ class Evaluation:
             of `ipo_lightning.metrics.gauges`.
         real_clips: (prompts, seed) -> uint8 (N, T, H, W, C) real videos of those prompts; the
             policy's error on them shows its drift. None: not measured.
+        categories: prompt -> category, of those prompts that have one.
     """
 
     def __init__(
@@ -75,10 +82,12 @@ class Evaluation:
         eval_critic: Critique,
         gauges: Mapping[str, Gauge] | None = None,
         real_clips: RealClips | None = None,
+        categories: Mapping[str, str] | None = None,
     ) -> None:
         self.sampler, self.critic, self.eval_critic = sampler, critic, eval_critic
         self.gauges, self.real_clips = dict(gauges or {}), real_clips
         self.prompts, self.seed = list(prompts), seed
+        self.categories = dict(categories or {})
         self._real: Tensor | None = None
         """Latents of the real clips, after the first use."""
         self.units = [
@@ -125,6 +134,7 @@ class Evaluation:
             eval_score=eval_score.score,
             eval_dims=eval_score.dims,
             gauges={**candidate.gauges, **self._further_gauges(candidate)},
+            category=self.categories.get(candidate.prompt),
         )
 
     def _further_gauges(self, candidate: Candidate) -> dict[str, float]:

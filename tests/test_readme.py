@@ -24,10 +24,10 @@ from app.entry import (
     task_of,
 )
 from app.free_text import as_typed
+from ipo_lightning.commands import settings_of
 from ipo_lightning.critics.protocols import PointCritic
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.__main__ import COMMANDS as EXCHANGE
-from ipo_lightning.exchange.__main__ import settings_of
 from ipo_lightning.vbench.__main__ import export_settings
 from ipo_lightning.video import Clip
 from tests.conftest import ComposeTrain

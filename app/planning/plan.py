@@ -75,6 +75,11 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
         f"a round: {_prompts(parts)} prompts x {parts.rollout.n} candidates = {videos} videos "
         f"{asked}, {cfg.rollout.steps} steps each"
     )
+    if (cfg.rollout.prompts or 0) > _prompts(parts) and imported < cfg.round:
+        yield (
+            f"rollout.prompts={cfg.rollout.prompts}, but the train split has no more than "
+            f"{_prompts(parts)}: give more by data.prompts.path"
+        )
     yield (
         f"its training: {parts.datamodule.optimizer_steps} updates of {batch} {labels} a device, "
         f"{cfg.step} step; reference {REFERENCES[parts.module.reference.answers]}"
