@@ -24,6 +24,7 @@ from app.entry import (
     register_resolvers,
 )
 from app.free_text import as_typed
+from app.output import choose, end, in_json, show
 from ipo_lightning.errors import InputError, within
 
 if TYPE_CHECKING:
@@ -46,13 +47,14 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     """
     refuse_missing(cfg)
     check_audit(cfg)
+    choose(cfg)
     from app.assembly import device_of, settle
     from ipo_lightning.audit.asking import Shelf, asker_of
     from ipo_lightning.audit.findings import Rules, Table, check_people
     from ipo_lightning.audit.votes import drawn
 
     settle(cfg)
-    shelf = Shelf(str(cfg.paths.store))
+    shelf = Shelf(str(cfg.paths.store), bars=not in_json(cfg))
     gathered = read_pairs(cfg, shelf)
     pairs = drawn(gathered.pairs, cfg.n, cfg.seed)
     rules = Rules(cfg.calibration, cfg.seed, cfg.bins, dims_of(cfg))
@@ -61,6 +63,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     asked = asker_of(build(cfg.critic, "critic"), shelf, device, cfg.batch_size)
     show(plan(cfg, asked, pairs))
     if cfg.dry_run:
+        end()
         return None
     refuse_other_audit(folder_of(cfg, asked.identity), asked.identity, Path(cfg.pairs).name)
     with within("critic"):
@@ -68,6 +71,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     table = Table(pairs, answers[0], rules)
     found = finish(cfg, table, answers, asked, gathered)
     show(written(folder_of(cfg, asked.identity), found, table, shelf, tensorboard=cfg.tensorboard))
+    end(audit=str(folder_of(cfg, asked.identity)))
     return found
 
 
@@ -213,11 +217,6 @@ def written(
     return "\n".join(
         ["", tables(found), "", found["use"], "", *found["sentences"], "", f"page: {page}"]
     )
-
-
-def show(text: str) -> None:
-    """What a person at the terminal reads."""
-    print(text, flush=True)  # noqa: T201 - the entry point's own output
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="audit")

@@ -25,6 +25,7 @@ from app.entry import (
     task_of,
 )
 from app.free_text import as_typed
+from app.output import choose, end, show
 from app.shortcuts import expanded
 from ipo_lightning.errors import InputError, within
 
@@ -47,6 +48,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
             or is in use.
     """
     refuse(cfg)
+    choose(cfg)
     from app import assembly
 
     assembly.settle(cfg)
@@ -54,6 +56,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         from app.planning.plan import plan
 
         show(plan(cfg))
+        end()
         return None
     parts = assembly.assemble(cfg)
     # Trainer and critics refuse wrong settings too: before they are written down as the folder's.
@@ -72,8 +75,11 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         lines = parts.run.lines()
         if lines and assembly.leads():
             report(parts, cfg, lines)
-    if lines and (why := parts.guards.stops(lines[-1])):
+    why = parts.guards.stops(lines[-1]) if lines else None
+    if why:
         STOPPED.append(why)
+    if assembly.leads():
+        end(run=str(parts.run.path), round=lines[-1]["round"] if lines else None, stopped=why)
     return lines[-1] if lines else None
 
 
@@ -89,19 +95,22 @@ def train_critic(cfg: DictConfig) -> dict[str, float] | None:
     """
     refuse_missing(cfg)
     check_critic(cfg)
+    choose(cfg)
     from app import assembly, critic_assembly
 
     assembly.settle(cfg)
     parts = critic_assembly.assemble(cfg)
     if cfg.dry_run:
         show(critic_assembly.plan(parts, cfg))
+        end()
         return None
     figures = parts.figures()
     with assembly.claimed(cfg, parts.run, lambda: parts.identity(cfg), goes_on=figures is None):
         critic_assembly.claim_labels(parts)
         figures = parts.figures() or critic_assembly.fit(parts, cfg)
     show(f"\n{critic_assembly.table(figures, parts.module.family.dims)}\n\n"
-         f"next: python train.py {parts.critic_words}")  # fmt: skip
+         f"next: python train.py {parts.critic_words}", "report", **figures)  # fmt: skip
+    end(run=str(parts.run.path))
     return figures
 
 
@@ -117,14 +126,25 @@ def refuse(cfg: DictConfig) -> None:
 
 def report(parts: "Parts", cfg: DictConfig, lines: list[dict[str, Any]]) -> None:
     """Write the report, show what the rounds reached, and publish what was asked for."""
+    from ipo_lightning.guards import best_round
     from ipo_lightning.report import rounds_table, write_report
 
     file = write_report(parts.run.path, command=shlex.join(["python", *sys.argv]))
     notes = "".join(f"{note}\n" for note in (*alarms_of(lines), *notes_of(parts)))
     ending = next_command(parts) if parts.run.line(cfg.round) else ""
-    show(f"\n{rounds_table(lines)}\n\n{notes}report: {file}\n{ending}".rstrip())
+    text = f"\n{rounds_table(lines)}\n\n{notes}report: {file}\n{ending}".rstrip()
+    show(text, "report", file=str(file), best=best_round(lines), **figures_of(lines[-1]))
     if cfg.push_to_hub:
         show(upload(parts, cfg))
+
+
+SHOWN = ("round", "score", "eval_score", "win_rate", "win_rate_ci", "gain", "gain_ci")
+"""What the JSON log has of the last round's line."""
+
+
+def figures_of(line: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a round that the JSON log has."""
+    return {key: line.get(key) for key in SHOWN}
 
 
 def upload(parts: "Parts", cfg: DictConfig) -> str:
@@ -217,11 +237,6 @@ def next_command(parts: "Parts") -> str:
     """The command to try next."""
     prompt = parts.evaluation.prompts[0]
     return f'next: python sample.py ckpt={parts.run.path} prompt="{prompt}"'
-
-
-def show(text: str) -> None:
-    """What a person at the terminal reads."""
-    print(text, flush=True)  # noqa: T201 - the entry point's own output
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -34,8 +34,10 @@ from app.identity import (
 )
 from app.keys import make
 from app.loggers import built_as, loggers_of
+from app.output import emit, in_json
 from app.quoting import without_references
 from app.renamed import saved_settings
+from callbacks.progress import StageLog
 from callbacks.stopping import GuardStopping
 from ipo_lightning.critics.stage.comparing import Couples
 from ipo_lightning.critics.stage.critique import Critique, critique_of
@@ -357,12 +359,16 @@ def build_trainer(
         guards: that may end the run.
     """
     ending = [] if guards is None else [GuardStopping(guards)]
+    log = [StageLog(emit)] if in_json(cfg) else []
+    for one in log:
+        iteration.stages = one.told(iteration.stages)
     trainer = make_trainer(
         cfg,
         iteration.run,
         max_epochs=cfg.round,
         callbacks=[
             *_listeners(cfg),
+            *log,
             *ending,
             iteration,
         ],  # a bar closes before the next stage opens its own
@@ -380,8 +386,13 @@ def _listeners(cfg: DictConfig) -> list[L.Callback]:
         for name, node in cfg.callbacks.items()
         if name != "iteration" and node is not None
     ]
-    shown = cfg.trainer.get("enable_progress_bar", True)
+    shown = shows_bars(cfg)
     return [one for one in found if shown or not isinstance(one, ProgressBar)]
+
+
+def shows_bars(cfg: DictConfig) -> bool:
+    """Whether progress bars are shown."""
+    return bool(cfg.trainer.get("enable_progress_bar", True)) and not in_json(cfg)
 
 
 def make_trainer(cfg: DictConfig, run: RunDir, **own: Any) -> L.Trainer:
@@ -408,7 +419,10 @@ def make_trainer(cfg: DictConfig, run: RunDir, **own: Any) -> L.Trainer:
         raise InputError(setting=f"trainer.{name}", value=cfg.trainer[name], expected=instead)
     try:
         trainer: L.Trainer = build(
-            OmegaConf.merge(cfg.trainer, {"accelerator": accelerator_of(cfg)}),
+            OmegaConf.merge(
+                cfg.trainer,
+                {"accelerator": accelerator_of(cfg), "enable_progress_bar": shows_bars(cfg)},
+            ),
             "trainer",
             **own,
         )

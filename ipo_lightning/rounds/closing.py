@@ -37,7 +37,7 @@ class EvaluationStage(RoundStage):
                 round.policies.fingerprint(round.number),
                 network,
                 round.runtime,
-                f"round {round.number}",
+                round.heading,
                 evaluated(round.run.round(0)) if round.number else None,
             )
             error = self.evaluation.real_error(module.policy, network, module.objective)

@@ -116,6 +116,7 @@ def runtime_of(trainer: L.Trainer, parallel_prompts: int | None = None) -> Runti
         strategy.barrier,
         strategy.broadcast,
         threads=parallel_prompts or cores_of_a_rank(trainer),
+        bars=trainer.progress_bar_callback is not None,
     )
     autocast = trainer.precision_plugin.forward_context
     return Runtime(strategy.root_device, str(trainer.precision), autocast, workers)

@@ -35,7 +35,17 @@ EXPORT: Mapping[str, str | None] = {
     "ckpt": None, "suite": "vbench", "info": "", "out": "outputs/vbench", "dimensions": "",
     "shard": "1/1", "rewritten": "",
 }  # fmt: skip
-OF_EXPORT = ("prompts", "prompt", "n", "naming", "names", "paths.outputs", "-m", "--multirun")
+OF_EXPORT = (
+    "prompts",
+    "prompt",
+    "n",
+    "naming",
+    "names",
+    "paths.outputs",
+    "log",
+    "-m",
+    "--multirun",
+)
 """Settings of sample.py that the export gives itself."""
 HELP = f"""settings:
   export  ckpt=PATH           as of sample.py: a run, a round, a pipeline, a LoRA, a hub id

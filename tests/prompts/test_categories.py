@@ -1,4 +1,4 @@
-"""A prompt's category goes from its file to the rows of evaluation.jsonl, and changes nothing else."""
+"""A category goes from the file of prompts to rows of evaluation.jsonl, and changes no others."""
 
 import json
 from pathlib import Path
