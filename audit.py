@@ -24,7 +24,7 @@ from app.entry import (
     register_resolvers,
 )
 from app.free_text import as_typed
-from app.output import choose, end, in_json, show
+from app.output import end, in_json, show
 from ipo_lightning.errors import InputError, within
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     """
     refuse_missing(cfg)
     check_audit(cfg)
-    choose(cfg)
     from app.assembly import device_of, settle
     from ipo_lightning.audit.asking import Shelf, asker_of
     from ipo_lightning.audit.findings import Rules, Table, check_people

@@ -25,7 +25,7 @@ from app.entry import (
     task_of,
 )
 from app.free_text import as_typed
-from app.output import choose, end, show
+from app.output import end, show
 from app.shortcuts import expanded
 from ipo_lightning.errors import InputError, within
 
@@ -48,7 +48,6 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
             or is in use.
     """
     refuse(cfg)
-    choose(cfg)
     from app import assembly
 
     assembly.settle(cfg)
@@ -75,12 +74,18 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         lines = parts.run.lines()
         if lines and assembly.leads():
             report(parts, cfg, lines)
-    why = parts.guards.stops(lines[-1]) if lines else None
+    last = lines[-1] if lines else None
+    conclude(parts, last, leads=assembly.leads())
+    return last
+
+
+def conclude(parts: "Parts", last: dict[str, Any] | None, *, leads: bool) -> None:
+    """Note that guards ended the run, and say that it is over, in the JSON log."""
+    why = parts.guards.stops(last) if last else None
     if why:
         STOPPED.append(why)
-    if assembly.leads():
-        end(run=str(parts.run.path), round=lines[-1]["round"] if lines else None, stopped=why)
-    return lines[-1] if lines else None
+    if leads:
+        end(run=str(parts.run.path), round=last and last["round"], stopped=why)
 
 
 def train_critic(cfg: DictConfig) -> dict[str, float] | None:
@@ -95,7 +100,6 @@ def train_critic(cfg: DictConfig) -> dict[str, float] | None:
     """
     refuse_missing(cfg)
     check_critic(cfg)
-    choose(cfg)
     from app import assembly, critic_assembly
 
     assembly.settle(cfg)
@@ -108,6 +112,8 @@ def train_critic(cfg: DictConfig) -> dict[str, float] | None:
     with assembly.claimed(cfg, parts.run, lambda: parts.identity(cfg), goes_on=figures is None):
         critic_assembly.claim_labels(parts)
         figures = parts.figures() or critic_assembly.fit(parts, cfg)
+    if not assembly.leads():
+        return figures
     show(f"\n{critic_assembly.table(figures, parts.module.family.dims)}\n\n"
          f"next: python train.py {parts.critic_words}", "report", **figures)  # fmt: skip
     end(run=str(parts.run.path))

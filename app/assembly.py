@@ -34,7 +34,7 @@ from app.identity import (
 )
 from app.keys import make
 from app.loggers import built_as, loggers_of
-from app.output import emit, in_json
+from app.output import choose, emit, in_json
 from app.quoting import without_references
 from app.renamed import saved_settings
 from callbacks.progress import StageLog
@@ -101,7 +101,8 @@ class Parts:
 
 
 def settle(cfg: DictConfig) -> None:
-    """Set this process up: threads, and silence where the run speaks for itself."""
+    """Set this process up: threads, its output, and silence where the run speaks for itself."""
+    choose(cfg)
     if cfg.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(cfg.threads)  # for the ranks that Lightning starts
         torch.set_num_threads(cfg.threads)

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ipo_lightning.errors import InputError
 
@@ -70,14 +70,7 @@ def run(
     Raises:
         SystemExit: with status 2 where there is no such command or flag.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m ipo_lightning.{name}",
-        description=description,
-        epilog=settings,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=commands)
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE")
+    parser = _parser(name, description, settings, commands)
     asked, flags = parser.parse_known_args(arguments)
     if flags and not passes_on:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
@@ -91,3 +84,17 @@ def run(
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _parser(
+    name: str, description: str, settings: str, commands: Iterable[str]
+) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m ipo_lightning.{name}",
+        description=description,
+        epilog=settings,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE")
+    return parser
