@@ -23,7 +23,6 @@ from sample import sample
 from tests.conftest import ComposeTrain
 from train import train
 
-
 ORDER = ("rollout", "critique", "labelling", "reference errors", "training", "evaluation")
 
 
