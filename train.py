@@ -81,7 +81,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
 
 def conclude(parts: "Parts", last: dict[str, Any] | None, *, leads: bool) -> None:
     """Note that guards ended the run, and say that it is over, in the JSON log."""
-    why = parts.guards.stops(last) if last else None
+    why = parts.guards.distrusts(last) if last else None
     if why:
         STOPPED.append(why)
     if leads:
@@ -132,19 +132,19 @@ def refuse(cfg: DictConfig) -> None:
 
 def report(parts: "Parts", cfg: DictConfig, lines: list[dict[str, Any]]) -> None:
     """Write the report, show what the rounds reached, and publish what was asked for."""
-    from ipo_lightning.guards import best_round
+    from ipo_lightning.guards import best_of
     from ipo_lightning.report import rounds_table, write_report
 
     file = write_report(parts.run.path, command=shlex.join(["python", *sys.argv]))
     notes = "".join(f"{note}\n" for note in (*alarms_of(lines), *notes_of(parts)))
     ending = next_command(parts) if parts.run.line(cfg.round) else ""
     text = f"\n{rounds_table(lines)}\n\n{notes}report: {file}\n{ending}".rstrip()
-    show(text, "report", file=str(file), best=best_round(lines), **figures_of(lines[-1]))
+    show(text, "report", file=str(file), best=best_of(lines), **figures_of(lines[-1]))
     if cfg.push_to_hub:
         show(upload(parts, cfg))
 
 
-SHOWN = ("round", "score", "eval_score", "win_rate", "win_rate_ci", "gain", "gain_ci")
+SHOWN = ("round", "score", "eval_score", "win_rate", "win_rate_ci", "gain")
 """What the JSON log has of the last round's line."""
 
 
@@ -222,13 +222,16 @@ def why_stopped(parts: "Parts", trainer: "Trainer") -> str:
 
 def alarms_of(lines: list[dict[str, Any]]) -> list[str]:
     """What guards found, a line a round with alarms, and the best round if it is an earlier one."""
-    from ipo_lightning.guards import alarms, best_round
+    from ipo_lightning.guards import alarms, best_of
 
     found = [f"guards, round {line['round']}: {'; '.join(raised)}"
              for line in lines if (raised := alarms(line))]  # fmt: skip
-    best = best_round(lines)
-    if best is not None and best != lines[-1]["round"]:
-        found.append(f"best round by the held-out judge: {best}")
+    found += [f"round {line['round']} started from round {start['round']}, its learning rate "
+              f"multiplied by {start['lr_scale']:g}"
+              for line in lines if (start := line.get("start"))]  # fmt: skip
+    best = best_of(lines)
+    if best["round"] != lines[-1]["round"]:
+        found.append(f"best round: {best['round']}, by {best['by']}")
     return found
 
 

@@ -82,6 +82,7 @@ class Parts:
     imported: LabelSource | None
     real: RealSource | None
     evaluation: Evaluation
+    choice: Evaluation | None
     guards: Guards
     iteration: IterationCallback
 
@@ -230,6 +231,7 @@ def assemble(cfg: DictConfig) -> Parts:
     labelling: Labelling = build(cfg.labelling, "labelling")
     critique = _critique(cfg, labelling, store)
     evaluation = _evaluation(cfg, prompts, sampler, critique)
+    choice = _choice(cfg, prompts, evaluation)
     imported = _imported(cfg, prompts)
     real: RealSource | None = build(cfg.data.real, "data.real") if cfg.regularise.real else None
     guards: Guards = build(cfg.guards, "guards")
@@ -243,6 +245,7 @@ def assemble(cfg: DictConfig) -> Parts:
         real=real,
         calibration=build(cfg.calibration, "calibration"),
         guards=guards,
+        choice=choice,
     )
     iteration = _iteration(cfg, run, stages)
     datamodule = make(PreferenceDataModule, cfg, store)
@@ -256,6 +259,7 @@ def assemble(cfg: DictConfig) -> Parts:
         imported,
         real,
         evaluation,
+        choice,
         guards,
         iteration,
     )
@@ -335,6 +339,27 @@ def _evaluation(
         gauges=build(cfg.evaluation.gauges, "evaluation.gauges"),
         real_clips=build(cfg.evaluation.real_clips, "evaluation.real_clips"),
         categories=getattr(split, "categories", None),  # of a file that has some
+    )
+
+
+def _choice(cfg: DictConfig, prompts: Prompts, evaluation: Evaluation) -> Evaluation | None:
+    """Evaluates on the select split, where figures are reported on another one."""
+    n = cfg.evaluation.get("choice_n", 0)
+    if not n or cfg.evaluation.split == "select":
+        return None
+    split = prompts("select")
+    found = split[: cfg.evaluation.prompts]
+    if not found:
+        return None
+    return Evaluation(
+        found,
+        n=n,
+        seed=cfg.seed,
+        sampler=evaluation.sampler,
+        critic=evaluation.critic,
+        eval_critic=evaluation.eval_critic,
+        purpose="choice",
+        categories=getattr(split, "categories", None),
     )
 
 

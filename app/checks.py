@@ -67,6 +67,7 @@ SETTINGS: dict[str, Any] = {
     "data.real": Object | None,
     "evaluation.split": Literal["train", "select", "final"],
     "evaluation.prompts": Annotated[Count | None, Null("all")],
+    "evaluation.choice_n": Annotated[int, AtLeast(0)],
     "evaluation.gauges": Mapping[str, Object] | None,
     "evaluation.real_clips": Object | None,
     "optim.optimizer.lr": Positive,

@@ -18,6 +18,7 @@ KEYS = {
     "ipo_lightning.rounds.datamodule.PreferenceDataModule": {
         "batch_size": "data.batch_size",
         "optimizer_steps": "data.optimizer_steps",
+        "max_passes": "data.max_passes",
         "num_workers": "data.num_workers",
         "seed": "seed",
     },

@@ -90,8 +90,7 @@ class StageLog(L.Callback):
         """See `RoundListener`."""
         line = RunDir(round_dir.parent).line(round_number) or {}
         for found in line.get("guards") or ():
-            if found.get("alarm", True):
-                self.emit("guard", round=round_number, **found)
+            self.emit("guard", round=round_number, **found)
 
     def units(self, round: Round) -> dict[str, int | None]:
         """How much each stage made: videos, verdicts, labels, draws, optimizer steps, videos."""

@@ -7,7 +7,7 @@ compared video by video. The training critic and the held-out judge score all of
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import combinations, groupby
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.diversity import diversity
-from ipo_lightning.metrics.intervals import Interval, mean_interval
+from ipo_lightning.metrics.intervals import Interval, mean_interval, share_interval
 from ipo_lightning.metrics.win_rate import WinRate, clustered_mean, differences, win_rate
 from ipo_lightning.objectives import Objective, squared_error
 from ipo_lightning.parallel.runtime import Runtime
@@ -60,7 +60,8 @@ class Evaluation:
     Args:
         prompts: of the evaluation split.
         n: videos a prompt.
-        seed: the run's; seeds depend on it, the prompt and the video, never on the round.
+        seed: the run's; seeds depend on it, the purpose, the prompt and the video, never on the
+            round.
         critic: the training critic. eval_critic: the held-out judge, by whose scores wins are
             counted. A critic that compares scores a video by its chance to beat the base model's
             video of the same seed.
@@ -69,6 +70,7 @@ class Evaluation:
         real_clips: (prompts, seed) -> uint8 (N, T, H, W, C) real videos of those prompts; the
             policy's error on them shows its drift. None: not measured.
         categories: prompt -> category, of those prompts that have one.
+        purpose: of the seeds, so that two evaluations of a run share no noise.
     """
 
     def __init__(
@@ -82,18 +84,24 @@ class Evaluation:
         eval_critic: Critique,
         gauges: Mapping[str, Gauge] | None = None,
         real_clips: RealClips | None = None,
+        purpose: str = "evaluation",
         categories: Mapping[str, str] | None = None,
     ) -> None:
         self.sampler, self.critic, self.eval_critic = sampler, critic, eval_critic
         self.gauges, self.real_clips = dict(gauges or {}), real_clips
-        self.prompts, self.seed = list(prompts), seed
+        self.prompts, self.n, self.seed = list(prompts), n, seed
         self.categories = dict(categories or {})
         self._real: Tensor | None = None
         """Latents of the real clips, after the first use."""
         self.units = [
-            PromptSeeds(i, prompt, tuple(derive_seed(seed, "evaluation", i, k) for k in range(n)))
+            PromptSeeds(i, prompt, tuple(derive_seed(seed, purpose, i, k) for k in range(n)))
             for i, prompt in enumerate(prompts)
         ]
+
+    @property
+    def videos(self) -> int:
+        """How many videos a policy makes."""
+        return self.n * len(self.prompts)
 
     def evaluate(
         self,
@@ -120,9 +128,18 @@ class Evaluation:
             critic.score(candidates, videos, runtime.workers, device, f"{label}: {name}")
             for critic, name in ((self.critic, "critic"), (self.eval_critic, "held-out judge"))
         )
-        return [self._row(*scored) for scored in zip(candidates, scores, eval_scores, strict=True)]
+        measured = self._measured(candidates)
+        return [
+            self._row(*one) for one in zip(candidates, scores, eval_scores, measured, strict=True)
+        ]
 
-    def _row(self, candidate: Candidate, score: Verdict, eval_score: Verdict) -> EvaluatedVideo:
+    def _row(
+        self,
+        candidate: Candidate,
+        score: Verdict,
+        eval_score: Verdict,
+        measured: Mapping[str, float],
+    ) -> EvaluatedVideo:
         return EvaluatedVideo(
             prompt_index=candidate.prompt_index,
             prompt=candidate.prompt,
@@ -133,28 +150,34 @@ class Evaluation:
             dims=score.dims,
             eval_score=eval_score.score,
             eval_dims=eval_score.dims,
-            gauges={**candidate.gauges, **self._further_gauges(candidate)},
+            gauges={**candidate.gauges, **measured},
             category=self.categories.get(candidate.prompt),
         )
 
-    def _further_gauges(self, candidate: Candidate) -> dict[str, float]:
-        if not self.gauges:
-            return {}
-        path = self.sampler.store.path("videos", candidate.video, ".mp4")
-        frames = read_video(path).frames[None]
-        return {name: round(float(gauge(frames)[0]), 6) for name, gauge in self.gauges.items()}
-
-    def diversity(self, rows: Sequence[EvaluatedVideo]) -> float | None:
-        """Mean over prompts of how much a prompt's videos differ over pixels; None
-        where a prompt has one video alone."""
+    def _measured(self, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
+        """The further gauges of each video, and how diverse the videos of its prompt are."""
         found = []
-        for _, siblings in groupby(rows, key=lambda row: row.prompt_index):
-            names = [row.video for row in siblings]
-            if len(names) < 2:
-                return None
-            files = [self.sampler.store.path("videos", name, ".mp4") for name in names]
-            found.append(diversity([read_video(file).frames for file in files]))
-        return sum(found) / len(found) if found else None
+        for _, siblings in groupby(candidates, key=lambda one: one.prompt_index):
+            rows = list(siblings)
+            store = self.sampler.store
+            clips = [read_video(store.path("videos", one.video, ".mp4")).frames for one in rows]
+            spread = {}
+            if len(rows) > 1:
+                latents = [store.get_tensors("latents", one.latents)["latents"] for one in rows]
+                spread = {"diversity": diversity(clips), "diversity_latents": diversity(latents)}
+            for clip in clips:
+                own = {name: float(gauge(clip[None])[0]) for name, gauge in self.gauges.items()}
+                found.append({name: round(value, 6) for name, value in (own | spread).items()})
+        return found
+
+    def real_diversity(self) -> float | None:
+        """How much real clips of a prompt differ over pixels, mean over prompts: beside it stands
+        the policy's ``diversity``. None: there are no real clips, or one video a prompt."""
+        if self.real_clips is None or self.n < 2:
+            return None
+        repeated = [prompt for prompt in self.prompts for _ in range(self.n)]
+        clips = self.real_clips(repeated, derive_seed(self.seed, "real clips") % 2**31)
+        return sum(map(diversity, clips.split(self.n))) / len(self.prompts)
 
     @torch.no_grad()
     def real_error(self, policy: Policy, network: nn.Module, objective: Objective) -> float | None:
@@ -278,14 +301,44 @@ def summary(rows: Sequence[EvaluatedVideo], base: Sequence[EvaluatedVideo]) -> d
         "eval_score_se": _plain(eval_score_se),
         "win_rate": _plain(wins.rate),
         "win_rate_ci": [_plain(wins.low), _plain(wins.high)],
-        "gain": _plain(gain.value),
-        "gain_ci": [_plain(gain.low), _plain(gain.high)],
+        "gain": {"mean": _plain(gain.value), "low": _plain(gain.low), "high": _plain(gain.high)},
         "ties": _plain(against.ties),
         "missing_verdicts": int(eval_scores.isnan().sum()),
+        "agreement": agreement(rows),
         "dims": mean_values([row.dims for row in rows]),
         "eval_dims": mean_values([row.eval_dims for row in rows]),
         "gauges": mean_values([row.gauges for row in rows]),
     }
+
+
+def chosen(rows: Sequence[EvaluatedVideo], base: Sequence[EvaluatedVideo]) -> dict[str, Any]:
+    """The judge's figures on the videos that rounds are chosen by: ``choice`` of a round's line."""
+    found = summary(rows, base)
+    judged = ("eval_score", "eval_score_se", "win_rate", "win_rate_ci", "gain")
+    prompts = len({row.prompt_index for row in rows})
+    return {"prompts": prompts, "videos": len(rows)} | {name: found[name] for name in judged}
+
+
+def agreement(rows: Sequence[EvaluatedVideo]) -> dict[str, Any]:
+    """How often the training critic and the judge order two videos of a prompt alike.
+
+    Returns:
+        ``pairs`` of a prompt's videos that both scored, the ``share`` with the same order, where a
+        tie of one of them counts half, and its interval ``ci`` over prompts.
+    """
+    alike, clusters = [], []
+    for index, videos in groupby(rows, key=lambda row: row.prompt_index):
+        scored = [(v.score, v.eval_score) for v in videos]
+        known = [(a, b) for a, b in scored if a is not None and b is not None]
+        for one, other in combinations(known, 2):
+            same = (one[0] - other[0]) * (one[1] - other[1])
+            alike.append(0.5 + 0.5 * ((same > 0) - (same < 0)))
+            clusters.append(index)
+    if not alike:
+        return {"pairs": 0, "share": None, "ci": [None, None]}
+    found = share_interval(torch.tensor(alike, dtype=torch.float64), torch.tensor(clusters))
+    ends = [_plain(found.low), _plain(found.high)]
+    return {"pairs": len(alike), "share": _plain(found.value), "ci": ends}
 
 
 def mean_values(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

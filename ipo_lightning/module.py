@@ -115,6 +115,8 @@ class PreferenceModule(L.LightningModule):
         self.health = TrainingHealth()
         self.round = 0
         """The round being trained, or trained last."""
+        self.lr_scale = 1.0
+        """By which the round's learning rate is multiplied."""
         self._resumed: dict[str, Any] = {}
         self._rows = "with no rows yet"  # of the labels last trained on, for messages
 
@@ -246,7 +248,7 @@ class PreferenceModule(L.LightningModule):
         torch.manual_seed(derive_seed(self.seed, "step", self.round, batch_idx, self.global_rank))
         for optimizer in self.trainer.optimizers:
             step = batch_idx // self.trainer.accumulate_grad_batches
-            warm_up(optimizer, step, self.warmup_steps)
+            warm_up(optimizer, step, self.warmup_steps, self.lr_scale)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient's norm, before clipping; stop where it is not finite.

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ipo_lightning.backbones.cogvideox import CogVideoX, Lora
 from ipo_lightning.errors import InputError
 from ipo_lightning.hub.checkpoints import find_checkpoint, load_into
 from ipo_lightning.policy import Sampling, trained_weights
+from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import fingerprint, write_atomically
 from ipo_lightning.vbench.names import check_names, video_name
 from ipo_lightning.video import read_video
@@ -104,7 +106,24 @@ def test_base_pipeline_differs_from_the_trained_policy(
     runs: dict[str, Path], draw: Callable[..., list[Path]]
 ) -> None:
     base = frames(draw("ipo_lightning/shapes/pipeline"))[0]
-    assert not torch.equal(base, frames(draw(runs["full"]))[0])
+    assert not torch.equal(base, frames(draw(runs["full"] / "round_1"))[0])
+    for run in runs.values():
+        assert torch.equal(base, frames(draw(run / "round_0", "guidance_scale=1"))[0]), run
+
+
+def test_the_best_round_of_a_run_may_be_its_base_model(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    (run.path / "round_1" / "policy").mkdir(parents=True)
+    (run.path / "round_1" / "policy" / "pytorch_lora_weights.safetensors").touch()
+    (run.path / "round_0").mkdir()
+    run.config_file.touch()
+    for mean, kind, told in ((0.1, "lora", None), (-0.1, "base", "round 0, the base model, is")):
+        gain = {"mean": mean, "low": mean, "high": mean}
+        for number in (0, 1):
+            run.append({"round": number, "gain": gain})
+        with pytest.warns(match=told) if told else nullcontext():
+            found = find_checkpoint(str(run.path))
+        assert (found.kind, found.config) == (kind, run.config_file)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from app.assembly import Parts, assemble, device_of
 from app.planning.fitting import Fit, smallest_change, smallest_changes
 from app.planning.jobs import job_of, on_gpu, readable
 from ipo_lightning.critics.stage.critique import Critique
+from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.planning.estimate import GIB, Estimate
 from ipo_lightning.report import table
 from ipo_lightning.storage.layout import STAGES
@@ -75,17 +76,26 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
         f"its training: {parts.datamodule.optimizer_steps} updates of {batch} {labels} a device, "
         f"{cfg.step} step; reference {REFERENCES[parts.module.reference.answers]}"
     )
-    evaluated = len(parts.evaluation.prompts) * cfg.evaluation.n
+    evaluated = _evaluated(parts)
     critic, judge = (evaluated * one.score_calls for one in _critiques(parts))
     asked = (
         f"{critic} calls of each of two critics"
         if critic == judge
         else f"{evaluated}, {critic} calls of the critic and {judge} of the held-out judge"
     )
-    yield (
-        f"an evaluation: {len(parts.evaluation.prompts)} prompts x {cfg.evaluation.n} videos = "
-        f"{asked}"
-    )
+    listed = f"{len(parts.evaluation.prompts)} prompts x {cfg.evaluation.n} videos"
+    if parts.choice is not None:
+        listed += f" + {len(parts.choice.prompts)} x {cfg.evaluation.choice_n} of the select split"
+    yield f"an evaluation: {listed} = {asked}"
+
+
+def _evaluations(parts: Parts) -> list[Evaluation]:
+    return [one for one in (parts.evaluation, parts.choice) if one is not None]
+
+
+def _evaluated(parts: Parts) -> int:
+    """Videos of a round's evaluation, those by which rounds are chosen included."""
+    return sum(one.videos for one in _evaluations(parts))
 
 
 def _imported_rounds(parts: Parts, cfg: DictConfig) -> Iterator[str]:
@@ -210,12 +220,13 @@ def _gib(size: float) -> str:
 def _hours(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
     """Hours of all rounds."""
     job, rounds = estimate.job, cfg.round
-    evaluated = len(parts.evaluation.prompts)
+    evaluated = sum(estimate.evaluation_flops(len(one.prompts), one.n)
+                    for one in _evaluations(parts))  # fmt: skip
     flops = {
         "rollout": _rolled_out(parts, cfg) * estimate.rollout_flops(_prompts(parts), cfg.rollout.n),
         "reference errors": rounds * estimate.reference_flops(),
         "training": rounds * estimate.training_flops(),
-        "evaluation": (rounds + 1) * estimate.evaluation_flops(evaluated, cfg.evaluation.n),
+        "evaluation": (rounds + 1) * evaluated,
     }
     rate = _rate(cfg)
     speed = job.devices * rate * cfg.plan.utilisation * 3600
@@ -256,10 +267,11 @@ def _time(hours: float) -> str:
 def _disk(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
     """Bytes that all rounds leave on disk."""
     rounds, rolled_out, prompts = cfg.round, _rolled_out(parts, cfg), _prompts(parts)
-    evaluations = (rounds + 1) * len(parts.evaluation.prompts) * cfg.evaluation.n
+    evaluations = (rounds + 1) * _evaluated(parts)
     videos = rolled_out * prompts * cfg.rollout.n + evaluations
     frames, height, width = parts.policy.size
-    known = min(rounds * prompts, len(parts.rollout.prompts)) + len(parts.evaluation.prompts)
+    held_out = sum(len(one.prompts) for one in _evaluations(parts))
+    known = min(rounds * prompts, len(parts.rollout.prompts)) + held_out
     sizes = {
         "latents": 4.0 * videos * _product(parts.policy.latent_shape),
         "videos, roughly": videos * frames * height * width * MP4_BYTES[cfg.rollout.lossless],
@@ -269,7 +281,7 @@ def _disk(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
     }
     listed = ", ".join(f"{name} {_gib(size)}" for name, size in sizes.items())
     yield f"disk of all rounds, GiB: {listed}; {_gib(sum(sizes.values()))} in all"
-    evaluated = len(parts.evaluation.prompts) * cfg.evaluation.n
+    evaluated = _evaluated(parts)
     calls = rolled_out * _critic_calls(parts)
     for one in _critiques(parts):
         calls += evaluated * (rounds * one.score_calls + one.base_calls)

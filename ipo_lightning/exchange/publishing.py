@@ -254,7 +254,9 @@ def _write_videos(
 
 def _maker(run: RunDir, number: int) -> str:
     """Fingerprint of the policy that made the round's videos; "" where it is unknown."""
-    line: Mapping[str, Any] = run.line(number - 1) or {}
+    start = run.round(number).start()
+    before = number - 1 if start is None else int(start["round"])
+    line: Mapping[str, Any] = run.line(before) or {}
     return str(line.get("policy", ""))
 
 

@@ -12,8 +12,9 @@ class RoundFacts:
     """A finished round, as guards see it.
 
     Args:
-        line: its line of ``rounds.jsonl``. rows: its evaluation videos, with the same prompts and
-            seeds in every round.
+        line: its line of ``rounds.jsonl``. rows: its videos of the prompts by which rounds are
+            chosen, with the same prompts and seeds in every round; the evaluation's where there are
+            no others.
     """
 
     number: int
@@ -32,12 +33,12 @@ class Finding:
 
     Args:
         guard: its name among the settings. alarm: whether the round is not to be trusted.
-        text: what was found, as a clause for people: names, figures, the bound.
+        reason: what was found, as a clause for people: names, figures, the bound.
     """
 
     guard: str
     alarm: bool
-    text: str
+    reason: str
 
 
 class Guard(Protocol):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from ipo_lightning.evaluation import compared
+from ipo_lightning.guards.best import chosen_by
 from ipo_lightning.guards.guard import RoundFacts
 
 
@@ -64,5 +65,5 @@ class CriticAlone:
 
 
 def _score(facts: RoundFacts) -> float:
-    score = facts.line.get("eval_score")
+    score = chosen_by(facts.line).get("eval_score")
     return -math.inf if score is None else float(score)

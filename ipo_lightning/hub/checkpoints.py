@@ -30,7 +30,7 @@ from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint import metadata as records
 
 from ipo_lightning.errors import InputError, cause_of, readable
-from ipo_lightning.guards import best_round
+from ipo_lightning.guards import best_of
 from ipo_lightning.hub.upload import one_sentence
 from ipo_lightning.policy import LORA_FILE, Policy, put_weights, trained_weights
 from ipo_lightning.storage.layout import RoundDir, RunDir
@@ -48,7 +48,7 @@ HUB = re.compile(
 )
 """``owner/name``, ``owner/name@revision``, ``owner/name/file.safetensors``."""
 
-Kind = Literal["lightning", "lora", "pipeline", "transformer"]
+Kind = Literal["base", "lightning", "lora", "pipeline", "transformer"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Checkpoint:
     """A checkpoint that was found.
 
     Attributes:
-        kind: ``lightning`` (trained parameters of this project), ``lora`` (a file of anybody's),
+        kind: ``base`` (round 0 of a run: its base model), ``lightning`` (trained parameters of
+            this project), ``lora`` (a file of anybody's),
             ``transformer`` (a diffusers transformer folder), ``pipeline`` (a whole diffusers folder
             or hub id, its own base).
         path: of the file or folder, or the hub id of a pipeline.
@@ -144,18 +145,22 @@ def _run(path: Path) -> Checkpoint:
     last one."""
     with readable(path / "rounds.jsonl"):
         lines = RunDir(path).lines()
-        best = best_round(lines)
-    if best is None:
+    last = lines[-1]["round"] if lines else 0
+    if not last:
         raise InputError(f"ckpt={path}: this run has no finished round yet; give a round's folder")
-    if best != lines[-1]["round"]:
+    best = best_of(lines)
+    if best["round"] != last:
+        name = f"round {best['round']}" if best["round"] else "round 0, the base model,"
         warnings.warn(
-            f"{path}: round {best} is taken, the best one by the held-out judge; for the last one "
-            f"give ckpt={path}/round_{lines[-1]['round']}", stacklevel=2,
+            f"{path}: {name} is taken, the best one by {best['by']}; for the last one give "
+            f"ckpt={path}/round_{last}", stacklevel=2,
         )  # fmt: skip
-    return _round(path / f"round_{best}")
+    return _round(path / f"round_{best['round']}")
 
 
 def _round(path: Path) -> Checkpoint:
+    if path.name == "round_0":
+        return Checkpoint("base", str(path), _config(path / "evaluation.jsonl"))
     policy = path / "policy"
     if policy.is_symlink() and not policy.exists():
         raise InputError(f"ckpt={policy} is a link to {policy.readlink()}, where nothing is")

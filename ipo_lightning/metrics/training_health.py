@@ -64,14 +64,16 @@ class TrainingHealth(Metric):
         for name, value in values.items():
             row, value = self.NAMES.index(name), value.detach().double()
             check_columns(value)
-            known = ~value.isnan()
-            self.totals[row, 0] += value.nansum()
+            # No value is picked by a mask: a GPU would be waited for at each.
+            known = (~value.isnan()).double()
+            value = torch.where(value.isnan(), 0.0, value)
+            self.totals[row, 0] += value.sum()
             self.counts[row, 0] += known.sum()
             if u is not None and name in self.BY_QUARTER:
                 check_columns(value, u)
-                quarter = (4 * u).long().clamp(0, 3)[known] + 1
-                self.totals[row].index_add_(0, quarter, value[known])
-                self.counts[row].index_add_(0, quarter, torch.ones_like(value[known]))
+                quarter = (4 * u).long().clamp(0, 3) + 1
+                self.totals[row].index_add_(0, quarter, value)
+                self.counts[row].index_add_(0, quarter, known)
 
     def state(self) -> dict[str, Tensor]:
         """The sums and counts of all ranks together; every rank must call it."""

@@ -4,13 +4,13 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from ipo_lightning.guards import alarms, best_round
+from ipo_lightning.guards import alarms, best_of
 from ipo_lightning.report.markup import Html, html_table, join, section, tag
 from ipo_lightning.report.run import Run
 from ipo_lightning.report.tables import (
     Row,
     finite,
-    interval,
+    gain_of,
     number,
 )
 from ipo_lightning.report.videos import Videos
@@ -36,12 +36,11 @@ def summary(run: Run) -> Html:
         parts += [" of paired comparisons with the base", verdict_on(low, high)]
     else:
         parts += [" of paired comparisons with the base."]
-    if finite(last.get("gain")) is not None:
-        gain = interval(last["gain"], last.get("gain_ci"), "+.3f")
+    if (gain := gain_of(last)) != "-":
         parts += [f" The held-out judge's score changed by {gain}."]
-    best = best_round(run.lines)
-    if best != last["round"]:
-        parts += [f" By the judge the best round is {best}; sample.py takes that one."]
+    best = best_of(run.lines)
+    if best["round"] != last["round"]:
+        parts += [f" The best round is {best['round']}, by {best['by']}; sample.py takes that one."]
     told = [(line["round"], raised) for line in trained if (raised := alarms(line))]
     concerns = [tag("p", f"Guards, round {which}: {'; '.join(raised)}.", class_="warning")
                 for which, raised in told]  # fmt: skip
@@ -57,16 +56,14 @@ def verdict_on(low: float, high: float) -> str:
 
 def guards(run: Run) -> list[Html]:
     """The section of what each guard found, round by round; none where no guard looked."""
-    found = {(line["round"], one["guard"]): one
-             for line in run.lines for one in line.get("guards") or ()}  # fmt: skip
-    rounds = sorted({number for number, _ in found})
+    looked = [line for line in run.lines if line.get("checks")]
     rows = []
-    for name in dict.fromkeys(guard for _, guard in found):
+    for name in dict.fromkeys(name for line in looked for name in line["checks"]):
         row = {"guard": name}
-        for which in rounds:
-            one = found.get((which, name))
-            mark = "ALARM: " if one and one["alarm"] else ""
-            row[f"round {which}"] = mark + one["text"] if one else "-"
+        for line in looked:
+            raised = name in {one["guard"] for one in line["guards"]}
+            mark, found = "ALARM: " if raised else "", line["checks"].get(name)
+            row[f"round {line['round']}"] = mark + found if found else "-"
         rows.append(row)
     return [section("Guards", html_table(rows, "words"), note=GUARDS_NOTE)] if rows else []
 

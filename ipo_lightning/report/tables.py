@@ -48,6 +48,12 @@ def interval(value: Any, bounds: Any, form: str = ".2f") -> str:
     return shown if low is None or high is None else f"{shown} [{low:{form}}, {high:{form}}]"
 
 
+def gain_of(line: Row) -> str:
+    """The gain over the base with its interval; "-" where it is unknown."""
+    gain = line.get("gain") or {}
+    return interval(gain.get("mean"), (gain.get("low"), gain.get("high")), "+.3f")
+
+
 def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """Rows as aligned plain text under the column names; a missing value is "-".
 
@@ -97,7 +103,7 @@ def rounds_rows(lines: Sequence[Row]) -> list[dict[str, str]]:
             "round": number(line.get("round")),
             "score": plus_minus(line.get("score"), line.get("score_se")),
             "held-out": plus_minus(line.get("eval_score"), line.get("eval_score_se")),
-            "gain": interval(line.get("gain"), line.get("gain_ci"), "+.3f"),
+            "gain": gain_of(line),
             "win rate": interval(line.get("win_rate"), line.get("win_rate_ci")),
             "pairs": number(line.get("n_pairs")),
             moving: number(gauges_of(line).get(moving)),

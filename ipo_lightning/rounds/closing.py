@@ -1,52 +1,80 @@
 """The end of a round: its policy is evaluated, and its line and model card are written."""
 
+import json
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ipo_lightning.evaluation import EvaluatedVideo, Evaluation, summary
-from ipo_lightning.guards import Finding, Guards, RoundFacts
+from torch import nn
+
+from ipo_lightning.evaluation import EvaluatedVideo, Evaluation, chosen, summary
+from ipo_lightning.guards import Guards, RoundFacts, best_of
 from ipo_lightning.hub.cards import Base, Data, model_card
 from ipo_lightning.rounds.labels import label_counts
 from ipo_lightning.rounds.stage import Round, RoundStage
-from ipo_lightning.storage.layout import RoundDir
+from ipo_lightning.storage.layout import RoundDir, RunDir
 from ipo_lightning.storage.run_files import read_typed
 from ipo_lightning.storage.store import write_atomically
 
 
 class EvaluationStage(RoundStage):
-    """Measures the round's policy on held-out prompts: ``evaluation.jsonl``."""
+    """Measures the round's policy on held-out prompts: ``evaluation.jsonl``, ``choice.jsonl``.
+
+    Args:
+        evaluation: whose figures are reported.
+        choice: by whose figures rounds are chosen, on other prompts; None: by the reported ones.
+    """
 
     name = "evaluation"
 
-    def __init__(self, evaluation: Evaluation) -> None:
-        self.evaluation = evaluation
+    def __init__(self, evaluation: Evaluation, choice: Evaluation | None = None) -> None:
+        self.evaluation, self.choice = evaluation, choice
 
     def done(self, round: Round) -> bool:
-        """Whether the round has its line, since what it says is not all in the file, and that."""
-        has_line = round.run.line(round.number) is not None
-        return has_line and round.folder.intact(round.folder.evaluation_file)
+        """Whether the round has its line, since what it says is not all in the files, and these."""
+        folder = round.folder
+        files = [folder.evaluation_file, *([folder.choice_file] if self._chooses(round) else [])]
+        return round.run.line(round.number) is not None and all(map(folder.intact, files))
 
     def run(self, round: Round) -> None:
         """Both critics score the videos; the policy's error on real clips becomes a gauge."""
-        module = round.module
+        module, folder = round.module, round.folder
         with round.policies.network(round.number) as network:
-            rows = self.evaluation.evaluate(
-                round.policies.fingerprint(round.number),
-                network,
-                round.runtime,
-                round.heading,
-                evaluated(round.run.round(0)) if round.number else None,
-            )
+            rows = self._videos(round, self.evaluation, network, evaluated)
+            chosen_by = []
+            if self.choice is not None and self._chooses(round):
+                chosen_by = self._videos(round, self.choice, network, for_choice)
             error = self.evaluation.real_error(module.policy, network, module.objective)
         if error is not None:
             round.gauges["real_error"] = error
+        if not round.number and (spread := self.evaluation.real_diversity()) is not None:
+            round.gauges["diversity_real"] = spread
         if round.workers.leads:
-            if (spread := self.evaluation.diversity(rows)) is not None:
-                round.gauges["diversity"] = spread
-            round.folder.write(round.folder.evaluation_file, rows)
+            folder.write(folder.evaluation_file, rows)
+            if chosen_by:
+                folder.write(folder.choice_file, chosen_by)
+
+    def _chooses(self, round: Round) -> bool:
+        """Whether the round has other videos to be chosen by: not in a run whose base has none."""
+        base = round.run.round(0)
+        begun = round.number > 0 or round.run.line(0) is not None
+        return self.choice is not None and (base.choice_file.exists() or not begun)
+
+    @staticmethod
+    def _videos(
+        round: Round,
+        evaluation: Evaluation,
+        network: nn.Module,
+        read: Callable[[RoundDir], list[EvaluatedVideo]],
+    ) -> list[EvaluatedVideo]:
+        return evaluation.evaluate(
+            round.policies.fingerprint(round.number),
+            network,
+            round.runtime,
+            round.heading,
+            read(round.run.round(0)) if round.number else None,
+        )
 
 
 class RecordStage(RoundStage):
@@ -69,30 +97,25 @@ class RecordStage(RoundStage):
         """Write both on the leading rank."""
         if not round.workers.leads:
             return
-        line = line_of(round)
-        line["guards"] = [asdict(found) for found in self._look(round, line)]
+        line, before = line_of(round), _lines_before(round)
+        if self.guards is not None:
+            facts = [facts_of(round.run, one) for one in (*before, line)]
+            line |= self.guards.told(self.guards.look(facts))
         if round.number:
-            card = self._card(round, line)
+            card = self._card(round, [*before, line])
             write_atomically(round.folder.policy / "README.md", card.encode())
         round.run.append(line)
+        best = best_of(round.run.lines())
+        write_atomically(round.run.best_file, json.dumps(best).encode())
 
-    def _look(self, round: Round, line: Mapping[str, Any]) -> list[Finding]:
-        if self.guards is None:
-            return []
-        lines = [*(old for old in round.run.lines() if old["round"] < round.number), line]
-        facts = [
-            RoundFacts(one["round"], one, evaluated(round.run.round(one["round"]))) for one in lines
-        ]
-        return self.guards.look(facts)
-
-    def _card(self, round: Round, line: Mapping[str, Any]) -> str:
+    def _card(self, round: Round, lines: Sequence[Mapping[str, Any]]) -> str:
         policy, config, number = round.module.policy, round.run.config_file, round.number
         held_out = self.evaluation.units
         return model_card(
             name=round.run.path.name,
             base=Base(policy.name, policy.path, policy.revision, *policy.diffusers_classes),
             adapter=policy.adapter is not None,
-            lines=[*(old for old in round.run.lines() if old["round"] < number), line],
+            lines=lines,
             data=[data_of(round.run.round(one)) for one in range(1, number + 1)],
             held_out=Data(number, len(held_out), sum(len(one.seeds) for one in held_out)),
             settings=config.read_text() if config.exists() else "",
@@ -107,6 +130,11 @@ def line_of(current: Round) -> dict[str, Any]:
     figures["gauges"] |= {name: round(value, 8) for name, value in current.gauges.items()}
     labels = label_counts(current) if number else {}
     health = folder.figures(folder.training_file) if number else {}
+    if folder.choice_file.exists():
+        base = for_choice(current.run.round(0))
+        figures["choice"] = {"split": "select", **chosen(for_choice(folder), base)}
+    if (start := folder.start()) is not None:
+        figures["start"] = start
     return {
         "round": number,
         **figures,
@@ -121,6 +149,22 @@ def line_of(current: Round) -> dict[str, Any]:
 def evaluated(folder: RoundDir) -> list[EvaluatedVideo]:
     """A round's evaluation videos."""
     return read_typed(folder.evaluation_file, EvaluatedVideo)
+
+
+def for_choice(folder: RoundDir) -> list[EvaluatedVideo]:
+    """A round's videos by which rounds are chosen."""
+    return read_typed(folder.choice_file, EvaluatedVideo)
+
+
+def facts_of(run: RunDir, line: Mapping[str, Any]) -> RoundFacts:
+    """What guards see of a finished round."""
+    folder = run.round(line["round"])
+    rows = for_choice(folder) if "choice" in line else evaluated(folder)
+    return RoundFacts(folder.number, line, rows)
+
+
+def _lines_before(round: Round) -> list[dict[str, Any]]:
+    return [old for old in round.run.lines() if old["round"] < round.number]
 
 
 def data_of(folder: RoundDir) -> Data:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from ipo_lightning.draws.batch import PairBatch, PointBatch
 from ipo_lightning.draws.dataset import Draws, collate
 from ipo_lightning.errors import InputError
-from ipo_lightning.settings import AtLeast, Count, checked
+from ipo_lightning.settings import AtLeast, Count, Null, checked
 from ipo_lightning.storage.layout import RoundSource
 from ipo_lightning.storage.store import Store, fingerprint
 
@@ -98,6 +98,8 @@ class PreferenceDataModule(L.LightningDataModule):
         store: where latents and embeddings lie.
         batch_size: pairs or points a step on each device.
         optimizer_steps: a round.
+        max_passes: most times that a round trains on each of its labels: with few labels it makes
+            fewer optimizer steps. None: no limit.
         num_workers: processes that load and draw noise; 0 does it in the training process.
         seed: the run's.
         source: makes the rounds; None: the trainer's callback that does.
@@ -109,12 +111,14 @@ class PreferenceDataModule(L.LightningDataModule):
         *,
         batch_size: Count,
         optimizer_steps: Count,
+        max_passes: Annotated[Count | None, Null("no limit")] = None,
         num_workers: Annotated[int, AtLeast(0)] = 0,
         seed: int = 0,
         source: RoundSource | None = None,
     ) -> None:
         super().__init__()
         self.store, self.batch_size, self.optimizer_steps = store, batch_size, optimizer_steps
+        self.max_passes = max_passes
         self.num_workers, self.seed, self.source = num_workers, seed, source
 
     def train_dataloader(self) -> DrawLoader:
@@ -130,17 +134,23 @@ class PreferenceDataModule(L.LightningDataModule):
         # at the end of an epoch.
         progress = cast(_ProcessedTracker, self.trainer.fit_loop.epoch_progress.current)
         number = progress.processed + 1
-        batches = self.optimizer_steps * self.trainer.accumulate_grad_batches
-        count = batches * self.trainer.world_size * self.batch_size
-        data = source.ensure_round(number, count)
+        a_step = self.trainer.accumulate_grad_batches * self.trainer.world_size * self.batch_size
+        data = source.ensure_round(number, self.optimizer_steps * a_step)
+        steps = self._steps(len(data.rows), a_step)
         return DrawLoader(
-            Draws(data, self.store, self.seed, count),
+            Draws(data, self.store, self.seed, steps * a_step),
             batch_size=self.batch_size,
-            batches=batches,
+            batches=steps * self.trainer.accumulate_grad_batches,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
             num_workers=self.num_workers,
         )
+
+    def _steps(self, labels: int, a_step: int) -> int:
+        """Optimizer steps of a round with so many labels, of which each takes ``a_step``."""
+        if self.max_passes is None:
+            return self.optimizer_steps
+        return min(self.optimizer_steps, -(-self.max_passes * labels // a_step))
 
     def _source(self) -> RoundSource | None:
         callbacks = self.trainer.callbacks if self.trainer else []  # type: ignore[attr-defined]

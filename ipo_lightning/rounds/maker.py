@@ -75,6 +75,7 @@ class RoundMaker:
         data = self._go_through(self.before, self._begin(number, draws)).data
         reference = self.policies.reference_of(number)
         online = self.module.reference.answers == "online"
+        self.policies.go_to_start(number)
         self.module.begin_round(number, self.policies.weights(reference) if online else None)
         return data
 

@@ -26,7 +26,25 @@ class RoundPolicies:
 
     def reference_of(self, number: int) -> int:
         """The round whose policy is the reference of round ``number``."""
-        return number - 1 if self.module.reference.of == "round_start" else 0
+        return self.before(number) if self.module.reference.of == "round_start" else 0
+
+    def before(self, number: int) -> int:
+        """The round whose policy round ``number`` starts from: the one before it, or the one that
+        guards went back to."""
+        start = self.run.round(number).start()
+        return number - 1 if start is None else int(start["round"])
+
+    def go_to_start(self, number: int) -> None:
+        """Give the network the weights that a round starts from, where it has others.
+
+        For a round that is begun anew: one that is resumed has its own.
+        """
+        start = self.run.round(number).start()
+        self.module.lr_scale = 1.0 if start is None else float(start["lr_scale"])
+        if start is None or self.module.round == number:
+            return
+        if (weights := self._others(int(start["round"]))) is not None:
+            put_weights(self.module.network, weights)
 
     def fingerprint(self, number: int) -> str:
         """Of the policy that a round ended with.

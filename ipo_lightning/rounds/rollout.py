@@ -62,12 +62,13 @@ class RolloutStage(RoundStage):
         """Whether the list is there as it was written and the store has all its videos."""
         if not round.folder.intact(round.folder.candidates_file):
             return False
-        policy, items = round.policies.fingerprint(round.number - 1), self._items(round)
+        items = self._items(round)
+        policy = round.policies.fingerprint(round.policies.before(round.number))
         return not self.sampler.missing(policy, items, round.runtime.precision)
 
     def run(self, round: Round) -> None:
         """Sample what the store lacks; labels of videos that came out differently are removed."""
-        before, folder = round.number - 1, round.folder
+        before, folder = round.policies.before(round.number), round.folder
         with (
             round.policies.network(before) as network,
             self.critique.during_rollout(str(round.runtime.device)) as on_candidates,

@@ -12,6 +12,7 @@ from ipo_lightning.rounds.imported import FirstRounds, imported_stages
 from ipo_lightning.rounds.labels import CritiqueStage, LabellingStage
 from ipo_lightning.rounds.rollout import RolloutPlan, RolloutStage
 from ipo_lightning.rounds.stage import RoundStage
+from ipo_lightning.rounds.start import StartStage
 from ipo_lightning.rounds.training import TrainingStage
 from ipo_lightning.rounds.training_data import BetaStage, InputsStage, ReferenceErrorsStage
 from ipo_lightning.sampling import Sampler
@@ -28,6 +29,7 @@ def round_stages(
     real: RealSource | None = None,
     calibration: Calibration = Calibration(),  # noqa: B008 - frozen
     guards: Guards | None = None,
+    choice: Evaluation | None = None,
 ) -> list[RoundStage]:
     """What happens to a round, in order; a stage of your own goes into this list.
 
@@ -42,14 +44,17 @@ def round_stages(
         real: real clips for lambda_2; None: there are none.
         calibration: of the loss's beta, where it is ``auto``.
         guards: look at each finished round; None: there are none.
+        choice: an evaluation on other held-out prompts, by which rounds are chosen; None: they are
+            chosen by the reported figures.
     """
     return [
+        *([] if guards is None else [StartStage(guards)]),
         *_label_stages(sampler, rollout, critique, labelling, imported),
         InputsStage(sampler, real),
         ReferenceErrorsStage(sampler.store),
         BetaStage(sampler.store, calibration),
         TrainingStage(),
-        EvaluationStage(evaluation),
+        EvaluationStage(evaluation, choice),
         RecordStage(evaluation, guards),
     ]
 

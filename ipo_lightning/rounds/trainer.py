@@ -154,8 +154,12 @@ def round_figures(line: Mapping[str, Any]) -> dict[str, float]:
     figures = {name: line.get(name) for name in ("score", "eval_score", "win_rate")}
     figures |= {f"gauge/{name}": value for name, value in line.get("gauges", {}).items()}
     figures |= {f"dims/{name}": value for name, value in line.get("dims", {}).items()}
-    figures["gain"] = line.get("gain")
-    if line.get("guards"):
+    figures["gain"] = (line.get("gain") or {}).get("mean")
+    figures["agreement"] = (line.get("agreement") or {}).get("share")
+    figures |= {f"choice/{name}": (line.get("choice") or {}).get(name) for name in
+                ("eval_score", "win_rate")}  # fmt: skip
+    if line.get("checks"):
         figures["alarms"] = len(alarms(line))
+    figures |= {f"start/{name}": value for name, value in (line.get("start") or {}).items()}
     figures["beta"] = (line.get("train") or {}).get("beta")  # where it was settled by itself
     return {f"round/{name}": value for name, value in figures.items() if value is not None}

@@ -71,6 +71,8 @@ class RoundDir:
         self.points_file = path / "points.jsonl"
         self.labelling_file = path / "labelling.json"
         self.evaluation_file = path / "evaluation.jsonl"
+        self.choice_file = path / "choice.jsonl"
+        self.start_file = path / "start.json"
         self.seconds_file = path / "seconds.json"
         self.beta_file = path / "beta.json"
         self.training_file = path / "training.json"
@@ -138,6 +140,23 @@ class RoundDir:
                 f"{file} is damaged ({error.fault}); its figures are left out", stacklevel=2
             )
             return {}
+
+    def start(self) -> dict[str, Any] | None:
+        """What ``start.json`` says of a round that guards let start elsewhere: the ``round`` whose
+        policy it goes on from, and ``lr_scale``; None: it goes on from the one before it.
+
+        Raises:
+            DamagedFile: it is not such a record.
+        """
+        if not self.start_file.exists():
+            return None
+        found = read_object(self.start_file)
+        earlier, scale = found.get("round"), found.get("lr_scale")
+        if type(earlier) is not int or not 0 <= earlier < self.number:
+            raise DamagedFile(self.start_file, f"round={earlier}")
+        if not isinstance(scale, float) or not 0 < scale <= 1:
+            raise DamagedFile(self.start_file, f"lr_scale={scale}")
+        return found
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent so far, by stage."""
@@ -327,6 +346,7 @@ class RunDir:
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
         self.rounds_file = self.path / "rounds.jsonl"
+        self.best_file = self.path / "best.json"
 
     def round(self, number: int) -> RoundDir:
         """The folder of a round, whether or not it exists."""

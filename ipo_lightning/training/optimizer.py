@@ -15,12 +15,14 @@ def set_plateau(optimizer: torch.optim.Optimizer) -> None:
         group[PLATEAU] = float(group["lr"])  # torchao keeps its rate in a tensor
 
 
-def warm_up(optimizer: torch.optim.Optimizer, step: int, warmup_steps: int) -> None:
+def warm_up(
+    optimizer: torch.optim.Optimizer, step: int, warmup_steps: int, scale: float = 1.0
+) -> None:
     """Set the learning rates of a round's optimizer step, 0 the first.
 
-    ``lr = plateau * min(1, (step + 1) / (warmup_steps + 1))``
+    ``lr = scale * plateau * min(1, (step + 1) / (warmup_steps + 1))``
     """
-    share = min(1.0, (step + 1) / (warmup_steps + 1))
+    share = scale * min(1.0, (step + 1) / (warmup_steps + 1))
     for group in optimizer.param_groups:
         _set_learning_rate(group, share * group[PLATEAU])
 

@@ -111,7 +111,8 @@ def logged(total: Tensor, values: Mapping[str, Tensor], learning_rate: float) ->
     """What a step logs, as ``train/NAME``: means of its values but for those that are NaN."""
     means = {f"train/{name}": value.nanmean() for name, value in values.items()}
     means["train/accuracy"] = agreement(values["margin"]).nanmean()
-    known = {name: mean for name, mean in means.items() if not mean.isnan()}
+    missing = torch.stack(list(means.values())).isnan().tolist()  # a GPU is waited for once
+    known = {name: mean for (name, mean), no in zip(means.items(), missing, strict=True) if not no}
     rate = torch.tensor(learning_rate)
     return {**known, "train/total": total.detach(), "train/learning_rate": rate}
 

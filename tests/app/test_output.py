@@ -56,7 +56,7 @@ def test_a_run_tells_its_stages_alarms_and_end(
     alarms = [one for one in lines if one["event"] == "guard"]
     assert [one["guard"] for one in alarms] == ["labels"] and alarms[0]["round"] == 1
     report, last = lines[-2:]
-    assert report["event"] == "report" and report["gain_ci"] == line["gain_ci"]
+    assert report["event"] == "report" and report["gain"] == line["gain"]
     assert Path(report["file"]).is_file()
     assert last == {"event": "end", "run": f"{cfg.paths.outputs}/run", "round": 1, "stopped": None}
 

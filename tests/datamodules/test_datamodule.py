@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor
@@ -321,3 +322,29 @@ def test_shared_noise_has_the_latents_shape(store: Store) -> None:
     assert not torch.equal(batch.noise[0], batch.noise[1])
     one: Tensor = batch.noise[0]
     assert not torch.equal(one, gaussian(0, LATENT_SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("labels", "max_passes", "steps"), [(60, 100, 80), (3, 100, 38), (1, 1, 1), (3, None, 80)]
+)
+def test_with_few_labels_a_round_makes_fewer_steps(
+    store: Store, labels: int, max_passes: int | None, steps: int
+) -> None:
+    """By hand: 3 labels, 100 passes, 8 a step: 300 / 8 = 37.5."""
+    asked: list[int] = []
+
+    class Source:
+        def ensure_round(self, number: int, draws: int) -> RoundData:
+            asked.append(draws)
+            return round_data(store, number, labels)
+
+    made = PreferenceDataModule(
+        store, batch_size=2, optimizer_steps=80, max_passes=max_passes, source=Source()
+    )
+    made.trainer = L.Trainer(accumulate_grad_batches=4, logger=False, accelerator="cpu",
+                             enable_checkpointing=False)  # fmt: skip
+    found = made.train_dataloader()
+    assert asked == [80 * 8]
+    assert len(found) == 4 * steps and len(found.draws) == 8 * steps
+    passes = Counter(row for _, row in found.draws.plan)
+    assert max_passes is None or max(passes.values()) <= max_passes + 8

@@ -1,5 +1,6 @@
 """Guards by hand: each raises its alarm on the fault it is for, and none on rounds that improve."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.evaluation import EvaluatedVideo, summary
+from ipo_lightning.evaluation import EvaluatedVideo, agreement, chosen, summary
 from ipo_lightning.guards import (
     CriticAlone,
     Diversity,
@@ -21,7 +22,7 @@ from ipo_lightning.guards import (
     RoundFacts,
     WinnersError,
     alarms,
-    best_round,
+    best_of,
 )
 from ipo_lightning.metrics.diversity import diversity
 from tests.conftest import composed
@@ -139,7 +140,9 @@ def test_the_shipped_guards_are_quiet_where_nothing_is_wrong_and_tell_what_is() 
     assert not any(one.alarm for one in found)
     assert {one.guard for one in found} == {*guards.checks} - {"winners"}, "it was not measured"
     bad = facts(2, 0.5, 0.8, n_pairs=3, gauges={**GAUGES, "exposure": 50.0, "real_error": 0.03})
-    line = {**bad.line, "guards": [vars(one) for one in guards.look([*good[:2], bad])]}
+    line = {**bad.line, **guards.told(guards.look([*good[:2], bad]))}
+    assert {one["action"] for one in line["guards"]} == {"watch"}
+    assert {*line["checks"]} == {*guards.checks} - {"winners"}
     told = alarms(line)
     assert {one.partition(":")[0] for one in told} == {
         "judge", "win_rate", "critic", "gauges", "drift", "labels",
@@ -162,26 +165,76 @@ def test_wrong_settings_are_refused(wrong: Callable[[], Any], setting: str) -> N
         wrong()
 
 
+def gained(number: int, low: float, mean: float, **more: Any) -> dict[str, Any]:
+    """A round's line with a gain over the base."""
+    return {"round": number, "gain": {"low": low, "mean": mean, "high": 2 * mean - low}, **more}
+
+
 def test_the_best_round_is_the_one_whose_gain_is_surest() -> None:
-    lines = [
-        {"round": 0},
-        {"round": 1, "gain_ci": [0.05, 0.09]},
-        {"round": 2, "gain_ci": [0.04, 0.2]},
-    ]
-    assert best_round(lines) == 1
-    assert best_round([*lines, {"round": 3, "gain_ci": [0.05, 0.3]}]) == 3, "the later of equals"
-    assert best_round(lines[:1]) is None
+    lines = [gained(0, 0, 0), gained(1, 0.05, 0.07), gained(2, 0.04, 0.12)]
+    assert best_of(lines) == {"round": 1, "by": "the judge's gain, evaluated split", "low": 0.05}
+    assert best_of([*lines, gained(3, 0.05, 0.2)])["round"] == 3, "the later of equals"
+    worse = [gained(0, 0, 0), gained(1, -0.02, -0.01), gained(2, -0.5, -0.01)]
+    assert best_of(worse) == {"round": 0, "by": "the judge's gain, evaluated split", "low": 0}
+    assert best_of([*worse, gained(3, -0.9, 0.01)])["round"] == 1, "none is worse for sure"
+    assert best_of(lines[:1])["round"] == 0
     older = [{"round": 0}, {"round": 1, "eval_score": 0.8}, {"round": 2, "eval_score": 0.7}]
-    assert best_round(older) == 1
-    assert best_round([{"round": 1, "eval_score": None}, {"round": 2, "eval_score": None}]) == 2
+    assert best_of(older) == {"round": 1, "by": "the judge's score, evaluated split", "low": None}
+    assert (
+        best_of([{"round": 1, "eval_score": None}, {"round": 2, "eval_score": None}])["round"] == 2
+    )
+
+
+def test_rounds_are_chosen_by_other_prompts_than_they_are_reported_by() -> None:
+    lines = [
+        gained(0, 0, 0, choice=gained(0, 0, 0)),
+        gained(1, 0.05, 0.07, choice=gained(0, 0.01, 0.03)),
+        gained(2, 0.01, 0.03, choice=gained(0, 0.02, 0.03)),
+    ]
+    assert best_of(lines) == {"round": 2, "by": "the judge's gain, select split", "low": 0.02}
+    told = chosen(facts(1, 0.7).rows, BASE.rows)
+    assert (told["prompts"], told["videos"]) == (12, 24)
+    assert told["gain"]["mean"] == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_rollback_starts_from_the_best_round_with_a_smaller_learning_rate() -> None:
+    guards = Guards({}, action="rollback", lr_scale=0.5)
+    alarm = [{"guard": "judge", "action": "rollback", "reason": "fell"}]
+    lines = [gained(0, 0, 0), gained(1, 0.05, 0.07), gained(2, -0.1, 0.02, guards=alarm)]
+    assert guards.start_after(lines[:2]) is None
+    first = guards.start_after(lines)
+    assert first == {"round": 1, "lr_scale": 0.5}
+    lines.append(gained(3, 0.06, 0.08, start=first))
+    assert guards.start_after(lines) == {"round": 3, "lr_scale": 0.5}, "the rate stays small"
+    lines.append(gained(4, 0.0, 0.02, start=first, guards=alarm))
+    assert guards.start_after(lines) == {"round": 3, "lr_scale": 0.25}
+    assert (
+        "alarms in round 4" in str(guards.distrusts(lines[-1])) and guards.stops(lines[-1]) is None
+    )
+    assert guards.distrusts(lines[3]) is None
+    assert Guards({}, action="watch").start_after(lines) is None
+
+
+def test_agreement_counts_orders_within_a_prompt() -> None:
+    """Prompt 0: alike; prompt 1: the judge turns it round; prompt 2: a tie of the judge."""
+    scores = [(0.1, 0.2), (0.3, 0.4), (0.1, 0.4), (0.3, 0.2), (0.1, 0.5), (0.3, 0.5), (0.9, None)]
+    rows = [
+        dataclasses.replace(BASE.rows[0], prompt_index=i // 2, score=critic, eval_score=judge)
+        for i, (critic, judge) in enumerate(scores)
+    ]
+    found = agreement(rows)
+    assert (found["pairs"], found["share"]) == (3, 0.5)
+    assert found["ci"][0] < 0.5 < found["ci"][1]
+    assert agreement(rows[-1:]) == {"pairs": 0, "share": None, "ci": [None, None]}
 
 
 def test_a_rounds_line_says_the_gain_over_the_base() -> None:
     line = summary(facts(1, 0.7).rows, BASE.rows)
-    assert line["gain"] == pytest.approx(0.1, abs=0.02)
-    assert line["gain_ci"][0] < line["gain"] < line["gain_ci"][1] and line["ties"] == 0
+    gain = line["gain"]
+    assert gain["mean"] == pytest.approx(0.1, abs=0.02)
+    assert gain["low"] < gain["mean"] < gain["high"] and line["ties"] == 0
     itself = summary(BASE.rows, BASE.rows)
-    assert (itself["gain"], itself["gain_ci"], itself["ties"]) == (0, [0, 0], 1)
+    assert (itself["gain"], itself["ties"]) == ({"mean": 0, "low": 0, "high": 0}, 1)
 
 
 def test_diversity_is_the_deviation_over_videos() -> None:
@@ -189,3 +242,5 @@ def test_diversity_is_the_deviation_over_videos() -> None:
     video = torch.full((2, 4, 4, 3), 100, dtype=torch.uint8)
     assert diversity([video, video + 51]) == pytest.approx(0.2 / 2**0.5)
     assert diversity([video, video, video]) == 0
+    latents = torch.zeros(3, 2, 4, 4)
+    assert diversity([latents, latents + 3.0]) == pytest.approx(3 / 2**0.5), "in their own units"

@@ -7,6 +7,7 @@ import pytest
 
 from app.assembly import assemble
 from app.entry import CONF
+from data.prompts import SPLITS
 from ipo_lightning.evaluation import EvaluatedVideo
 from ipo_lightning.storage.layout import RoundDir
 from ipo_lightning.storage.records import Candidate, Verdict
@@ -23,14 +24,18 @@ def test_evaluated_videos_have_the_category_of_their_prompt(
     file = tmp_path / "prompts.jsonl"
     rows = [{"prompt": "a dog", "category": "animal", "split": "final"},
             {"prompt": "a thing", "split": "final"}]  # fmt: skip
-    rows += [{"prompt": "a bus", "category": "vehicle", "split": s} for s in ("train",)]
+    rows += [{"prompt": f"a bus to {s}", "category": "bus", "split": s} for s in SPLITS[:2]]
     file.write_text("\n".join(map(json.dumps, rows)))
     words = ("data=file", f"data.prompts.path={file}", "evaluation.real_clips=null")
-    evaluation = assemble(compose_train(*words)).evaluation
+    parts = assemble(compose_train(*words))
+    evaluation, choice = parts.evaluation, parts.choice
+    assert choice is not None and choice.categories == {"a bus to select": "bus"}
     assert evaluation.prompts == ["a dog", "a thing"]
     evaluation.gauges = {}
     made = [
-        evaluation._row(Candidate(0, prompt, 0, 1, "l", "v"), *[Verdict(0, 0, "v", "c", 1.0)] * 2)
+        evaluation._row(
+            Candidate(0, prompt, 0, 1, "l", "v"), *[Verdict(0, 0, "v", "c", 1.0)] * 2, {}
+        )
         for prompt in evaluation.prompts
     ]
     assert [row.category for row in made] == ["animal", None]

@@ -54,11 +54,9 @@ def line(number_: int) -> dict[str, Any]:
         if number_
         else None,
         "labelling": {"kept": 40, "dropped": {"tie": 7, "<b>blank": 2}},
-        "gain": 0.2 * gain, "gain_ci": [0.15 * gain, 0.25 * gain],
-        "guards": [{"guard": "labels", "alarm": False,
-                    "text": f"the round was trained on {40 * number_} labels"}]
-        if number_
-        else [],
+        "gain": {"mean": 0.2 * gain, "low": 0.15 * gain, "high": 0.25 * gain},
+        "guards": [],
+        "checks": {"labels": f"the round was trained on {40 * number_} labels"} if number_ else {},
     }  # fmt: skip
 
 
@@ -175,7 +173,8 @@ def test_alarms_of_guards_stand_above_everything_and_in_their_table(tmp_path: Pa
     assert "Guards, round" not in page and "labels: the round was trained on 80 labels" not in page
     assert page.count("the round was trained on 80 labels") == 1, "in the table"
     lines = [line(k) for k in range(3)]
-    lines[2]["guards"][0]["alarm"] = True
+    reason = lines[2]["checks"]["labels"]
+    lines[2]["guards"] = [{"guard": "labels", "action": "watch", "reason": reason}]
     write_jsonl(run / "rounds.jsonl", lines)
     page = write_report(run).read_text()
     told = "Guards, round 2: labels: the round was trained on 80 labels."
