@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, cause_of
 
 Defaults = Mapping[str, str | None]
 """Setting -> its default; None: it must be given."""
@@ -83,6 +83,11 @@ def run(
         return error.returncode if error.returncode > 0 else 128 - error.returncode
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # see `pipe_may_close`
+        raise
+    except OSError as error:  # of a folder where a file is meant, and the like
+        print(f"error: {cause_of(error)}", file=sys.stderr)  # noqa: T201
+        return 1
     return 0
 
 

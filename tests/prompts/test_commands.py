@@ -97,6 +97,19 @@ def test_wrong_settings_are_refused(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", [["compose", "n=6", "against="], ["add", "path=a.txt"]])
+def test_a_folder_in_place_of_the_set_is_refused(
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("a dog\n")
+    Path("set.jsonl").mkdir()
+    assert "set.jsonl" in refusal(capsys, *command, "out=set.jsonl")
+
+
 # ---------------------------------------------------------------- a model
 
 
