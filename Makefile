@@ -29,7 +29,7 @@ VISION_OF_TORCH = -c 'from importlib.metadata import version as v; \
 # All pages anew each time: a page that is kept would keep its warnings to itself.
 STRICTLY = --fail-on-warning --keep-going --nitpicky --fresh-env --write-all
 
-.PHONY: help demo test quick check faults format docs wheel extras clean
+.PHONY: help demo test quick check device faults format docs wheel extras clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
@@ -48,6 +48,9 @@ check: $(VENV)/dev.stamp  ## formatter, linter, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
+
+device: $(VENV)/dev.stamp  ## the GPU path on a second device that is as strict as CUDA: a minute; needs g++
+	$(PYTEST) tests/devices
 
 SEED ?= 1
 COUNT ?= 100

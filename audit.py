@@ -25,7 +25,7 @@ from app.entry import (
 )
 from app.free_text import as_typed
 from app.output import end, in_json, show
-from ipo_lightning.errors import InputError, within
+from ipo_lightning.errors import InputError, readable, within
 
 if TYPE_CHECKING:
     from ipo_lightning.audit.asking import Answer, PairAsker, Shelf
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ipo_lightning.critics.people.annotations import Annotation
 
 register_resolvers()
+
+REMAKE = "remove it, and the audit is made anew"
 
 
 def audit(cfg: DictConfig) -> dict[str, Any] | None:
@@ -64,7 +66,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     if cfg.dry_run:
         end()
         return None
-    refuse_other_audit(folder_of(cfg, asked.identity), asked.identity, Path(cfg.pairs).name)
+    refuse_other_audit(folder_of(cfg, asked.identity), asked.identity, cfg)
     with within("critic"):
         answers = ask(cfg, asked, pairs, device)
     table = Table(pairs, answers[0], rules)
@@ -128,13 +130,22 @@ def folder_of(cfg: DictConfig, identity: str) -> Path:
         return Path(cfg.paths.outputs, "audits", str(cfg.name))
     keys = ("n", "calibration", "bins", "repeats", "repeat_pairs", "seed", "skip_missing", "format",
             "videos")  # fmt: skip
-    settings = {"critic": identity, "pairs": str(Path(cfg.pairs).resolve()), "dims": dims_of(cfg),
+    settings = {"critic": identity, "pairs": content_of(cfg), "dims": dims_of(cfg),
                 **{key: cfg[key] for key in keys}}  # fmt: skip
     words = re.sub(r"[^A-Za-z0-9]+", "-", f"{identity} {Path(cfg.pairs).stem}").strip("-")[:60]
     return Path(cfg.paths.outputs, "audits", f"{words.lower()}-{fingerprint(settings)[:6]}")
 
 
-def refuse_other_audit(folder: Path, critic: str, pairs: str) -> None:
+def content_of(cfg: DictConfig) -> str:
+    """A hash of the file of pairs, or of the folder with them."""
+    from ipo_lightning.storage.store import file_sha256, folder_fingerprint
+
+    pairs = Path(cfg.pairs)
+    with readable(pairs):
+        return folder_fingerprint(pairs) if pairs.is_dir() else file_sha256(pairs)
+
+
+def refuse_other_audit(folder: Path, critic: str, cfg: DictConfig) -> None:
     """Refuse a folder that holds the audit of another critic, or by other pairs.
 
     Raises:
@@ -145,11 +156,16 @@ def refuse_other_audit(folder: Path, critic: str, pairs: str) -> None:
 
     if not (folder / FINDINGS).exists():
         return
-    old = read_object(folder / FINDINGS, "remove it, and the audit is made anew")
+    old, pairs = read_object(folder / FINDINGS, REMAKE), Path(cfg.pairs).name
     if (old.get("critic"), old.get("pairs_file")) != (critic, pairs):
         raise InputError(
             f"{folder} holds the audit of {old.get('critic')} by {old.get('pairs_file')}, not of "
             f"{critic} by {pairs}: give another name=NAME"
+        )
+    if "pairs_content" in old and old["pairs_content"] != content_of(cfg):
+        raise InputError(
+            f"{folder} holds an audit by other contents of {pairs}: give another name=NAME, or "
+            "remove the folder"
         )
 
 
@@ -187,6 +203,7 @@ def finish(
         "critic": asked.identity,
         "kind": asked.kind,
         "pairs_file": Path(cfg.pairs).name,
+        "pairs_content": content_of(cfg),
         "command": shlex.join(["python", *sys.argv]),
         "examples": cfg.examples,
         "left_out": gathered.left_out,

@@ -3,6 +3,7 @@
 python train.py                          the embedded default, to round 3
 python train.py loss=kto round=1         another loss, one round
 python train.py -m loss=dpo,kto,sft      a sweep that shares what it can
+python train.py seeds=1,2,3              a run for each seed, and their mean with its interval
 python train.py task=critic data.path=F  train a critic on people's labels instead
 """
 
@@ -15,7 +16,7 @@ import hydra
 from omegaconf import DictConfig
 
 from app.checks import check, check_critic
-from app.ending import STOPPED, ended
+from app.ending import STOPPED, ended, searches
 from app.entry import (
     TASKS,
     friendly,
@@ -26,7 +27,9 @@ from app.entry import (
 )
 from app.free_text import as_typed
 from app.output import end, show
+from app.seeds import RUNS, asks_for_seeds, remember, told, with_seeds
 from app.shortcuts import expanded
+from app.twins import refuse_alike
 from ipo_lightning.errors import InputError, within
 
 if TYPE_CHECKING:
@@ -124,10 +127,26 @@ def refuse(cfg: DictConfig) -> None:
     """Refuse settings that cannot work, before anything heavy is imported."""
     refuse_missing(cfg)
     check(cfg)
+    refuse_search(cfg)
     if cfg.push_to_hub:
         from ipo_lightning.hub.upload import check_hub
 
         check_hub(str(cfg.push_to_hub))
+
+
+def refuse_search(cfg: DictConfig) -> None:
+    """Refuse a search for settings by the figures that are to be reported.
+
+    Raises:
+        InputError: says what to give.
+    """
+    chooses = cfg.evaluation.split == "select" or cfg.evaluation.get("choice_n")
+    if searches() and not chooses:
+        expected = (
+            "a search chooses by the judge's score, and what chose a setting cannot report on it: "
+            "give select, and measure what it finds on final"
+        )
+        raise InputError(setting="evaluation.split", value=cfg.evaluation.split, expected=expected)
 
 
 def report(parts: "Parts", cfg: DictConfig, lines: list[dict[str, Any]]) -> None:
@@ -185,6 +204,8 @@ def check_critics(parts: "Parts", cfg: DictConfig) -> None:
     if evaluates:
         with within("eval_critic"):
             parts.evaluation.eval_critic.ready()
+        both = parts.critique, parts.evaluation.eval_critic
+        refuse_alike(*(getattr(one, "critic", one) for one in both))
 
 
 def fit(parts: "Parts", cfg: DictConfig, trainer: "Trainer") -> None:
@@ -250,7 +271,8 @@ def next_command(parts: "Parts") -> str:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    """The command line; a sweep optimises the held-out judge's mean score, or a critic's loss."""
+    """The command line; a search optimises the held-out judge's mean score on the prompts that
+    choices are made on, or a critic's loss."""
     with friendly(cfg.get("debug") is True):
         if cfg.task == "critic":
             figures = train_critic(cfg)
@@ -258,16 +280,31 @@ def main(cfg: DictConfig) -> float | None:
         line = train(cfg)
         if cfg.dry_run:
             return 0.0  # a sweeper that optimises takes nothing but numbers
-        return line["eval_score"] if line else None
+        return objective(cfg, line)
     return None
+
+
+def objective(cfg: DictConfig, line: dict[str, Any] | None) -> float | None:
+    """What a search raises, of a run's last line of rounds.jsonl; a sweep over seeds keeps it."""
+    if line is None:
+        return None
+    from ipo_lightning.guards import chosen_by
+
+    remember(cfg, line)
+    score: float | None = chosen_by(line)["eval_score"]
+    return score
 
 
 if __name__ == "__main__":
     with friendly("debug=true" in sys.argv):
         config = TASKS[task_of(sys.argv[1:])]
-        sys.argv[1:] = as_typed(config, expanded(config, sys.argv[1:]))
+        seeded = asks_for_seeds(sys.argv[1:])
+        command = shlex.join(["python", *sys.argv])
+        sys.argv[1:] = with_seeds(config, as_typed(config, expanded(config, sys.argv[1:])))
         refuse_misspelt(config, sys.argv[1:])
     if config != "train":
         sys.argv.insert(1, f"--config-name={config}")
     with ended(sys.argv[1:]):
         main()
+        if seeded and RUNS:
+            show(told(RUNS, command))

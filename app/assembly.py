@@ -249,20 +249,8 @@ def assemble(cfg: DictConfig) -> Parts:
     )
     iteration = _iteration(cfg, run, stages)
     datamodule = make(PreferenceDataModule, cfg, store)
-    return Parts(
-        run,
-        policy,
-        module,
-        datamodule,
-        rollout,
-        critique,
-        imported,
-        real,
-        evaluation,
-        choice,
-        guards,
-        iteration,
-    )
+    return Parts(run, policy, module, datamodule, rollout, critique, imported, real, evaluation,
+                 choice, guards, iteration)  # fmt: skip
 
 
 def _critique(cfg: DictConfig, labelling: Labelling, store: Store) -> Critique:

@@ -5,7 +5,6 @@ file. Here are the settings that none takes, and what settings mean for each oth
 """
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from app.entry import none_lacking
 from app.loggers import check_loggers
 from app.planning.memory import check_memory, check_precision, shards
 from app.signatures import check_settings
+from app.twins import refuse_twins
 from ipo_lightning.errors import InputError
 from ipo_lightning.settings import (
     AtLeast,
@@ -88,6 +88,7 @@ SETTINGS: dict[str, Any] = {
     "stopping.epochs": Count,
 }
 """Settings of conf/train.yaml and conf/train_critic.yaml that no class of ours takes."""
+CRITICS = ("critic", "eval_critic")
 FILES = ("data.prompts.path",)
 FILES_OR_FOLDERS = ("data.imported.path",)
 OF_ANY = ("seed", "name", "paths", "optim", "trainer", "data")
@@ -182,28 +183,10 @@ def _check_combinations(cfg: DictConfig) -> None:
             f"regularise.real={cfg.regularise.real}, but there are no real clips: give data.real "
             "(docs/real-videos.md), or regularise.real=0"
         )
-    if makes_of(cfg.critic) & makes_of(cfg.eval_critic):
-        warnings.warn(
-            "the held-out judge is the same model or class as the critic: it shares its mistakes",
-            stacklevel=2,
-        )
+    refuse_twins(*(OmegaConf.to_container(cfg[name], resolve=True) for name in CRITICS))
     if str(cfg.reference._target_).endswith(".AdapterReference") and not cfg.backbone.get("lora"):
         raise InputError(
             "reference=adapter: the reference is the policy with its adapter off, but all weights "
             "are trained here; choose reference=cached, or give backbone.lora (see "
             "experiment=shapes_lora)"
         )
-
-
-def makes_of(critic: DictConfig) -> set[str]:
-    """What a critic's mistakes come from: its model where it has one, else its class; of a critic
-    that combines others, all of theirs."""
-    members = critic.get("members")
-    parts = [*members.values()] if isinstance(members, DictConfig) else []
-    within = [
-        makes_of(one) for one in (*parts, critic.get("critic")) if isinstance(one, DictConfig)
-    ]
-    if within:
-        return set().union(*within)
-    models = (OmegaConf.select(critic, key) for key in ("vlm.model", "model", "path"))
-    return {str(next(filter(None, models), critic._target_))}

@@ -15,7 +15,8 @@ FAILED: list[str] = []
 """Jobs of this process's sweep that were refused; the others went on."""
 STOPPED: list[str] = []
 """Why guards ended runs of this process."""
-HERE = ("BasicSweeper", "BasicLauncher")
+SWEEPER, LAUNCHER = "BasicSweeper", "BasicLauncher"
+"""Hydra's own, which run all jobs one after the other."""
 
 
 class JobFailed(CompactHydraException):
@@ -33,11 +34,17 @@ def fail(said: str) -> None:
     print(f"error: {job}: {said}" if job else f"error: {said}", file=sys.stderr)  # noqa: T201
     if not job:
         sys.exit(1)
-    hydra = HydraConfig.get()
-    targets = str(hydra.sweeper._target_), str(hydra.launcher._target_)
-    if not all(target.endswith(own) for target, own in zip(targets, HERE, strict=True)):
+    launcher = str(HydraConfig.get().launcher._target_)
+    if searches() or not launcher.endswith(LAUNCHER):
         raise JobFailed(f"{job}: {said}")
     FAILED.append(job)
+
+
+def searches() -> bool:
+    """Whether this is a job of a sweeper that chooses the settings to try by what jobs reach."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return False
+    return not str(HydraConfig.get().sweeper._target_).endswith(SWEEPER)
 
 
 def _job() -> str:

@@ -55,8 +55,9 @@ PASSING = ("task", "round", "name", "until", "dry_run", "debug", "plan", "push_t
 """Keys that do not change what a run computes."""
 PLACES = (("critic", "answers"), ("eval_critic", "answers"), ("network", "cache"))
 """Settings that say where something lies that is known by its content, or that saves time."""
-OPTIONAL = ("critic", "rollout")
-"""Groups that sample.py and audit.py may do without: Hydra passes over a choice that is none."""
+OPTIONAL = ("critic", "eval_critic", "rollout")
+"""Groups that sample.py, audit.py and compare.py may do without: Hydra passes over a choice that is
+none."""
 HYDRAS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 """Keys of a node that are no settings of its target."""
 TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")

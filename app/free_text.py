@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from app import audit_settings, checks, sample_settings
+from app import audit_settings, checks, compare_settings, sample_settings
 from app.entry import composer, group_of, single_runs
 from app.quoting import as_text, as_texts, reads_otherwise
 from app.signatures import read_signature, settings_of_parts
@@ -26,6 +26,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "train_critic": checks.SETTINGS,
     "sample": sample_settings.SETTINGS,
     "audit": audit_settings.SETTINGS,
+    "compare": compare_settings.SETTINGS,
 }
 """Configuration -> its settings that no class takes."""
 VALUED = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p",

@@ -52,7 +52,7 @@ LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "av")
 """Packages whose versions results depend on."""
 OWN = ("ipo_lightning", "app", "callbacks", "data")
 """The project's own packages."""
-NO_RESULTS = ("report", "planning", "hub", "audit")
+NO_RESULTS = ("report", "planning", "hub", "audit", "comparison")
 """Folders of theirs that change no result."""
 
 

@@ -4,7 +4,7 @@ A checkpoint may come from a run's folder, whose own settings then hold but for 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -32,6 +32,7 @@ TRUSTED = {
     "ipo_lightning.backbones.wan.Lora",
 }
 """What the config.yaml beside a checkpoint may name: a run's folder may come from anybody."""
+PLAIN_KEYS = ("_target_", "_partial_")
 CURE = "copy the policy folder out of the run and give backbone="
 
 SETTINGS: dict[str, Any] = {
@@ -97,17 +98,31 @@ def settings_beside(checkpoint: "Checkpoint") -> dict[str, Any]:
 
 def _check_backbone(node: dict[str, Any], config: Path) -> None:
     """Refuse what would run code, or look something up on this machine."""
-    names = set(targets(node))
-    if not names <= TRUSTED:
-        raise InputError(f"{config}: its backbone names {sorted(names - TRUSTED)[:3]}, none of "
-                         f"this project's; {CURE}")  # fmt: skip
+    refuse_foreign(node, "backbone", config, TRUSTED, CURE)
     if not str(node.get("_target_")).endswith((".CogVideoX", ".Wan")) or "path" not in node:
         raise InputError(f"{config}: its backbone has no _target_ or no path; {CURE}")
+
+
+def refuse_foreign(
+    node: dict[str, Any], group: str, config: Path, trusted: Collection[str], cure: str
+) -> None:
+    """Refuse settings of a config.yaml that would run code, or look something up on this machine.
+
+    Args:
+        group: where they stand. trusted: what a ``_target_`` may be. cure: for the message.
+
+    Raises:
+        InputError: names what is not trusted, or no plain data.
+    """
+    names = set(targets(node))
+    if not names <= set(trusted):
+        raise InputError(f"{config}: its {group} names {sorted(names - set(trusted))[:3]}, none of "
+                         f"this project's; {cure}")  # fmt: skip
     odd = [text for text in texts(node)
-           if "${" in text or (text[:1] == "_" and text != "_target_")]  # fmt: skip
+           if "${" in text or (text[:1] == "_" and text not in PLAIN_KEYS)]  # fmt: skip
     if odd:
-        raise InputError(f"{config}: its backbone has {odd[0][:60]}, which is not plain data; "
-                         f"{CURE}")  # fmt: skip
+        raise InputError(f"{config}: its {group} has {odd[0][:60]}, which is not plain data; "
+                         f"{cure}")  # fmt: skip
 
 
 def texts(node: Any) -> Iterator[str]:

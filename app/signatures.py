@@ -38,7 +38,7 @@ def check_settings(cfg: DictConfig, own: Mapping[str, Any]) -> None:
         InputError: names the setting, what it is, and what to give instead.
     """
     plain = OmegaConf.to_container(cfg, resolve=True)
-    for key, hint in {**own, **settings_of_parts()}.items():
+    for key, hint in {**own, **settings_of_parts(), **own}.items():  # its own hints count
         value = _value(plain, key)
         if value is not ...:  # as a chosen config may lack it
             check(key, value, hint)

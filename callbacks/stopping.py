@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from typing_extensions import override
 
-from ipo_lightning.guards import Guards
+from ipo_lightning.guards import Guards, chosen_by
 from ipo_lightning.rounds import IterationCallback, StageReached
 from ipo_lightning.settings import Count, NotNegative, checked
 from ipo_lightning.storage.layout import RunDir
@@ -73,6 +73,8 @@ class GuardStopping(RoundStopping):
 class JudgeEarlyStopping(RoundStopping):
     """Stops the run when the held-out judge's score has not risen for some rounds.
 
+    It is the score that rounds are chosen by, see `ipo_lightning.guards.chosen_by`.
+
     Args:
         patience: rounds without a rise, the base model counting as the first score to beat.
         min_gain: least rise, in the judge's units.
@@ -83,7 +85,9 @@ class JudgeEarlyStopping(RoundStopping):
 
     @override
     def reason(self, lines: Sequence[Mapping[str, Any]]) -> str | None:
-        best, number = rounds_since_best([line["eval_score"] for line in lines], self.min_gain)
+        chosen = all(line.get("choice") for line in lines)  # those of an older version have none
+        scores = [(chosen_by(line) if chosen else line)["eval_score"] for line in lines]
+        best, number = rounds_since_best(scores, self.min_gain)
         if number < self.patience:
             return None
         return (

@@ -76,17 +76,12 @@ def run(
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
     try:
         print(commands[asked.command]([*asked.words, *flags]))  # noqa: T201 - its own output
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 1
     except subprocess.CalledProcessError as error:  # it has said why
         return error.returncode if error.returncode > 0 else 128 - error.returncode
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # see `pipe_may_close`
-        raise
-    except OSError as error:  # of a folder where a file is meant, and the like
-        print(f"error: {cause_of(error)}", file=sys.stderr)  # noqa: T201
+    except (InputError, OSError) as error:
+        print(f"error: {_fault(error)}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 
@@ -103,3 +98,10 @@ def _parser(
     parser.add_argument("command", choices=commands)
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE")
     return parser
+
+
+def _fault(error: InputError | OSError) -> str:
+    """What is wrong, as a sentence; of a closed pipe nothing, see `pipe_may_close`."""
+    if isinstance(error, BrokenPipeError):
+        raise error
+    return str(error) if isinstance(error, InputError) else cause_of(error)

@@ -115,18 +115,19 @@ class PreferenceModule(L.LightningModule):
         self.health = TrainingHealth()
         self.round = 0
         """The round being trained, or trained last."""
-        self.lr_scale = 1.0
-        """By which the round's learning rate is multiplied."""
+        self.lr_scale = 1.0  # of the round's learning rate
         self._resumed: dict[str, Any] = {}
         self._rows = "with no rows yet"  # of the labels last trained on, for messages
 
     # ---------------------------------------------------------------- building
 
     def configure_model(self) -> None:
-        """Build the network once; Lightning calls this before every fit."""
+        """Build the network once, before the first fit; on the CPU, whichever device Lightning has
+        entered: each has a generator of its own, and an adapter would start elsewhere on each."""
         if not hasattr(self, "network"):
-            self.network = self.policy.build().train()  # diffusers loads in evaluation mode
-            self.objective = self.policy.objective()
+            with torch.device("cpu"):
+                self.network = self.policy.build().train()  # diffusers loads in evaluation mode
+                self.objective = self.policy.objective()
             if self.device_mesh is not None:
                 shard(self.network, self.device_mesh["data_parallel"])
                 self.strict_loading = False  # Lightning reads before frozen weights are filled in

@@ -48,6 +48,7 @@ LAYERS = {
     "training": ORCHESTRATION,
     "evaluation": ORCHESTRATION,
     "audit": ORCHESTRATION,
+    "comparison": ORCHESTRATION,
     "guards": ORCHESTRATION,
     "exchange": ORCHESTRATION,
     "hub": ORCHESTRATION,
@@ -86,6 +87,7 @@ APPLICATION = {
     "train",
     "sample",
     "audit",
+    "compare",
     "tests",
     "benchmarks",
     "examples",
@@ -183,7 +185,7 @@ def test_data_and_callbacks_meet_on_disk(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [REPO / name for name in ("train.py", "sample.py", "audit.py")] + sources("app"),
+    [REPO / name for name in ("train.py", "sample.py", "audit.py", "compare.py")] + sources("app"),
     ids=named,
 )
 def test_entry_points_get_what_is_concrete_from_the_configuration(path: Path) -> None:

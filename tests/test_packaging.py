@@ -40,8 +40,8 @@ def distributions(path: Path) -> set[str]:
     """What must be installed for a file's imports."""
     known = distributions_of_packages()
     tops = {name.partition(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
-    ours = {"ipo_lightning", "app", "callbacks", "data", "train", "sample", "audit", "tests",
-            "benchmarks"}  # fmt: skip
+    ours = {"ipo_lightning", "app", "callbacks", "data", "train", "sample", "audit", "compare",
+            "tests", "benchmarks"}  # fmt: skip
     return {known.get(top, [top])[0].lower().replace("_", "-") for top in tops - ours}
 
 
@@ -50,6 +50,7 @@ SHIPPED = [
     REPO / "train.py",
     REPO / "sample.py",
     REPO / "audit.py",
+    REPO / "compare.py",
 ]
 
 

@@ -24,6 +24,7 @@ from app.entry import (
     task_of,
 )
 from app.free_text import as_typed
+from app.seeds import with_seeds
 from ipo_lightning.commands import settings_of
 from ipo_lightning.critics.protocols import PointCritic
 from ipo_lightning.errors import InputError
@@ -130,14 +131,15 @@ def test_every_command_composes(command: str, page: str, examples: Path) -> None
 def refuse_other_settings(program: str, words: list[str], examples: Path) -> None:
     """Compose a command of an entry point, as it does before anything is loaded."""
     words = [word for word in words if not word.startswith("hydra.searchpath")]
-    if program == "sample.py":
-        refuse_misspelt("sample", as_typed("sample", words))
+    if program in ("sample.py", "compare.py"):
+        config = program.removesuffix(".py")
+        refuse_misspelt(config, as_typed(config, words))
     elif program == "audit.py":
         refuse_misspelt("audit", [*words, searched(examples)])
     else:
         words = list(takewhile(lambda word: word != "--cfg", words))
         config, words = TASKS[task_of(words)], [*words, searched(examples)]
-        words = as_typed(config, words)
+        words = with_seeds(config, as_typed(config, words))
         if plugin := next(filter(None, map(lacking, words)), None):
             with pytest.raises(InputError, match=f"pip install {plugin}"):
                 refuse_misspelt(config, words)

@@ -77,12 +77,17 @@ def detectable(found: Interval, groups: int, power: float = 0.8, level: float = 
     return (found.high - found.low) / 2 * (1 + NormalDist().inv_cdf(power) / student)
 
 
-def prompts_to_show(found: Interval, groups: int, power: float = 0.8) -> int | None:
+def prompts_to_show(
+    found: Interval, groups: int, power: float = 0.8, level: float = 0.95
+) -> int | None:
     """About how many prompts would show a difference as large as ``found`` with chance ``power``.
 
     None where there is no difference, or no interval.
+
+    Args:
+        level: of the interval.
     """
-    least = detectable(found, groups, power)
+    least = detectable(found, groups, power, level)
     if math.isnan(least) or found.value == 0:
         return None
     return max(2, math.ceil(groups * (least / found.value) ** 2))

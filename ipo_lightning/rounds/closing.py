@@ -13,7 +13,7 @@ from ipo_lightning.guards import Guards, RoundFacts, best_of
 from ipo_lightning.hub.cards import Base, Data, model_card
 from ipo_lightning.rounds.labels import label_counts
 from ipo_lightning.rounds.stage import Round, RoundStage
-from ipo_lightning.storage.layout import RoundDir, RunDir
+from ipo_lightning.storage.layout import RoundDir, RunDir, start_of
 from ipo_lightning.storage.run_files import read_typed
 from ipo_lightning.storage.store import write_atomically
 
@@ -133,7 +133,7 @@ def line_of(current: Round) -> dict[str, Any]:
     if folder.choice_file.exists():
         base = for_choice(current.run.round(0))
         figures["choice"] = {"split": "select", **chosen(for_choice(folder), base)}
-    if (start := folder.start()) is not None:
+    if (start := start_of(folder)) is not None:
         figures["start"] = start
     return {
         "round": number,

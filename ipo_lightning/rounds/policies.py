@@ -9,7 +9,7 @@ from ipo_lightning.errors import InputError, readable
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.parallel.sharding import gathered, whole_tensors
 from ipo_lightning.policy import put_weights, trained_weights
-from ipo_lightning.storage.layout import RunDir
+from ipo_lightning.storage.layout import RunDir, start_of
 from ipo_lightning.storage.store import fingerprint, fingerprint_tensors
 
 
@@ -31,7 +31,7 @@ class RoundPolicies:
     def before(self, number: int) -> int:
         """The round whose policy round ``number`` starts from: the one before it, or the one that
         guards went back to."""
-        start = self.run.round(number).start()
+        start = start_of(self.run.round(number))
         return number - 1 if start is None else int(start["round"])
 
     def go_to_start(self, number: int) -> None:
@@ -39,7 +39,7 @@ class RoundPolicies:
 
         For a round that is begun anew: one that is resumed has its own.
         """
-        start = self.run.round(number).start()
+        start = start_of(self.run.round(number))
         self.module.lr_scale = 1.0 if start is None else float(start["lr_scale"])
         if start is None or self.module.round == number:
             return

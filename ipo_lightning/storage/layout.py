@@ -141,23 +141,6 @@ class RoundDir:
             )
             return {}
 
-    def start(self) -> dict[str, Any] | None:
-        """What ``start.json`` says of a round that guards let start elsewhere: the ``round`` whose
-        policy it goes on from, and ``lr_scale``; None: it goes on from the one before it.
-
-        Raises:
-            DamagedFile: it is not such a record.
-        """
-        if not self.start_file.exists():
-            return None
-        found = read_object(self.start_file)
-        earlier, scale = found.get("round"), found.get("lr_scale")
-        if type(earlier) is not int or not 0 <= earlier < self.number:
-            raise DamagedFile(self.start_file, f"round={earlier}")
-        if not isinstance(scale, float) or not 0 < scale <= 1:
-            raise DamagedFile(self.start_file, f"lr_scale={scale}")
-        return found
-
     def seconds(self) -> dict[str, float]:
         """Seconds spent so far, by stage."""
         found = self.figures(self.seconds_file)
@@ -327,6 +310,24 @@ class RoundDir:
                     "put it back, or remove the folder policy and give the command of the run: it "
                     "is exported anew from the round's checkpoint",
                 )
+
+
+def start_of(folder: RoundDir) -> dict[str, Any] | None:
+    """What ``start.json`` says of a round that guards let start elsewhere: the ``round`` whose
+    policy it goes on from, and ``lr_scale``; None: it goes on from the one before it.
+
+    Raises:
+        DamagedFile: it is not such a record.
+    """
+    if not folder.start_file.exists():
+        return None
+    found = read_object(folder.start_file)
+    earlier, scale = found.get("round"), found.get("lr_scale")
+    if type(earlier) is not int or not 0 <= earlier < folder.number:
+        raise DamagedFile(folder.start_file, f"round={earlier}")
+    if not isinstance(scale, float) or not 0 < scale <= 1:
+        raise DamagedFile(folder.start_file, f"lr_scale={scale}")
+    return found
 
 
 def _as_lines(rows: Iterable[Row]) -> bytes:

@@ -76,11 +76,12 @@ def folder_fingerprint(folder: str | Path) -> str:
     parts = []
     for file in sorted(Path(folder).rglob("*")):
         if file.is_file() and not file.name.startswith(".") and file.suffix != ".md":
-            parts.append([str(file.relative_to(folder)), _sampled_hash(file)])
+            parts.append([str(file.relative_to(folder)), sampled_hash(file)])
     return fingerprint(parts)
 
 
-def _sampled_hash(file: Path) -> str:
+def sampled_hash(file: Path) -> str:
+    """sha256 (hex) of a file, of a large one by samples, see `folder_fingerprint`."""
     size = file.stat().st_size
     if size <= WHOLE:
         return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -147,7 +147,7 @@ def test_every_form_goes_with_every_chat(name: str, vlm: str, compose_train: Com
 def test_a_judge_of_another_model_is_of_another_make(compose_train: ComposeTrain) -> None:
     words = ["critic=vlm_pointwise", "eval_critic=vlm_pointwise", "eval_critic.vlm.model=me/mine"]
     check(compose_train(*words))
-    with pytest.warns(UserWarning, match="held-out judge"):
+    with pytest.raises(InputError, match="eval_critic is the twin of critic"):
         check(compose_train(*words[:2], "eval_critic.vlm.seed=1"))
 
 

@@ -1,14 +1,13 @@
 """Settings of critics are checked before anything is loaded, and named by their full keys."""
 
 import re
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from app.checks import check, makes_of
+from app.checks import check
 from app.entry import build, refuse_misspelt
 from ipo_lightning.critics.scorers.frames import ClipCritic
 from ipo_lightning.critics.vlm.critics import Letters
@@ -52,31 +51,6 @@ def test_wrong_values_are_refused_in_a_sentence(
     with pytest.raises(InputError) as refused:
         check(cfg)
     assert words in str(refused.value)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("choice", "same"),
-    [
-        (["critic=clip", "eval_critic=clip"], True),
-        (["critic=clip", "eval_critic=pickscore"], False),  # one class, two models
-        (["critic=compared", "critic@critic.critic=clip", "eval_critic=clip"], True),
-        (["critic=ensemble", "eval_critic=gauges"], True),
-        (["critic=ensemble", "eval_critic=pickscore"], False),
-        (["critic=shapes", "eval_critic=shapes"], True),
-        (["critic=shapes", "eval_critic=shapes_judge"], False),
-        (["critic=vlm_pairwise", "eval_critic=ipo_form"], True),  # of one model
-    ],
-)
-def test_a_judge_of_the_critics_make_is_warned_of(
-    compose_train: ComposeTrain, choice: list[str], same: bool
-) -> None:
-    cfg = compose_train(*choice)
-    assert bool(makes_of(cfg.critic) & makes_of(cfg.eval_critic)) == same
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        check(cfg)
-    assert any("same model or class" in str(one.message) for one in told) == same
 
 
 @pytest.mark.slow

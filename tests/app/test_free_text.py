@@ -32,12 +32,14 @@ KEYS = {
     "train_critic": ["name", "data.path", "data.videos", "network.model", "network.revision"],
     "sample": ["ckpt", "prompt", "prompts", "negative_prompt", "backbone.path"],
     "audit": ["pairs", "videos", "name", "format"],
+    "compare": ["a", "b", "prompts", "name", "negative_prompt", "eval_critic.path", "paths.store"],
 }  # fmt: skip
 WITH = {
     "train": CHOICES,
     "train_critic": ["network=multimodal"],
     "sample": [],
     "audit": ["critic=clip"],
+    "compare": ["eval_critic=clip"],
 }
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
@@ -197,6 +198,21 @@ def test_a_lean_to_the_first_place_is_found(audit_of: Callable[..., Found], crow
         audit_of("Comparer", crowd, "n=24")
     fair = audit_of("Comparer", crowd, "n=24", "name=fair")["place"]
     assert fair["first"]["value"] == 0.5 and fair["flips"]["value"] == 0
+
+
+@pytest.mark.slow
+def test_a_name_is_of_one_content(
+    audit_of: Callable[..., Found], crowd: Path, tmp_path: Path
+) -> None:
+    """Whatever the file is called, and wherever it lies."""
+    copied = shutil.copytree(crowd.parent, tmp_path / "copied")
+    words = ["n=24", "name=same"]
+    found = audit_of("Comparer", crowd, *words)
+    file = copied / crowd.name
+    assert audit_of("Comparer", file, *words)["counts"] == found["counts"]
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(InputError, match=f"other contents of {file.name}: give another name=NAME"):
+        audit_of("Comparer", file, *words)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ CONFIGS = {
     "train.py task=critic": "train_critic",
     "sample.py": "sample",
     "audit.py": "audit",
+    "compare.py": "compare",
 }
 """Heading of a part of docs/cli.md -> its config."""
 
@@ -86,7 +87,7 @@ def test_every_group_is_told_with_its_default_and_choices() -> None:
             assert set(choices.split(", ")) == set(choices_of(group)) - {"ipo_base"}
 
 
-@pytest.mark.parametrize("program", ["train.py task=critic", "sample.py", "audit.py"])
+@pytest.mark.parametrize("program", ["train.py task=critic", "sample.py", "audit.py", "compare.py"])
 def test_the_groups_of_other_programs_are_named(program: str) -> None:
     for one in read(CONFIGS[program])["defaults"]:
         group = "" if one == "_self_" else next(iter(one)).removeprefix("optional ")
@@ -127,7 +128,8 @@ def named_settings(page: Path) -> Iterator[str]:
             owner, _, last = word.rpartition(".")
             module = (REPO / word.replace(".", "/")).parent.with_suffix(".py").is_file()
             file = last in ("jsonl", "json", "py", "yaml", "html", "md", "mp4", "csv")
-            member = owner == "critic.members"  # another critic, by the reader's own name
+            # Another critic, by the reader's own name.
+            member = owner in ("critic.members", "eval_critic.members")
             if word.partition(".")[0] in GROUPS and not (module or file or member):
                 yield word
 

@@ -8,7 +8,7 @@ import pytest
 
 from app.ending import STOPPED, ended
 from ipo_lightning.guards import best_of
-from ipo_lightning.storage.layout import RunDir
+from ipo_lightning.storage.layout import RunDir, start_of
 from tests.conftest import ComposeTrain
 from train import train
 
@@ -58,8 +58,8 @@ def test_a_rollback_goes_on_from_the_best_round_whenever_it_is_stopped(
     assert last == lines[3] and STOPPED.pop().startswith("alarms in round 3")
     for number, scale in ((2, 0.5), (3, 0.25)):
         best = best_of(lines[:number])
-        assert run.round(number).start() == {"round": best["round"], "lr_scale": scale}
-        assert lines[number]["start"] == run.round(number).start()
+        assert start_of(run.round(number)) == {"round": best["round"], "lr_scale": scale}
+        assert lines[number]["start"] == start_of(run.round(number))
     assert "start" not in lines[1] and not run.round(1).start_file.exists()
     assert json.loads(run.best_file.read_bytes()) == best_of(lines)
     assert f"round 3 started from round {best['round']}" in capsys.readouterr().out

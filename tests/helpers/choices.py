@@ -15,7 +15,9 @@ OF_CRITICS = ("network", "reward_loss")
 GROUPS = sorted({path.parent.name for path in CONF.glob("*/*.yaml")})
 EVERY = [f"{group}={name}" for group in GROUPS for name in choices_of(group)]
 CHOICES = [choice for choice in EVERY if not choice.startswith(OF_CRITICS)]
-BESIDE = {"reference=adapter": ["experiment=shapes_lora"], "reference=none": ["loss=simpo"]}
+BESIDE = {"reference=adapter": ["experiment=shapes_lora"], "reference=none": ["loss=simpo"],
+          **{f"eval_critic={name}": ["critic=gauges"] for name in choices_of("critic")
+             if name.startswith("shapes")}}  # fmt: skip
 """What a choice cannot do without."""
 PLUGINS = {"hparams_search=optuna": "hydra-optuna-sweeper"}
 """What a choice does not compose without, which no part of this project brings;

@@ -473,10 +473,11 @@ LABELS = ("round=1", "until=labelling", "critic=shapes_biased", "labelling=pairw
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*same model or class as the critic")
 def test_a_run_with_a_critic_that_compares(small: Compose) -> None:
-    judge = "eval_critic._target_=ipo_lightning.shapes.biased.ShapesPairs"
-    cfg = small("round=1", "critic=shapes_pairwise", "labelling=pairwise", judge)
+    judge = ("eval_critic=compared", "eval_critic.critic={_target_: "
+             "ipo_lightning.shapes.judge.ShapesJudge}", "~eval_critic.critic.bands",
+             "~eval_critic.critic.combine")  # fmt: skip
+    cfg = small("round=1", "critic=shapes_pairwise", "labelling=pairwise", *judge)
     line = train(cfg)
     run = RunDir(Path(cfg.paths.outputs) / "run")
     assert run.line(0)["score"] == run.line(0)["eval_score"] == 0.5  # type: ignore[index]
@@ -558,11 +559,11 @@ def test_samples_of_a_prompt_are_compared(tmp_path: Path) -> None:
 
 
 def test_a_plan_counts_calls_of_both_orders(compose_train: Compose) -> None:
-    """60 prompts x 6: nine couples each, and the evaluation's 96 videos beside the base's."""
+    """60 prompts x 6: nine couples each, and the evaluations' 96 + 48 videos beside the base's."""
     said = plan(compose_train("critic=shapes_pairwise", "plan.tflops=1", "round=2"))
     assert "360 videos and about 1080 critic calls" in said
-    assert "96, 192 calls of the critic and 96 of the held-out judge" in said
-    calls = 2 * 1080 + 2 * 192 + 3 * 96  # the base's own videos are compared with nothing
+    assert "144, 288 calls of the critic and 144 of the held-out judge" in said
+    calls = 2 * 1080 + 2 * 288 + 3 * 144  # the base's own videos are compared with nothing
     assert f"critic calls of all rounds: {calls}" in said
     once = plan(compose_train("critic=shapes_pairwise", "labelling=trusting", "plan.tflops=1"))
     assert "about 180 critic calls" in once
