@@ -24,6 +24,7 @@ from app.entry import (
     register_resolvers,
 )
 from app.free_text import as_typed
+from app.output import end, in_json, show
 from ipo_lightning.errors import InputError, readable, within
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     from ipo_lightning.audit.votes import drawn
 
     settle(cfg)
-    shelf = Shelf(str(cfg.paths.store))
+    shelf = Shelf(str(cfg.paths.store), bars=not in_json(cfg))
     gathered = read_pairs(cfg, shelf)
     pairs = drawn(gathered.pairs, cfg.n, cfg.seed)
     rules = Rules(cfg.calibration, cfg.seed, cfg.bins, dims_of(cfg))
@@ -63,6 +64,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     asked = asker_of(build(cfg.critic, "critic"), shelf, device, cfg.batch_size)
     show(plan(cfg, asked, pairs))
     if cfg.dry_run:
+        end()
         return None
     refuse_other_audit(folder_of(cfg, asked.identity), asked.identity, cfg)
     with within("critic"):
@@ -70,6 +72,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     table = Table(pairs, answers[0], rules)
     found = finish(cfg, table, answers, asked, gathered)
     show(written(folder_of(cfg, asked.identity), found, table, shelf, tensorboard=cfg.tensorboard))
+    end(audit=str(folder_of(cfg, asked.identity)))
     return found
 
 
@@ -230,11 +233,6 @@ def written(
     return "\n".join(
         ["", tables(found), "", found["use"], "", *found["sentences"], "", f"page: {page}"]
     )
-
-
-def show(text: str) -> None:
-    """What a person at the terminal reads."""
-    print(text, flush=True)  # noqa: T201 - the entry point's own output
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="audit")

@@ -32,6 +32,7 @@ from app.compare_settings import (
 from app.ending import ended
 from app.entry import build, friendly, refuse_missing, refuse_misspelt, register_resolvers
 from app.free_text import as_typed
+from app.output import show
 from app.sample_settings import backbone_of, is_shipped, sampling_of
 from ipo_lightning.errors import InputError, readable, within
 
@@ -351,11 +352,6 @@ def folder_of(order: Order) -> Path:
 def command() -> str:
     """The command that was given."""
     return shlex.join(["python", *sys.argv])
-
-
-def show(text: str) -> None:
-    """What a person at the terminal reads."""
-    print(text, flush=True)  # noqa: T201 - the entry point's own output
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="compare")

@@ -25,6 +25,7 @@ from app.entry import (
     register_resolvers,
 )
 from app.free_text import as_typed
+from app.output import choose, end, in_json, show
 from app.sample_settings import (
     arithmetic,
     backbone_of,
@@ -89,6 +90,7 @@ def sample(cfg: DictConfig) -> list[Path]:
     """Write the videos that ``cfg`` asks for, and a contact sheet; the mp4 files in order."""
     refuse_missing(cfg)
     check_sample(cfg)
+    choose(cfg)
     prompts = read_prompts(cfg)
     names = read_names(cfg, prompts)
     if cfg.naming != PLAIN:
@@ -96,11 +98,12 @@ def sample(cfg: DictConfig) -> list[Path]:
     critic = critic_of(cfg)
     made = sorted(shared(ordered(cfg, prompts, names)), key=lambda one: (one.prompt, one.k))
     files = [one.file for one in made]
-    for file in files:
-        show(str(file))
+    for one in made:
+        show(str(one.file), "video", file=str(one.file), prompt=prompts[one.prompt], k=one.k)
     show(f"contact sheet: {write_sheet(made, prompts)}")
     if critic is not None:
         show(scores(cfg, critic, made, prompts))
+    end(videos=len(files))
     return files
 
 
@@ -232,7 +235,7 @@ def draw(
     negative = texts[sampling.negative_prompt] if sampling.guided else None
     if cfg.precision == "bf16":
         halve(network)
-    for job in tqdm(todo, desc="sampling", unit=" batches", disable=rank > 0):
+    for job in tqdm(todo, desc="sampling", unit=" batches", disable=rank > 0 or in_json(cfg)):
         network.to(device)
         seeds = [derive_seed(cfg.seed, "sample", k) for k in job.numbers]
         with torch.no_grad(), arithmetic(cfg, device):
@@ -409,11 +412,6 @@ def scores(cfg: DictConfig, critic: Any, made: Sequence[Made], prompts: Sequence
         dims = {dim: f"{value:.2f}" for dim, value in rating.dims.items()}
         rows.append({"video": one.file.stem, "score": score, **dims})
     return f"\n{critic.identity}\n{table(rows, list(rows[0]))}"
-
-
-def show(text: str) -> None:
-    """What a person at the terminal reads."""
-    print(text, flush=True)  # noqa: T201 - the entry point's own output
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")

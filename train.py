@@ -26,6 +26,7 @@ from app.entry import (
     task_of,
 )
 from app.free_text import as_typed
+from app.output import end, show
 from app.seeds import RUNS, asks_for_seeds, remember, told, with_seeds
 from app.shortcuts import expanded
 from app.twins import refuse_alike
@@ -55,6 +56,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         from app.reporting import report_again
 
         show(f"report: {report_again(cfg)}")
+        end()
         return None
     from app import assembly
 
@@ -63,6 +65,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         from app.planning.plan import plan
 
         show(plan(cfg))
+        end()
         return None
     parts = assembly.assemble(cfg)
     # Trainer and critics refuse wrong settings too: before they are written down as the folder's.
@@ -72,9 +75,9 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     if trainer is not None:
         check_critics(parts, cfg)
     lines = brought(parts, cfg, trainer)
-    if lines and (why := parts.guards.distrusts(lines[-1])):
-        STOPPED.append(why)
-    return lines[-1] if lines else None
+    last = lines[-1] if lines else None
+    conclude(parts, last, leads=assembly.leads())
+    return last
 
 
 def brought(parts: "Parts", cfg: DictConfig, trainer: "Trainer | None") -> list[dict[str, Any]]:
@@ -100,6 +103,15 @@ def brought(parts: "Parts", cfg: DictConfig, trainer: "Trainer | None") -> list[
     return lines
 
 
+def conclude(parts: "Parts", last: dict[str, Any] | None, *, leads: bool) -> None:
+    """Note that guards ended the run, and say that it is over, in the JSON log."""
+    why = parts.guards.distrusts(last) if last else None
+    if why:
+        STOPPED.append(why)
+    if leads:
+        end(run=str(parts.run.path), round=last and last["round"], stopped=why)
+
+
 def train_critic(cfg: DictConfig) -> dict[str, float] | None:
     """Train the critic that ``cfg`` describes, or go on with it, and write its folder.
 
@@ -118,13 +130,17 @@ def train_critic(cfg: DictConfig) -> dict[str, float] | None:
     parts = critic_assembly.assemble(cfg)
     if cfg.dry_run:
         show(critic_assembly.plan(parts, cfg))
+        end()
         return None
     figures = parts.figures()
     with assembly.claimed(cfg, parts.run, lambda: parts.identity(cfg), goes_on=figures is None):
         critic_assembly.claim_labels(parts)
         figures = parts.figures() or critic_assembly.fit(parts, cfg)
+    if not assembly.leads():
+        return figures
     show(f"\n{critic_assembly.table(figures, parts.module.family.dims)}\n\n"
-         f"next: python train.py {parts.critic_words}")  # fmt: skip
+         f"next: python train.py {parts.critic_words}", "report", **figures)  # fmt: skip
+    end(run=str(parts.run.path))
     return figures
 
 
@@ -156,14 +172,25 @@ def refuse_search(cfg: DictConfig) -> None:
 
 def report(parts: "Parts", cfg: DictConfig, lines: list[dict[str, Any]]) -> None:
     """Write the report, show what the rounds reached, and publish what was asked for."""
+    from ipo_lightning.guards import best_of
     from ipo_lightning.report import rounds_table, write_report
 
     file = write_report(parts.run.path)
     notes = "".join(f"{note}\n" for note in (*alarms_of(lines), *notes_of(parts)))
     ending = next_command(parts) if parts.run.line(cfg.round) else ""
-    show(f"\n{rounds_table(lines)}\n\n{notes}report: {file}\n{ending}".rstrip())
+    text = f"\n{rounds_table(lines)}\n\n{notes}report: {file}\n{ending}".rstrip()
+    show(text, "report", file=str(file), best=best_of(lines), **figures_of(lines[-1]))
     if cfg.push_to_hub:
         show(upload(parts, cfg))
+
+
+SHOWN = ("round", "score", "eval_score", "win_rate", "win_rate_ci", "gain")
+"""What the JSON log has of the last round's line."""
+
+
+def figures_of(line: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a round that the JSON log has."""
+    return {key: line.get(key) for key in SHOWN}
 
 
 def upload(parts: "Parts", cfg: DictConfig) -> str:
@@ -261,11 +288,6 @@ def next_command(parts: "Parts") -> str:
     """The command to try next."""
     prompt = parts.evaluation.prompts[0]
     return f'next: python sample.py ckpt={parts.run.path} prompt="{prompt}"'
-
-
-def show(text: str) -> None:
-    """What a person at the terminal reads."""
-    print(text, flush=True)  # noqa: T201 - the entry point's own output
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -34,8 +34,10 @@ from app.identity import (
 )
 from app.keys import make
 from app.loggers import built_as, loggers_of
+from app.output import choose, emit, in_json
 from app.quoting import without_references
 from app.renamed import saved_settings
+from callbacks.progress import StageLog
 from callbacks.stopping import GuardStopping
 from ipo_lightning.critics.stage.comparing import Couples
 from ipo_lightning.critics.stage.critique import Critique, critique_of
@@ -100,7 +102,8 @@ class Parts:
 
 
 def settle(cfg: DictConfig) -> None:
-    """Set this process up: threads, and silence where the run speaks for itself."""
+    """Set this process up: threads, its output, and silence where the run speaks for itself."""
+    choose(cfg)
     if cfg.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(cfg.threads)  # for the ranks that Lightning starts
         torch.set_num_threads(cfg.threads)
@@ -311,10 +314,11 @@ def optimizer_of(cfg: DictConfig) -> Any:
 def _evaluation(
     cfg: DictConfig, prompts: Prompts, sampler: Sampler, critique: Critique
 ) -> Evaluation:
+    split = prompts(cfg.evaluation.split)
     return make(
         Evaluation,
         cfg,
-        _held_out(cfg, prompts),
+        _held_out(cfg, split),
         sampler=sampler,
         critic=critique,
         eval_critic=critique_of(
@@ -322,14 +326,18 @@ def _evaluation(
         ),
         gauges=build(cfg.evaluation.gauges, "evaluation.gauges"),
         real_clips=build(cfg.evaluation.real_clips, "evaluation.real_clips"),
+        categories=getattr(split, "categories", None),  # of a file that has some
     )
 
 
 def _choice(cfg: DictConfig, prompts: Prompts, evaluation: Evaluation) -> Evaluation | None:
     """Evaluates on the select split, where figures are reported on another one."""
     n = cfg.evaluation.get("choice_n", 0)
-    found = prompts("select")[: cfg.evaluation.prompts]
-    if not n or cfg.evaluation.split == "select" or not found:
+    if not n or cfg.evaluation.split == "select":
+        return None
+    split = prompts("select")
+    found = split[: cfg.evaluation.prompts]
+    if not found:
         return None
     return Evaluation(
         found,
@@ -339,13 +347,14 @@ def _choice(cfg: DictConfig, prompts: Prompts, evaluation: Evaluation) -> Evalua
         critic=evaluation.critic,
         eval_critic=evaluation.eval_critic,
         purpose="choice",
+        categories=getattr(split, "categories", None),
     )
 
 
-def _held_out(cfg: DictConfig, prompts: Prompts) -> Sequence[str]:
+def _held_out(cfg: DictConfig, prompts: Sequence[str]) -> Sequence[str]:
     """The prompts that policies are evaluated on; warns of fewer than half of those asked for."""
     asked, split = cfg.evaluation.prompts, cfg.evaluation.split
-    found = prompts(split)[:asked]
+    found = prompts[:asked]
     if asked is not None and 2 * len(found) < asked:
         warnings.warn(
             f"evaluation.prompts={asked}: the {split} split has {len(found)} prompts, so that "
@@ -364,12 +373,16 @@ def build_trainer(
         guards: that may end the run.
     """
     ending = [] if guards is None else [GuardStopping(guards)]
+    log = [StageLog(emit)] if in_json(cfg) else []
+    for one in log:
+        iteration.stages = one.told(iteration.stages)
     trainer = make_trainer(
         cfg,
         iteration.run,
         max_epochs=cfg.round,
         callbacks=[
             *_listeners(cfg),
+            *log,
             *ending,
             iteration,
         ],  # a bar closes before the next stage opens its own
@@ -387,8 +400,13 @@ def _listeners(cfg: DictConfig) -> list[L.Callback]:
         for name, node in cfg.callbacks.items()
         if name != "iteration" and node is not None
     ]
-    shown = cfg.trainer.get("enable_progress_bar", True)
+    shown = shows_bars(cfg)
     return [one for one in found if shown or not isinstance(one, ProgressBar)]
+
+
+def shows_bars(cfg: DictConfig) -> bool:
+    """Whether progress bars are shown."""
+    return bool(cfg.trainer.get("enable_progress_bar", True)) and not in_json(cfg)
 
 
 def make_trainer(cfg: DictConfig, run: RunDir, **own: Any) -> L.Trainer:
@@ -415,7 +433,10 @@ def make_trainer(cfg: DictConfig, run: RunDir, **own: Any) -> L.Trainer:
         raise InputError(setting=f"trainer.{name}", value=cfg.trainer[name], expected=instead)
     try:
         trainer: L.Trainer = build(
-            OmegaConf.merge(cfg.trainer, {"accelerator": accelerator_of(cfg)}),
+            OmegaConf.merge(
+                cfg.trainer,
+                {"accelerator": accelerator_of(cfg), "enable_progress_bar": shows_bars(cfg)},
+            ),
             "trainer",
             **own,
         )

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from app.checks import ACCELERATOR, PATHS, Threads, check_name
+from app.checks import ACCELERATOR, PATHS, Log, Threads, check_name
 from app.entry import choices_of, none_lacking
 from app.signatures import check_settings
 from ipo_lightning.errors import InputError
@@ -32,6 +32,7 @@ SETTINGS: dict[str, Any] = {
     "tensorboard": bool,
     "dry_run": bool,
     "debug": bool,
+    "log": Log,
 }
 """None of a class."""
 

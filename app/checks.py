@@ -39,6 +39,7 @@ Devices = Annotated[
     Annotated[int, AtLeast(-1)] | str | Sequence[int],
     Says("a whole number, auto, or a list of them"),
 ]
+Log = Literal["text", "json"]
 ACCELERATOR = {"trainer.accelerator": Text}
 PATHS = {"paths.outputs": Text, "paths.store": Text, "paths": Mapping[str, str | None]}
 ROLLOUT = {"rollout.negative_prompt": Prompt | None, "rollout.cache": Object | None}
@@ -56,6 +57,7 @@ SETTINGS: dict[str, Any] = {
     "dry_run": bool,
     "report_only": bool,
     "debug": bool,
+    "log": Log,
     "accept_version": bool,
     "requeue": bool,
     "step": Literal["plain", "two_pass"],

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from omegaconf import DictConfig
 from typing_extensions import override
 
-from app.assembly import accelerator_of, leads, make_trainer, optimizer_of
+from app.assembly import accelerator_of, leads, make_trainer, optimizer_of, shows_bars
 from app.entry import build
 from app.identity import Identity, identity_of
 from app.keys import make
@@ -235,7 +235,7 @@ def build_trainer(parts: CriticParts, cfg: DictConfig) -> L.Trainer:
     stop = EarlyStopping(
         "valid/loss", patience=cfg.stopping.patience, check_on_train_epoch_end=True
     )
-    bar = [TQDMProgressBar()] if cfg.trainer.enable_progress_bar else []
+    bar = [TQDMProgressBar()] if shows_bars(cfg) else []
     if cfg.trainer.get("max_time") is not None:
         expected = f"the critic would count as trained before it is: leave it out; {LENGTH}"
         raise InputError(setting="trainer.max_time", value=cfg.trainer.max_time, expected=expected)

@@ -30,6 +30,7 @@ from app.entry import (
     settings_but_batches,
     within_clone,
 )
+from app.output import in_json
 from app.renamed import with_new_names
 from ipo_lightning.errors import InputError, readable
 from ipo_lightning.storage.layout import RunDir
@@ -93,11 +94,12 @@ def identity_of(
     Args:
         parts: those that are `ReadsFiles` are asked for their files.
     """
+    bars = not in_json(cfg)
     read = [path for part in parts if isinstance(part, ReadsFiles) for path in part.inputs()]
     return Identity(
         settings_of(cfg),
-        hashes(files_of(cfg)),
-        hashes(list(dict.fromkeys(read))),
+        hashes(files_of(cfg), bars=bars),
+        hashes(list(dict.fromkeys(read)), bars=bars),
         {name: fingerprint(list(rows)) for name, rows in lists.items()},
         versions_of(cfg),
     )
@@ -196,9 +198,9 @@ def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, node
 
 
-def hashes(paths: Sequence[Path]) -> dict[str, str | None]:
+def hashes(paths: Sequence[Path], *, bars: bool = True) -> dict[str, str | None]:
     """Path, from the clone on where it lies in it, -> hash."""
-    bar = tqdm(paths, "inputs: hashes", unit=" files", delay=2)
+    bar = tqdm(paths, "inputs: hashes", unit=" files", delay=2, disable=not bars)
     return {within_clone(str(path)): _hash(path) for path in bar}
 
 

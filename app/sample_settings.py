@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from app.checks import ACCELERATOR, PATHS, ROLLOUT, Threads
+from app.checks import ACCELERATOR, PATHS, ROLLOUT, Log, Threads
 from app.entry import REPO, none_lacking
 from app.renamed import saved_settings
 from app.signatures import check_settings, read_signature
@@ -55,6 +55,7 @@ SETTINGS: dict[str, Any] = {
     "scheduler": Literal["ddim", "dpm", "unipc", "euler"] | None,
     "precision": Literal["float32", "bf16"],
     **dict.fromkeys(("tiling", "slicing", "offload", "overwrite", "debug"), bool),
+    "log": Log,
 }
 """Those that no class takes."""
 OF_RUN = ("steps", "guidance_scale", "dynamic_guidance")

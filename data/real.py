@@ -118,7 +118,7 @@ class RealVideos:
 
 def hashes_of(files: Sequence[Path], label: str, workers: Workers) -> list[str]:
     """`content_name` of each file, with a progress bar on the leading rank."""
-    bar = tqdm(files, label, unit=" files", disable=not workers.leads)
+    bar = tqdm(files, label, unit=" files", disable=not workers.shows)
     return [_content(file) for file in bar]
 
 

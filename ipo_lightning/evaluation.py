@@ -45,6 +45,12 @@ class EvaluatedVideo(Row):
     eval_score: float | None
     eval_dims: Mapping[str, float]
     gauges: Mapping[str, float]
+    category: str | None = None
+    """Of the prompt, where its file has one."""
+
+    def row(self) -> dict[str, Any]:
+        """The row as plain JSON; without a category it is as rows were before there was one."""
+        return {k: v for k, v in super().row().items() if k != "category" or v is not None}
 
 
 @checked
@@ -63,6 +69,7 @@ class Evaluation:
             of `ipo_lightning.metrics.gauges`.
         real_clips: (prompts, seed) -> uint8 (N, T, H, W, C) real videos of those prompts; the
             policy's error on them shows its drift. None: not measured.
+        categories: prompt -> category, of those prompts that have one.
         purpose: of the seeds, so that two evaluations of a run share no noise.
     """
 
@@ -78,10 +85,12 @@ class Evaluation:
         gauges: Mapping[str, Gauge] | None = None,
         real_clips: RealClips | None = None,
         purpose: str = "evaluation",
+        categories: Mapping[str, str] | None = None,
     ) -> None:
         self.sampler, self.critic, self.eval_critic = sampler, critic, eval_critic
         self.gauges, self.real_clips = dict(gauges or {}), real_clips
         self.prompts, self.n, self.seed = list(prompts), n, seed
+        self.categories = dict(categories or {})
         self._real: Tensor | None = None
         """Latents of the real clips, after the first use."""
         self.units = [
@@ -124,9 +133,12 @@ class Evaluation:
             self._row(*one) for one in zip(candidates, scores, eval_scores, measured, strict=True)
         ]
 
-    @staticmethod
     def _row(
-        candidate: Candidate, score: Verdict, eval_score: Verdict, measured: Mapping[str, float]
+        self,
+        candidate: Candidate,
+        score: Verdict,
+        eval_score: Verdict,
+        measured: Mapping[str, float],
     ) -> EvaluatedVideo:
         return EvaluatedVideo(
             prompt_index=candidate.prompt_index,
@@ -139,6 +151,7 @@ class Evaluation:
             eval_score=eval_score.score,
             eval_dims=eval_score.dims,
             gauges={**candidate.gauges, **measured},
+            category=self.categories.get(candidate.prompt),
         )
 
     def _measured(self, candidates: Sequence[Candidate]) -> list[dict[str, float]]:

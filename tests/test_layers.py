@@ -16,6 +16,7 @@ MATHEMATICS, PROTOCOLS, IMPLEMENTATIONS, ORCHESTRATION = range(4)
 # `shapes` is a world of its own, which nothing else in the library knows of.
 LAYERS = {
     "errors": MATHEMATICS,
+    "commands": MATHEMATICS,
     "seeds": MATHEMATICS,
     "settings": MATHEMATICS,
     "losses": MATHEMATICS,
@@ -25,6 +26,9 @@ LAYERS = {
     "reward.losses": MATHEMATICS,
     "storage": MATHEMATICS,
     "storage.foreign_yaml": PROTOCOLS,
+    "prompts": MATHEMATICS,
+    "prompts.expanding": IMPLEMENTATIONS,
+    "prompts.__main__": IMPLEMENTATIONS,
     "policy": PROTOCOLS,
     "decoding": PROTOCOLS,
     "video": PROTOCOLS,

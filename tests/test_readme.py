@@ -25,10 +25,11 @@ from app.entry import (
 )
 from app.free_text import as_typed
 from app.seeds import with_seeds
+from ipo_lightning.commands import settings_of
 from ipo_lightning.critics.protocols import PointCritic
 from ipo_lightning.errors import InputError
 from ipo_lightning.exchange.__main__ import COMMANDS as EXCHANGE
-from ipo_lightning.exchange.__main__ import settings_of
+from ipo_lightning.prompts.__main__ import COMMANDS as PROMPTS
 from ipo_lightning.vbench.__main__ import export_settings
 from ipo_lightning.video import Clip
 from tests.conftest import ComposeTrain
@@ -151,10 +152,11 @@ def refuse_other_settings(program: str, words: list[str], examples: Path) -> Non
 
 def refuse_other_flags(words: list[str]) -> None:
     """Look a module or script up, and its settings or flags in its source."""
-    if words[:2] == ["-m", "ipo_lightning.exchange"]:
-        if len(words) > 2:
-            settings_of(words[3:], EXCHANGE[words[2]][1])
-        return
+    for name, known in (("exchange", EXCHANGE), ("prompts", PROMPTS)):
+        if words[:2] == ["-m", f"ipo_lightning.{name}"]:
+            if len(words) > 2:
+                settings_of(words[3:], known[words[2]][1])
+            return
     if words[:2] == ["-m", "ipo_lightning.vbench"]:
         if words[2:3] == ["export"] and words[3:]:
             refuse_misspelt("sample", as_typed("sample", export_settings(words[3:])[1]))

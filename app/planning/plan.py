@@ -64,18 +64,14 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
     batch = cfg.trainer.accumulate_grad_batches * cfg.data.batch_size
     yield f"run {parts.run.path}: {cfg.round} rounds, {parts.module.label_kind} loss"
     yield table(rows, ["round", *STAGES])
-    imported = cfg.round - _rolled_out(parts, cfg)
-    if imported:
-        yield (
-            f"rounds 1 to {imported}: the labels of {cfg.data.imported.path}, whose videos are "
-            "encoded once; nothing is rolled out, no critic labels"
-        )
+    yield from _imported_rounds(parts, cfg)
     calls = _critic_calls(parts)
     asked = "and critic calls" if calls == videos else f"and about {calls} critic calls"
     yield (
         f"a round: {_prompts(parts)} prompts x {parts.rollout.n} candidates = {videos} videos "
         f"{asked}, {cfg.rollout.steps} steps each"
     )
+    yield from _few_prompts(parts, cfg)
     yield (
         f"its training: {parts.datamodule.optimizer_steps} updates of {batch} {labels} a device, "
         f"{cfg.step} step; reference {REFERENCES[parts.module.reference.answers]}"
@@ -100,6 +96,25 @@ def _evaluations(parts: Parts) -> list[Evaluation]:
 def _evaluated(parts: Parts) -> int:
     """Videos of a round's evaluation, those by which rounds are chosen included."""
     return sum(one.videos for one in _evaluations(parts))
+
+
+def _imported_rounds(parts: Parts, cfg: DictConfig) -> Iterator[str]:
+    """Which rounds train on labels from elsewhere."""
+    imported = cfg.round - _rolled_out(parts, cfg)
+    if imported:
+        yield (
+            f"rounds 1 to {imported}: the labels of {cfg.data.imported.path}, whose videos are "
+            "encoded once; nothing is rolled out, no critic labels"
+        )
+
+
+def _few_prompts(parts: Parts, cfg: DictConfig) -> Iterator[str]:
+    """Where a round has fewer prompts than it is to have."""
+    if _rolled_out(parts, cfg) and (cfg.rollout.prompts or 0) > _prompts(parts):
+        yield (
+            f"rollout.prompts={cfg.rollout.prompts}, but the train split has no more than "
+            f"{_prompts(parts)}: give more by data.prompts.path"
+        )
 
 
 def _rolled_out(parts: Parts, cfg: DictConfig) -> int:

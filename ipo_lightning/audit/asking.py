@@ -53,8 +53,10 @@ class Answer(NamedTuple):
 class Shelf(Store):
     """A store that reads videos where their files are, without a copy."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, bars: bool = True) -> None:
         super().__init__(root)
+        self.bars = bars
+        """Whether progress bars are shown."""
         self.files: dict[str, Path] = {}
         """By name, see `content_name`."""
         self.names: dict[Path, str] = {}
@@ -68,7 +70,7 @@ class Shelf(Store):
     def place(self, files: Iterable[Path]) -> dict[Path, str]:
         """File -> its `content_name`, cached while the file's size and time do not change."""
         new = sorted(set(files) - self.names.keys())
-        for file in tqdm(new, "names of videos", unit=" files", disable=not new):
+        for file in tqdm(new, "names of videos", unit=" files", disable=not (new and self.bars)):
             self.names[file] = self._name(file)
             self.files[self.names[file]] = file
         return self.names
@@ -254,7 +256,9 @@ class RatingAsker:
         """One answer a pair: the difference of two scores."""
         candidates = self._candidates(pairs)
         todo = list(candidates.values())
-        found = self._critique(turn).ask(todo, Workers(), device, label_of(turn))
+        found = self._critique(turn).ask(
+            todo, Workers(bars=self.shelf.bars), device, label_of(turn)
+        )
         verdicts = dict(zip(candidates, found, strict=True))
         return [
             _difference(verdicts[pair.prompt, pair.first], verdicts[pair.prompt, pair.second])
@@ -322,7 +326,7 @@ class ComparingAsker:
     def ask(self, pairs: Sequence[Compared], device: str, turn: int = 0) -> list[Answer]:
         """One answer a pair: what both orders say together."""
         verdicts = self._critique(turn).ask(
-            self._candidates(pairs), Workers(), device, label_of(turn)
+            self._candidates(pairs), Workers(bars=self.shelf.bars), device, label_of(turn)
         )
         found = {(one.prompt_index, one.first): one for one in verdicts}
         return [_compared(found[divmod(place, self.together)]) for place in range(len(pairs))]

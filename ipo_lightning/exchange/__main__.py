@@ -4,14 +4,13 @@ python -m ipo_lightning.exchange export run=outputs/NAME round=1 format=trl out=
 python -m ipo_lightning.exchange import path=FILE out=FILE.jsonl
 """
 
-import argparse
-import difflib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ipo_lightning.commands import Command, by_settings, run
 from ipo_lightning.critics.people.annotations import Annotation, write_annotations
 from ipo_lightning.errors import InputError, pipe_may_close
 from ipo_lightning.exchange.points import pairs_of
@@ -123,50 +122,16 @@ def _sha256(folder: Path, path: str) -> str:
         return ""
 
 
-COMMANDS: Mapping[str, tuple[Callable[[Mapping[str, str]], str], Mapping[str, str | None]]] = {
+COMMANDS: Mapping[str, Command] = {
     "export": (export, EXPORT),
     "import": (import_, IMPORT),
 }
 
 
-def settings_of(words: Sequence[str], known: Mapping[str, str | None]) -> dict[str, str]:
-    """The settings of ``KEY=VALUE`` words, and the defaults of others.
-
-    Raises:
-        InputError: an unknown or a missing key.
-    """
-    given: dict[str, str | None] = dict(known)
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]}=?" if near else ""
-            raise InputError(f"{word}: give {', '.join(f'{name}=' for name in known)}{hint}")
-        given[key] = value
-    missing = [key for key, value in given.items() if value is None]
-    if missing:
-        raise InputError(f"{missing[0]} has no default: give {missing[0]}=VALUE")
-    return {key: str(value) for key, value in given.items()}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ipo_lightning.exchange",
-        description="Export a round's labels, import preference data.",
-        epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
-    asked = parser.parse_args(arguments)
-    run, known = COMMANDS[asked.command]
-    try:
-        print(run(settings_of(asked.settings, known)))  # noqa: T201 - an entry point's own output
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    return 0
+    about = "Export a round's labels, import preference data."
+    return run("exchange", about, HELP, by_settings(COMMANDS), arguments)
 
 
 if __name__ == "__main__":

@@ -40,11 +40,18 @@ class Workers:
     """Gives every rank the leading rank's value."""
     threads: int = 1
     """Units that this process works on at the same time, where a stage allows it."""
+    bars: bool = True
+    """Whether progress bars are shown."""
 
     @property
     def leads(self) -> bool:
         """Whether this process writes what is written once."""
         return self.rank == 0
+
+    @property
+    def shows(self) -> bool:
+        """Whether this process shows progress bars."""
+        return self.leads and self.bars
 
     def agree(self, found: T) -> T:
         """What the leading rank found on disk, for all.
@@ -102,7 +109,7 @@ class Workers:
     ) -> None:
         self.barrier()  # every rank knows its part before anyone finishes a unit
         mine = todo[self.rank :: self.world]
-        bar = tqdm(total=len(mine), desc=label, unit=f" {unit}", disable=not (self.leads and mine))
+        bar = tqdm(total=len(mine), desc=label, unit=f" {unit}", disable=not (self.shows and mine))
         with bar:
             for _ in results(mine):
                 bar.update()

@@ -72,7 +72,7 @@ class EvaluationStage(RoundStage):
             round.policies.fingerprint(round.number),
             network,
             round.runtime,
-            f"round {round.number}",
+            round.heading,
             read(round.run.round(0)) if round.number else None,
         )
 

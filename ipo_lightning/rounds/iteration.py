@@ -68,7 +68,9 @@ class IterationCallback(L.Callback):
             self.run,
             self.module,
             self.stages,
-            runtime_of(trainer, self.parallel_prompts),
+            runtime_of(
+                trainer, self.parallel_prompts, bars=trainer.progress_bar_callback is not None
+            ),
             last_round=None if trainer.max_epochs == -1 else trainer.max_epochs,
             until=self.until,
             clock=self.clock,

@@ -109,7 +109,15 @@ class RoundMaker:
         self._build_network()
         data, seconds = RoundData(number, (), {}), self.clock.seconds
         begun = Round(
-            number, self.run, self.module, self.policies, self.runtime, data, draws, seconds
+            number,
+            self.run,
+            self.module,
+            self.policies,
+            self.runtime,
+            data,
+            draws,
+            seconds,
+            last=self.last_round,
         )
         if begun.workers.leads:
             begun.folder.path.mkdir(parents=True, exist_ok=True)

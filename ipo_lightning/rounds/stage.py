@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.parallel.runtime import Runtime
 from ipo_lightning.parallel.workers import Workers
+from ipo_lightning.rounds.headings import heading
 from ipo_lightning.rounds.policies import RoundPolicies
 from ipo_lightning.storage.layout import RoundData, RoundDir, RunDir
 
@@ -29,6 +30,8 @@ class Round:
     """Spent on the round's training so far."""
     gauges: dict[str, float] = field(default_factory=dict)
     """Further measurements of the round's policy; a stage adds to them, its line shows them."""
+    last: int | None = None
+    """The run's last round; None: there is none."""
 
     @property
     def folder(self) -> RoundDir:
@@ -42,7 +45,12 @@ class Round:
 
     def label(self, work: str) -> str:
         """How a progress bar names some work of this round."""
-        return f"round {self.number}: {work}"
+        return f"{self.heading}: {work}"
+
+    @property
+    def heading(self) -> str:
+        """The round, and the time that is left of the run, for whom it is shown to."""
+        return heading(self.run, self.number, self.last if self.workers.shows else None)
 
 
 class RoundStage:

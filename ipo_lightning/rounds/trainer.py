@@ -102,12 +102,15 @@ def _lies_in(path: Path, folder: Path) -> bool:
     return folder.resolve() in path.resolve().parents
 
 
-def runtime_of(trainer: L.Trainer, parallel_prompts: int | None = None) -> Runtime:
+def runtime_of(
+    trainer: L.Trainer, parallel_prompts: int | None = None, *, bars: bool = True
+) -> Runtime:
     """The trainer's device, precision and processes; its strategy must have its environment.
 
     Args:
         parallel_prompts: prompts that a process samples at the same time; None: one a CPU core,
             one on a GPU.
+        bars: whether stages show progress bars.
     """
     strategy = trainer.strategy
     workers = Workers(
@@ -116,6 +119,7 @@ def runtime_of(trainer: L.Trainer, parallel_prompts: int | None = None) -> Runti
         strategy.barrier,
         strategy.broadcast,
         threads=parallel_prompts or cores_of_a_rank(trainer),
+        bars=bars,
     )
     autocast = trainer.precision_plugin.forward_context
     return Runtime(strategy.root_device, str(trainer.precision), autocast, workers)

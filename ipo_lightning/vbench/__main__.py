@@ -4,13 +4,13 @@ python -m ipo_lightning.vbench export ckpt=outputs/NAME info=VBench_full_info.js
 python -m ipo_lightning.vbench import RESULTS.json
 """
 
-import argparse
 import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ipo_lightning.commands import run
 from ipo_lightning.errors import InputError, pipe_may_close
 from ipo_lightning.report import table
 from ipo_lightning.storage.store import write_atomically
@@ -35,7 +35,17 @@ EXPORT: Mapping[str, str | None] = {
     "ckpt": None, "suite": "vbench", "info": "", "out": "outputs/vbench", "dimensions": "",
     "shard": "1/1", "rewritten": "",
 }  # fmt: skip
-OF_EXPORT = ("prompts", "prompt", "n", "naming", "names", "paths.outputs", "-m", "--multirun")
+OF_EXPORT = (
+    "prompts",
+    "prompt",
+    "n",
+    "naming",
+    "names",
+    "paths.outputs",
+    "log",
+    "-m",
+    "--multirun",
+)
 """Settings of sample.py that the export gives itself."""
 HELP = f"""settings:
   export  ckpt=PATH           as of sample.py: a run, a round, a pipeline, a LoRA, a hub id
@@ -203,25 +213,8 @@ COMMANDS = {"export": export, "import": import_}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ipo_lightning.vbench",
-        description="Make the videos of VBench's suites, read its results.",
-        epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE")
-    asked, rest = parser.parse_known_args(arguments)
-    try:
-        print(COMMANDS[asked.command]([*asked.words, *rest]))  # noqa: T201 - its own output
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    except subprocess.CalledProcessError as error:  # it has said why
-        return error.returncode if error.returncode > 0 else 128 - error.returncode
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    about = "Make the videos of VBench's suites, read its results."
+    return run("vbench", about, HELP, COMMANDS, arguments, passes_on=True)
 
 
 if __name__ == "__main__":

@@ -148,8 +148,42 @@ class TemporalFlickering(Dimension):
         return 1 - motion(clip.frames[None]) / 255
 
 
+class ModelDimension(Dimension):
+    """A dimension by a network, which is loaded when it is first needed."""
+
+    _model: Any = None
+
+    @abstractmethod
+    def built(self) -> Any:
+        """The network with its weights.
+
+        Raises:
+            InputError: they cannot be read, or a package is missing.
+        """
+
+    def load(self, device: str) -> None:
+        """Load the network onto a device.
+
+        Raises:
+            InputError: see `built`.
+        """
+        self._model, self.device = self.built().eval().to(device), device
+
+    def release(self) -> None:
+        """Free the memory of the weights."""
+        self._model = None
+        free()
+
+    @property
+    def model(self) -> Any:
+        """The network, loaded."""
+        if self._model is None:
+            self.load(self.device)
+        return self._model
+
+
 @checked
-class NetworkDimension(Dimension):
+class NetworkDimension(ModelDimension):
     """A dimension by a network of transformers that sees single frames.
 
     Args:
@@ -166,7 +200,6 @@ class NetworkDimension(Dimension):
     def __init__(self, path: Text, revision: Text | None = None) -> None:
         check_source("path", path)
         self.path, self.revision = path, revision
-        self._model: Any = None
 
     @cached_property
     def identity(self) -> str:
@@ -182,8 +215,8 @@ class NetworkDimension(Dimension):
         if not self._in_safetensors():
             check_weights("path", self.path, self.revision, TORCH_WEIGHTS)
 
-    def load(self, device: str) -> None:
-        """Load the network onto a device.
+    def built(self) -> Any:
+        """The network as it is used.
 
         Raises:
             InputError: it cannot be read.
@@ -193,22 +226,15 @@ class NetworkDimension(Dimension):
                 self.path, revision=self.revision, use_safetensors=self._in_safetensors(),
                 dtype=torch.float32, **self.settings,
             )  # fmt: skip
-        self._model, self.device = self.prepared(model.eval().to(device)), device
-
-    def release(self) -> None:
-        """Free the memory of the weights."""
-        self._model = None
-        free()
+        return self.prepared(model)
 
     def prepared(self, model: Any) -> Any:
-        """The network as it is used."""
+        """The network with what this dimension changes of it."""
         return model
 
     def features(self, clip: Clip) -> Tensor:
         """A row for each frame, float32 (T, D) on the device."""
-        if self._model is None:
-            self.load(self.device)
-        side = int(self._model.config.image_size)
+        side = int(self.model.config.image_size)
         parts = (self.seen(frames, side) for frames in channels_first(clip, self.device))
         return torch.cat([F.normalize(part.float(), dim=-1) for part in parts])
 
@@ -244,7 +270,7 @@ class SubjectConsistency(NetworkDimension):
     def seen(self, frames: Tensor, side: int) -> Tensor:
         """The class token."""
         pixels = for_dino(frames, side)
-        seen = self._model(pixel_values=pixels, interpolate_pos_encoding=True)
+        seen = self.model(pixel_values=pixels, interpolate_pos_encoding=True)
         return seen.last_hidden_state[:, 0]
 
     def values(self, clip: Clip) -> Tensor:
@@ -265,7 +291,7 @@ class ClipDimension(NetworkDimension):
 
     def seen(self, frames: Tensor, side: int) -> Tensor:
         """The projected embeddings."""
-        return self._model(pixel_values=for_clip(frames, side)).image_embeds
+        return self.model(pixel_values=for_clip(frames, side)).image_embeds
 
 
 class BackgroundConsistency(ClipDimension):
@@ -313,7 +339,7 @@ class AestheticQuality(ClipDimension):
             InputError: they cannot be read, or do not fit each other.
         """
         super().load(device)
-        width = int(self._model.config.projection_dim)
+        width = int(self.model.config.projection_dim)
         head = nn.Linear(width, 1)
         filled("head", head, published("head", self.head, HEAD))
         self._head = head.to(device)
@@ -330,7 +356,7 @@ class AestheticQuality(ClipDimension):
 
 
 @checked
-class DynamicDegree(Dimension):
+class DynamicDegree(ModelDimension):
     """1 for a video that moves, 0 for one that does not, by RAFT's optical flow.
 
     Args:
@@ -343,7 +369,6 @@ class DynamicDegree(Dimension):
     def __init__(self, weights: Text | None = None) -> None:
         check_file("weights", weights)
         self.weights = weights
-        self._model: Any = None
 
     @cached_property
     def identity(self) -> str:
@@ -356,8 +381,8 @@ class DynamicDegree(Dimension):
         check_vision(NEEDS)
         published("weights", self.weights, FLOW)
 
-    def load(self, device: str) -> None:
-        """Load RAFT onto a device.
+    def built(self) -> Any:
+        """RAFT.
 
         Raises:
             InputError: torchvision is missing, or the weights cannot be read.
@@ -366,12 +391,7 @@ class DynamicDegree(Dimension):
         models = importlib.import_module("torchvision.models.optical_flow")
         model = models.raft_large(weights=None, progress=False)
         filled("weights", model, published("weights", self.weights, FLOW))
-        self._model, self.device = model.eval().to(device), device
-
-    def release(self) -> None:
-        """Free the memory of the weights."""
-        self._model = None
-        free()
+        return model
 
     def values(self, clip: Clip) -> Tensor:
         """The video's value, (1,)."""
@@ -383,19 +403,17 @@ class DynamicDegree(Dimension):
         in pixels: (n - 1,)."""
         if min(clip.frames.shape[1:3]) < LEAST_SIDE:
             raise Unmeasured(f"frames below {LEAST_SIDE} px")
-        if self._model is None:
-            self.load(self.device)
         chosen = at_flow_rate(clip.frames, clip.fps).permute(0, 3, 1, 2)
         speeds = [self._speed(pair) for pair in zip(chosen[:-1], chosen[1:], strict=True)]
         return torch.cat(speeds) if speeds else torch.zeros(0)
 
     def _speed(self, pair: tuple[Tensor, Tensor]) -> Tensor:
         first, second = (padded(frame[None].to(self.device).float()) / 127.5 - 1 for frame in pair)
-        return top_speed(self._model(first, second, num_flow_updates=UPDATES)[-1]).cpu()
+        return top_speed(self.model(first, second, num_flow_updates=UPDATES)[-1]).cpu()
 
 
 @checked
-class ImagingQuality(Dimension):
+class ImagingQuality(ModelDimension):
     """Technical quality of each frame by MUSIQ, trained on SPAQ; needs the package pyiqa.
 
     pyiqa is for noncommercial use (PolyForm-Noncommercial-1.0.0), so it is no dependency of this
@@ -410,7 +428,6 @@ class ImagingQuality(Dimension):
     def __init__(self, weights: Text) -> None:
         check_file("weights", weights)
         self.weights = weights
-        self._model: Any = None
 
     @cached_property
     def identity(self) -> str:
@@ -421,27 +438,20 @@ class ImagingQuality(Dimension):
         """Check that pyiqa is there."""
         musiq()
 
-    def load(self, device: str) -> None:
-        """Load MUSIQ onto a device.
+    def built(self) -> Any:
+        """MUSIQ.
 
         Raises:
             InputError: pyiqa is missing, or the weights cannot be read.
         """
         model = musiq()(pretrained=False)
         filled("weights", model, self.weights)
-        self._model, self.device = model.eval().to(device), device
-
-    def release(self) -> None:
-        """Free the memory of the weights."""
-        self._model = None
-        free()
+        return model
 
     def values(self, clip: Clip) -> Tensor:
         """Of each frame, (T,)."""
-        if self._model is None:
-            self.load(self.device)
         frames = clip.frames.permute(0, 3, 1, 2).split(1)
-        scores = [self._model(for_musiq(one.to(self.device).float())) for one in frames]
+        scores = [self.model(for_musiq(one.to(self.device).float())) for one in frames]
         return torch.stack([score.reshape(()) for score in scores]) / 100
 
 

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from data.prompts import SPLITS, from_file, place, read_prompts
 from ipo_lightning.errors import InputError
+from ipo_lightning.storage.tables import SUFFIXES
 
 
 def text_file(folder: Path, prompts: list[str]) -> str:
@@ -152,3 +154,90 @@ def test_a_file_without_prompts_is_refused(content: str, tmp_path: Path) -> None
     (tmp_path / "prompts.txt").write_text(content)
     with pytest.raises(InputError, match=r"prompts\.txt has no prompts"):
         read_prompts(tmp_path / "prompts.txt")
+
+
+# ---------------------------------------------------------------- columns category and split
+
+TOLD = [("a dog", "animal", "final"), ("a cat", "animal", "train"), ("a bus", None, "select"),
+        ("a dog", "animal", "final")]  # fmt: skip
+COLUMNS = ("prompt", "category", "split")
+
+
+def table(path: Path, rows: Sequence[Sequence[str | None]]) -> str:
+    """A table of any kind that prompts are read from."""
+    if path.suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+        import pyarrow
+        from pyarrow import parquet
+
+        columns = {name: [row[k] for row in rows] for k, name in enumerate(COLUMNS)}
+        parquet.write_table(pyarrow.table(columns), path)
+    elif path.suffix in (".csv", ".tsv"):
+        separator = {".csv": ",", ".tsv": "\t"}[path.suffix]
+        lines = [COLUMNS, *([cell or "" for cell in row] for row in rows)]
+        path.write_text("".join(separator.join(line) + "\n" for line in lines))
+    else:
+        objects = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+        lines_of = "\n".join(map(json.dumps, objects))
+        path.write_text(json.dumps(objects) if path.suffix == ".json" else lines_of)
+    return str(path)
+
+
+@pytest.mark.parametrize("ending", SUFFIXES)
+def test_a_table_says_split_and_category(ending: str, tmp_path: Path) -> None:
+    path = table(tmp_path / f"prompts{ending}", TOLD)
+    parts = {split: from_file(split, path=path, select=0.0, final=0.0) for split in SPLITS}
+    assert parts == {"train": ["a cat"], "select": ["a bus"], "final": ["a dog"]}
+    told = [parts[split].categories for split in SPLITS]
+    assert told == [{"a cat": "animal"}, {}, {"a dog": "animal"}]
+
+
+def test_a_category_needs_no_split(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": one, "category": "fruit"} for one in numbered(60)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    plain = text_file(tmp_path, numbered(60))
+    for split in SPLITS:
+        found = from_file(split, path=str(path), select=0.2, final=0.2)
+        assert found == from_file(split, path=plain, select=0.2, final=0.2)
+        assert found.categories == dict.fromkeys(found, "fruit")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("a dog", "animal", "test")], r"'split' must be one of train, select, final, got 'test'"),
+        ([("a dog", "animal", "Train")], "must be one of"),
+        ([("a dog", None, "train"), (" a  dog", None, "final")], "another split .*prompts.csv:2"),
+        ([("a dog", "pet", "train"), ("a dog", "animal", "train")], "another split or category"),
+        ([("a dog", None, "train"), ("a cat", None, None)], r"csv:3: no split"),
+        ([("a cat", None, None), ("a dog", None, "train")], r"csv:2: no split"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(
+    rows: list[tuple[str | None, ...]], message: str, tmp_path: Path
+) -> None:
+    path = table(tmp_path / "prompts.csv", rows)
+    with pytest.raises(InputError, match=message):
+        from_file("train", path=path)
+    assert read_prompts(Path(path))  # for sample.py, which knows of no splits
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "message"),
+    [("split", 3, "'split' must be one of"), ("split", ["train"], "'split' must be one of"),
+     ("category", 3, "'category' must be a text"), ("category", {}, "'category' must be a text")],
+)  # fmt: skip
+def test_cells_of_other_kinds_are_refused(
+    column: str, cell: object, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "a dog", column: cell}))
+    with pytest.raises(InputError, match=rf"prompts.jsonl:1: {message}"):
+        from_file("train", path=str(path))
+
+
+def test_a_split_that_no_prompt_has_is_refused(tmp_path: Path) -> None:
+    path = table(tmp_path / "prompts.csv", [("a dog", None, "train")])
+    with pytest.raises(InputError, match="no prompt in its final split; give some of them"):
+        from_file("final", path=path)

@@ -1,7 +1,7 @@
 """docs/cli.md has every top-level setting and group with its default; no page names another one."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from app.entry import CONF, REPO, choices_of
+from ipo_lightning.commands import Command
 from ipo_lightning.exchange.__main__ import COMMANDS as EXCHANGE
+from ipo_lightning.prompts.__main__ import COMMANDS as PROMPTS
 
 CLI = (REPO / "docs/cli.md").read_text()
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
@@ -92,11 +94,12 @@ def test_the_groups_of_other_programs_are_named(program: str) -> None:
         assert "hydra" in group or not group or f"`{group}`" in part(program)
 
 
-def test_every_setting_of_the_exchange_is_told() -> None:
-    told = [row[:3] for row in rows(part("python -m ipo_lightning.exchange"), 4)]
+@pytest.mark.parametrize(("name", "commands"), [("exchange", EXCHANGE), ("prompts", PROMPTS)])
+def test_every_setting_of_the_parts_is_told(name: str, commands: Mapping[str, Command]) -> None:
+    told = [row[:3] for row in rows(part(f"python -m ipo_lightning.{name}"), 4)]
     assert told == [
         (command, key, "none" if default is None else shown(default))
-        for command, (_, known) in EXCHANGE.items()
+        for command, (_, known) in commands.items()
         for key, default in known.items()
     ]
 

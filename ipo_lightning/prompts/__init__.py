@@ -1,0 +1,1 @@
+"""Prompt sets: read by split, composed of words by category, cleared of near-duplicates."""
