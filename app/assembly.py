@@ -335,12 +335,13 @@ def _choice(cfg: DictConfig, prompts: Prompts, evaluation: Evaluation) -> Evalua
     n = cfg.evaluation.get("choice_n", 0)
     if not n or cfg.evaluation.split == "select":
         return None
-    split = prompts("select")
-    found = split[: cfg.evaluation.prompts]
-    if not found:
-        return None
+    try:
+        split = prompts("select")
+    except InputError as error:
+        instead = "evaluation.choice_n=0 chooses rounds by the reported figures"
+        raise InputError(f"{error}; {instead}") from error
     return Evaluation(
-        found,
+        split[: cfg.evaluation.prompts],
         n=n,
         seed=cfg.seed,
         sampler=evaluation.sampler,

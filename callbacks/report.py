@@ -20,7 +20,7 @@ class ReportWriter(L.Callback):
         plots: also draw PNG and SVG files for papers, which takes some seconds.
     """
 
-    def __init__(self, plots: bool = True) -> None:
+    def __init__(self, plots: bool = False) -> None:
         self.plots = plots
 
     def on_round_end(self, trainer: L.Trainer, round_number: int, round_dir: Path) -> None:
