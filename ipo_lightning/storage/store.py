@@ -30,6 +30,9 @@ from torch import Tensor
 from ipo_lightning.storage.run_files import DamagedFile, MissingFile, read_content, read_rows
 from ipo_lightning.storage.writing import room_to_write
 
+UMASK = os.umask(0o077)  # which can only be read by setting it
+os.umask(UMASK)
+
 
 def canonical(value: Any) -> bytes:
     """The one JSON text of a value: sorted keys, no spaces, no NaN."""
@@ -107,15 +110,27 @@ def replaced_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
+            share(temporary)
             sync(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
+def share(path: Path) -> None:
+    """Let others read a file, or every file of a folder, as the umask says: safetensors writes for
+    its owner alone."""
+    for file in _files(path):
+        file.chmod(0o666 & ~UMASK)
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+
+
 def sync(path: Path) -> None:
     """Make sure that a file, or every file of a folder, is on disk before it is renamed."""
-    for file in [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]:
+    for file in _files(path):
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
 
@@ -128,6 +143,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         try:
             yield temporary
+            share(temporary)
             sync(temporary)
             remove(folder)
             os.replace(temporary, folder)

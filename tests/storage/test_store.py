@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ipo_lightning.storage.store import (
+    UMASK,
     Store,
     canonical,
     fingerprint,
     fingerprint_tensors,
     read_jsonl,
+    replaced_file,
+    replaced_folder,
     write_atomically,
     write_jsonl,
 )
@@ -128,6 +132,17 @@ def test_a_failing_write_leaves_nothing_new(tmp_path: Path) -> None:
         write_atomically(path, "not bytes")  # type: ignore[arg-type]
     assert path.read_bytes() == b"old"
     assert files(tmp_path) == ["deep/file.json"]
+
+
+def test_what_is_written_is_for_whom_the_umask_says(tmp_path: Path) -> None:
+    """safetensors gives its files to their owner alone."""
+    tensors = {"a": torch.zeros(2)}
+    with replaced_folder(tmp_path / "policy") as folder:
+        save_file(tensors, folder / "model.safetensors")
+    with replaced_file(tmp_path / "lora.safetensors") as file:
+        save_file(tensors, file)
+    for written in (tmp_path / "policy" / "model.safetensors", tmp_path / "lora.safetensors"):
+        assert written.stat().st_mode & 0o777 == 0o666 & ~UMASK
 
 
 def test_a_row_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
