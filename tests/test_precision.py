@@ -19,6 +19,7 @@ from ipo_lightning.backbones.cogvideox import Lora
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import dpo_loss
 from ipo_lightning.module import PreferenceModule
+from ipo_lightning.planning.frozen_parts import decoding_cost
 from ipo_lightning.policy import put_weights, trained_weights
 from ipo_lightning.references import (
     AdapterReference,
@@ -176,7 +177,8 @@ def test_what_changes_answers_changes_the_identity(family: str, folders: dict[st
     plain = {"weights": "float32", "quantize": None, "compile": False, "attention": None}
     assert identity() == identity(**plain, text_dtype="float32") == identity(checkpointing=True)
     others = [{"weights": "bfloat16"}, {"quantize": "nf4"}, {"quantize": "int8"},
-              {"compile": True}, {"attention": "math"}, {"text_dtype": "bfloat16"}]  # fmt: skip
+              {"compile": True}, {"attention": "math"}, {"text_dtype": "bfloat16"},
+              {"vae_dtype": "bfloat16"}, {"vae_dtype": "float16"}]  # fmt: skip
     assert len({identity(), *(identity(**other) for other in others)}) == len(others) + 1
 
 
@@ -245,6 +247,22 @@ def test_the_text_encoder_may_be_half_as_large(family: str, folders: dict[str, P
         return sum(p.numel() * p.element_size() for p in policy._text_encoder.parameters())
 
     assert size(half) == size(whole) / 2
+
+
+@families
+def test_the_vae_may_compute_in_half_the_memory(family: str, folders: dict[str, Path]) -> None:
+    make = FAMILIES[family].policy
+    whole, half = make(folders[family]), make(folders[family], vae_dtype="bfloat16")
+    latents = torch.randn(1, *whole.latent_shape, generator=torch.Generator().manual_seed(1))
+    videos = [one.decode(latents)[0].frames for one in (whole, half)]
+    assert videos[0].dtype == videos[1].dtype == torch.uint8
+    difference = (videos[0].float() - videos[1].float()).abs()
+    assert difference.max() > 0 and difference.mean() < 3, "other rounding, the same video"
+    again = [one.encode(videos[0][None]) for one in (whole, half)]
+    assert again[1].dtype == torch.float32 and not torch.equal(*again)
+    assert torch.allclose(*again, atol=0.1)
+    computed = [decoding_cost(one, 1).held for one in (whole, half)]
+    assert 0.45 < computed[1] / computed[0] < 0.75, "the plan knows it"
 
 
 class Alive(L.Callback):

@@ -21,6 +21,7 @@ ALONE: tuple[tuple[str, Any, Any, tuple[str, ...]], ...] = (
     ("backbone.checkpointing", False, True, ("training",)),
     ("trainer.precision", "32-true", "bf16-mixed", FORWARDS),
     ("step", "plain", "two_pass", ("training",)),
+    ("backbone.vae_dtype", "float32", "bfloat16", ("VAE decoding", "real clips")),
     ("backbone.tiling", False, True, ("VAE decoding",)),
     ("backbone.text_dtype", "float32", "bfloat16", ("text embeddings",)),
 )

@@ -147,6 +147,8 @@ class DiffusersFolder(ABC):
             own["text_dtype"] = self.text_dtype
         if self.vae_settings.tiling:
             own["tiling"] = True
+        if self.vae_settings.dtype != "float32":
+            own["vae_dtype"] = self.vae_settings.dtype
         return fingerprint([*parts, own] if own else parts)
 
     @cached_property
@@ -252,7 +254,8 @@ class DiffusersFolder(ABC):
 
     def _new_vae(self, settings: VAESettings) -> VideoVAE:
         def load() -> Any:
-            return self.parts.load(self.vae_class, "vae", torch_dtype=torch.float32)
+            dtype = getattr(torch, settings.dtype)
+            return self.parts.load(self.vae_class, "vae", torch_dtype=dtype)
 
         return VideoVAE(load, settings, stateful=self.stateful_vae)
 

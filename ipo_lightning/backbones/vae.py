@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from ipo_lightning.errors import InputError
 CPU = torch.device("cpu")
 
 
+VAEPrecision = Literal["float32", "bfloat16", "float16"]
+
+
 class VAESettings(NamedTuple):
     """How videos are decoded."""
 
@@ -21,13 +24,15 @@ class VAESettings(NamedTuple):
     """Videos that are decoded together: memory against speed."""
     tiling: bool = False
     """Decode a video in overlapping tiles: other pixels at their seams, a part of the memory."""
+    dtype: VAEPrecision = "float32"
+    """Precision of its weights and arithmetic."""
 
 
 class VideoVAE:
     """A VAE that is loaded when it is first used, and works on the device of its inputs.
 
     Args:
-        load: gives the VAE of diffusers, in float32.
+        load: gives the VAE of diffusers, in the precision of the settings.
         settings: how it decodes.
         stateful: its forwards keep state on the VAE, so that threads must take turns.
     """
@@ -60,7 +65,7 @@ class VideoVAE:
         vae, videos = self._on(latents.device), list[Tensor]()
         for some in latents.split(self.settings.decode_batch):
             with self._turn:
-                pixels = vae.decode(some).sample.float()  # (B, C, T, H, W) in [-1, 1]
+                pixels = vae.decode(some.to(vae.dtype)).sample.float()  # (B, C, T, H, W) in [-1, 1]
             if pixels.shape[-2:] != size:
                 raise InputError(
                     f"tiling=true: diffusers' tiles of this VAE do not fit {size[0]} x {size[1]} "
@@ -78,8 +83,8 @@ class VideoVAE:
         vae = self._on(frames.device)
         pixels = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         with self._turn:
-            mean: Tensor = vae.encode(pixels).latent_dist.mean
-        return mean
+            mean: Tensor = vae.encode(pixels.to(vae.dtype)).latent_dist.mean
+        return mean.float()
 
     def save_memory(self, *, tiling: bool, slicing: bool, offload: bool) -> None:
         """Load it anew with these ways to save memory, see `Policy.save_memory`."""

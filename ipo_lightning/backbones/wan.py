@@ -31,7 +31,7 @@ from ipo_lightning.backbones.lora import Lora
 from ipo_lightning.backbones.network_settings import Attention, NetworkSettings, Precision
 from ipo_lightning.backbones.quantised import Kind
 from ipo_lightning.backbones.schedulers import FlowScheduler
-from ipo_lightning.backbones.vae import VAESettings
+from ipo_lightning.backbones.vae import VAEPrecision, VAESettings
 from ipo_lightning.backbones.video_sampler import Batch, VideoSampler
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Density, FlowMatching, Weighting, Window
@@ -101,6 +101,8 @@ class Wan(VideoSampler, DiffusersFolder):
         decode_batch: videos that the VAE decodes together: memory against speed.
         weights, quantize, compile, attention: see `NetworkSettings`.
         text_dtype: precision in which the text encoder is loaded.
+        vae_dtype: precision in which the VAE decodes and encodes: half the memory of decoding in
+            bfloat16 or float16, and pixels that differ a little.
         tiling: decode a video in overlapping tiles: other pixels at their seams, a part of the
             memory.
     """
@@ -140,12 +142,13 @@ class Wan(VideoSampler, DiffusersFolder):
         compile: bool = False,
         attention: Attention | None = None,
         text_dtype: Precision = "float32",
+        vae_dtype: VAEPrecision = "float32",
         tiling: bool = False,
     ) -> None:
         self._objective = (weighting, (window[0], window[1]), density)
         FlowMatching(1.0 if shift is None else shift, *self._objective)  # refuses wrong settings
         network = NetworkSettings(weights, quantize, compile, attention, checkpointing)
-        vae = VAESettings(decode_batch, tiling)
+        vae = VAESettings(decode_batch, tiling, vae_dtype)
         super().__init__(
             path, revision, name, fps, lora=lora, network=network, vae=vae, text_dtype=text_dtype
         )

@@ -27,7 +27,7 @@ SAMPLES = (2, 3)
 """Numbers of blocks that stand for a deeper network: its first block may differ from the rest."""
 
 TEXT = frozenset({"text_dtype", "text_length"})
-PIXELS = frozenset({"tiling", "decode_batch"})
+PIXELS = frozenset({"tiling", "decode_batch", "vae_dtype"})
 SIZE = frozenset({"num_frames", "height", "width", "fps"})
 NETWORK = frozenset({"lora", "checkpointing", "weights", "quantize", "compile", "attention",
                      "weighting", "window", "density", "shift"})  # fmt: skip
