@@ -46,6 +46,8 @@ SETTINGS: dict[str, Any] = {
     "debug": bool,
 }
 """None of a class."""
+HYDRAS = ("_target_", "_partial_")
+"""Keys of Hydra's that a run's prompts and judge may have."""
 BASE = "base"
 """Below a run's folder: the model that it started from, as ``round_0``."""
 PROMPTS = ("ipo_lightning.shapes.prompts.prompts", "data.prompts.from_file")
@@ -186,7 +188,7 @@ def _prompts(
             "prompts: neither checkpoint lies in a run whose held-out prompts are known; give "
             "prompts=FILE"
         )
-    refuse_foreign(node, "data.prompts", run.place, PROMPTS, "give prompts=FILE")
+    refuse_foreign(node, "data.prompts", run.place, PROMPTS, "give prompts=FILE", HYDRAS)
     prompts: list[str] = build({**node, "_partial_": True}, "data.prompts")(split)
     return prompts[: evaluation.get("prompts")]
 
@@ -236,7 +238,7 @@ def judge_of(cfg: DictConfig, both: "tuple[Found, Found]", run: Found) -> Any:
 
 def _trusted_judge(node: dict[str, Any], cfg: DictConfig, place: Path) -> dict[str, Any]:
     """A run's judge, as far as it may be built without having been chosen here."""
-    refuse_foreign(node, "eval_critic", place, shipped_critics() - {*SERVERS}, JUDGE)
+    refuse_foreign(node, "eval_critic", place, shipped_critics() - {*SERVERS}, JUDGE, HYDRAS)
     if _runs_code(node):
         raise InputError(f"{place}: its eval_critic has remote_code=true; {JUDGE}")
     if "answers" in node:  # where pages are written

@@ -32,7 +32,6 @@ TRUSTED = {
     "ipo_lightning.backbones.wan.Lora",
 }
 """What the config.yaml beside a checkpoint may name: a run's folder may come from anybody."""
-PLAIN_KEYS = ("_target_", "_partial_")
 CURE = "copy the policy folder out of the run and give backbone="
 
 SETTINGS: dict[str, Any] = {
@@ -104,12 +103,18 @@ def _check_backbone(node: dict[str, Any], config: Path) -> None:
 
 
 def refuse_foreign(
-    node: dict[str, Any], group: str, config: Path, trusted: Collection[str], cure: str
+    node: dict[str, Any],
+    group: str,
+    config: Path,
+    trusted: Collection[str],
+    cure: str,
+    hydras: Collection[str] = ("_target_",),
 ) -> None:
     """Refuse settings of a config.yaml that would run code, or look something up on this machine.
 
     Args:
         group: where they stand. trusted: what a ``_target_`` may be. cure: for the message.
+        hydras: keys of Hydra's that may be there.
 
     Raises:
         InputError: names what is not trusted, or no plain data.
@@ -119,7 +124,7 @@ def refuse_foreign(
         raise InputError(f"{config}: its {group} names {sorted(names - set(trusted))[:3]}, none of "
                          f"this project's; {cure}")  # fmt: skip
     odd = [text for text in texts(node)
-           if "${" in text or (text[:1] == "_" and text not in PLAIN_KEYS)]  # fmt: skip
+           if "${" in text or (text[:1] == "_" and text not in hydras)]  # fmt: skip
     if odd:
         raise InputError(f"{config}: its {group} has {odd[0][:60]}, which is not plain data; "
                          f"{cure}")  # fmt: skip

@@ -306,7 +306,7 @@ def moved(
 
 
 def test_a_run_is_the_same_wherever_the_clone_lies(
-    compose_train: ComposeTrain, tmp_path: Path, moved: Path, monkeypatch: pytest.MonkeyPatch
+    compose_train: ComposeTrain, tmp_path: Path, moved: Path
 ) -> None:
     there = compose_train("name=run")
     assert str(moved) in there.backbone.path
@@ -315,12 +315,13 @@ def test_a_run_is_the_same_wherever_the_clone_lies(
     run = RunDir(tmp_path / "run")
     assembly.claim(run, there)
     assert str(moved) not in run.config_file.read_text()
-    monkeypatch.setattr(entry, "REPO", REPO)
-    here = compose_train("name=run")
-    assert (named, found) == (entry.run_name(_root_=here), settings(here))
-    assert lists == assembly.assemble(here).identity(here, goes_on=True).lists
-    assert "ipo_lightning/shapes/pipeline" in lists
-    assembly.claim(run, here)
+    with pytest.MonkeyPatch.context() as back:
+        back.setattr(entry, "REPO", REPO)
+        here = compose_train("name=run")
+        assert (named, found) == (entry.run_name(_root_=here), settings(here))
+        assert lists == assembly.assemble(here).identity(here, goes_on=True).lists
+        assert "ipo_lightning/shapes/pipeline" in lists
+        assembly.claim(run, here)
 
 
 @pytest.mark.slow
