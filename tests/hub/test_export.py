@@ -150,8 +150,8 @@ def test_a_rounds_policy_makes_the_same_video_in_plain_diffusers(
     monkeypatch.setattr(sample_module, "write_sheet", lambda made, prompts: None)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         sample_module.sample(
-            compose("sample", [f"ckpt={run}", f"prompt={PROMPT}", f"paths.outputs={tmp_path}",
-                               "trainer.accelerator=cpu"])
+            compose("sample", [f"ckpt={run}/round_1", f"prompt={PROMPT}",
+                               f"paths.outputs={tmp_path}", "trainer.accelerator=cpu"])
         )  # fmt: skip
     size = {"cogvideox": (tiny.FRAMES, tiny.HEIGHT, tiny.WIDTH),
             "wan": (tiny_wan.FRAMES, tiny_wan.HEIGHT, tiny_wan.WIDTH)}[family]  # fmt: skip
