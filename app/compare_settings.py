@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from app.checks import ACCELERATOR, PATHS, ROLLOUT, Threads, check_name
 from app.entry import CONF, build, none_lacking
-from app.sample_settings import OF_RUN, refuse_foreign, settings_beside
-from app.signatures import check_settings, read_signature
+from app.sample_settings import hints_of_run, refuse_foreign, settings_beside
+from app.signatures import check_settings
 from app.twins import refuse_twins
 from ipo_lightning.errors import InputError
 from ipo_lightning.settings import Count, Null, Prompt, Text
@@ -66,10 +66,7 @@ def check_compare(cfg: DictConfig) -> None:
     Raises:
         InputError: names the setting, what it is, and what to give instead.
     """
-    sampling = read_signature("ipo_lightning.policy.Sampling")
-    hints = sampling.hints if sampling else {}
-    of_run = {name: Annotated[hints[name] | None, Null("as in the run")] for name in OF_RUN}
-    check_settings(cfg, {**SETTINGS, **of_run})
+    check_settings(cfg, {**SETTINGS, **hints_of_run()})
     if cfg.name is not None:
         check_name(str(cfg.name))
     if cfg.prompts is not None and cfg.split is not None:

@@ -70,10 +70,14 @@ def check_sample(cfg: DictConfig) -> None:
     Raises:
         InputError: names the setting, what it is, and what to give instead.
     """
+    check_settings(cfg, {**SETTINGS, **hints_of_run()})
+
+
+def hints_of_run() -> dict[str, Any]:
+    """The hints of `OF_RUN`, by name."""
     sampling = read_signature("ipo_lightning.policy.Sampling")
     hints = sampling.hints if sampling else {}
-    of_run = {name: Annotated[hints[name] | None, Null("as in the run")] for name in OF_RUN}
-    check_settings(cfg, {**SETTINGS, **of_run})
+    return {name: Annotated[hints[name] | None, Null("as in the run")] for name in OF_RUN}
 
 
 def settings_beside(checkpoint: "Checkpoint") -> dict[str, Any]:

@@ -164,12 +164,12 @@ class Bench:
 
     def _batch(self, one: Job, module: PreferenceModule) -> PairBatch:
         """A pair of random videos, with the errors of a reference that is cached."""
-        filled = {
+        batch: PairBatch = Traces(one).batch(module.policy, module)
+        batch = batch._replace(**{
             name: (torch.rand_like(value) if value.is_floating_point() else value).to(self.device)
-            for name, value in Traces(one).batch(module.policy, module)._asdict().items()
+            for name, value in batch._asdict().items()
             if isinstance(value, Tensor)
-        }
-        batch: PairBatch = Traces(one).batch(module.policy, module)._replace(**filled)
+        })  # fmt: skip
         if module.reference.answers != "precomputed":
             return batch
         videos = batch.videos()

@@ -111,7 +111,8 @@ class Evaluation:
         label: str,
         base: Sequence[EvaluatedVideo] | None = None,
     ) -> list[EvaluatedVideo]:
-        """The policy's evaluation videos with the scores of both critics.
+        """The policy's evaluation videos with the scores of both critics, and on the leading rank,
+        which writes them, with what is measured of their pixels.
 
         Args:
             base: the base model's rows, with whose videos a critic that compares compares these;
@@ -128,7 +129,8 @@ class Evaluation:
             critic.score(candidates, videos, runtime.workers, device, f"{label}: {name}")
             for critic, name in ((self.critic, "critic"), (self.eval_critic, "held-out judge"))
         )
-        measured = self._measured(candidates)
+        leads = runtime.workers.leads  # the others' rows are written nowhere
+        measured = self._measured(candidates) if leads else [{} for _ in candidates]
         return [
             self._row(*one) for one in zip(candidates, scores, eval_scores, measured, strict=True)
         ]
@@ -295,14 +297,14 @@ def summary(rows: Sequence[EvaluatedVideo], base: Sequence[EvaluatedVideo]) -> d
     against = compared(rows, base)
     wins, gain = against.win_rate, against.gain
     return {
-        "score": _plain(score),
-        "score_se": _plain(score_se),
-        "eval_score": _plain(eval_score),
-        "eval_score_se": _plain(eval_score_se),
-        "win_rate": _plain(wins.rate),
-        "win_rate_ci": [_plain(wins.low), _plain(wins.high)],
-        "gain": {"mean": _plain(gain.value), "low": _plain(gain.low), "high": _plain(gain.high)},
-        "ties": _plain(against.ties),
+        "score": plain(score),
+        "score_se": plain(score_se),
+        "eval_score": plain(eval_score),
+        "eval_score_se": plain(eval_score_se),
+        "win_rate": plain(wins.rate),
+        "win_rate_ci": [plain(wins.low), plain(wins.high)],
+        "gain": {"mean": plain(gain.value), "low": plain(gain.low), "high": plain(gain.high)},
+        "ties": plain(against.ties),
         "missing_verdicts": int(eval_scores.isnan().sum()),
         "agreement": agreement(rows),
         "dims": mean_values([row.dims for row in rows]),
@@ -337,8 +339,8 @@ def agreement(rows: Sequence[EvaluatedVideo]) -> dict[str, Any]:
     if not alike:
         return {"pairs": 0, "share": None, "ci": [None, None]}
     found = share_interval(torch.tensor(alike, dtype=torch.float64), torch.tensor(clusters))
-    ends = [_plain(found.low), _plain(found.high)]
-    return {"pairs": len(alike), "share": _plain(found.value), "ci": ends}
+    ends = [plain(found.low), plain(found.high)]
+    return {"pairs": len(alike), "share": plain(found.value), "ci": ends}
 
 
 def mean_values(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -353,6 +355,6 @@ def _column(rows: Sequence[EvaluatedVideo], name: str) -> Tensor:
     return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float64)
 
 
-def _plain(value: float) -> float | None:
+def plain(value: float) -> float | None:
     """A number for JSON; None for NaN."""
     return None if math.isnan(value) else round(value, 6)

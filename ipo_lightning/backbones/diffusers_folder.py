@@ -142,13 +142,9 @@ class DiffusersFolder(ABC):
     def identity(self) -> str:
         """Fingerprint of the base model: its folder's contents, or the commit of a hub id."""
         parts = [*self.parts.content, list(self.latent_shape), *self._own_settings()]
-        own = self.network_settings.identity
+        own = {**self.network_settings.identity, **self.vae_settings.identity}
         if self.text_dtype != "float32":
             own["text_dtype"] = self.text_dtype
-        if self.vae_settings.tiling:
-            own["tiling"] = True
-        if self.vae_settings.dtype != "float32":
-            own["vae_dtype"] = self.vae_settings.dtype
         return fingerprint([*parts, own] if own else parts)
 
     @cached_property

@@ -27,6 +27,12 @@ class VAESettings(NamedTuple):
     dtype: VAEPrecision = "float32"
     """Precision of its weights and arithmetic."""
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What changes pixels or latents, where it is not the default."""
+        own = {"tiling": self.tiling, "vae_dtype": self.dtype}
+        return {name: value for name, value in own.items() if value not in (False, "float32")}
+
 
 class VideoVAE:
     """A VAE that is loaded when it is first used, and works on the device of its inputs.

@@ -1,6 +1,5 @@
 """The figures of a comparison: who wins, by how much, at what, and what it could have shown."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -10,7 +9,7 @@ import torch
 
 from ipo_lightning.critics.people.annotations import OVERALL
 from ipo_lightning.critics.people.answers import Answers, key_of
-from ipo_lightning.evaluation import EvaluatedVideo, compared, paired
+from ipo_lightning.evaluation import EvaluatedVideo, compared, paired, plain
 from ipo_lightning.metrics.intervals import Interval, detectable, prompts_to_show, share_interval
 
 LEVEL = 0.95
@@ -67,7 +66,7 @@ def block(sides: Sides, level: float) -> Plain:
     return {
         "win_rate": _interval(Interval(*found.win_rate)),
         "gain": _interval(found.gain),
-        "ties": _number(found.ties),
+        "ties": plain(found.ties),
         "pairs": found.pairs,
         "prompts": found.prompts,
         "missing": found.missing,
@@ -113,7 +112,7 @@ def power(found: Plain, level: float, difference: float | None) -> Plain:
     known = Interval(asked, gain["low"], gain["high"])
     return {
         "power": POWER,
-        "detectable": _number(detectable(known, prompts, POWER, level)),
+        "detectable": plain(detectable(known, prompts, POWER, level)),
         "difference": asked,
         "prompts_to_show": prompts_to_show(known, prompts, POWER, level),
     }
@@ -164,9 +163,4 @@ def video_rows(sides: Sides, categories: Mapping[str, str] | None = None) -> lis
 
 
 def _interval(found: Interval) -> Plain:
-    return {"value": _number(found.value), "low": _number(found.low), "high": _number(found.high)}
-
-
-def _number(value: float) -> float | None:
-    """A number for JSON; None for NaN."""
-    return None if math.isnan(value) else round(value, 6)
+    return {"value": plain(found.value), "low": plain(found.low), "high": plain(found.high)}

@@ -18,7 +18,7 @@ from ipo_lightning.exchange import label_studio, trl, videoalign
 from ipo_lightning.hub.cards import Base, fenced, grid, limits, plain, public, target
 from ipo_lightning.report.run import find_videos, read_config
 from ipo_lightning.seeds import derive_seed
-from ipo_lightning.storage.layout import RoundDir, RunDir, start_of
+from ipo_lightning.storage.layout import RoundDir, RunDir, before
 from ipo_lightning.storage.records import Pair, Point
 from ipo_lightning.storage.store import write_atomically
 
@@ -254,9 +254,7 @@ def _write_videos(
 
 def _maker(run: RunDir, number: int) -> str:
     """Fingerprint of the policy that made the round's videos; "" where it is unknown."""
-    start = start_of(run.round(number))
-    before = number - 1 if start is None else int(start["round"])
-    line: Mapping[str, Any] = run.line(before) or {}
+    line: Mapping[str, Any] = run.line(before(run, number)) or {}
     return str(line.get("policy", ""))
 
 

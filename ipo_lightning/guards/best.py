@@ -36,10 +36,11 @@ def best_of(lines: Sequence[Line]) -> dict[str, Any]:
         if all(gain["mean"] <= 0 for gain in gains):
             low, best = 0.0, 0
         return {"round": best, "by": f"the judge's gain, {split}", "low": low}
-    best = max(lines, key=lambda line: (_score(line), line["round"]))["round"]
+    best = max(lines, key=lambda line: (score_of(line), line["round"]))["round"]
     return {"round": best, "by": f"the judge's score, {split}", "low": None}
 
 
-def _score(line: Line) -> float:
+def score_of(line: Line) -> float:
+    """The judge's mean score that a round is chosen by; minus infinity where it scored none."""
     score = chosen_by(line).get("eval_score")
     return -math.inf if score is None else float(score)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from ipo_lightning.evaluation import compared
-from ipo_lightning.guards.best import chosen_by
+from ipo_lightning.guards.best import score_of
 from ipo_lightning.guards.guard import RoundFacts
 
 
@@ -19,7 +19,7 @@ class JudgeFell:
     def look(self, rounds: Sequence[RoundFacts], level: float) -> tuple[bool, str] | None:
         """See `Guard`."""
         newest = rounds[-1]
-        best = max(rounds[:-1], key=lambda one: _score(one))
+        best = max(rounds[:-1], key=lambda one: score_of(one.line))
         least: tuple[float, str] | None = None
         for other in {one.number: one for one in (rounds[-2], best)}.values():
             change = compared(newest.rows, other.rows, level).gain
@@ -62,8 +62,3 @@ class CriticAlone:
         told = (f"against the base the critic's score changed by {critic.value:+.3f}, the judge's "
                 f"by {judge.value:+.3f}")  # fmt: skip
         return critic.low > 0 >= judge.value, told
-
-
-def _score(facts: RoundFacts) -> float:
-    score = chosen_by(facts.line).get("eval_score")
-    return -math.inf if score is None else float(score)

@@ -110,9 +110,7 @@ def clip_of(file: Path, detail: Detail) -> tuple[bytes, float, bool] | None:
         return None
 
 
-@lru_cache(
-    maxsize=4096
-)  # a page is made anew after each round; a name in the store has one content
+@lru_cache(maxsize=4096)  # a page is made anew after each round
 def _clip(file: Path, height: int, frames: int) -> tuple[bytes, float, bool]:
     clip = thumbnail(read_video(file), frames, height)
     seconds, small = len(clip.frames) / clip.fps, clip.frames.shape[1] < MIN_FRAME_HEIGHT

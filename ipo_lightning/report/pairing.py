@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ipo_lightning.metrics.intervals import Interval, mean_interval, share_interval
+from ipo_lightning.metrics.win_rate import agreement
 from ipo_lightning.report.run import RoundFiles, Run
 from ipo_lightning.report.tables import Row, finite
 
@@ -79,7 +80,7 @@ def mean_change(pairs: Iterable[Paired], measure: Measure = Paired.change) -> In
 def share_won(pairs: Iterable[Paired]) -> Interval:
     """Share of the pairs that the round wins by the judge, a tie counting half."""
     values, prompts = known(pairs, Paired.change)
-    return share_interval(0.5 + 0.5 * values.sign(), prompts)
+    return share_interval(agreement(values), prompts)
 
 
 class Record(NamedTuple):

@@ -34,7 +34,7 @@ class EvaluationStage(RoundStage):
     def done(self, round: Round) -> bool:
         """Whether the round has its line, since what it says is not all in the files, and these."""
         folder = round.folder
-        files = [folder.evaluation_file, *([folder.choice_file] if self._chooses(round) else [])]
+        files = [folder.evaluation_file, *([folder.choice_file] if self._choice(round) else [])]
         return round.run.line(round.number) is not None and all(map(folder.intact, files))
 
     def run(self, round: Round) -> None:
@@ -43,8 +43,8 @@ class EvaluationStage(RoundStage):
         with round.policies.network(round.number) as network:
             rows = self._videos(round, self.evaluation, network, evaluated)
             chosen_by = []
-            if self.choice is not None and self._chooses(round):
-                chosen_by = self._videos(round, self.choice, network, for_choice)
+            if (choice := self._choice(round)) is not None:
+                chosen_by = self._videos(round, choice, network, for_choice)
             error = self.evaluation.real_error(module.policy, network, module.objective)
         if error is not None:
             round.gauges["real_error"] = error
@@ -55,11 +55,10 @@ class EvaluationStage(RoundStage):
             if chosen_by:
                 folder.write(folder.choice_file, chosen_by)
 
-    def _chooses(self, round: Round) -> bool:
-        """Whether the round has other videos to be chosen by: not in a run whose base has none."""
-        base = round.run.round(0)
+    def _choice(self, round: Round) -> Evaluation | None:
+        """What gives the round other videos to be chosen by; None in a run whose base has none."""
         begun = round.number > 0 or round.run.line(0) is not None
-        return self.choice is not None and (base.choice_file.exists() or not begun)
+        return self.choice if round.run.round(0).choice_file.exists() or not begun else None
 
     @staticmethod
     def _videos(

@@ -9,7 +9,7 @@ from ipo_lightning.errors import InputError, readable
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.parallel.sharding import gathered, whole_tensors
 from ipo_lightning.policy import put_weights, trained_weights
-from ipo_lightning.storage.layout import RunDir, start_of
+from ipo_lightning.storage.layout import RunDir, before, start_of
 from ipo_lightning.storage.store import fingerprint, fingerprint_tensors
 
 
@@ -29,10 +29,8 @@ class RoundPolicies:
         return self.before(number) if self.module.reference.of == "round_start" else 0
 
     def before(self, number: int) -> int:
-        """The round whose policy round ``number`` starts from: the one before it, or the one that
-        guards went back to."""
-        start = start_of(self.run.round(number))
-        return number - 1 if start is None else int(start["round"])
+        """The round whose policy round ``number`` starts from, see `layout.before`."""
+        return before(self.run, number)
 
     def go_to_start(self, number: int) -> None:
         """Give the network the weights that a round starts from, where it has others.

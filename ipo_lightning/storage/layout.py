@@ -330,6 +330,13 @@ def start_of(folder: RoundDir) -> dict[str, Any] | None:
     return found
 
 
+def before(run: "RunDir", number: int) -> int:
+    """The round whose policy round ``number`` starts from, and whose videos it trains on: the one
+    before it, or the one that guards went back to."""
+    start = start_of(run.round(number))
+    return number - 1 if start is None else int(start["round"])
+
+
 def _as_lines(rows: Iterable[Row]) -> bytes:
     return b"".join(canonical(row.row()) + b"\n" for row in rows)
 
