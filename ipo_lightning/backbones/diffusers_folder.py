@@ -20,7 +20,9 @@ from transformers import AutoTokenizer
 from ipo_lightning.backbones.lora import (
     Lora,
     add_adapter,
+    continue_adapter,
     load_adapter,
+    merge_adapters,
     save_adapter,
     saved_adapter,
 )
@@ -31,9 +33,12 @@ from ipo_lightning.backbones.network_settings import (
 )
 from ipo_lightning.backbones.outline import FullLength, OfConfig
 from ipo_lightning.backbones.parts import PipelineParts
+from ipo_lightning.backbones.start import Start
 from ipo_lightning.backbones.vae import VAESettings, VideoVAE
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, readable, within
+from ipo_lightning.policy import put_weights
 from ipo_lightning.storage.store import fingerprint
+from ipo_lightning.storage.transformer_folder import check_transformer
 from ipo_lightning.video import Clip
 
 
@@ -41,7 +46,7 @@ class DiffusersFolder(ABC):
     """Loading, adapters, pixels and exports of a `Policy`.
 
     Args:
-        path, revision, name, fps, lora: see a family's own class.
+        path, revision, name, fps, lora, start: see a family's own class.
         network: precision, quantisation, compilation and kernels of the network.
         vae: how videos are decoded.
         text_dtype: precision in which the text encoder is loaded.
@@ -69,12 +74,18 @@ class DiffusersFolder(ABC):
         network: NetworkSettings,
         vae: VAESettings,
         text_dtype: Precision,
+        start: Start | None,
     ) -> None:
         self.path, self.revision, self.name, self.fps, self.lora = path, revision, name, fps, lora
+        self.start = start
         self.network_settings, self.text_dtype, self.vae_settings = network, text_dtype, vae
         if lora is not None and not isinstance(lora, Lora):
             ours = f"{type(self).__module__}.Lora"
             raise InputError(setting="lora", value=lora, expected=f"give it _target_={ours}")
+        if lora is None and start is not None and not start.merge:
+            raise InputError(
+                setting="start.merge", value="false", expected="true: no lora is trained"
+            )
         self.parts = PipelineParts(path, revision, self.pipeline_class, self._check_index)
         self.vae = self._new_vae(vae)
 
@@ -145,6 +156,9 @@ class DiffusersFolder(ABC):
         own = {**self.network_settings.identity, **self.vae_settings.identity}
         if self.text_dtype != "float32":
             own["text_dtype"] = self.text_dtype
+        if self.start is not None:
+            with within("backbone.start"):
+                own["start"] = self.start.identity
         return fingerprint([*parts, own] if own else parts)
 
     @cached_property
@@ -195,15 +209,34 @@ class DiffusersFolder(ABC):
         _ = self.config  # refuses what is not the family's before it is loaded
         dtype = self.network_settings.dtype
         network = self.parts.load(self.transformer_class, "transformer", torch_dtype=dtype)
+        for start in self.start.changes_base if self.start else ():
+            self._change_base(network, start)
         self.network_settings.quantise(network)
-        if self.lora is not None:
+        if self.lora is not None and self.start is not None and not self.start.merge:
+            continue_adapter(network, self.lora, Path(self.start.path), self.original_layer)
+        elif self.lora is not None:
             add_adapter(network, self.lora)
         self.network_settings.configure(network)
         return network
 
+    def _change_base(self, network: nn.Module, start: Start) -> None:
+        """Put a start's weights in place of base weights."""
+        path = Path(start.path)
+        with readable(path):
+            if start.is_lora:
+                trained = [parameter.requires_grad for parameter in network.parameters()]
+                load_adapter(network, path, self.original_layer)
+                merge_adapters(network)
+                for parameter, one in zip(network.parameters(), trained, strict=True):
+                    parameter.requires_grad_(one)
+            else:
+                check_transformer(network, path, f"start={path}", self.name)
+                put_weights(network, self._saved_weights(path))
+
     def outline(self, blocks: int | None = None, size: tuple[int, int, int] | None = None) -> Self:
         """This policy with random weights, made of configs alone; see `Policy.outline`."""
         other: Any = copy(self)
+        other.start = None  # costs nothing that a plan counts
         changes = {} if blocks is None else {"num_layers": blocks}
         other.transformer_class = OfConfig(self.transformer_class, **changes)
         other.vae_class = OfConfig(self.vae_class)
@@ -270,15 +303,22 @@ class DiffusersFolder(ABC):
         """Write a transformer folder, or a LoRA file, in the weights' own precision: no copy."""
         if self.lora is not None:
             save_adapter(network, self.pipeline_class, folder)
-            return
+        else:
+            self.export_merged(network, folder)
+
+    def export_merged(self, network: nn.Module, folder: Path) -> None:
+        """Write a transformer's folder, adapters merged into the weights; see `Policy`."""
+        merge_adapters(network)
         # Else its config.json would name the folder of this machine that the base lay in.
         cast(Any, network).register_to_config(_name_or_path=self.name)
         cast(Any, network).save_pretrained(folder)
 
     def load_export(self, folder: Path) -> dict[str, Tensor]:
         """The weights of an `export`, by the names of the network's parameters."""
-        if self.lora is not None:
-            return saved_adapter(folder)
+        return self._saved_weights(folder) if self.lora is None else saved_adapter(folder)
+
+    def _saved_weights(self, folder: Path) -> dict[str, Tensor]:
+        """All weights of a transformer's folder, by name."""
         dtype = self.network_settings.dtype
         network = self.transformer_class.from_pretrained(folder, torch_dtype=dtype)
         return {name: parameter.detach() for name, parameter in network.named_parameters()}
