@@ -7,6 +7,7 @@ of its latents, its forward and its sampler.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict
 from functools import cached_property
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoTokenizer
 
 from ipo_lightning.backbones.lora import (
@@ -32,9 +34,14 @@ from ipo_lightning.backbones.network_settings import (
 from ipo_lightning.backbones.outline import FullLength, OfConfig
 from ipo_lightning.backbones.parts import PipelineParts
 from ipo_lightning.backbones.vae import VAESettings, VideoVAE
+from ipo_lightning.backbones.weights import StoredWeights, stand_in
 from ipo_lightning.errors import InputError
+from ipo_lightning.parallel.sharding import move, shard
+from ipo_lightning.policy import trained_weights
 from ipo_lightning.storage.store import fingerprint
 from ipo_lightning.video import Clip
+
+CPU = torch.device("cpu")
 
 
 class DiffusersFolder(ABC):
@@ -190,16 +197,42 @@ class DiffusersFolder(ABC):
         """Number of transformer blocks."""
         return int(self.config["num_layers"])
 
-    def build(self) -> Any:
-        """A new network with the base weights, in float32 but for what its settings say."""
+    def build(self, device: torch.device = CPU, mesh: DeviceMesh | None = None) -> Any:
+        """A new network with the base weights; see `Policy.build`."""
+        network, weights = self._unfilled()
+
+        def fill(part: nn.Module) -> None:
+            if weights is not None:
+                weights.put(network, part)
+
+        if mesh is None:
+            move(network, device, fill)
+        else:
+            shard(network, mesh, fill)
+        return network
+
+    def frame(self) -> Any:
+        """A network whose frozen weights are not there; see `Policy.frame`."""
+        return self._unfilled()[0]
+
+    def base_weights(self) -> Mapping[str, Tensor]:
+        """The weights that training starts from; see `Policy.base_weights`."""
+        network, weights = self._unfilled()
+        own = trained_weights(network)
+        return own if weights is None or self.lora is not None else weights.of(own)
+
+    def _unfilled(self) -> tuple[Any, StoredWeights | None]:
+        """A network on the CPU with its adapter, if any, and what it must yet be filled with."""
         _ = self.config  # refuses what is not the family's before it is loaded
         dtype = self.network_settings.dtype
-        network = self.parts.load(self.transformer_class, "transformer", torch_dtype=dtype)
-        self.network_settings.quantise(network)
-        if self.lora is not None:
-            add_adapter(network, self.lora)
+        with CPU:  # whichever device is entered: an adapter would start elsewhere on each
+            network, weights = self.parts.network(self.transformer_class, "transformer", dtype)
+            self.network_settings.quantise(network)
+            stand_in(network)
+            if self.lora is not None:
+                add_adapter(network, self.lora)
         self.network_settings.configure(network)
-        return network
+        return network, weights
 
     def outline(self, blocks: int | None = None, size: tuple[int, int, int] | None = None) -> Self:
         """This policy with random weights, made of configs alone; see `Policy.outline`."""
