@@ -10,22 +10,14 @@ from abc import ABC, abstractmethod
 from copy import copy
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer
 
-from ipo_lightning.backbones.lora import (
-    Lora,
-    add_adapter,
-    continue_adapter,
-    load_adapter,
-    merge_adapters,
-    save_adapter,
-    saved_adapter,
-)
+from ipo_lightning.backbones.lora import Lora
+from ipo_lightning.backbones.network import BuildsNetwork
 from ipo_lightning.backbones.network_settings import (
     DTYPES,
     NetworkSettings,
@@ -35,14 +27,12 @@ from ipo_lightning.backbones.outline import FullLength, OfConfig
 from ipo_lightning.backbones.parts import PipelineParts
 from ipo_lightning.backbones.start import Start
 from ipo_lightning.backbones.vae import VAESettings, VideoVAE
-from ipo_lightning.errors import InputError, readable, within
-from ipo_lightning.policy import put_weights
+from ipo_lightning.errors import InputError, within
 from ipo_lightning.storage.store import fingerprint
-from ipo_lightning.storage.transformer_folder import check_transformer
 from ipo_lightning.video import Clip
 
 
-class DiffusersFolder(ABC):
+class DiffusersFolder(BuildsNetwork, ABC):
     """Loading, adapters, pixels and exports of a `Policy`.
 
     Args:
@@ -54,8 +44,6 @@ class DiffusersFolder(ABC):
 
     family: ClassVar[str]
     """The family's name in messages."""
-    pipeline_class: ClassVar[Any]
-    transformer_class: ClassVar[Any]
     vae_class: ClassVar[Any]
     text_encoder_class: ClassVar[Any]
     scheduler_classes: ClassVar[tuple[Any, ...]]
@@ -118,10 +106,6 @@ class DiffusersFolder(ABC):
     @abstractmethod
     def _to_vae(self, latents: Tensor) -> Tensor:
         """The VAE's (B, C, F, H, W) of latents (B, ...)."""
-
-    def original_layer(self, layer: str) -> str:
-        """The name of one of the network's layers in the family's original code."""
-        return layer
 
     def _check_index(self, index: dict[str, Any]) -> None:
         """Refuse the model_index.json of another pipeline by name."""
@@ -204,35 +188,6 @@ class DiffusersFolder(ABC):
         """Number of transformer blocks."""
         return int(self.config["num_layers"])
 
-    def build(self) -> Any:
-        """A new network with the base weights, in float32 but for what its settings say."""
-        _ = self.config  # refuses what is not the family's before it is loaded
-        dtype = self.network_settings.dtype
-        network = self.parts.load(self.transformer_class, "transformer", torch_dtype=dtype)
-        for start in self.start.changes_base if self.start else ():
-            self._change_base(network, start)
-        self.network_settings.quantise(network)
-        if self.lora is not None and self.start is not None and not self.start.merge:
-            continue_adapter(network, self.lora, Path(self.start.path), self.original_layer)
-        elif self.lora is not None:
-            add_adapter(network, self.lora)
-        self.network_settings.configure(network)
-        return network
-
-    def _change_base(self, network: nn.Module, start: Start) -> None:
-        """Put a start's weights in place of base weights."""
-        path = Path(start.path)
-        with readable(path):
-            if start.is_lora:
-                trained = [parameter.requires_grad for parameter in network.parameters()]
-                load_adapter(network, path, self.original_layer)
-                merge_adapters(network)
-                for parameter, one in zip(network.parameters(), trained, strict=True):
-                    parameter.requires_grad_(one)
-            else:
-                check_transformer(network, path, f"start={path}", self.name)
-                put_weights(network, self._saved_weights(path))
-
     def outline(self, blocks: int | None = None, size: tuple[int, int, int] | None = None) -> Self:
         """This policy with random weights, made of configs alone; see `Policy.outline`."""
         other: Any = copy(self)
@@ -296,33 +251,3 @@ class DiffusersFolder(ABC):
     @cached_property
     def _tokenizer(self) -> Any:
         return self.parts.load(AutoTokenizer, "tokenizer")
-
-    # ---------------------------------------------------------------- export
-
-    def export(self, network: nn.Module, folder: Path) -> None:
-        """Write a transformer folder, or a LoRA file, in the weights' own precision: no copy."""
-        if self.lora is not None:
-            save_adapter(network, self.pipeline_class, folder)
-        else:
-            self.export_merged(network, folder)
-
-    def export_merged(self, network: nn.Module, folder: Path) -> None:
-        """Write a transformer's folder, adapters merged into the weights; see `Policy`."""
-        merge_adapters(network)
-        # Else its config.json would name the folder of this machine that the base lay in.
-        cast(Any, network).register_to_config(_name_or_path=self.name)
-        cast(Any, network).save_pretrained(folder)
-
-    def load_export(self, folder: Path) -> dict[str, Tensor]:
-        """The weights of an `export`, by the names of the network's parameters."""
-        return self._saved_weights(folder) if self.lora is None else saved_adapter(folder)
-
-    def _saved_weights(self, folder: Path) -> dict[str, Tensor]:
-        """All weights of a transformer's folder, by name."""
-        dtype = self.network_settings.dtype
-        network = self.transformer_class.from_pretrained(folder, torch_dtype=dtype)
-        return {name: parameter.detach() for name, parameter in network.named_parameters()}
-
-    def load_lora(self, network: nn.Module, file: Path) -> None:
-        """Put a LoRA, with its own rank and alpha, on a base network."""
-        load_adapter(network, file, self.original_layer)

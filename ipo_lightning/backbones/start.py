@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ipo_lightning.errors import InputError
+from torch import nn
+
+from ipo_lightning.backbones.lora import load_adapter, merge_adapters
+from ipo_lightning.backbones.weights import StoredWeights, stand_in, weight_files
+from ipo_lightning.errors import InputError, readable
 from ipo_lightning.settings import Text, checked
 from ipo_lightning.storage.store import file_sha256, folder_fingerprint
+from ipo_lightning.storage.transformer_folder import check_transformer
 
 
 @checked
@@ -33,6 +38,8 @@ class Start:
     before: Start | None = None
 
     def __post_init__(self) -> None:
+        if self.before is not None and not self.is_lora:
+            raise InputError(setting="before", expected="give null: a transformer replaces it all")
         if not self.merge and not self.is_lora:
             raise InputError(setting="merge", value="false", expected="true: it is no LoRA")
         if self.before is not None and not self.before.merge:
@@ -74,3 +81,41 @@ def _settings_beside(file: Path) -> str:
     """Hash of peft's settings of a LoRA, which lie beside its file; empty where there are none."""
     settings = file.with_name("adapter_config.json")
     return file_sha256(settings) if settings.is_file() else ""
+
+
+def changed_base(
+    network: nn.Module,
+    weights: StoredWeights | None,
+    start: Start,
+    original: Callable[[str], str],
+    model: str,
+) -> StoredWeights | None:
+    """Put a start in place of base weights.
+
+    A transformer's weights are read from its own files later. A LoRA is merged at once, into whole
+    weights on the CPU.
+
+    Args:
+        network: without an adapter. weights: what it must yet be filled with; None: it is filled.
+        original: see `lora.load_adapter`. model: its name in messages.
+
+    Returns:
+        What it must be filled with now.
+
+    Raises:
+        InputError: they do not fit the network.
+    """
+    path = Path(start.path)
+    with readable(path):
+        if not start.is_lora:
+            check_transformer(network, path, f"start={path}", model)
+            return StoredWeights(weight_files(str(path), None, ""), network)
+        if weights is not None:
+            stand_in(network)
+            weights.put(network, network)
+        trained = [parameter.requires_grad for parameter in network.parameters()]
+        load_adapter(network, path, original)
+        merge_adapters(network)
+        for parameter, one in zip(network.parameters(), trained, strict=True):
+            parameter.requires_grad_(one)
+    return None
