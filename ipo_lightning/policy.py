@@ -261,6 +261,10 @@ class Policy(Protocol):
         """Write the trained weights as diffusers does: a transformer folder or a LoRA file."""
         ...
 
+    def export_merged(self, network: nn.Module, folder: Path) -> None:
+        """Write all weights as a transformer folder; adapters are merged into them, for good."""
+        ...
+
     def load_export(self, folder: Path) -> dict[str, Tensor]:
         """The weights of an `export`, named as `trained_weights` names them."""
         ...

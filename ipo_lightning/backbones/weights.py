@@ -71,7 +71,9 @@ class StoredWeights:
         own = dict(network.named_parameters())
         self._dtypes = {name: tensor.dtype for name, tensor in network.state_dict().items()}
         if lost := sorted(own.keys() - self._tensors.keys()):
-            raise ValueError(f"{len(lost)} of its weights are missing, as {lost[0]}")
+            raise ValueError(
+                f"{len(lost)} of the weights of its transformer are missing, as {lost[0]}"
+            )
         for name, parameter in own.items():
             if (found := self._tensors[name].shape) != parameter.shape:
                 shapes = f"{tuple(found)} in its file, {tuple(parameter.shape)} by its config"
