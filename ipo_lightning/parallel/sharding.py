@@ -4,7 +4,7 @@ FSDP2 swaps the class of a network and turns its parameters into DTensors; names
 adapters stay. The functions here also take a network that is not sharded, and leave it alone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -14,10 +14,35 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard a network over a mesh of one dimension: each block of its lists, then the rest."""
+def as_it_is(part: nn.Module) -> None:
+    """A part of a network that needs nothing before it is moved or sharded."""
+
+
+def move(
+    network: nn.Module, device: torch.device, prepare: Callable[[nn.Module], None] = as_it_is
+) -> None:
+    """Move a network to a device: each block of its lists, then the rest.
+
+    Args:
+        prepare: called with each part before it is moved, such as to fill in its weights.
+    """
+    for part in (*blocks(network), network):
+        prepare(part)
+        part.to(device)
+
+
+def shard(
+    network: nn.Module, mesh: DeviceMesh, prepare: Callable[[nn.Module], None] = as_it_is
+) -> None:
+    """Shard a network over a mesh of one dimension: each block of its lists, then the rest.
+
+    Args:
+        prepare: called with each part before it is sharded, as in `move`.
+    """
     for block in blocks(network):
+        prepare(block)
         fully_shard(block, mesh=mesh)
+    prepare(network)
     # By default the outermost group stays whole after a forward: an optimizer or a copy would then
     # meet plain tensors among the shards.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
