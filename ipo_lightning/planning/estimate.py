@@ -91,25 +91,28 @@ class Estimate:
         return max(self.stages, key=lambda stage: stage.total)
 
     def _stage(self, name: str, work: Forward, kind: str, parallel_prompts: int = 1) -> Stage:
-        """A stage without gradients; it gathers the shards, see `sharding.gathered`."""
-        gathered = float(self.traces.step.weights) if self.job.sharded else 0.0
+        """A stage without gradients; it gathers the shards, see `sharding.gathered`, or uses them as
+        they are, see `sharding.in_step`."""
+        whole = self.job.sharded and self.job.gather_to_sample
+        gathered = float(self.traces.step.weights) if whole else self._unsharded(0.0)
         held = parallel_prompts * (work.held - work.casts)
         parts = {"gathered": gathered, "casts": work.casts, kind: held}
         return Stage(name, {**self.resident, **parts})
 
     def _training(self) -> Stage:
-        peak, casts = self.traces.step.peak
-        parts = {"gathered": self._unsharded(), "casts": casts, "activations": peak - casts}
+        step, (peak, casts) = self.traces.step, self.traces.step.peak
+        gathered = self._unsharded(step.block * step.gradients / step.weights)
+        parts = {"gathered": gathered, "casts": casts, "activations": peak - casts}
         return Stage("training", {**self.while_training, **parts})
 
-    def _unsharded(self) -> float:
-        """Bytes that FSDP2 gathers during a step: weights outside the blocks, the current block
-        and the next, and the gradients of the block before."""
+    def _unsharded(self, gradients: float) -> float:
+        """Bytes that FSDP2 gathers during a forward: weights outside the blocks, the current block
+        and the next, and in a backward the gradients of the block before."""
         step, job = self.traces.step, self.job
         if not job.sharded:
             return 0.0
         outside = step.weights - step.block * job.policy.blocks
-        return outside + 2 * step.block + step.block * step.gradients / step.weights
+        return outside + 2 * step.block + gradients
 
     def _update(self) -> Stage:
         """The optimizer's step: no activations, but the copies that it makes."""
