@@ -91,6 +91,10 @@ def sample(cfg: DictConfig) -> list[Path]:
     refuse_missing(cfg)
     check_sample(cfg)
     choose(cfg)
+    if cfg.export is not None:
+        write_merged(cfg)
+        if cfg.prompt is None and cfg.prompts is None:
+            return []
     prompts = read_prompts(cfg)
     names = read_names(cfg, prompts)
     if cfg.naming != PLAIN:
@@ -139,13 +143,7 @@ def read_names(cfg: DictConfig, prompts: list[str]) -> list[str]:
 
 def ordered(cfg: DictConfig, prompts: list[str], names: list[str]) -> Order:
     """Everything that can be refused before the weights are loaded, and one look at a hub."""
-    from app.assembly import settle
-    from ipo_lightning.hub.checkpoints import find_checkpoint
-
-    settle(cfg)
-    checkpoint = find_checkpoint(str(cfg.ckpt))
-    saved = settings_beside(checkpoint)
-    node = backbone_of(cfg, checkpoint, saved)
+    checkpoint, saved, node = found(cfg)
     with readable(checkpoint.config or Path(checkpoint.path)):
         policy: Policy = build(node, "backbone")
         sampling = sampling_of(cfg, saved, node)
@@ -153,6 +151,41 @@ def ordered(cfg: DictConfig, prompts: list[str], names: list[str]) -> Order:
         _ = policy.latent_shape, policy.objective()  # configs that do not fit are refused here
         todo = list(jobs(len(prompts), cfg.n, batch_of(cfg, policy.size)))
     return Order(cfg, checkpoint, node, sampling, prompts, names, todo)
+
+
+def found(cfg: DictConfig) -> "tuple[Checkpoint, dict[str, Any], dict[str, Any]]":
+    """The checkpoint, the settings of its run, and the backbone's."""
+    from app.assembly import settle
+    from ipo_lightning.hub.checkpoints import find_checkpoint
+
+    settle(cfg)
+    checkpoint = find_checkpoint(str(cfg.ckpt))
+    saved = settings_beside(checkpoint)
+    return checkpoint, saved, backbone_of(cfg, checkpoint, saved)
+
+
+def write_merged(cfg: DictConfig) -> None:
+    """Write the checkpoint's policy as a transformer's folder, a LoRA merged into its weights.
+
+    Raises:
+        InputError: the folder is there and not empty, or cannot be written.
+    """
+    from ipo_lightning.hub.cards import base_of, merged_card
+    from ipo_lightning.hub.checkpoints import load_into
+    from ipo_lightning.storage.store import replaced_folder
+
+    folder = Path(cfg.export)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"export={folder}: it is there and not empty; give a new folder")
+    checkpoint, _, node = found(cfg)
+    node["quantize"] = None if checkpoint.kind == "lora" else node.get("quantize")
+    policy: Policy = build(node, "backbone")
+    network = load_into(checkpoint, policy)
+    with replaced_folder(folder) as temporary:
+        policy.export_merged(network, temporary)
+        card = merged_card(base_of(policy), Path(checkpoint.path).name, node)
+        (temporary / "README.md").write_text(card)
+    show(f"exported: {folder}, a transformer's folder", "export", folder=str(folder))
 
 
 # -------------------------------------------------------------------- processes

@@ -29,6 +29,7 @@ from app.free_text import as_typed
 from app.output import end, show
 from app.seeds import RUNS, asks_for_seeds, remember, told, with_seeds
 from app.shortcuts import expanded
+from app.start import resolve_start
 from app.twins import refuse_alike
 from ipo_lightning.errors import InputError, within
 
@@ -147,6 +148,7 @@ def train_critic(cfg: DictConfig) -> dict[str, float] | None:
 def refuse(cfg: DictConfig) -> None:
     """Refuse settings that cannot work, before anything heavy is imported."""
     refuse_missing(cfg)
+    resolve_start(cfg)
     check(cfg)
     refuse_search(cfg)
     if cfg.push_to_hub:

@@ -60,6 +60,8 @@ SETTINGS: dict[str, Any] = {
     "log": Log,
     "accept_version": bool,
     "requeue": bool,
+    "start": Annotated[Text | None, Null("the base model")],
+    "start_merge": bool,
     "step": Literal["plain", "two_pass"],
     "until": Literal[STAGES] | None,
     **dict.fromkeys(PARTS, Object),

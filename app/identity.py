@@ -44,8 +44,8 @@ from ipo_lightning.storage.store import (
 IDENTITY = "identity.json"
 FOLDERS = ("path", "model")
 """Settings that may name a folder by a single word; elsewhere it takes a slash to mean one."""
-BASE = "backbone.path"
-"""The base model is known by its policy's identity: of a hub by its commit."""
+BASE = ("backbone.path", "backbone.start.")
+"""The base model, and what it starts from, are known by the policy's identity."""
 GROWING = {key for _, key in PLACES}
 """Settings whose files change as a run goes on, and are known by their content elsewhere."""
 LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "av")
@@ -179,7 +179,7 @@ def files_of(cfg: DictConfig) -> list[Path]:
 
 def _names_file(key: str, path: str) -> bool:
     last = key.rpartition(".")[2]
-    if last in GROWING or key == BASE:
+    if last in GROWING or key.startswith(BASE):
         return False
     means_folder = os.sep in path or last in FOLDERS
     in_data = key.startswith("data.")

@@ -30,6 +30,7 @@ TRUSTED = {
     "ipo_lightning.backbones.cogvideox.Lora",
     "ipo_lightning.backbones.wan.Wan",
     "ipo_lightning.backbones.wan.Lora",
+    "ipo_lightning.backbones.start.Start",
 }
 """What the config.yaml beside a checkpoint may name: a run's folder may come from anybody."""
 CURE = "copy the policy folder out of the run and give backbone="
@@ -41,6 +42,7 @@ SETTINGS: dict[str, Any] = {
     "ckpt": Text,
     "prompt": Prompt | None,
     "prompts": Text | None,
+    "export": Annotated[Text | None, Null("nothing")],
     "negative_prompt": Annotated[Prompt | None, Null("as in the run")],
     "n": Count,
     "seed": int,
@@ -159,10 +161,18 @@ def backbone_of(cfg: DictConfig, checkpoint: "Checkpoint", saved: dict[str, Any]
     if checkpoint.kind == "pipeline":
         if is_shipped(node) and not checkpoint.path.endswith(SHIPPED):
             node["decode_batch"] = 1  # not that of the shipped model's tiny videos
-        node.update(path=checkpoint.path, revision=checkpoint.revision, lora=None)
+        node.update(path=checkpoint.path, revision=checkpoint.revision, lora=None, start=None)
     if checkpoint.kind in ("lora", "transformer"):
         node.update(lora=None)  # a LoRA file brings its own rank and layers
+        node.update(start=base_start(node.get("start")) if checkpoint.kind == "lora" else None)
     return node
+
+
+def base_start(start: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What base weights begin with where an adapter lies over them: a LoRA that was trained on is
+    in the adapter itself."""
+    merged = start is None or start.get("merge", True)
+    return start if merged else cast(dict[str, Any], start).get("before")
 
 
 def is_shipped(node: dict[str, Any]) -> bool:

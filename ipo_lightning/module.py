@@ -30,7 +30,7 @@ from ipo_lightning.losses import (
 )
 from ipo_lightning.metrics.training_health import TrainingHealth
 from ipo_lightning.parallel.averages import MovingAverage
-from ipo_lightning.parallel.sharding import shard, total_norm
+from ipo_lightning.parallel.sharding import total_norm
 from ipo_lightning.policy import Policy, put_weights, trained_weights
 from ipo_lightning.references import CachedReference, Reference
 from ipo_lightning.seeds import derive_seed
@@ -122,15 +122,17 @@ class PreferenceModule(L.LightningModule):
     # ---------------------------------------------------------------- building
 
     def configure_model(self) -> None:
-        """Build the network once, before the first fit; on the CPU, whichever device Lightning has
-        entered: each has a generator of its own, and an adapter would start elsewhere on each."""
+        """Build the network once, before the first fit, on the device that Lightning has entered or
+        in shards; schedules stay on the CPU, where they are the same bits for every device."""
         if not hasattr(self, "network"):
-            with torch.device("cpu"):
-                self.network = self.policy.build().train()  # diffusers loads in evaluation mode
-                self.objective = self.policy.objective()
-            if self.device_mesh is not None:
-                shard(self.network, self.device_mesh["data_parallel"])
+            device, mesh = torch.get_default_device(), self.device_mesh
+            if mesh is not None:
+                mesh = mesh["data_parallel"]
                 self.strict_loading = False  # Lightning reads before frozen weights are filled in
+            # Diffusers loads in evaluation mode.
+            self.network = self.policy.build(device, mesh).train()
+            with torch.device("cpu"):
+                self.objective = self.policy.objective()
 
     def on_fit_start(self) -> None:
         """Attach the reference, now that the network is on its device."""

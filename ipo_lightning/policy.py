@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Objective
@@ -149,8 +150,28 @@ class Policy(Protocol):
         """Names of the pipeline and of the transformer in diffusers, for model cards."""
         ...
 
-    def build(self) -> nn.Module:
-        """A new network with the base weights; what is trained has ``requires_grad``."""
+    def build(self, device: torch.device = ..., mesh: DeviceMesh | None = None) -> nn.Module:
+        """A new network with the base weights; what is trained has ``requires_grad``.
+
+        Its state is made on the CPU, whichever device is entered: an adapter's start is the same
+        everywhere. Each block leaves the CPU before the next is read.
+
+        Args:
+            device: where it goes; by default it stays on the CPU.
+            mesh: over which it is sharded instead.
+        """
+        ...
+
+    def frame(self) -> nn.Module:
+        """A new network on the CPU without base weights, which takes no memory for them.
+
+        An adapter is there as in `build`. The rest may be replaced, but neither read nor changed in
+        place.
+        """
+        ...
+
+    def base_weights(self) -> Mapping[str, Tensor]:
+        """The weights that are trained, as `build` gives them, each read when it is asked for."""
         ...
 
     @property
@@ -238,6 +259,10 @@ class Policy(Protocol):
 
     def export(self, network: nn.Module, folder: Path) -> None:
         """Write the trained weights as diffusers does: a transformer folder or a LoRA file."""
+        ...
+
+    def export_merged(self, network: nn.Module, folder: Path) -> None:
+        """Write all weights as a transformer folder; adapters are merged into them, for good."""
         ...
 
     def load_export(self, folder: Path) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.averages import MovingAverage
 from ipo_lightning.parallel.offload import keep_on_cpu
-from ipo_lightning.parallel.sharding import mesh_of, shard
+from ipo_lightning.parallel.sharding import mesh_of
 from ipo_lightning.policy import Policy, put_weights, trained_weights
 from ipo_lightning.settings import AtLeast, Below, Count, checked
 
@@ -108,14 +108,13 @@ class FrozenReference(Reference):
         """Build the copy, on the policy's device and sharded as the policy is."""
         device, mesh = next(network.parameters()).device, mesh_of(network)
         # Weights keep requires_grad: it is what names them; no graph is ever built through them.
-        self._policy, self._network = policy, policy.build().eval()
         if self.offload:
             _refuse_shards(mesh)
-            keep_on_cpu(self._network, device)
+            built = policy.build()
+            keep_on_cpu(built, device)
         else:
-            self._network.to(device)
-        if mesh is not None:
-            shard(self._network, mesh)
+            built = policy.build(device, mesh)
+        self._policy, self._network = policy, built.eval()
         self._is_base = True
 
     def refresh(self, weights: Mapping[str, Tensor] | None) -> None:

@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from app.assembly import Parts, assemble, device_of
 from app.planning.fitting import Fit, smallest_change, smallest_changes
 from app.planning.jobs import job_of, on_gpu, readable
 from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.evaluation import Evaluation
+from ipo_lightning.hub.cards import started
 from ipo_lightning.planning.estimate import GIB, Estimate
 from ipo_lightning.report import table
 from ipo_lightning.storage.layout import STAGES
@@ -64,6 +65,8 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
     batch = cfg.trainer.accumulate_grad_batches * cfg.data.batch_size
     yield f"run {parts.run.path}: {cfg.round} rounds, {parts.module.label_kind} loss"
     yield table(rows, ["round", *STAGES])
+    if begun := started(OmegaConf.to_container(cfg.backbone, resolve=True)):  # type: ignore[arg-type]
+        yield f"round 1 starts from {begun}"
     yield from _imported_rounds(parts, cfg)
     calls = _critic_calls(parts)
     asked = "and critic calls" if calls == videos else f"and about {calls} critic calls"

@@ -37,6 +37,7 @@ from ipo_lightning.backbones.schedulers import (
     StochasticDPMScheduler,
     VPredictionScheduler,
 )
+from ipo_lightning.backbones.start import Start
 from ipo_lightning.backbones.vae import VAEPrecision, VAESettings
 from ipo_lightning.backbones.video_sampler import Batch, VideoSampler
 from ipo_lightning.errors import InputError
@@ -73,6 +74,7 @@ class CogVideoX(VideoSampler, DiffusersFolder):
             bfloat16 or float16, and pixels that differ a little.
         tiling: decode a video in overlapping tiles: other pixels at their seams, a part of the
             memory.
+        start: weights to begin with in place of the base model's; None: its own.
     """
 
     family = "CogVideoX"
@@ -107,14 +109,16 @@ class CogVideoX(VideoSampler, DiffusersFolder):
         text_dtype: Precision = "float32",
         vae_dtype: VAEPrecision = "float32",
         tiling: bool = False,
+        start: Start | None = None,
     ) -> None:
         self._objective = (weighting, (window[0], window[1]), density)
         VPrediction(torch.ones(1), *self._objective)  # refuses wrong settings, reads no file
         network = NetworkSettings(weights, quantize, compile, attention, checkpointing)
         vae = VAESettings(decode_batch, tiling, vae_dtype)
         super().__init__(
-            path, revision, name, fps, lora=lora, network=network, vae=vae, text_dtype=text_dtype
-        )
+            path, revision, name, fps,
+            lora=lora, network=network, vae=vae, text_dtype=text_dtype, start=start,
+        )  # fmt: skip
         self._check_frames(num_frames)
         self._size = (num_frames, height, width)
 

@@ -10,20 +10,14 @@ from abc import ABC, abstractmethod
 from copy import copy
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer
 
-from ipo_lightning.backbones.lora import (
-    Lora,
-    add_adapter,
-    load_adapter,
-    save_adapter,
-    saved_adapter,
-)
+from ipo_lightning.backbones.lora import Lora
+from ipo_lightning.backbones.network import BuildsNetwork
 from ipo_lightning.backbones.network_settings import (
     DTYPES,
     NetworkSettings,
@@ -31,17 +25,18 @@ from ipo_lightning.backbones.network_settings import (
 )
 from ipo_lightning.backbones.outline import FullLength, OfConfig
 from ipo_lightning.backbones.parts import PipelineParts
+from ipo_lightning.backbones.start import Start
 from ipo_lightning.backbones.vae import VAESettings, VideoVAE
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, within
 from ipo_lightning.storage.store import fingerprint
 from ipo_lightning.video import Clip
 
 
-class DiffusersFolder(ABC):
+class DiffusersFolder(BuildsNetwork, ABC):
     """Loading, adapters, pixels and exports of a `Policy`.
 
     Args:
-        path, revision, name, fps, lora: see a family's own class.
+        path, revision, name, fps, lora, start: see a family's own class.
         network: precision, quantisation, compilation and kernels of the network.
         vae: how videos are decoded.
         text_dtype: precision in which the text encoder is loaded.
@@ -49,8 +44,6 @@ class DiffusersFolder(ABC):
 
     family: ClassVar[str]
     """The family's name in messages."""
-    pipeline_class: ClassVar[Any]
-    transformer_class: ClassVar[Any]
     vae_class: ClassVar[Any]
     text_encoder_class: ClassVar[Any]
     scheduler_classes: ClassVar[tuple[Any, ...]]
@@ -69,12 +62,18 @@ class DiffusersFolder(ABC):
         network: NetworkSettings,
         vae: VAESettings,
         text_dtype: Precision,
+        start: Start | None,
     ) -> None:
         self.path, self.revision, self.name, self.fps, self.lora = path, revision, name, fps, lora
+        self.start = start
         self.network_settings, self.text_dtype, self.vae_settings = network, text_dtype, vae
         if lora is not None and not isinstance(lora, Lora):
             ours = f"{type(self).__module__}.Lora"
             raise InputError(setting="lora", value=lora, expected=f"give it _target_={ours}")
+        if lora is None and start is not None and not start.merge:
+            raise InputError(
+                setting="start.merge", value="false", expected="true: no lora is trained"
+            )
         self.parts = PipelineParts(path, revision, self.pipeline_class, self._check_index)
         self.vae = self._new_vae(vae)
 
@@ -107,10 +106,6 @@ class DiffusersFolder(ABC):
     @abstractmethod
     def _to_vae(self, latents: Tensor) -> Tensor:
         """The VAE's (B, C, F, H, W) of latents (B, ...)."""
-
-    def original_layer(self, layer: str) -> str:
-        """The name of one of the network's layers in the family's original code."""
-        return layer
 
     def _check_index(self, index: dict[str, Any]) -> None:
         """Refuse the model_index.json of another pipeline by name."""
@@ -145,6 +140,9 @@ class DiffusersFolder(ABC):
         own = {**self.network_settings.identity, **self.vae_settings.identity}
         if self.text_dtype != "float32":
             own["text_dtype"] = self.text_dtype
+        if self.start is not None:
+            with within("backbone.start"):
+                own["start"] = self.start.identity
         return fingerprint([*parts, own] if own else parts)
 
     @cached_property
@@ -190,20 +188,10 @@ class DiffusersFolder(ABC):
         """Number of transformer blocks."""
         return int(self.config["num_layers"])
 
-    def build(self) -> Any:
-        """A new network with the base weights, in float32 but for what its settings say."""
-        _ = self.config  # refuses what is not the family's before it is loaded
-        dtype = self.network_settings.dtype
-        network = self.parts.load(self.transformer_class, "transformer", torch_dtype=dtype)
-        self.network_settings.quantise(network)
-        if self.lora is not None:
-            add_adapter(network, self.lora)
-        self.network_settings.configure(network)
-        return network
-
     def outline(self, blocks: int | None = None, size: tuple[int, int, int] | None = None) -> Self:
         """This policy with random weights, made of configs alone; see `Policy.outline`."""
         other: Any = copy(self)
+        other.start = None  # costs nothing that a plan counts
         changes = {} if blocks is None else {"num_layers": blocks}
         other.transformer_class = OfConfig(self.transformer_class, **changes)
         other.vae_class = OfConfig(self.vae_class)
@@ -263,26 +251,3 @@ class DiffusersFolder(ABC):
     @cached_property
     def _tokenizer(self) -> Any:
         return self.parts.load(AutoTokenizer, "tokenizer")
-
-    # ---------------------------------------------------------------- export
-
-    def export(self, network: nn.Module, folder: Path) -> None:
-        """Write a transformer folder, or a LoRA file, in the weights' own precision: no copy."""
-        if self.lora is not None:
-            save_adapter(network, self.pipeline_class, folder)
-            return
-        # Else its config.json would name the folder of this machine that the base lay in.
-        cast(Any, network).register_to_config(_name_or_path=self.name)
-        cast(Any, network).save_pretrained(folder)
-
-    def load_export(self, folder: Path) -> dict[str, Tensor]:
-        """The weights of an `export`, by the names of the network's parameters."""
-        if self.lora is not None:
-            return saved_adapter(folder)
-        dtype = self.network_settings.dtype
-        network = self.transformer_class.from_pretrained(folder, torch_dtype=dtype)
-        return {name: parameter.detach() for name, parameter in network.named_parameters()}
-
-    def load_lora(self, network: nn.Module, file: Path) -> None:
-        """Put a LoRA, with its own rank and alpha, on a base network."""
-        load_adapter(network, file, self.original_layer)

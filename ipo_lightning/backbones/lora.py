@@ -1,12 +1,15 @@
-"""Low-rank adapters (LoRA): added to a network, saved as diffusers does, loaded from others'."""
+"""Low-rank adapters (LoRA): added to a network, saved as diffusers does, loaded from others',
+merged into the weights."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -83,7 +86,7 @@ def load_adapter(network: Any, file: Path, original: Callable[[str], str]) -> No
     Raises:
         InputError: the file is no LoRA of this network, or a tensor of it has no place there.
     """
-    try:
+    with _of_a_lora(file):
         content = read_lora(file, network, original)
         changed = [network.get_parameter(name) for name in content.differences]
         for parameter, difference in zip(changed, content.differences.values(), strict=True):
@@ -91,12 +94,90 @@ def load_adapter(network: Any, file: Path, original: Callable[[str], str]) -> No
         if content.weights:
             network.load_lora_adapter(content.weights, prefix=None, metadata=_settings(content))
             _refuse_left_over(network, content.weights)
+            _keep_precision(network, content.weights)
             changed += _scaled_biases(network, content)
         for parameter in changed:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _of_a_lora(file: Path) -> Iterator[None]:
+    """Name the file in what is raised about its content."""
+    try:
+        yield
     except (ValueError, RuntimeError, KeyError, OSError, TypeError, SafetensorError) as error:
         said = " ".join(str(error).split())[:400]
         raise InputError(f"{file} is no LoRA of this model: {said}") from error
+
+
+@torch.no_grad()
+def merge_adapters(network: Any) -> None:
+    """Add all adapters of a network to its weights, in float32, and take them off."""
+    if not hasattr(network, "peft_config"):  # a file of whole differences leaves none
+        return
+    for module in [one for one in network.modules() if isinstance(one, BaseTunerLayer)]:
+        base: Any = module.get_base_layer()
+        dtype = base.weight.dtype
+        if not dtype.is_floating_point:
+            raise InputError("a LoRA cannot be merged into a quantised base: give its exported "
+                             "policy, which is merged into the plain one")  # fmt: skip
+        base.float()  # the sum is rounded once, to the weights' own precision
+        module.merge()
+        base.to(dtype)
+    network.unload_lora()
+
+
+def continue_adapter(network: Any, lora: Lora, file: Path, original: Callable[[str], str]) -> None:
+    """Put an adapter on a network as `add_adapter` does, with the weights of a LoRA file.
+
+    Args:
+        original: see `load_adapter`.
+
+    Raises:
+        InputError: the file's rank or layers are not the adapter's, or it is no plain LoRA.
+    """
+    with _of_a_lora(file):
+        content = read_lora(file, network, original)
+    add_adapter(network, lora)
+    own = {
+        name.replace(f".{ADAPTER}.", "."): parameter
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
+    _refuse_unlike(file, content, {name: parameter.shape for name, parameter in own.items()})
+    scale = _scale(content) * lora.rank / lora.alpha
+    for name, parameter in own.items():
+        factor = scale if ".lora_B." in name else 1.0
+        parameter.data.copy_(content.weights[name].float() * factor)
+
+
+def _scale(content: LoraFile) -> float:
+    """Alpha over rank of a file; 1 where its second factors have it in them."""
+    if content.config is None:
+        return 1.0
+    rank = next(iter(content.weights.values())).shape[0]
+    return float(content.config.get("lora_alpha", LoraConfig.lora_alpha)) / rank
+
+
+def _refuse_unlike(file: Path, content: LoraFile, wanted: Mapping[str, torch.Size]) -> None:
+    """Refuse a LoRA that the adapter to be trained cannot begin with."""
+    odd = [name for name in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
+           if (content.config or {}).get(name)]  # fmt: skip
+    shapes = {name: tensor.shape for name, tensor in content.weights.items()}
+    if odd or content.differences or content.up_biases:
+        said = f"it has {odd[0]}" if odd else "it changes weights or biases outside its factors"
+    elif shapes.keys() != wanted.keys():
+        name = min(shapes.keys() ^ wanted.keys())
+        said = f"it {'has' if name in shapes else 'lacks'} {name}: other layers than backbone.lora"
+    elif shapes != wanted:
+        ranks = sorted({shape[0] for name, shape in shapes.items() if ".lora_A." in name})
+        said = f"its rank is {', '.join(map(str, ranks))}: give backbone.lora.rank"
+    else:
+        return
+    raise InputError(
+        f"start={file} cannot be trained on: {said}; or merge it into the weights and train an "
+        "adapter over them with start_merge=true"
+    )
 
 
 def _settings(content: LoraFile) -> dict[str, Any] | None:
@@ -135,6 +216,14 @@ def _scaled_biases(network: Any, content: LoraFile) -> list[Tensor]:
             changed.append(module.get_base_layer().bias)
             _add(changed[-1], content.up_biases[layer].float() * scale)
     return changed
+
+
+def _keep_precision(network: Any, weights: Mapping[str, Tensor]) -> None:
+    """Give the factors in float32, as trained adapters are; peft rounds them as the base is."""
+    name = list(network.peft_config)[-1]
+    for key, parameter in network.named_parameters():
+        if (given := weights.get(key.replace(f".{name}.", "."))) is not None:
+            parameter.data = given.to(parameter.device, torch.float32)
 
 
 def _refuse_left_over(network: Any, weights: Mapping[str, Tensor]) -> None:

@@ -26,7 +26,7 @@ class OfConfig:
         """A model with random weights of the dtype asked for; other settings are ignored."""
         where = {key: settings.get(key) for key in ("subfolder", "revision")}
         dtype = settings.get("torch_dtype") or settings.get("dtype") or torch.float32
-        with _default_dtype(dtype):
+        with default_dtype(dtype):
             return self._build(pretrained_model_name_or_path, where)
 
     def _build(self, path: str, where: dict[str, Any]) -> Any:
@@ -36,7 +36,8 @@ class OfConfig:
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What floating-point tensors are made in, meanwhile."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

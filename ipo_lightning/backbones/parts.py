@@ -7,10 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from diffusers import ModelMixin
 from huggingface_hub import hf_hub_download
+from torch import nn
 from transformers import PreTrainedModel
 
+from ipo_lightning.backbones.weights import StoredWeights, empty_network, weight_files
 from ipo_lightning.errors import InputError, cause_of
 from ipo_lightning.storage.store import folder_fingerprint
 
@@ -78,6 +81,21 @@ class PipelineParts:
                 more = {**settings, "output_loading_info": True}
                 return _whole(part, *cast(Any, kind).from_pretrained(**where, **more))
             return kind.from_pretrained(**where, **settings)
+
+    def network(
+        self, kind: Any, part: str, dtype: torch.dtype
+    ) -> tuple[nn.Module, StoredWeights | None]:
+        """A network of a class of diffusers, and the weights that it must yet be filled with.
+
+        Weights in other files than safetensors are filled in here, then None is left to fill in.
+        """
+        if isinstance(kind, type) and issubclass(cast(Any, kind), ModelMixin):
+            config = self.config(kind, part)
+            with named(self.path):
+                if files := weight_files(self.path, self.revision, part):
+                    network = empty_network(kind, config, dtype)
+                    return network, StoredWeights(files, network)
+        return self.load(kind, part, torch_dtype=dtype), None
 
     def _where(self, part: str) -> dict[str, Any]:
         _ = self.index  # refuses other pipelines before any of their parts is read

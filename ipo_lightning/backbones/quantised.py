@@ -47,11 +47,15 @@ class QuantisedLinear(nn.Linear):
         nn.Module.__init__(self)  # nn.Linear's own would make, and initialise, a whole weight
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.kind: Kind = kind
-        codes, scale = _to_nf4(linear.weight) if kind == "nf4" else _to_int8(linear.weight)
+        self.quantise(linear.weight)
+        self.bias = linear.bias
+
+    def quantise(self, weight: Tensor) -> None:
+        """Take a weight, (out, in), rounded."""
+        codes, scale = _to_nf4(weight) if self.kind == "nf4" else _to_int8(weight)
         # Parameters, not buffers: DDP sends buffers to all ranks at each step.
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
-        self.bias = linear.bias
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The rounded weight, (out, in), in a dtype."""

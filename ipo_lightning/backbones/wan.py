@@ -31,6 +31,7 @@ from ipo_lightning.backbones.lora import Lora
 from ipo_lightning.backbones.network_settings import Attention, NetworkSettings, Precision
 from ipo_lightning.backbones.quantised import Kind
 from ipo_lightning.backbones.schedulers import FlowScheduler
+from ipo_lightning.backbones.start import Start
 from ipo_lightning.backbones.vae import VAEPrecision, VAESettings
 from ipo_lightning.backbones.video_sampler import Batch, VideoSampler
 from ipo_lightning.errors import InputError
@@ -105,6 +106,7 @@ class Wan(VideoSampler, DiffusersFolder):
             bfloat16 or float16, and pixels that differ a little.
         tiling: decode a video in overlapping tiles: other pixels at their seams, a part of the
             memory.
+        start: weights to begin with in place of the base model's; None: its own.
     """
 
     family = "Wan 2.1 text-to-video"
@@ -144,14 +146,16 @@ class Wan(VideoSampler, DiffusersFolder):
         text_dtype: Precision = "float32",
         vae_dtype: VAEPrecision = "float32",
         tiling: bool = False,
+        start: Start | None = None,
     ) -> None:
         self._objective = (weighting, (window[0], window[1]), density)
         FlowMatching(1.0 if shift is None else shift, *self._objective)  # refuses wrong settings
         network = NetworkSettings(weights, quantize, compile, attention, checkpointing)
         vae = VAESettings(decode_batch, tiling, vae_dtype)
         super().__init__(
-            path, revision, name, fps, lora=lora, network=network, vae=vae, text_dtype=text_dtype
-        )
+            path, revision, name, fps,
+            lora=lora, network=network, vae=vae, text_dtype=text_dtype, start=start,
+        )  # fmt: skip
         self._check_frames(num_frames)
         self._size, self._shift, self.text_length = (num_frames, height, width), shift, text_length
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 from huggingface_hub import ModelCardData
 
+from ipo_lightning.policy import Policy
 from ipo_lightning.report.tables import interval, number, plus_minus
 from ipo_lightning.storage.foreign_yaml import parsed
 
@@ -74,6 +75,11 @@ class Base(NamedTuple):
         return Licence("other", "base-model", f"https://huggingface.co/{self.hub_id}")
 
 
+def base_of(policy: Policy) -> Base:
+    """The base model of a policy."""
+    return Base(policy.name, policy.path, policy.revision, *policy.diffusers_classes)
+
+
 class Data(NamedTuple):
     """How many videos a round was trained or evaluated on."""
 
@@ -120,6 +126,25 @@ def model_card(
         "## Limits",
         limits(base),
         *(["## Settings", settings_shown(chosen)] if chosen else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def merged_card(base: Base, file: str, backbone: Mapping[str, Any]) -> str:
+    """The card of all weights into which a LoRA was merged, as Markdown.
+
+    Args:
+        file: the name of what was merged. backbone: the settings of the model.
+    """
+    chosen = {"backbone": backbone}
+    origin = code(base.hub_id or base.name)
+    parts = [
+        front_matter(base, adapter=False),
+        f"# {plain(base.name)} with {plain(file)}",
+        f"All weights of {origin}; {code(file)} is merged into them."
+        + (f" Before that, they started from {started(backbone)}." if started(backbone) else ""),
+        "## Use",
+        usage(base, False, chosen),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -180,7 +205,8 @@ def usage(base: Base, adapter: bool, chosen: Mapping[str, Any]) -> str:
     origin = json.dumps(SHIPPED if shipped else base.hub_id or "folder/of/the/base/model")
     revision = f", revision={json.dumps(base.revision)}" if base.revision else ""
     dtype = "" if shipped else ", dtype=torch.bfloat16"  # the shipped one is tiny
-    loaded = "" if adapter else ", transformer=transformer"
+    whole, merged = under(backbone) if adapter else ("policy", [])
+    loaded = ", transformer=transformer" if whole else ""
     size = [f"{key}={int(backbone[key])}" for key in ("num_frames", "height", "width")
             if backbone.get(key)]  # fmt: skip
     asked = [f"num_inference_steps={int(rollout.get('steps') or 50)}",
@@ -188,17 +214,18 @@ def usage(base: Base, adapter: bool, chosen: Mapping[str, Any]) -> str:
              *text_length(base, backbone)]  # fmt: skip
     lines = [
         *([] if shipped else ["import torch"]),
-        f"from diffusers import {base.pipeline}{'' if adapter else ', ' + base.transformer}",
+        f"from diffusers import {base.pipeline}{', ' + base.transformer if whole else ''}",
         "from diffusers.utils import export_to_video",
         "",
         *(
-            []
-            if adapter
-            else [f'transformer = {base.transformer}.from_pretrained("policy"{dtype})']
+            [f"transformer = {base.transformer}.from_pretrained({json.dumps(whole)}{dtype})"]
+            if whole
+            else []
         ),
         f"pipeline = {base.pipeline}.from_pretrained(",
         f"    {origin}{revision}{loaded}{dtype}",
         ').to("cuda")',
+        *(line for name in merged for line in merging(name)),
         *(['pipeline.load_lora_weights("policy")'] if adapter else []),
         "pipeline.text_encoder.to(pipeline.transformer.dtype)  # it may be stored in another",
         "video = pipeline(",
@@ -211,6 +238,24 @@ def usage(base: Base, adapter: bool, chosen: Mapping[str, Any]) -> str:
         "`export_to_video` needs imageio and imageio-ffmpeg."
     )
     return f"{told}\n\n{fenced(chr(10).join(lines), 'python')}"
+
+
+def under(backbone: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """What the weights under an adapter began with: a transformer's folder, and merged LoRAs."""
+    merged = [one for one in chain(backbone.get("start")) if one["merge"]]
+    wholes = [place for place, one in enumerate(merged) if not is_lora(one)]
+    loras = merged[wholes[-1] + 1 :] if wholes else merged
+    whole = f"folder/of/{origin(merged[wholes[-1]])}" if wholes else None
+    return whole, [f"folder/of/{origin(one)}" for one in loras]
+
+
+def merging(folder: str) -> list[str]:
+    """Lines that merge a LoRA into a pipeline's weights."""
+    return [
+        f"pipeline.load_lora_weights({json.dumps(folder)})",
+        "pipeline.fuse_lora()",
+        "pipeline.unload_lora_weights()",
+    ]
 
 
 def text_length(base: Base, backbone: Mapping[str, Any]) -> list[str]:
@@ -238,6 +283,7 @@ def making(chosen: Mapping[str, Any], last: Mapping[str, Any], command: Sequence
     beta = (last.get("train") or {}).get("beta")
     found = f"; beta of this round: {number(beta)}" if loss.get("beta") == "auto" and beta else ""
     rows = {
+        "started from": started(chosen.get("backbone") or {}),
         "loss": f"{target(loss)} ({told}){found}",
         "regularisation": ", ".join(
             f"{k} {v}" for k, v in (chosen.get("regularise") or {}).items()
@@ -248,6 +294,31 @@ def making(chosen: Mapping[str, Any], last: Mapping[str, Any], command: Sequence
         "command": shlex.join(without_paths(word) for word in command),
     }
     return "\n".join(f"- {key}: {code(value)}" for key, value in rows.items() if value)
+
+
+def started(backbone: Mapping[str, Any]) -> str:
+    """What took the place of the base model's weights before the first round, the earliest first;
+    empty where nothing did."""
+    found = [f"{origin(one)} ({'merged' if one['merge'] else 'trained on'})" if is_lora(one)
+             else origin(one) for one in chain(backbone.get("start"))]  # fmt: skip
+    return ", then ".join(found)
+
+
+def chain(start: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """A start and what it began with, the earliest first."""
+    return [*chain(start.get("before")), start] if start else []
+
+
+def is_lora(start: Mapping[str, Any]) -> bool:
+    """Whether a start is a LoRA's file."""
+    return str(start["path"]).endswith(".safetensors")
+
+
+def origin(start: Mapping[str, Any]) -> str:
+    """A file or folder without its place on this machine: of a run with its name and round."""
+    parts = [one for one in Path(str(start["path"])).parts if not one.endswith(".safetensors")]
+    of_run = len(parts) >= 3 and parts[-1] == "policy"
+    return "/".join(parts[-3:-1]) if of_run else Path(str(start["path"])).name
 
 
 def target(node: Mapping[str, Any]) -> str:

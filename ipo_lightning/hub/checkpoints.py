@@ -5,7 +5,6 @@ unpickled but records of known classes, and a config found beside them is never 
 code.
 """
 
-import json
 import pickle
 import re
 import warnings
@@ -13,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -24,7 +23,6 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
 )
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint import metadata as records
@@ -35,6 +33,7 @@ from ipo_lightning.hub.upload import one_sentence
 from ipo_lightning.policy import LORA_FILE, Policy, put_weights, trained_weights
 from ipo_lightning.storage.layout import RoundDir, RunDir
 from ipo_lightning.storage.torch_files import read_plain
+from ipo_lightning.storage.transformer_folder import check_transformer, refuse_unlike
 
 ALONE: dict[str, Any] = {"no_dist": True} if "no_dist" in signature(dcp.load).parameters else {}
 """For a process by itself; torch 2.6 has no such argument, and looks whether there are others."""
@@ -295,65 +294,8 @@ def halve(network: nn.Module) -> None:
 
 
 def _load_transformer(network: nn.Module, path: Path, policy: Policy) -> None:
-    wanted = type(network).__name__
-    with readable(path / "config.json"):
-        config = json.loads((path / "config.json").read_bytes())
-        found = config.get("_class_name")
-    _refuse_missing_shards(path)
-    if found != wanted:
-        raise InputError(f"ckpt={path} is a {found}; {policy.name} has a {wanted}: give the "
-                         "backbone= that it was trained from")  # fmt: skip
-    own = json.loads(json.dumps(dict(cast(Any, network).config)))
-    for key in sorted(own.keys() & config.keys()):
-        size = key.startswith(("_", "sample_"))  # where it came from, and which videos it is for
-        if not size and own[key] != config[key]:
-            raise InputError(
-                f"ckpt={path} does not fit its base model: its {key} is {config[key]}, not "
-                f"{own[key]}; give the backbone= that it was trained from"
-            )
-    _refuse_unlike(network, _shapes(path), path)  # diffusers would fill what lacks with noise
+    check_transformer(network, path, f"ckpt={path}", policy.name)
     put_weights(network, policy.load_export(path))
-
-
-def _refuse_missing_shards(path: Path) -> None:
-    """Refuse a folder that lacks files which its own index names."""
-    for index in path.glob("*.safetensors.index.json"):
-        with readable(index):
-            named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
-        lost = sorted(name for name in named if not (path / name).is_file())
-        if lost:
-            raise InputError(
-                f"ckpt={path}: {len(lost)} of the {len(named)} files that {index.name} names are "
-                f"missing, as {lost[0]}; copy them too"
-            )
-
-
-def _shapes(path: Path) -> dict[str, torch.Size]:
-    """Names and shapes of the tensors in a folder's files, from their headers alone."""
-    shapes = {}
-    try:
-        for file in path.glob("*.safetensors"):
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - it is no mapping
-                    shapes[name] = torch.Size(tensors.get_slice(name).get_shape())
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"ckpt={file}: cannot be read ({error})") from error
-    return shapes
-
-
-def _refuse_unlike(network: nn.Module, shapes: Mapping[str, torch.Size], path: Path) -> None:
-    """Refuse weights that lack one that the network wants, or have one that it cannot take."""
-    wanted = {name: weight.shape for name, weight in trained_weights(network).items()}
-    there = {name: value.shape for name, value in network.state_dict().items()}
-    odd = sorted(
-        {name for name, shape in wanted.items() if shapes.get(name) != shape}
-        | {name for name, shape in shapes.items() if there.get(name) != shape}
-    )
-    if odd:
-        raise InputError(
-            f"ckpt={path} does not fit its base model: {len(odd)} weights have other names or "
-            f"shapes, as {odd[0]}; give the backbone= that it was trained from"
-        )
 
 
 def _load_lightning(network: nn.Module, path: Path, policy: Policy) -> None:
@@ -374,7 +316,7 @@ def _load_lightning(network: nn.Module, path: Path, policy: Policy) -> None:
     own = trained_weights(network)
     named = {name.removeprefix("network."): tensor for name, tensor in state.items()}
     weights = _gather(path, own) if path.is_dir() else {k: w for k, w in named.items() if k in own}
-    _refuse_unlike(network, {name: weight.shape for name, weight in weights.items()}, path)
+    refuse_unlike(network, {k: weight.shape for k, weight in weights.items()}, f"ckpt={path}")
     put_weights(network, weights)
 
 

@@ -4,7 +4,7 @@ FSDP2 swaps the class of a network and turns its parameters into DTensors; names
 adapters stay. The functions here also take a network that is not sharded, and leave it alone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,18 +16,41 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+def as_it_is(part: nn.Module) -> None:
+    """A part of a network that needs nothing before it is moved or sharded."""
+
+
+def move(
+    network: nn.Module, device: torch.device, prepare: Callable[[nn.Module], None] = as_it_is
+) -> None:
+    """Move a network to a device: each block of its lists, then the rest.
+
+    Args:
+        prepare: called with each part before it is moved, such as to fill in its weights.
+    """
+    for part in (*blocks(network), network):
+        prepare(part)
+        part.to(device)
+
+
+def shard(
+    network: nn.Module, mesh: DeviceMesh, prepare: Callable[[nn.Module], None] = as_it_is
+) -> None:
     """Shard a network over a mesh of one dimension: each block of its lists, then the rest.
 
     Compilation and checkpointing of blocks come first, see `NetworkSettings.configure`.
+
+    Args:
+        prepare: called with each part before it is sharded, as in `move`.
     """
-    for module in (*blocks(network), network):
-        # torch reduces gradients of one dtype a group; modules within become groups of their own.
-        for part in [*_narrow_parts(module)]:
-            fully_shard(part, mesh=mesh)
+    for part in (*blocks(network), network):
+        prepare(part)
+        # torch reduces gradients of one dtype a group: modules within become groups of their own.
+        for narrow in [*_narrow_parts(part)]:
+            fully_shard(narrow, mesh=mesh)
         # By default the outermost group stays whole after a forward: an optimizer or a copy would
         # then meet plain tensors among the shards.
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
 def _narrow_parts(module: nn.Module) -> Iterator[nn.Module]:

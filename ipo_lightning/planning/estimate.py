@@ -91,8 +91,8 @@ class Estimate:
         return max(self.stages, key=lambda stage: stage.total)
 
     def _stage(self, name: str, work: Forward, kind: str, parallel_prompts: int = 1) -> Stage:
-        """A stage without gradients; it gathers the shards, see `sharding.gathered`, or uses them as
-        they are, see `sharding.in_step`."""
+        """A stage without gradients; it gathers the shards, see `sharding.gathered`, or uses them
+        as they are, see `sharding.in_step`."""
         whole = self.job.sharded and self.job.gather_to_sample
         gathered = float(self.traces.step.weights) if whole else self._unsharded(0.0)
         held = parallel_prompts * (work.held - work.casts)

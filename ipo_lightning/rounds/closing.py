@@ -10,7 +10,7 @@ from torch import nn
 
 from ipo_lightning.evaluation import EvaluatedVideo, Evaluation, chosen, summary
 from ipo_lightning.guards import Guards, RoundFacts, best_of
-from ipo_lightning.hub.cards import Base, Data, model_card
+from ipo_lightning.hub.cards import Data, base_of, model_card
 from ipo_lightning.rounds.labels import label_counts
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.storage.layout import RoundDir, RunDir, start_of
@@ -112,7 +112,7 @@ class RecordStage(RoundStage):
         held_out = self.evaluation.units
         return model_card(
             name=round.run.path.name,
-            base=Base(policy.name, policy.path, policy.revision, *policy.diffusers_classes),
+            base=base_of(policy),
             adapter=policy.adapter is not None,
             lines=lines,
             data=[data_of(round.run.round(one)) for one in range(1, number + 1)],

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ipo_lightning.errors import InputError, readable
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.parallel.sharding import gathered, whole_tensors
-from ipo_lightning.policy import put_weights, trained_weights
+from ipo_lightning.policy import put_weights
 from ipo_lightning.storage.layout import RunDir, before, start_of
 from ipo_lightning.storage.store import fingerprint, fingerprint_tensors
 
@@ -118,7 +118,7 @@ class RoundPolicies:
         finally:
             put_weights(self.module.network, kept)
 
-    def _others(self, number: int) -> dict[str, Tensor] | None:
+    def _others(self, number: int) -> Mapping[str, Tensor] | None:
         """The weights that a round ended with, where the network has others."""
         if number:
             return None if self._holds(self.fingerprint(number)) else self.weights(number)
@@ -129,14 +129,14 @@ class RoundPolicies:
         """Whether the network has the weights of a fingerprint."""
         return self.fingerprint_of(whole_tensors(self.module.trained())) == fingerprint
 
-    def _base_weights(self) -> dict[str, Tensor] | None:
+    def _base_weights(self) -> Mapping[str, Tensor] | None:
         """The base model's weights, where the network may have moved away from them."""
         try:
             if self.module.trainer.global_step == 0:
                 return None
         except RuntimeError:  # no trainer counts the steps
             pass
-        return {n: w.cpu() for n, w in trained_weights(self.module.policy.build()).items()}
+        return self.module.policy.base_weights()
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from ipo_lightning.errors import InputError
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.parallel.sharding import mesh_of, whole_tensors
-from ipo_lightning.policy import put_weights
 from ipo_lightning.rounds.checkpoints import Checkpoints
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.rounds.training_data import beta_of
@@ -103,8 +102,8 @@ def exportable(module: PreferenceModule, weights: Mapping[str, Tensor]) -> nn.Mo
     """A network that one rank alone can write: the module's own, or a copy of its shards."""
     if mesh_of(module.network) is None:
         return module.network
-    copy = module.policy.build()
-    put_weights(copy, weights)
+    copy = module.policy.frame()
+    copy.load_state_dict(weights, strict=False, assign=True)
     return copy
 
 

@@ -13,13 +13,14 @@ from ipo_lightning.draws.calibration import Calibration, auto_beta
 from ipo_lightning.draws.dataset import Draws
 from ipo_lightning.draws.encoding import RealSource
 from ipo_lightning.draws.reference_errors import ReferenceErrors
+from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.references import CachedReference
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.storage.layout import REFERENCE_ERRORS, RoundData, RoundDir
-from ipo_lightning.storage.records import RealClip
+from ipo_lightning.storage.records import Pair, RealClip
 from ipo_lightning.storage.run_files import DamagedFile, read_object
-from ipo_lightning.storage.store import Store, write_atomically
+from ipo_lightning.storage.store import LostBlob, Store, write_atomically
 
 
 class InputsStage(RoundStage):
@@ -39,8 +40,12 @@ class InputsStage(RoundStage):
         prompts = {row.prompt: None for row in round.data.rows}
         prompts |= {clip.caption: None for clip in real}
         self.sampler.embed(prompts, round.runtime)
-        texts = {prompt: self.sampler.text_blob(prompt) for prompt in prompts}
-        return round.data._replace(texts=texts, real=real)
+        texts = round.workers.agree(
+            lambda: {prompt: self.sampler.text_blob(prompt) for prompt in prompts}
+        )
+        data = round.data._replace(texts=texts, real=real)
+        check_files(data, self.sampler.store, round.workers)
+        return data
 
     def _clips(self, round: Round) -> list[RealClip]:
         """The real clips, encoded on the first call of a run."""
@@ -80,8 +85,9 @@ class ReferenceErrorsStage(RoundStage):
         reference = round.module.reference
         if not isinstance(reference, CachedReference):
             return round.data
-        table = errors_of(round, self.store, reference.batch_size).table(self._draws(round))
-        return round.data._replace(errors=table)
+        table = errors_of(round, self.store, reference.batch_size)
+        errors = round.workers.agree(lambda: table.table(self._draws(round)))
+        return round.data._replace(errors=errors)
 
     def _draws(self, round: Round) -> Draws:
         return Draws(round.data, self.store, round.module.seed, round.draws)
@@ -119,6 +125,24 @@ class BetaStage(RoundStage):
         return round.data
 
 
+def check_files(data: RoundData, store: Store, workers: Workers) -> None:
+    """Check the files that a round trains on by their hashes; each rank reads its share of them.
+
+    Raises:
+        LostBlob: one was damaged or is missing; on all ranks alike.
+    """
+    rows = [(one.winner_latents, one.loser_latents) if isinstance(one, Pair) else (one.latents,)
+            for one in (*data.rows, *data.real)]  # fmt: skip
+    files = {("latents", name): None for row in rows for name in row}
+    files |= {("text", name): None for name in data.texts.values()}
+    for kind, name in [*files][workers.rank :: workers.world]:
+        store.has_blob(kind, name, ".safetensors")
+    workers.barrier()
+    lost = workers.agree(lambda: [one for one in files if not store.lists(*one, ".safetensors")])
+    if lost:
+        raise LostBlob(f"{store.path(*lost[0], '.safetensors')} is missing or was damaged")
+
+
 def beta_of(folder: RoundDir) -> float:
     """The beta that a round was given.
 
@@ -147,7 +171,7 @@ def errors_of(round: Round, store: Store, batch_size: int) -> ReferenceErrors:
 def compute_errors(round: Round, store: Store, draws: Draws, batch_size: int) -> Tensor:
     """The reference's errors at the draws, found in the store or computed: see `RoundData`."""
     table = errors_of(round, store, batch_size)
-    if round.workers.agree(table.missing(draws)):
+    if round.workers.agree(lambda: table.missing(draws)):
         with round.policies.network(round.policies.reference_of(round.number)) as network:
             table.compute(
                 draws,
@@ -156,4 +180,4 @@ def compute_errors(round: Round, store: Store, draws: Draws, batch_size: int) ->
                 round.runtime.autocast,
                 round.label(REFERENCE_ERRORS),
             )
-    return table.table(draws)
+    return round.workers.agree(lambda: table.table(draws))

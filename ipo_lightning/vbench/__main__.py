@@ -40,6 +40,7 @@ OF_EXPORT = (
     "prompt",
     "n",
     "naming",
+    "export",
     "names",
     "paths.outputs",
     "log",

@@ -1,4 +1,4 @@
-"""A training step, and videos, on two ranks in shards and in one process; used by test_sharding."""
+"""A start, a training step and videos on two ranks, in shards, and in one process."""
 
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 
 from ipo_lightning.backbones.cogvideox import Lora
 from ipo_lightning.losses import dpo_loss
@@ -17,6 +18,7 @@ from ipo_lightning.parallel.sharding import blocks, in_step, total_norm, whole
 from ipo_lightning.policy import Sampling
 from ipo_lightning.references import CachedReference
 from tests.helpers import tiny, tiny_wan
+from tests.helpers.two_pass_ranks import Step
 
 NARROW = {"weights": "bfloat16"}
 ADAPTER = {"lora": Lora(2, 2)}
@@ -90,6 +92,17 @@ def videos(folder: Path, name: str, prompts: range, mesh: Any = None) -> dict[in
     return made
 
 
+def start(folder: Path, kind: str, mesh: Any = None) -> dict[str, Tensor]:
+    """The adapter that a policy starts with, in one process, under DDP or in shards; whatever the
+    process has drawn before."""
+    torch.manual_seed(dist.get_rank() if mesh is not None else 7)
+    policy = tiny.policy(folder, lora=Lora(4, 4))
+    module = module_of(policy, mesh if kind == "fsdp" else None)
+    if kind == "ddp":
+        DistributedDataParallel(Step(module))  # sends the first rank's weights to all
+    return {name: whole(one).clone() for name, one in module.trained().items()}
+
+
 def write(folders: dict[Any, Path], out: Path) -> None:
     """Write what each case comes to on two ranks, from each of them."""
     torch.set_num_threads(1)
@@ -97,6 +110,8 @@ def write(folders: dict[Any, Path], out: Path) -> None:
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
     rank = dist.get_rank()
     found: dict[str, Any] = {name: step(folder_of(name, folders), name, mesh) for name in STEPS}
+    for kind in ("ddp", "fsdp"):
+        found[f"start: {kind}"] = start(folders[tiny.__name__], kind, mesh)
     mine = range(0 if rank else 3)  # the second rank makes none
     for name in ("wan, bfloat16", "cogvideox, checkpointing"):
         found[f"videos: {name}"] = videos(folder_of(name, folders), name, mine, mesh)

@@ -8,7 +8,7 @@ import torch
 
 from tests.helpers import tiny, tiny_wan
 from tests.helpers.ranks import ranks
-from tests.helpers.shard_ranks import STEPS, folder_of, step, videos, write
+from tests.helpers.shard_ranks import STEPS, folder_of, start, step, videos, write
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +27,19 @@ def found(folders: dict[Any, Path], tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("ranks")
     assert ranks(write, folders, out) == 0
     return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_an_adapter_starts_alike_under_every_strategy(
+    found: list[Any], folders: dict[Any, Path], kind: str
+) -> None:
+    """To the bit; tests/devices has a second device beside the CPU."""
+    one = start(folders[tiny.__name__], "one process")
+    assert any(bool(weight.any()) for weight in one.values())
+    for rank in found:
+        ours = rank[f"start: {kind}"]
+        assert ours.keys() == one.keys()
+        assert all(torch.equal(ours[name], weight) for name, weight in one.items())
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # as torch.compile reads it
