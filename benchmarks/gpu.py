@@ -33,14 +33,14 @@ from torch import Tensor, nn
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
-from benchmarks.estimate import job, large, small  # noqa: E402
+from benchmarks.estimate import job, large, planned, small  # noqa: E402
 from benchmarks.measure import hardware, matrix_rate, synchronize  # noqa: E402
 from ipo_lightning.backbones.cogvideox import CogVideoX, Lora  # noqa: E402
 from ipo_lightning.backbones.wan import Wan  # noqa: E402
 from ipo_lightning.draws.batch import PairBatch  # noqa: E402
 from ipo_lightning.module import PreferenceModule  # noqa: E402
 from ipo_lightning.objectives import squared_error  # noqa: E402
-from ipo_lightning.planning.estimate import GIB, Estimate  # noqa: E402
+from ipo_lightning.planning.estimate import GIB  # noqa: E402
 from ipo_lightning.planning.job import Job  # noqa: E402
 from ipo_lightning.planning.traces import Traces  # noqa: E402
 from ipo_lightning.policy import Sampling  # noqa: E402
@@ -288,8 +288,7 @@ class Bench:
 
     def _planned(self, one: Job, stage: str) -> float:
         """What the plan says of a stage."""
-        (found,) = (part for part in Estimate(one).stages if part.name == stage)
-        return round(found.total / GIB, 2)
+        return round(planned(one, stage) / GIB, 2)
 
     def _kernels(self, work: Callable[[], None]) -> list[list[Any]]:
         """The kernels that take most time: name, seconds, calls."""
