@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Annotated, Any, Literal
 
 import torch
@@ -134,6 +134,14 @@ def _bind_checkpointing(block: nn.Module) -> None:
     def recomputing(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        # What is held by name, here or in a closure, is kept where a whole forward is recomputed.
+        by_place = partial(_by_place, forward, tuple(kwargs))
+        return checkpoint(by_place, *args, *kwargs.values(), use_reentrant=False)
 
     block.forward = recomputing
+
+
+def _by_place(forward: Callable[..., Any], names: tuple[str, ...], *given: Any) -> Any:
+    """Call a forward whose last inputs have names."""
+    first = len(given) - len(names)
+    return forward(*given[:first], **dict(zip(names, given[first:], strict=True)))
