@@ -8,8 +8,7 @@ Parts go from most to least worth, and each stands alone: a failure is written d
 and the next part goes on. A part is begun only while there is time. Memory stands beside what the
 plan says of the same job; MFU is the share of the matrix rate that is measured first.
 
-A machine without a package index: take the wheels along. `pip download -d wheels -e .` on a machine
-of its kind, then `pip install --no-index --find-links wheels -e .` there.
+What a machine without a package index lacks is brought along: see benchmarks/README.md.
 """
 
 import argparse
