@@ -7,7 +7,7 @@ are functions in `ipo_lightning.training`.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import lightning as L
 import torch
@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from ipo_lightning.draws.batch import PairBatch, PointBatch, Videos
-from ipo_lightning.draws.calibration import has_auto_beta, with_beta
+from ipo_lightning.draws.calibration import beta_of, has_auto_beta, with_beta
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import (
     PreferenceLoss,
@@ -57,6 +57,9 @@ from ipo_lightning.training.terms import (
 LABELS = {"pairwise": "pairs.jsonl", "pointwise": "points.jsonl"}
 """A round's file of labels, by the kind of loss."""
 
+WINNERS_PER_BETA = 0.04
+"""lambda_1 to beta where it is ``auto``: what was found on the embedded world, 40 to 1000."""
+
 ADAMW = partial(torch.optim.AdamW, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0)
 
 
@@ -71,7 +74,8 @@ class PreferenceModule(L.LightningModule):
         optimizer: takes the trainable parameters; its learning rate is the one of the round's
             plateau. The default is that of ``optim=adamw``.
         winner_weight: lambda_1 of the paper: weight of the winner's (or desirable video's) own
-            error in the total. It keeps the policy a model of videos.
+            error in the total. It keeps the policy a model of videos. ``auto``: 0.04 times beta,
+            in each round, so that its share of the gradient is the same for any beta.
         real_weight: lambda_2: weight of the error on the real clips that come with a batch.
         safeguard: mu of Diffusion-SDPO in [0, 1), see `safeguard_scale`: the share of the winner's
             improvement that the loser's gradient must leave; None switches it off. For pairs.
@@ -90,7 +94,7 @@ class PreferenceModule(L.LightningModule):
         reference: Reference | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
         *,
-        winner_weight: NotNegative = 0.0,
+        winner_weight: NotNegative | Literal["auto"] = 0.0,
         real_weight: NotNegative = 0.0,
         safeguard: Annotated[Safeguard | None, Null("off")] = None,
         two_pass: bool = False,
@@ -108,7 +112,10 @@ class PreferenceModule(L.LightningModule):
         _refuse_reference(self.loss, self.reference)
         _refuse_safeguard(safeguard, self.label_kind)
         self.optimizer = optimizer
-        self.winner_weight, self.real_weight, self.safeguard = winner_weight, real_weight, safeguard
+        self.beta = beta_of(self.loss)
+        """What multiplies the loss's errors in this round; None where nothing does."""
+        self._winner_weight = _winners(winner_weight, self.beta)
+        self.real_weight, self.safeguard = real_weight, safeguard
         self.two_pass, self.warmup_steps, self.seed = two_pass, warmup_steps, seed
         self.ema = ema
         self.average: MovingAverage | None = None
@@ -170,6 +177,14 @@ class PreferenceModule(L.LightningModule):
     def set_beta(self, beta: float) -> None:
         """Give the loss its beta for this round."""
         self.loss = with_beta(self.loss, beta)
+        self.beta = beta
+
+    @property
+    def winner_weight(self) -> float:
+        """lambda_1 of this round."""
+        if self._winner_weight is None:
+            return WINNERS_PER_BETA * cast(float, self.beta)
+        return self._winner_weight
 
     def finish_round(self) -> None:
         """Called after a round's last optimizer step: its policy is the average, if any is kept."""
@@ -318,6 +333,18 @@ def _frozen_weights(module: PreferenceModule) -> dict[str, Tensor]:
     trained = {f"network.{name}" for name in module.trained()}
     state = module.state_dict()
     return {k: v for k, v in state.items() if k.startswith("network.") and k not in trained}
+
+
+def _winners(weight: float | str, beta: float | None) -> float | None:
+    """The winners' weight; None: it goes with beta.
+
+    Raises:
+        InputError: it shall, and the loss has no beta that multiplies errors.
+    """
+    if isinstance(weight, str) and beta is None:
+        expected = "give a number: this loss has no beta that multiplies errors"
+        raise InputError(setting="winner_weight", value=weight, expected=expected)
+    return None if isinstance(weight, str) else float(weight)
 
 
 def _refuse_reference(loss: Callable[..., PreferenceLoss], reference: Reference) -> None:

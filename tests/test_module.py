@@ -21,6 +21,7 @@ from ipo_lightning.losses import (
     dpo_loss,
     identity_loss,
     kto_loss,
+    nft_loss,
     sft_loss,
 )
 from ipo_lightning.module import PreferenceModule
@@ -134,6 +135,25 @@ def test_the_winners_own_error_enters_with_its_weight(folder: Path) -> None:
     own = by_hand(without, batch).policy_win.mean()
     difference = with_it.pair_step(batch)[0] - without.pair_step(batch)[0]
     assert torch.allclose(difference, 0.7 * own, atol=1e-5)
+
+
+def test_the_winners_weight_follows_beta(folder: Path) -> None:
+    """Of a loss with a number, and of one whose beta is set at each round's start."""
+    assert make(folder, partial(dpo_loss, beta=1000.0), winner_weight="auto").winner_weight == 40
+    module = make(folder, partial(dpo_loss, beta="auto"), winner_weight="auto")
+    batch, own = tiny.pair_batch(3), None
+    for beta in (500.0, 17000.0):
+        module.set_beta(beta)
+        other = make(folder, partial(dpo_loss, beta=beta), winner_weight=0.04 * beta)
+        assert torch.equal(module.pair_step(batch)[0], other.pair_step(batch)[0])
+        assert module.winner_weight != own
+        own = module.winner_weight
+
+
+@pytest.mark.parametrize("loss", [sft_loss, partial(nft_loss, beta=1.0)])
+def test_the_winners_weight_has_no_beta_to_follow(loss: Any, folder: Path) -> None:
+    with pytest.raises(InputError, match="winner_weight=auto: give a number"):
+        make(folder, loss, winner_weight="auto")
 
 
 def test_weights_multiply_the_pairs_losses(folder: Path) -> None:

@@ -48,6 +48,13 @@ class Change(NamedTuple):
     """Stages whose memory it lowers; none named: every stage's."""
 
 
+CRITICS = {"critic": ("critique", "evaluation"), "eval_critic": ("evaluation",)}
+"""Critics, and the stages that they are asked in."""
+LOCAL = "ipo_lightning.critics.vlm.local.LocalVLM"
+KEPT = ("model", "samples", "temperature", "max_tokens", "viewing")
+"""Settings that a model on a server takes over from one in this process."""
+
+
 class Fit(NamedTuple):
     """Changes that were found, and what they reach."""
 
@@ -104,6 +111,8 @@ def _changes(cfg: DictConfig) -> Iterator[Change]:
         if OmegaConf.select(cfg, key) == now:
             yield _one(key, less, *stages)
     yield from _batches(cfg)
+    for role, stages in CRITICS.items():
+        yield from _of_critic(role, cfg[role], stages)
     if str(cfg.optim.optimizer._target_).startswith("torch.optim.Adam") and not is_sharded(cfg):
         node = {**_choice("optim/adamw8bit")["optimizer"], "lr": cfg.optim.optimizer.lr}
         yield Change(
@@ -135,6 +144,30 @@ def _batches(cfg: DictConfig) -> Iterator[Change]:
         yield Change(shown, {"data.batch_size": 1, key: more}, ("training",))
 
 
+def _of_critic(path: str, node: DictConfig, stages: tuple[str, ...]) -> Iterator[Change]:
+    """What a critic's settings may be changed to, those of critics within it too."""
+    if node.get("dtype") == "float32":
+        yield _one(f"{path}.dtype", "bfloat16", *stages)
+    if node.get("batch_size", 1) > 1:
+        yield _one(f"{path}.batch_size", 1, *stages)
+    if node.get("max_pixels", 0) > node.get("min_pixels", 0):
+        yield _one(f"{path}.max_pixels", node.min_pixels, *stages)
+    if node.get("most_frames", 0) > 4:
+        least, most = min(node.least_frames, node.most_frames // 2), node.most_frames // 2
+        shown = f"{path}.least_frames={least} {path}.most_frames={most}"
+        settings = {f"{path}.least_frames": least, f"{path}.most_frames": most}
+        yield Change(shown, settings, stages)
+    if node.get("frames", 0) > 1:
+        yield _one(f"{path}.frames", node.frames // 2, *stages)
+    if node.get("_target_") == LOCAL:
+        server = {**_choice("critic/vlm/openai"), **{key: node[key] for key in KEPT}}
+        group = "critic/vlm" if path == "critic.vlm" else f"critic/vlm@{path}"
+        yield Change(f"{group}=openai {path}.model={node.model}", {path: server}, stages)
+    for name, part in node.items():
+        if isinstance(part, DictConfig):
+            yield from _of_critic(f"{path}.{name}", part, stages)
+
+
 def _shards(cfg: DictConfig) -> Iterator[Change]:
     now = devices_of(cfg)
     for count in SHARDS:
@@ -149,7 +182,8 @@ def _shards(cfg: DictConfig) -> Iterator[Change]:
 
 def _choice(name: str) -> dict[str, Any]:
     """A group's choice, as it lies on disk."""
-    return dict(OmegaConf.load(CONF / f"{name}.yaml"))
+    found: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    return dict(found)
 
 
 def _one(key: str, value: Any, *stages: str) -> Change:

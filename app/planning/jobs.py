@@ -21,6 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from app.assembly import accelerator_of, make_module, make_sampling
 from app.entry import build
 from app.planning.memory import samples_from_shards, shards
+from ipo_lightning.critics.stage.costs import Cost, Watched, cost_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.planning.job import Job
 from ipo_lightning.planning.published import MODELS, write_configs
@@ -104,8 +105,16 @@ def job_of(cfg: DictConfig) -> Job:
         gather_to_sample=not samples_from_shards(cfg),
         gpu=on_gpu(cfg),
         decode_batch=backbone.get("decode_batch", 1),
+        critic=_cost(cfg, "critic"),
+        judge=_cost(cfg, "eval_critic"),
         parallel_prompts=_parallel_prompts(cfg),
     )
+
+
+def _cost(cfg: DictConfig, role: str) -> Cost:
+    """What a critic takes of the videos that the policy makes."""
+    policy: Policy = build(cfg.backbone, "backbone")
+    return cost_of(build(cfg[role], role), Watched(*policy.size, policy.fps))
 
 
 def on_gpu(cfg: DictConfig) -> bool:

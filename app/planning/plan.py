@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from app.assembly import Parts, assemble, device_of
+from app.planning.critics import critic_flops, critic_lines, served_hours, unknown_critics
 from app.planning.fitting import Fit, smallest_change, smallest_changes
 from app.planning.jobs import job_of, on_gpu, readable
 from ipo_lightning.critics.stage.critique import Critique
@@ -26,7 +27,7 @@ REFERENCES = {
     "none": "none",
 }
 PARTS = ("weights", "gradients", "optimizer", "reference", "gathered", "casts", "activations",
-         "encoder, VAE", "update")  # fmt: skip
+         "encoder, VAE", "critic", "update")  # fmt: skip
 MP4_BYTES = {True: 0.42, False: 0.014}
 """Of a pixel and frame, lossless and for people: measured on 49 frames of 256 x 384."""
 
@@ -43,6 +44,7 @@ def plan(cfg: DictConfig) -> str:
         return "\n".join([
             *_work(parts, settled),
             *_network(estimate, published),
+            *critic_lines(estimate),
             *_memory(estimate, settled),
             *_hours(estimate, parts, settled),
             *_disk(estimate, parts, settled),
@@ -171,10 +173,10 @@ def _memory(estimate: Estimate, cfg: DictConfig) -> Iterator[str]:
     shown = [name for name in PARTS if any(row.get(name, _gib(0)) != _gib(0) for row in rows)]
     for row in rows:
         row.update({name: row.get(name, "") for name in shown})
-    yield "\nmemory of a device at each stage's fullest moment, GiB (computed, without critics):"
+    yield "\nmemory of a device at each stage's fullest moment, GiB (computed):"
     yield table(rows, ["stage", *shown, "total"])
     fullest = estimate.fullest
-    peak = f"peak: {_gib(fullest.total)} GiB in stage {fullest.name}"
+    peak = f"peak: {_gib(fullest.total)} GiB in stage {fullest.name}{unknown_critics(estimate)}"
     limit = _limit(cfg)
     if limit is None:
         yield peak
@@ -231,6 +233,8 @@ def _hours(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
         "training": rounds * estimate.training_flops(),
         "evaluation": (rounds + 1) * evaluated,
     }
+    asked = _critic_answers(parts, cfg)
+    flops |= {f"{role} at most": count for role, count in critic_flops(estimate, asked).items()}
     rate = _rate(cfg)
     speed = job.devices * rate * cfg.plan.utilisation * 3600
     hours = {name: count / speed for name, count in flops.items() if count}
@@ -238,8 +242,9 @@ def _hours(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
     devices = "1 device" if job.devices == 1 else f"{job.devices} devices"
     yield (
         f"\ntime of all rounds on {devices} at {rate / 1e12:.3g} TFLOP/s x {cfg.plan.utilisation:g}"
-        f" (computed, without critics): {listed}; {_time(sum(hours.values()))} in all"
+        f" (computed): {listed}; {_time(sum(hours.values()))} in all"
     )
+    yield from served_hours(estimate, asked, cfg.plan.critic_seconds)
 
 
 def _rate(cfg: DictConfig) -> float:
@@ -284,11 +289,18 @@ def _disk(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
     }
     listed = ", ".join(f"{name} {_gib(size)}" for name, size in sizes.items())
     yield f"disk of all rounds, GiB: {listed}; {_gib(sum(sizes.values()))} in all"
-    evaluated = _evaluated(parts)
-    calls = rolled_out * _critic_calls(parts)
-    for one in _critiques(parts):
-        calls += evaluated * (rounds * one.score_calls + one.base_calls)
-    yield f"critic calls of all rounds: {calls}"
+    yield f"critic calls of all rounds: {sum(_critic_answers(parts, cfg).values())}"
+
+
+def _critic_answers(parts: Parts, cfg: DictConfig) -> dict[str, int]:
+    """Calls of all rounds, by who is called."""
+    evaluated, (critic, judge) = _evaluated(parts), _critiques(parts)
+    found = {
+        role: evaluated * (cfg.round * one.score_calls + one.base_calls)
+        for role, one in (("critic", critic), ("held-out judge", judge))
+    }
+    found["critic"] += _rolled_out(parts, cfg) * _critic_calls(parts)
+    return found
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -49,6 +49,14 @@ def has_auto_beta(loss: Callable[..., PreferenceLoss]) -> bool:
     return True
 
 
+def beta_of(loss: Callable[..., PreferenceLoss]) -> float | None:
+    """The beta that multiplies a loss's errors; None where it has none, or it is not yet set."""
+    beta = loss.keywords.get("beta") if isinstance(loss, partial) else None
+    if not isinstance(loss, partial) or not isinstance(beta, int | float):
+        return None
+    return float(beta) if _scales_errors(loss) else None
+
+
 def with_beta(loss: Callable[..., PreferenceLoss], beta: float) -> Callable[..., PreferenceLoss]:
     """The loss with its beta set to a number."""
     return partial(loss, beta=beta)

@@ -1,12 +1,14 @@
 """What a run needs, from configs alone: memory of a GPU by part, operations by stage, disk.
 
 What single pieces of work cost is found on fake tensors, see `ipo_lightning.planning.traces`; here
-it is added up. Not known here are kernels' own workspaces, the CUDA context and the critics.
+it is added up; of critics, what they say of themselves (`ipo_lightning.critics.stage.costs`). Not
+known here are kernels' own workspaces and the CUDA context.
 """
 
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from ipo_lightning.critics.stage.costs import Cost
 from ipo_lightning.planning.job import Job
 from ipo_lightning.planning.optimizers import ADAM, OPTIMIZERS, Optimizer
 from ipo_lightning.planning.traces import Forward, Traces
@@ -14,6 +16,9 @@ from ipo_lightning.policy import Sampling
 from ipo_lightning.references import MovingReference
 
 GIB = 2**30
+OPERATIONS_A_BYTE = 150
+"""Operations in the time in which a device reads a byte of weights: A100 156, RTX 4090 165, H100
+295. A language model reads all its weights for each token that it writes."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Estimate:
             found.append(self._stage("reference errors", traces.reference_errors, "activations"))
         if traces.module.real_weight:
             found.append(self._stage("real clips", traces.encoding, "encoder, VAE"))
-        return [*found, self._training(), self._update()]
+        return [*found, *self._critics(), self._training(), self._update()]
 
     @property
     def fullest(self) -> Stage:
@@ -98,6 +103,20 @@ class Estimate:
         held = parallel_prompts * (work.held - work.casts)
         parts = {"gathered": gathered, "casts": work.casts, kind: held}
         return Stage(name, {**self.resident, **parts})
+
+    def _critics(self) -> list[Stage]:
+        """The stages in which critics are in memory beside the policy, where they take any."""
+        step, job = self.traces.step, self.job
+        labelling, judging = (one.held or 0.0 for one in (job.critic, job.judge))
+        gathered = (
+            float(step.weights) if job.sharded else 0.0
+        )  # the policy has just made the videos
+        evaluation = {"gathered": gathered, "critic": max(labelling, judging)}
+        found = [
+            Stage("critique", {**self.resident, "critic": labelling}),
+            Stage("evaluation", {**self.resident, **evaluation}),
+        ]
+        return [stage for stage in found if stage.parts["critic"]]
 
     def _training(self) -> Stage:
         step, (peak, casts) = self.traces.step, self.traces.step.peak
@@ -140,6 +159,14 @@ class Estimate:
         if self.traces.module.reference.answers != "precomputed":
             return 0.0
         return self._draws * (2 if self.traces.pairwise else 1) * self.traces.one_video.flops
+
+    @staticmethod
+    def critic_flops(critic: Cost, answers: float) -> float | None:
+        """Operations of a critic's answers; the weights that it reads to write them count as
+        operations that take as long. None: unknown."""
+        if critic.flops is None or critic.read is None:
+            return None
+        return answers * (critic.flops + OPERATIONS_A_BYTE * critic.read)
 
     def training_flops(self) -> float:
         """Operations of a round's training, on all devices together."""

@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ipo_lightning.critics.stage.costs import Cost
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.policy import Policy, Sampling
+
+NO_CRITIC = Cost("", "none")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class Job:
     gpu: bool = True
     """Whether autocast follows a GPU's rules."""
     decode_batch: int = 1
+    critic: Cost = NO_CRITIC
+    judge: Cost = NO_CRITIC
+    """What the critic and the held-out judge take of each device."""
     parallel_prompts: int = 1
     """Prompts whose videos a process samples at the same time."""
 

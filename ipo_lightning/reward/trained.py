@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ipo_lightning.critics.people.annotations import OVERALL
 from ipo_lightning.critics.protocols import Rating
+from ipo_lightning.critics.stage.costs import Cost, Watched
 from ipo_lightning.errors import InputError
 from ipo_lightning.reward.losses import RewardScale
 from ipo_lightning.settings import Text, checked
@@ -63,6 +64,7 @@ class TrainedCritic:
             raise InputError(setting="path", value=path, expected="there is no such folder")
         found = network.restore(self.path)
         self.dims, self.scale = found.dims, found.scale
+        self.bytes = float(sum(one.nbytes for one in found.network.parameters()))
         self.weights = self._weights(weights)
         self.network: nn.Module | None = None
         self.device = "cpu"
@@ -86,6 +88,11 @@ class TrainedCritic:
     def identity(self) -> str:
         """The folder's content and the weights."""
         return f"trained@{folder_fingerprint(self.path)[:16]}#{fingerprint(self.weights)[:8]}"
+
+    def cost(self, video: Watched) -> Cost:
+        """The weights, see `cost_of`; activations depend on the family, and are not known."""
+        return Cost(str(self.path), weights=self.bytes, activations=None, flops=None,
+                    source="by its file", unknown="its activations are not computed")  # fmt: skip
 
     def load(self, device: str) -> None:
         """Load the weights."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated, get_args
 
 from ipo_lightning.critics.protocols import Comparison, Rating
+from ipo_lightning.critics.stage.costs import Cost, Watched
 from ipo_lightning.metrics.preferences import Outcome, Preference, rao_kupper
 from ipo_lightning.settings import AtLeast, Positive, Share, checked
 from ipo_lightning.shapes.critic import ShapesCritic
@@ -46,6 +47,10 @@ class ShapesPairs:
         """The rules' and all settings."""
         settings = f"sharpness={self.sharpness},ties={self.ties},bias={self.bias}"
         return f"{self.rules.identity}#pairs-1#{settings},noise={self.noise},words={self.words}"
+
+    def cost(self, video: Watched) -> Cost:
+        """Nothing of a device, see `cost_of`."""
+        return Cost("rules", "none")
 
     def load(self, device: str) -> None:
         """Nothing to load: the rules run on the CPU whatever the device."""

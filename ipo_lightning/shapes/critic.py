@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ipo_lightning.critics.protocols import Rating
+from ipo_lightning.critics.stage.costs import Cost, Watched
 from ipo_lightning.errors import InputError
 from ipo_lightning.shapes import world
 from ipo_lightning.shapes.prompts import COLOURS, MOTIONS, SHAPES, parse
@@ -207,6 +208,10 @@ class ShapesCritic:
     """Rates by rules; deterministic, without weights, below a millisecond a clip."""
 
     identity = "shapes-rules@1"
+
+    def cost(self, video: Watched) -> Cost:
+        """Nothing of a device, see `cost_of`."""
+        return Cost("rules", "none")
 
     def load(self, device: str) -> None:
         """Nothing to load: the rules run on the CPU whatever the device."""

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ipo_lightning.critics.protocols import Rating
+from ipo_lightning.critics.stage.costs import Cost, Watched
 from ipo_lightning.errors import InputError
 from ipo_lightning.shapes.convolutions import FramesThenTime
 from ipo_lightning.shapes.critic import check_frames, stack_frames, to_ratings
@@ -26,6 +27,8 @@ STILL = len(MOTIONS)
 """Index of the extra motion class for clips in which nothing moves."""
 
 _CHUNK = 64
+CHANNELS, OPERATIONS = 48, 16_000
+"""Of a pixel at most: numbers held, and multiplications."""
 
 
 class ShapesClassifier(FramesThenTime):
@@ -94,6 +97,14 @@ class ShapesJudge:
         self.weights = Path(weights)
         self.classifier: ShapesClassifier | None = None
         self.device = "cpu"
+
+    def cost(self, video: Watched) -> Cost:
+        """What a rating costs at most, see `cost_of`: of each pixel a dozen channels are held."""
+        weights = float(self.weights.stat().st_size) if self.weights.is_file() else None
+        pixels = video.frames * video.height * video.width
+        source, given = "by its file", "" if weights else "give the file of its weights"
+        return Cost("shapes judge", weights=weights, activations=4.0 * CHANNELS * pixels,
+                    flops=2.0 * OPERATIONS * pixels, source=source, unknown=given)  # fmt: skip
 
     def load(self, device: str) -> None:
         """Read the weights, half a megabyte."""

@@ -29,8 +29,10 @@ from ipo_lightning.critics.pretrained.checkpoint import (
     named,
     origin,
 )
+from ipo_lightning.critics.pretrained.sizes import Network, cost, network_of, pictures
 from ipo_lightning.critics.protocols import Rating
 from ipo_lightning.critics.scorers.frames import fingerprint_of
+from ipo_lightning.critics.stage.costs import Cost, Watched
 from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.gauges import motion
 from ipo_lightning.settings import Text, checked
@@ -55,6 +57,9 @@ BATCH = 32
 """Frames that a network sees together, of one video."""
 UPDATES = 20
 """Of a flow field by RAFT, as VBench asks for."""
+WEIGHTS, CORRELATIONS, CHANNELS = 5_257_536, 2.7, 128
+"""Of RAFT: parameters, numbers for two places of two frames (a pyramid, made of one more copy), and
+for each pixel (its first convolutions)."""
 LEAST_SIDE = 16 * FLOW_GRID
 """Pixels of the shorter side that RAFT's pyramid of correlations needs."""
 TORCH_WEIGHTS = "pytorch_model.bin"
@@ -137,6 +142,10 @@ class TemporalFlickering(Dimension):
     name = "temporal_flickering"
     identity = "vbench-temporal_flickering@1"
 
+    def cost(self, video: Watched) -> Cost:
+        """Nothing of a device, see `cost_of`."""
+        return Cost(self.name, "none")
+
     def load(self, device: str) -> None:
         """Nothing to load."""
 
@@ -205,6 +214,14 @@ class NetworkDimension(ModelDimension):
     def identity(self) -> str:
         """Of the dimension and the model: a folder by its content, a hub id by its commit."""
         return f"{origin('path', self.path, self.revision)}#vbench-{self.name}-1"
+
+    def cost(self, video: Watched) -> Cost:
+        """What a rating costs at most, see `cost_of`: with both halves of a CLIP."""
+        network = network_of(self.path, self.revision, speaks=False)
+        if not isinstance(network, Network):
+            return network
+        found = cost(network, pictures(network, min(BATCH, video.frames)), "float32")
+        return found.several(-(-video.frames // BATCH))
 
     def ready(self) -> None:
         """Check that the weights are there.
@@ -375,6 +392,15 @@ class DynamicDegree(ModelDimension):
         """Of the weights."""
         weights = FLOW[1] if self.weights is None else file_sha256(Path(self.weights))[:8]
         return f"vbench-{self.name}@1#{weights}"
+
+    def cost(self, video: Watched) -> Cost:
+        """What a rating costs, see `cost_of`: RAFT's correlations of all places of two frames."""
+        places = (video.height // 8) * (video.width // 8)
+        pairs = max(1, round(video.frames / video.fps * 8) - 1)
+        held = 4.0 * (CORRELATIONS * places**2 + CHANNELS * video.height * video.width)
+        flops = 2.0 * (WEIGHTS * places * UPDATES + 256 * places**2) * pairs
+        return Cost("RAFT", weights=4.0 * WEIGHTS, activations=held, flops=flops,
+                    source="as published")  # fmt: skip
 
     def ready(self) -> None:
         """Check that torchvision and the weights are there."""

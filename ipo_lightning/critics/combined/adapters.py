@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from ipo_lightning.critics.protocols import Comparison, PointCritic, Rating, check_ready, kind_of
+from ipo_lightning.critics.stage.costs import Cost, Watched, cost_of
 from ipo_lightning.errors import InputError, within
 from ipo_lightning.metrics.preferences import rao_kupper
 from ipo_lightning.settings import AtLeast, Positive, checked
@@ -46,6 +47,10 @@ class ScoresToComparisons:
         """The identity of the critic that rates, with scale and ties."""
         scale, ties = (repr(one).removesuffix(".0") for one in (self.scale, self.ties))
         return f"{self.critic.identity}#pairs-1,{scale},{ties}"
+
+    def cost(self, video: Watched) -> Cost:
+        """That of two ratings, see `cost_of`."""
+        return cost_of(self.critic, video).several(2)
 
     def ready(self) -> None:
         """Check that the critic that rates can be asked."""

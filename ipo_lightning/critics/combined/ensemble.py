@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Generic, Literal, TypeVar
 
@@ -17,6 +18,7 @@ from ipo_lightning.critics.protocols import (
     Rating,
     check_ready,
 )
+from ipo_lightning.critics.stage.costs import Cost, Watched, combined, cost_of
 from ipo_lightning.errors import InputError, within
 from ipo_lightning.metrics.preferences import Preference
 from ipo_lightning.settings import Text, checked
@@ -37,6 +39,8 @@ class Members(Generic[C]):
 
     method: Literal["rate", "compare"]
     """The method that each member must have."""
+    in_turn = False
+    """Whether a run asks the members one after the other, whatever ``concurrent`` says."""
 
     def __init__(self, members: Mapping[str, C], on_missing: OnMissing, concurrent: bool):
         if not members:
@@ -53,6 +57,11 @@ class Members(Generic[C]):
                 )
         self.members, self.on_missing, self.concurrent = dict(members), on_missing, concurrent
         self.device = "cpu"
+
+    def cost(self, video: Watched) -> Cost:
+        """Of the members, together or one after the other, see `cost_of`."""
+        found = [replace(cost_of(one, video), member=name) for name, one in self.members.items()]
+        return combined(found, together=self.concurrent and not self.in_turn)
 
     def ready(self) -> None:
         """Check that each member can be asked."""
@@ -120,7 +129,7 @@ class Ensemble(Members[PointCritic]):
             other; the setting is for other uses of an ensemble, as in sample.py.
     """
 
-    method = "rate"
+    method, in_turn = "rate", True
 
     def __init__(
         self,

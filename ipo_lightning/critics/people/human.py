@@ -13,6 +13,7 @@ from ipo_lightning.critics.people.answers import Answers, Key, key_of, read_answ
 from ipo_lightning.critics.people.page import EMBED_MIB, PAGE, write_page
 from ipo_lightning.critics.people.questions import plan
 from ipo_lightning.critics.protocols import AnswersPending, Comparison, Question
+from ipo_lightning.critics.stage.costs import Cost, Watched
 from ipo_lightning.errors import InputError
 from ipo_lightning.settings import Above, AtMost, Count, NotNegative, Says, Share, Text, checked
 from ipo_lightning.storage.run_files import read_typed
@@ -88,6 +89,10 @@ class HumanCritic:
         rules = {"annotators": len(self.annotators), "enough": self.min_answered}
         known = fingerprint([self.answers.content, rules])
         return f"people@{known[:16]}#page-{PAGE}"
+
+    def cost(self, video: Watched) -> Cost:
+        """Nothing of a device, see `cost_of`."""
+        return Cost("people", "none")
 
     def recall(self, question: Question) -> Comparison | None:
         """As `RecordedCritic.recall`. An unanswered question of a batch of which ``min_answered``

@@ -29,8 +29,10 @@ from ipo_lightning.critics.pretrained.checkpoint import (
     named,
     origin,
 )
+from ipo_lightning.critics.pretrained.sizes import Network, cost, network_of, pictures
 from ipo_lightning.critics.protocols import Rating
 from ipo_lightning.critics.scorers.reward import DTYPES, Dtype
+from ipo_lightning.critics.stage.costs import Cost, Watched
 from ipo_lightning.errors import InputError, cause_of
 from ipo_lightning.settings import Count, Text, checked
 from ipo_lightning.storage.store import fingerprint
@@ -197,6 +199,13 @@ class ClipCritic(FrameCritic):
                 self.words_path, revision=revision, backend="pil"
             )
         return tokenizer, images
+
+    def cost(self, video: Watched) -> Cost:
+        """What a rating costs, see `cost_of`."""
+        network = network_of(self.path, self.revision, speaks=False)
+        if not isinstance(network, Network):
+            return network
+        return cost(network, pictures(network, min(self.frames, video.frames)), self.dtype)
 
     def ready(self) -> None:
         """Check the checkpoint, and that the head fits it.

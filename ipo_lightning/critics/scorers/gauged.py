@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ipo_lightning.critics.protocols import Rating
+from ipo_lightning.critics.stage.costs import Cost, Watched
 from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.gauges import GAUGES
 from ipo_lightning.settings import Says, checked
@@ -69,6 +70,10 @@ class GaugeCritic:
         """A hash of all settings."""
         bands = [[name, one.low, one.high, one.soft] for name, one in self.bands.items()]
         return f"gauges@1#{fingerprint([bands, self.combine])[:12]}"
+
+    def cost(self, video: Watched) -> Cost:
+        """Nothing of a device, see `cost_of`: gauges are measured on the CPU."""
+        return Cost("gauges", "none")
 
     def load(self, device: str) -> None:
         """Nothing to load."""

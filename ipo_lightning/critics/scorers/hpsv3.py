@@ -6,6 +6,7 @@ rubric belongs to upstream and is not shipped, see `PublishedText`.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -27,11 +28,13 @@ from ipo_lightning.critics.pretrained.checkpoint import (
     origin,
 )
 from ipo_lightning.critics.pretrained.published_texts import PublishedText
+from ipo_lightning.critics.pretrained.sizes import Network, cost, network_of, sight
 from ipo_lightning.critics.pretrained.viewing import Viewing
 from ipo_lightning.critics.scorers.frames import SIGMA, FrameCritic, Over
 from ipo_lightning.critics.scorers.reward import DTYPES
 from ipo_lightning.critics.scorers.reward_model import PROMPT, RewardModel, fill
 from ipo_lightning.critics.scorers.videoreward import EMBEDDINGS, PLACES
+from ipo_lightning.critics.stage.costs import Cost, Watched
 from ipo_lightning.errors import InputError
 from ipo_lightning.settings import Count, Text, checked
 from ipo_lightning.storage.store import fingerprint
@@ -146,6 +149,16 @@ class HPSv3(FrameCritic):
             )
         tokenizer.add_tokens([TOKEN], special_tokens=True)
         return tokenizer, images
+
+    def cost(self, video: Watched) -> Cost:
+        """What a rating costs, see `cost_of`: the frames are read together."""
+        network = network_of(self.base, self.base_revision, speaks=False)
+        if not isinstance(network, Network):
+            return replace(network, name=self.path)
+        picture = video._replace(frames=1, fps=1.0)
+        seen, frames = sight(network, self.viewing, picture), min(self.frames, video.frames)
+        found = cost(network, seen, self.dtype, batch=frames)
+        return replace(found.several(frames), name=self.path)
 
     def ready(self) -> None:
         """Check the rubric, if it is a file, and that the weights can be read.

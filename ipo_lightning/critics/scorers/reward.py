@@ -20,6 +20,7 @@ from ipo_lightning.critics.pretrained.checkpoint import (
     free,
     origin,
 )
+from ipo_lightning.critics.pretrained.sizes import Network, cost, network_of, sight
 from ipo_lightning.critics.pretrained.viewing import Viewing
 from ipo_lightning.critics.protocols import Rating
 from ipo_lightning.critics.scorers.reward_model import (
@@ -31,6 +32,7 @@ from ipo_lightning.critics.scorers.reward_model import (
     load_reward,
     read_spec,
 )
+from ipo_lightning.critics.stage.costs import Cost, Watched
 from ipo_lightning.errors import InputError
 from ipo_lightning.settings import Count, Null, Positive, Text, checked
 from ipo_lightning.storage.store import fingerprint
@@ -90,6 +92,18 @@ class RewardCritic:
                     "attention": self.attention, "batch_size": self.batch_size}  # fmt: skip
         return f"{self._origin()}#{VERSION}#{fingerprint(settings)[:8]}"
 
+    def cost(self, video: Watched) -> Cost:
+        """What a rating costs, see `cost_of`."""
+        network = network_of(*self._backbone(), speaks=False)
+        if not isinstance(network, Network):
+            return replace(network, name=self.model)
+        viewing = self._viewing()
+        if self.fps is not None:
+            viewing = replace(viewing, fps=self.fps)
+        seen, eager = sight(network, viewing, video), self.attention == "eager"
+        found = cost(network, seen, self.dtype, batch=self.batch_size, eager=eager)
+        return replace(found, name=self.model)
+
     def ready(self) -> None:
         """Check torchvision, the folder's files and the dimensions of ``weights``.
 
@@ -125,6 +139,14 @@ class RewardCritic:
         return ratings
 
     # ---------------------------------------------------------------- files
+
+    def _backbone(self) -> tuple[str, str | None]:
+        """Where the config of the network is: a folder or hub id, and its revision."""
+        return self.model, None
+
+    def _viewing(self) -> Viewing:
+        """How videos were shown in the training."""
+        return self._spec().viewing
 
     def _origin(self) -> str:
         """``name@revision`` of the weights and the rubric."""

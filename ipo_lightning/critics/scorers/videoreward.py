@@ -98,6 +98,12 @@ class VideoReward(RewardCritic):
             RUBRIC.read(prompt_text)  # refused now, not after a rollout
         self.prompt_text = prompt_text
 
+    def _backbone(self) -> tuple[str, str | None]:
+        return self.base, self.base_revision
+
+    def _viewing(self) -> Viewing:
+        return Viewing()  # whose defaults are upstream's: its own settings may not be here yet
+
     def _origin(self) -> str:
         name = origin("model", self.model, self.revision, SETTINGS)
         base = origin("base", self.base, self.base_revision)

@@ -7,9 +7,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from ipo_lightning.critics.protocols import Comparison, Rating, check_ready
+from ipo_lightning.critics.stage.costs import GIVE, Cost, Watched, unknown_cost
 from ipo_lightning.critics.vlm.client import VIDEO, Fault, Reply, Turn, VLMClient
 from ipo_lightning.critics.vlm.templates.base import (
     QUOTED,
@@ -59,6 +60,13 @@ Answer with one word: yes or no."""
 class _VLMCritic:
     """What all VLM critics share: they pass on what their client says of itself."""
 
+    shown: ClassVar[int] = 1
+    """Videos in a question."""
+    spoken: ClassVar[bool] = True
+    """Whether questions are answered in words."""
+    asked: int = 1
+    """Questions that an answer needs."""
+
     def __init__(self, vlm: VLMClient, version: str) -> None:
         self.vlm, self.version = vlm, version
 
@@ -76,6 +84,14 @@ class _VLMCritic:
     def prompts_per_call(self) -> int:
         """How many prompts the client takes in a call, see `Critic`."""
         return int(getattr(self.vlm, "prompts_per_call", 1))
+
+    def cost(self, video: Watched) -> Cost:
+        """What the client's model costs, see `cost_of`."""
+        told: Any = getattr(self.vlm, "cost", None)
+        if told is None:
+            return unknown_cost(type(self.vlm).__name__, GIVE)
+        found: Cost = told(video, self.shown, spoken=self.spoken)
+        return found.several(self.asked)
 
     def ready(self) -> None:
         """Check that the client can be asked."""
@@ -125,6 +141,8 @@ class _InWords(_VLMCritic, Generic[F]):
 class PairVLMCritic(_InWords[PairTemplate]):
     """Compares two videos by an answer in words; several samples are votes."""
 
+    shown = 2
+
     def compare(
         self, first: Sequence[Clip], second: Sequence[Clip], prompts: Sequence[str]
     ) -> list[Comparison]:
@@ -150,6 +168,8 @@ class PointVLMCritic(_InWords[PointTemplate]):
 
 class _InLogits(_VLMCritic):
     """A critic by the probabilities of the answer's first word."""
+
+    spoken = False
 
     def __init__(self, vlm: VLMClient, version: str) -> None:
         samples = getattr(vlm, "samples", 1)
@@ -177,6 +197,8 @@ class Letters(_InLogits):
     Nothing is sampled, and no reason is given. A zero-shot model has a position bias towards one
     letter; asking in both orders cancels it (`ipo_lightning.metrics.preferences.both_orders`).
     """
+
+    shown = 2
 
     def __init__(
         self,
@@ -209,6 +231,7 @@ class Letters(_InLogits):
         self._words = [
             PromptText(PAIR.replace("{question}", one)) for one in (question, *asked.values())
         ]
+        self.asked = len(self._words)
         settings = [[one.text for one in self._words], self.dims, sorted(self.letters.items())]
         super().__init__(vlm, PromptText(PAIR).version("letters-1", settings))
 
@@ -302,6 +325,7 @@ class Checklist(_InLogits):
             raise InputError(setting="questions", expected=twice)
         self.dims = tuple(dict.fromkeys(check.dim for check in self.checks))
         self._words = [PromptText(ONE.replace("{question}", check.ask)) for check in self.checks]
+        self.asked = len(self._words)
         settings = [[one.ask, one.dim, one.weight, one.good] for one in self.checks]
         super().__init__(vlm, PromptText(ONE).version("checklist-1", settings))
 

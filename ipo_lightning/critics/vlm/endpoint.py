@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ipo_lightning.critics.pretrained.viewing import Grid, Shown, Viewing
+from ipo_lightning.critics.stage.costs import Cost, Watched
 from ipo_lightning.critics.vlm.calls import Read, ask
 from ipo_lightning.critics.vlm.client import SEVERAL, Fault, Reply, Turn, parts
 from ipo_lightning.critics.vlm.completions import (
@@ -123,6 +124,10 @@ class EndpointVLM:
         """Prompts in a call, see `Critic`: with about four questions each they use the server's
         whole concurrency."""
         return max(1, self.server.concurrency // 4)
+
+    def cost(self, video: Watched, videos: int = 1, *, spoken: bool = True) -> Cost:
+        """Nothing of this machine's devices, see `cost_of`."""
+        return Cost(self.model, "server", address=self.server.base_url)
 
     def ready(self) -> None:
         """Check the key.

@@ -35,7 +35,9 @@ from ipo_lightning.critics.pretrained.checkpoint import (
     named,
     origin,
 )
+from ipo_lightning.critics.pretrained.sizes import Network, cost, network_of, sight
 from ipo_lightning.critics.pretrained.viewing import Viewing
+from ipo_lightning.critics.stage.costs import Cost, Watched
 from ipo_lightning.critics.vlm.client import SEVERAL, Fault, Reply, Token, Turn, parts
 from ipo_lightning.errors import InputError
 from ipo_lightning.seeds import derive_seed, generator
@@ -124,6 +126,27 @@ class LocalVLM:
         """
         _ = self.processor
         check_weights("model", self.model, self.revision)
+
+    def cost(self, video: Watched, videos: int = 1, *, spoken: bool = True) -> Cost:
+        """What a question costs, see `cost_of`.
+
+        Args:
+            videos: in a question. spoken: whether it is answered in words.
+        """
+        network = network_of(self.model, self.revision, speaks=True)
+        if not isinstance(network, Network):
+            return network
+        seen = sight(network, self.viewing, video)
+        whole = cost(
+            network,
+            seen,
+            self.dtype,
+            videos=videos,
+            batch=self.batch_size,
+            written=self.max_tokens if spoken else 0,
+            eager=self.attention == "eager",
+        )
+        return whole.several(self.samples if spoken else 1)
 
     def load(self, device: str) -> None:
         """Load the weights onto a device."""
