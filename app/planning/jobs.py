@@ -140,6 +140,11 @@ def is_sharded(cfg: DictConfig) -> bool:
     return shards(cfg) and devices_of(cfg) > 1
 
 
+def in_parts(cfg: DictConfig) -> bool:
+    """Whether each rank writes its own part of a checkpoint."""
+    return is_sharded(cfg) and bool(cfg.trainer.strategy.get("sharded_checkpoints"))
+
+
 def _parallel_prompts(cfg: DictConfig) -> int:
     """Prompts that a process samples at the same time; see `cores_of_a_rank`."""
     if cfg.callbacks.iteration.parallel_prompts is not None:

@@ -13,14 +13,14 @@ from ipo_lightning.draws.calibration import Calibration, auto_beta
 from ipo_lightning.draws.dataset import Draws
 from ipo_lightning.draws.encoding import RealSource
 from ipo_lightning.draws.reference_errors import ReferenceErrors
-from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.references import CachedReference
+from ipo_lightning.rounds.files import check_files
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.storage.layout import REFERENCE_ERRORS, RoundData, RoundDir
-from ipo_lightning.storage.records import Pair, RealClip
+from ipo_lightning.storage.records import RealClip
 from ipo_lightning.storage.run_files import DamagedFile, read_object
-from ipo_lightning.storage.store import LostBlob, Store, write_atomically
+from ipo_lightning.storage.store import Store, write_atomically
 
 
 class InputsStage(RoundStage):
@@ -123,24 +123,6 @@ class BetaStage(RoundStage):
         if round.module.auto_beta:
             round.module.set_beta(beta_of(round.folder))
         return round.data
-
-
-def check_files(data: RoundData, store: Store, workers: Workers) -> None:
-    """Check the files that a round trains on by their hashes; each rank reads its share of them.
-
-    Raises:
-        LostBlob: one was damaged or is missing; on all ranks alike.
-    """
-    rows = [(one.winner_latents, one.loser_latents) if isinstance(one, Pair) else (one.latents,)
-            for one in (*data.rows, *data.real)]  # fmt: skip
-    files = {("latents", name): None for row in rows for name in row}
-    files |= {("text", name): None for name in data.texts.values()}
-    for kind, name in [*files][workers.rank :: workers.world]:
-        store.has_blob(kind, name, ".safetensors")
-    workers.barrier()
-    lost = workers.agree(lambda: [one for one in files if not store.lists(*one, ".safetensors")])
-    if lost:
-        raise LostBlob(f"{store.path(*lost[0], '.safetensors')} is missing or was damaged")
 
 
 def beta_of(folder: RoundDir) -> float:
