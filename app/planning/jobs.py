@@ -20,7 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from app.assembly import accelerator_of, make_module, make_sampling
 from app.entry import build
-from app.planning.memory import shards
+from app.planning.memory import samples_from_shards, shards
 from ipo_lightning.critics.stage.costs import Cost, Watched, cost_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.planning.job import Job
@@ -102,6 +102,7 @@ def job_of(cfg: DictConfig) -> Job:
         precision=str(cfg.trainer.precision),
         devices=devices_of(cfg),
         sharded=is_sharded(cfg),
+        gather_to_sample=not samples_from_shards(cfg),
         gpu=on_gpu(cfg),
         decode_batch=backbone.get("decode_batch", 1),
         critic=_cost(cfg, "critic"),

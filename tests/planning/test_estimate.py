@@ -178,6 +178,10 @@ def test_shards_divide_and_are_gathered(make: MakePolicy) -> None:
     assert stage.parts["gathered"] == alone.traces.step.weights
     training = next(stage for stage in shared.stages if stage.name == "training")
     assert 0 < training.parts["gathered"] < 2 * alone.traces.step.weights
+    kept = Estimate(job(make(), devices=4, sharded=True, gather_to_sample=False)).stages
+    rollout, step = next(stage for stage in kept if stage.name == "rollout"), alone.traces.step
+    outside = step.weights - step.block * make().blocks
+    assert rollout.parts["gathered"] == outside + 2 * step.block
     copies = Estimate(job(make(), devices=4))
     own = alone.while_training["gradients"]
     assert copies.while_training["gradients"] == 2 * own  # DDP's buckets, which stay
