@@ -55,8 +55,8 @@ class Tracer(TorchDispatchMode):
     ) -> Any:
         """Run one operation, and count its outputs and its floating-point operations."""
         kwargs = kwargs or {}
-        if func is _DEVICE:
-            return _device(args[0])
+        if func is DEVICE:
+            return device_of(args[0])
         if func in _DRAWS:
             return args[0]
         result = func(*args, **kwargs)
@@ -161,13 +161,13 @@ def _raised(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype is torch.bfloat16 else value
 
 
-_DEVICE = torch.ops.prim.device.default
+DEVICE = torch.ops.prim.device.default
 """What ``tensor.device`` calls: as often as all other operations together, and nothing to count."""
 _DRAWS = {aten.uniform_.default, aten.normal_.default}
 """What fills new weights: a fake tensor has no contents to fill."""
 
 
-def _device(tensor: FakeTensor) -> torch.device:
+def device_of(tensor: FakeTensor) -> torch.device:
     """The device that a fake tensor says it is on, as `FakeTensorMode` answers it."""
     within = tensor.fake_mode.in_kernel_invocation
     return torch.device("meta") if within else tensor.fake_device

@@ -18,13 +18,14 @@ from unittest import mock
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ipo_lightning.backbones import schedulers
+from ipo_lightning.planning.tracing import DEVICE, device_of
 
 aten: Any = torch.ops.aten
 
@@ -74,6 +75,8 @@ class Watch(TorchDispatchMode):
     ) -> Any:
         """Run one operation."""
         kwargs = kwargs or {}
+        if func is DEVICE and isinstance(args[0], FakeTensor):
+            return device_of(args[0])
         if func is aten._local_scalar_dense.default:
             return READ.get(args[0].dtype, 0.5)
         for one in (*args, *kwargs.values()):

@@ -34,10 +34,10 @@ def apart(*parts: str) -> list[str]:
     IPOC's are CogVideoX's but for their weights, and all CogVideoX have one text encoder."""
     found: dict[str, str] = {}
     for backbone in BACKBONES:
-        own = MODELS[published(backbone)].parts
-        policy = job(backbone).policy
-        size = policy.size if "vae" in parts else ()
-        found.setdefault(repr([[own[part] for part in parts], size]), backbone)
+        model = MODELS[published(backbone)].parts
+        own = [{**model[part], "scaling_factor": None} for part in parts]
+        size = job(backbone).policy.size if "vae" in parts else ()
+        found.setdefault(repr([own, size]), backbone)
     return list(found.values())
 
 
@@ -67,8 +67,8 @@ def _configs(path: str, blocks: int) -> str:
     )
 
 
-def job(backbone: str, *words: str, blocks: int = 2) -> Job:
-    """A run's job on one GPU of 80 GiB, of few blocks; what is planned and what is run are its."""
+def job(backbone: str, *words: str, blocks: int = 1) -> Job:
+    """A run's job on one GPU of 80 GiB, of one block; what is planned and what is run are its."""
     rollout = "wan" if backbone.startswith("wan") else "cogvideox"
     settings = (f"backbone={backbone}", f"rollout={rollout}", "trainer.precision=bf16-mixed",
                 "plan.memory_gib=80", "data.batch_size=1", "paths.outputs=outputs")  # fmt: skip
@@ -81,9 +81,9 @@ def step(job: Job) -> Took:
     """A training step, with what Lightning does around it."""
     traces = Traces(job)
     _ = traces.text_shape  # found on fake tensors of its own
+    policy = job.policy.outline()
+    module = job.make(policy)  # tries its loss with values
     with fake_cuda() as watch:
-        policy = job.policy.outline()
-        module = job.make(policy)
         _let_run_alone(module)
         module.configure_model()
         module.network.to(CUDA)
