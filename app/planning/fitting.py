@@ -160,11 +160,13 @@ def _of_critic(path: str, node: DictConfig, stages: tuple[str, ...]) -> Iterator
     if node.get("frames", 0) > 1:
         yield _one(f"{path}.frames", node.frames // 2, *stages)
     if node.get("_target_") == LOCAL:
-        server = {**_choice("critic/vlm/openai"), **{key: node[key] for key in KEPT}}
+        server = _choice("critic/vlm/openai")
+        server |= {str(key): node[key] for key in KEPT}
         group = "critic/vlm" if path == "critic.vlm" else f"critic/vlm@{path}"
-        yield Change(f"{group}=openai {path}.model={node.model}", {path: server}, stages)
+        shown = f"{group}=openai {path}.model={server['model']}"
+        yield Change(shown, {path: server}, stages)
     for name, part in node.items():
-        if isinstance(part, DictConfig):
+        if isinstance(part, DictConfig) and isinstance(name, str):
             yield from _of_critic(f"{path}.{name}", part, stages)
 
 

@@ -69,6 +69,8 @@ class Critic(Protocol):
       answers must not depend on N.
     - ``ready()``: called before videos are made for it; raises `InputError` where it lacks
       something (a file, a key, a network).
+    - ``cost(video)``: what it takes of a device, as a `Cost` (`ipo_lightning.critics.stage.costs`),
+      for the plan of a run; without it the plan says that it is unknown.
     """
 
     @property
