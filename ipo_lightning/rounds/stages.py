@@ -15,6 +15,7 @@ from ipo_lightning.rounds.stage import RoundStage
 from ipo_lightning.rounds.start import StartStage
 from ipo_lightning.rounds.training import TrainingStage
 from ipo_lightning.rounds.training_data import BetaStage, InputsStage, ReferenceErrorsStage
+from ipo_lightning.rounds.trial import TrialStage
 from ipo_lightning.sampling import Sampler
 
 
@@ -30,6 +31,7 @@ def round_stages(
     calibration: Calibration = Calibration(),  # noqa: B008 - frozen
     guards: Guards | None = None,
     choice: Evaluation | None = None,
+    trial: TrialStage | None = None,
 ) -> list[RoundStage]:
     """What happens to a round, in order; a stage of your own goes into this list.
 
@@ -46,6 +48,7 @@ def round_stages(
         guards: look at each finished round; None: there are none.
         choice: an evaluation on other held-out prompts, by which rounds are chosen; None: they are
             chosen by the reported figures.
+        trial: tries the critics before the first video is made for them; None: they are not tried.
     """
     return [
         *([] if guards is None else [StartStage(guards)]),
@@ -54,6 +57,7 @@ def round_stages(
         ReferenceErrorsStage(sampler.store),
         BetaStage(sampler.store, calibration),
         TrainingStage(),
+        *([] if trial is None else [trial]),
         EvaluationStage(evaluation, choice),
         RecordStage(evaluation, guards),
     ]
