@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ipo_lightning.critics.stage.costs import Watched, cost_of
+from ipo_lightning.critics.stage.costs import Watched
 from ipo_lightning.critics.stage.trial import to_try, tried
 from ipo_lightning.errors import InputError, within
 from ipo_lightning.rounds.stage import Round, RoundStage
@@ -33,15 +33,13 @@ class TrialStage(RoundStage):
         return round.run.line(round.number) is not None or not self._left(round)
 
     def run(self, round: Round) -> None:
-        """Try those that are left; one on a server by the leading rank alone.
+        """Try those that are left, on each device.
 
         Raises:
             InputError: one cannot be loaded, or fails: names its setting.
         """
         video, device = _video(round), str(round.runtime.device)
         for role, critic in self._left(round):
-            if cost_of(critic, video).place == "server" and not round.workers.leads:
-                continue
             try:
                 with within(role):
                     tried(critic, video, self.prompt, device)

@@ -25,13 +25,17 @@ def drawn(video: Watched) -> Clip:
 
 
 def to_try(critic: Any, video: Watched) -> list[Any]:
-    """What is to be tried: the critic, or its members; not one without a model, or of people."""
+    """What is to be tried: the critic, or its members; not one without a model, or of people.
+
+    Nor one on a server: it takes no memory here, its key is checked at the start, and each question
+    to it may cost money.
+    """
     if kind_of(critic) == "recorded":
         return []
     members = getattr(critic, "members", None)
     if isinstance(members, dict) and kind_of(critic) == "rates":
         return [one for member in members.values() for one in to_try(member, video)]
-    return [] if cost_of(critic, video).place == "none" else [critic]
+    return [critic] if cost_of(critic, video).place == "device" else []
 
 
 def tried(critic: Any, video: Watched, prompt: str, device: str) -> None:

@@ -76,9 +76,14 @@ def test_no_verdict_is_a_warning() -> None:
         tried(Mine(fault="unreadable"), VIDEO, "a dog", "cpu")
 
 
+class Served(Mine):
+    def cost(self, video: Watched) -> Cost:
+        return Cost("served", "server")
+
+
 def test_members_are_tried_one_by_one_and_rules_not_at_all() -> None:
     one, two = Mine(), Mine()
-    assert to_try(Members(one=one, rules=Rules(), two=two), VIDEO) == [one, two]
+    assert to_try(Members(one=one, rules=Rules(), served=Served(), two=two), VIDEO) == [one, two]
 
 
 def test_a_judge_that_cannot_be_loaded_ends_the_run_before_its_first_video(
