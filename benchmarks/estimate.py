@@ -5,10 +5,12 @@ python benchmarks/estimate.py --shape 2b --device cuda    CogVideoX-2B's shape, 
 
 Computed from configs alone, see `ipo_lightning.planning.traces`; measured on the same network
 with random weights. Both are of what a step, a forward or a decoding holds beyond weights,
-gradients and the reference.
+gradients and the reference. One network at a time is built and released; what does not fit by the
+plan is named and left out.
 """
 
 import argparse
+import gc
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,11 +25,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measure import peak_bytes  # noqa: E402
+from benchmarks.measure import free_bytes, peak_bytes  # noqa: E402
 from ipo_lightning.backbones.cogvideox import CogVideoX  # noqa: E402
 from ipo_lightning.backbones.wan import Wan  # noqa: E402
 from ipo_lightning.losses import dpo_loss  # noqa: E402
 from ipo_lightning.module import PreferenceModule  # noqa: E402
+from ipo_lightning.planning.estimate import GIB, Estimate  # noqa: E402
 from ipo_lightning.planning.job import Job  # noqa: E402
 from ipo_lightning.planning.published import MODELS, Published, write_configs  # noqa: E402
 from ipo_lightning.planning.traces import Traces, total  # noqa: E402
@@ -148,19 +151,52 @@ def decoding(one: Job, device: torch.device) -> int:
 
 
 def rows(
-    make: Callable[..., CogVideoX | Wan], device: torch.device, precisions: tuple[bool, ...]
-) -> Iterator[Row]:
-    """Every way of a step, and a decoding."""
+    make: Callable[..., CogVideoX | Wan],
+    device: torch.device,
+    precisions: tuple[bool, ...],
+    memory: float | None = None,
+) -> Iterator[Row | str]:
+    """Every way of a step, one at a time, and a decoding; of what does not fit, why.
+
+    Args:
+        memory: bytes that a piece of work may take by the plan; None: what is free there.
+    """
     gpu = device.type == "cuda"
+    jobs: dict[str, Job] = {}
     for bf16, checkpointing, two_pass in product(precisions, (False, True), (False, True)):
-        one = job(make(checkpointing=checkpointing), CachedReference(), two_pass, bf16, gpu)
         words = ["bf16-mixed" if bf16 else "float32", "two_pass" if two_pass else "plain"]
         name = ", ".join([*words, *(["checkpointing"] if checkpointing else [])])
-        yield Row(name, Traces(one).step.peak[0], step(one, device))
+        policy = make(checkpointing=checkpointing)
+        jobs[name] = job(policy, CachedReference(), two_pass, bf16, gpu)
     online = job(make(checkpointing=True), FrozenReference(), False, precisions[-1], gpu)
-    yield Row("plain, checkpointing, online reference", Traces(online).step.peak[0],
-              step(online, device))  # fmt: skip
-    yield Row("decoding", Traces(online).decoding.held, decoding(online, device))
+    jobs["plain, checkpointing, online reference"] = online
+    for name, one in jobs.items():
+        need = planned(one, "training")
+        yield _lacks(name, need, device, memory) or Row(
+            name, Traces(one).step.peak[0], step(one, device)
+        )
+        _give_back(device)
+    need = float(Traces(online).decoding.held)
+    yield _lacks("decoding", need, device, memory) or Row(
+        "decoding", Traces(online).decoding.held, decoding(online, device)
+    )
+
+
+def planned(one: Job, stage: str) -> float:
+    """Bytes of a stage by the plan."""
+    (found,) = (part for part in Estimate(one).stages if part.name == stage)
+    return found.total
+
+
+def _lacks(name: str, need: float, device: torch.device, memory: float | None) -> str:
+    free = memory or free_bytes(device)
+    return f"{name}: {need / GIB:.1f} GiB by the plan, of {free / GIB:.1f}" if need > free else ""
+
+
+def _give_back(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _filled(value: Tensor) -> Tensor:
@@ -176,7 +212,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=["small", *LARGE], default="small")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--memory-gib", type=float, help="of a step; none: what is free there")
     options = parser.parse_args()
+    memory = options.memory_gib and options.memory_gib * GIB
     device = torch.device(options.device)
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -188,7 +226,10 @@ def main() -> None:
     print("| network | work | computed MiB | measured MiB | ratio |\n|---|---|---|---|---|")
     for name, make in kinds.items():
         with tempfile.TemporaryDirectory() as folder:
-            for row in rows(partial(make, Path(folder)), device, (False, True)):
+            for row in rows(partial(make, Path(folder)), device, (False, True), memory):
+                if isinstance(row, str):
+                    print(f"| {name} | left out: {row} | | | |", flush=True)
+                    continue
                 sizes = f"{row.computed / 2**20:.1f} | {row.measured / 2**20:.1f}"
                 print(f"| {name} | {row.work} | {sizes} | {row.ratio:.3f} |", flush=True)
 

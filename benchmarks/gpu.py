@@ -8,8 +8,7 @@ Parts go from most to least worth, and each stands alone: a failure is written d
 and the next part goes on. A part is begun only while there is time. Memory stands beside what the
 plan says of the same job; MFU is the share of the matrix rate that is measured first.
 
-A machine without a package index: take the wheels along. `pip download -d wheels -e .` on a machine
-of its kind, then `pip install --no-index --find-links wheels -e .` there.
+What a machine without a package index lacks is brought along: see benchmarks/README.md.
 """
 
 import argparse
@@ -33,14 +32,14 @@ from torch import Tensor, nn
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
-from benchmarks.estimate import job, large, small  # noqa: E402
+from benchmarks.estimate import job, large, planned, small  # noqa: E402
 from benchmarks.measure import hardware, matrix_rate, synchronize  # noqa: E402
 from ipo_lightning.backbones.cogvideox import CogVideoX, Lora  # noqa: E402
 from ipo_lightning.backbones.wan import Wan  # noqa: E402
 from ipo_lightning.draws.batch import PairBatch  # noqa: E402
 from ipo_lightning.module import PreferenceModule  # noqa: E402
 from ipo_lightning.objectives import squared_error  # noqa: E402
-from ipo_lightning.planning.estimate import GIB, Estimate  # noqa: E402
+from ipo_lightning.planning.estimate import GIB  # noqa: E402
 from ipo_lightning.planning.job import Job  # noqa: E402
 from ipo_lightning.planning.traces import Traces  # noqa: E402
 from ipo_lightning.policy import Sampling  # noqa: E402
@@ -53,6 +52,8 @@ ROUND = ("round=1", "rollout.prompts=4", "rollout.n=3", "rollout.steps=4", "data
          "labelling.pair_rule.margin=0", "labelling.filters.motion_ratio=0",
          "callbacks.videos=null", "debug=true")  # fmt: skip
 """A round of train.py on the shipped model: hooks, loader, checkpoints, critics."""
+TINY_ROUND = ("rollout.steps=2", "data.optimizer_steps=2", "evaluation.prompts=2", "evaluation.n=1")
+"""What is less in it where all parts are to be through in two minutes of a CPU."""
 
 
 VLM: dict[str, Any] = {
@@ -89,14 +90,15 @@ class Bench:
 
     # ---------------------------------------------------------------- train.py itself
 
-    def run(self, name: str, *words: str, precision: str = "bf16-mixed") -> dict[str, Any]:
-        """A whole run in a process of its own, and again: it must find itself finished."""
-        own = [f"paths.outputs={self.scratch}", f"name={name}", f"trainer.precision={precision}",
+    def run(self, name: str, *words: str, times: int = 1) -> dict[str, Any]:
+        """A whole run in a process of its own; a second time it must find itself finished."""
+        own = [f"paths.outputs={self.scratch}", f"name={name}", "trainer.precision=bf16-mixed",
                f"trainer.accelerator={'cuda' if self.gpu else 'cpu'}"]  # fmt: skip
-        command = [sys.executable, "train.py", *ROUND, *own, *words]
+        size = (*ROUND, *TINY_ROUND) if self.tiny else ROUND
+        command = [sys.executable, "train.py", *size, *own, *words]
         started = time.monotonic()
         ends = [subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
-                for _ in range(2)]  # fmt: skip
+                for _ in range(times)]  # fmt: skip
         if failed := [end for end in ends if end.returncode]:
             raise RuntimeError(failed[0].stderr[-600:])
         return {"seconds": round(time.monotonic() - started, 1)}
@@ -272,8 +274,8 @@ class Bench:
             yield
 
     def _timed(self, work: Callable[[], object], repeats: int = 2, *, warm: bool = True) -> float:
-        """Mean seconds of some work."""
-        if warm:
+        """Mean seconds of some work; small networks are not warmed up."""
+        if warm and not self.tiny:
             work()
         synchronize(self.device)
         started = time.perf_counter()
@@ -288,8 +290,7 @@ class Bench:
 
     def _planned(self, one: Job, stage: str) -> float:
         """What the plan says of a stage."""
-        (found,) = (part for part in Estimate(one).stages if part.name == stage)
-        return round(found.total / GIB, 2)
+        return round(planned(one, stage) / GIB, 2)
 
     def _kernels(self, work: Callable[[], None]) -> list[list[Any]]:
         """The kernels that take most time: name, seconds, calls."""
@@ -306,7 +307,7 @@ class Bench:
 def parts(bench: Bench) -> dict[str, Callable[[], dict[str, Any]]]:
     """Name -> part, most worth first."""
     return {
-        "run": partial(bench.run, "plain"),
+        "run": partial(bench.run, "plain", times=2),
         "step-2b-lora": partial(bench.step, "2b", lora=True, profile=True),
         "step-2b-full": partial(bench.step, "2b", profile=True),
         "decode-2b": partial(bench.decode, "2b"),

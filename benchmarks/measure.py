@@ -70,6 +70,16 @@ def peak_bytes(work: Work, device: torch.device) -> int:
     return peak
 
 
+def free_bytes(device: torch.device) -> float:
+    """Memory that a GPU, or this machine, has to spare; without bound where it is not known."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    file = Path("/proc/meminfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    found = (line.split()[1] for line in lines if line.startswith("MemAvailable"))
+    return next((1024 * float(kib) for kib in found), float("inf"))
+
+
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 0) -> float:
     """Operations a second of a large matrix product, the best of five."""
     size = size or (8192 if device.type == "cuda" else 2048)
@@ -88,9 +98,9 @@ def hardware(device: torch.device) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table."""
-    names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([str(row[n]) for n in names] for row in rows)]
+    """Rows as a Markdown table; what a row does not have is left empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, ["---"] * len(names), *([str(row.get(n, "")) for n in names] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -3,11 +3,13 @@
 python benchmarks/step.py                            a small transformer on one CPU thread: minutes
 python benchmarks/step.py --shape 2b --device cuda --bf16    CogVideoX-2B's shape, random weights
 
-Every variant takes the same pair of videos, in turns within one process; "x SFT" is the median over
-the turns of its time against that of plain fine-tuning on the same two videos.
+Every variant takes the same pair of videos, one after another: each has the device to itself, and
+one that does not fit by the plan is named and left out. "x SFT" is its median time against that of
+plain fine-tuning on the same two videos.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -27,10 +29,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.estimate import job, planned  # noqa: E402
 from benchmarks.measure import (  # noqa: E402
     flops,
+    free_bytes,
     hardware,
-    interleaved,
     matrix_rate,
     peak_bytes,
     ratio,
@@ -43,6 +46,7 @@ from ipo_lightning.draws.dataset import Draws, collate  # noqa: E402
 from ipo_lightning.losses import dpo_loss  # noqa: E402
 from ipo_lightning.module import PreferenceModule  # noqa: E402
 from ipo_lightning.objectives import squared_error  # noqa: E402
+from ipo_lightning.planning.estimate import GIB  # noqa: E402
 from ipo_lightning.references import (  # noqa: E402
     AdapterReference,
     CachedReference,
@@ -83,7 +87,10 @@ def main() -> None:
         torch.set_num_threads(1)
     device = torch.device(options.device)
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(Path(scratch), options.shape, device, options.bf16, options.repeats)
+        bench = Bench(
+            Path(scratch), options.shape, device, options.bf16, options.repeats,
+            options.memory_gib and options.memory_gib * GIB,
+        )  # fmt: skip
         print(bench.title())
         result: dict[str, Any] = {"hardware": bench.hardware(), "shape": options.shape}
         for name in options.parts:
@@ -100,6 +107,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--memory-gib", type=float, help="of a step; none: what is free there")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--parts", nargs="+", default=["steps", "trainer", "loading"],
                         choices=["steps", "trainer", "loading"])  # fmt: skip
@@ -110,13 +118,21 @@ class Bench:
     """The things that are measured, on one shape and device."""
 
     def __init__(
-        self, scratch: Path, shape: str, device: torch.device, bf16: bool, repeats: int
+        self,
+        scratch: Path,
+        shape: str,
+        device: torch.device,
+        bf16: bool,
+        repeats: int,
+        memory: float | None = None,
     ) -> None:
         self.scratch, self.shape, self.device = scratch, shape, device
-        self.bf16, self.repeats = bf16, repeats
+        self.bf16, self.repeats, self.memory = bf16, repeats, memory
         self.folder = scratch / "pipeline"
         pipe = tiny.pipeline()
         pipe.transformer = CogVideoXTransformer3DModel(**COMMON, **SHAPES[shape])
+        words = {**pipe.text_encoder.config.to_dict(), "d_model": SHAPES[shape]["text_embed_dim"]}
+        pipe.text_encoder = type(pipe.text_encoder)(type(pipe.text_encoder.config)(**words))
         channels = {"latent_channels": COMMON["in_channels"]}
         pipe.vae = AutoencoderKLCogVideoX.from_config({**pipe.vae.config, **channels})
         pipe.save_pretrained(self.folder)
@@ -140,59 +156,67 @@ class Bench:
     # ---------------------------------------------------------------- the step
 
     def steps(self) -> list[dict[str, Any]]:
-        """Time, operations and memory of each variant, without and with checkpointing."""
+        """Time, operations and memory of each variant, without and with checkpointing.
+
+        One variant at a time is built, measured and released: together they would fill any device.
+        """
         rows = []
         for checkpointing in (False, True):
-            works = {name: make(checkpointing) for name, make in self._variants().items()}
-            rows += self._measure(works, checkpointing)
+            found: dict[str, Figures | str] = {}
+            for name, variant in VARIANTS.items():
+                lacks = self._lacks(variant, checkpointing)
+                found[name] = lacks or self._measure(variant, checkpointing)
+                if lacks:
+                    print(
+                        f"left out: {name}{', checkpointing' * checkpointing}: {lacks}", flush=True
+                    )
+            rows += self._rows(found, checkpointing)
         return rows
 
-    def _measure(self, works: dict[str, "Step"], checkpointing: bool) -> list[dict[str, Any]]:
-        times = interleaved({n: w.update for n, w in works.items()}, self.device, self.repeats)
-        counts = {name: flops(work.backward) for name, work in works.items()}
-        peaks = {name: peak_bytes(work.backward, self.device) for name, work in works.items()}
+    def _lacks(self, variant: "Variant", checkpointing: bool) -> str:
+        """What the plan says that a variant lacks; empty where it fits."""
+        policy = CogVideoX(str(self.folder), lora=variant.lora, checkpointing=checkpointing)
+        gpu = self.device.type == "cuda"
+        one = job(policy, variant.reference(), variant.two_pass, self.bf16, gpu)
+        need, free = planned(one, "training") / GIB, (self.memory or free_bytes(self.device)) / GIB
+        return f"it takes {need:.1f} GiB by the plan, of {free:.1f}" if need > free else ""
+
+    def _measure(self, variant: "Variant", checkpointing: bool) -> "Figures":
+        module = self._module(variant.reference(), checkpointing, variant.lora, variant.two_pass)
+        work = Step(module, variant.loss, self._batch(module), self._autocast)
+        work.update()  # warms up
+        times = [seconds(work.update, self.device) for _ in range(self.repeats)]
+        count, peak = flops(work.backward), peak_bytes(work.backward, self.device)
+        del module, work
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return Figures(statistics.median(times), count, peak)
+
+    def _rows(
+        self, found: dict[str, "Figures | str"], checkpointing: bool
+    ) -> Iterator[dict[str, Any]]:
         rate = matrix_rate(self.device, torch.bfloat16 if self.bf16 else torch.float32)
-        rows = []
-        for name in works:
-            median = statistics.median(times[name])
-            rows.append({
+        base = {name: one for name, one in found.items() if isinstance(one, Figures)}
+
+        def times(value: float, other: str, field: str) -> Any:
+            return round(value / getattr(base[other], field), 3) if other in base else ""
+
+        for name, one in found.items():
+            yield {
                 "step": name,
                 "checkpointing": "yes" if checkpointing else "",
-                "ms": round(1000 * median, 1),
-                "x SFT": round(ratio(times[name], times["SFT on both videos"]), 3),
-                "x four forwards": round(ratio(times[name], times["DPO, four forwards"]), 3),
-                "GFLOP": round(counts[name] / 1e9, 1),
-                "FLOP x SFT": round(counts[name] / counts["SFT on both videos"], 3),
-                "MFU": round(counts[name] / median / rate, 3),
-                "peak MiB": round(peaks[name] / 2**20, 1),
-                "x cached peak": round(peaks[name] / peaks["DPO, cached"], 3),
-            })  # fmt: skip
-        return rows
-
-    def _variants(self) -> dict[str, Callable[[bool], "Step"]]:
-        lora = Lora(rank=16, alpha=16)
-        return {
-            "SFT on both videos": partial(self._step, self._sft, None),
-            "DPO, four forwards": partial(self._step, self._four, FrozenReference()),
-            "DPO, two forwards": partial(self._step, _ours, FrozenReference()),
-            "DPO, cached": partial(self._step, _ours, CachedReference()),
-            "DPO, two-pass": partial(self._step, _ours, FrozenReference(), two_pass=True),
-            "DPO, cached, two-pass": partial(self._step, _ours, CachedReference(), two_pass=True),
-            "DPO, LoRA, toggled": partial(self._step, _ours, AdapterReference("base"), lora=lora),
-            "DPO, LoRA, cached": partial(self._step, _ours, CachedReference(), lora=lora),
-        }
-
-    def _step(
-        self,
-        loss: Callable[[PreferenceModule, PairBatch], Tensor],
-        reference: Reference | None,
-        checkpointing: bool,
-        *,
-        lora: Lora | None = None,
-        two_pass: bool = False,
-    ) -> "Step":
-        module = self._module(reference or CachedReference(), checkpointing, lora, two_pass)
-        return Step(module, loss, self._batch(module), self._autocast)
+                **({"ms": one} if isinstance(one, str) else {
+                    "ms": round(1000 * one.seconds, 1),
+                    "x SFT": times(one.seconds, "SFT on both videos", "seconds"),
+                    "x four forwards": times(one.seconds, "DPO, four forwards", "seconds"),
+                    "GFLOP": round(one.flops / 1e9, 1),
+                    "FLOP x SFT": times(one.flops, "SFT on both videos", "flops"),
+                    "MFU": round(one.flops / one.seconds / rate, 3),
+                    "peak MiB": round(one.peak / 2**20, 1),
+                    "x cached peak": times(one.peak, "DPO, cached", "peak"),
+                }),
+            }  # fmt: skip
 
     def _module(
         self,
@@ -227,27 +251,11 @@ class Bench:
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        """As Lightning's plugin has it: without a cache of casts."""
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False
+        ):
             yield
-
-    def _sft(self, module: PreferenceModule, batch: PairBatch) -> Tensor:
-        """The floor: two videos, one forward, no preference."""
-        videos = batch.videos()
-        noised = module.objective.noise(videos.latents, videos.noise, videos.u)
-        answer = module.policy.predict(module.network, noised.sample, noised.timestep, videos.text)
-        return squared_error(answer, noised).mean()
-
-    def _four(self, module: PreferenceModule, batch: PairBatch) -> Tensor:
-        """As most public code has it: each video through each network alone."""
-        errors = []
-        for latents in (batch.win, batch.lose):
-            noised = module.objective.noise(latents, batch.noise, batch.u)
-            asked = (noised.sample, noised.timestep, batch.text)
-            reference = squared_error(module.reference.predict(*asked), noised)
-            policy = module.policy.predict(module.network, *asked)
-            errors.append((squared_error(policy, noised), reference))
-        (win, ref_win), (lose, ref_lose) = errors
-        return dpo_loss(win, lose, ref_win, ref_lose, beta=1000.0).loss.mean()
 
     # ---------------------------------------------------------------- the loop around it
 
@@ -364,6 +372,16 @@ class Bench:
         return store, RoundData(1, rows, texts, errors=torch.ones(max(pairs, 1000), 2))
 
 
+class Figures(NamedTuple):
+    """What a step costs."""
+
+    seconds: float
+    """Median of the repeats."""
+    flops: int
+    peak: int
+    """Bytes beyond weights, gradients and optimizer."""
+
+
 class Step:
     """A module and its batch, ready to be stepped again and again."""
 
@@ -415,6 +433,49 @@ class Clock(L.Callback):
 
 def _ours(module: PreferenceModule, batch: PairBatch) -> Tensor:
     return module.pair_step(batch)[0]
+
+
+def _sft(module: PreferenceModule, batch: PairBatch) -> Tensor:
+    """The floor: two videos, one forward, no preference."""
+    videos = batch.videos()
+    noised = module.objective.noise(videos.latents, videos.noise, videos.u)
+    answer = module.policy.predict(module.network, noised.sample, noised.timestep, videos.text)
+    return squared_error(answer, noised).mean()
+
+
+def _four(module: PreferenceModule, batch: PairBatch) -> Tensor:
+    """As most public code has it: each video through each network alone."""
+    errors = []
+    for latents in (batch.win, batch.lose):
+        noised = module.objective.noise(latents, batch.noise, batch.u)
+        asked = (noised.sample, noised.timestep, batch.text)
+        reference = squared_error(module.reference.predict(*asked), noised)
+        policy = module.policy.predict(module.network, *asked)
+        errors.append((squared_error(policy, noised), reference))
+    (win, ref_win), (lose, ref_lose) = errors
+    return dpo_loss(win, lose, ref_win, ref_lose, beta=1000.0).loss.mean()
+
+
+class Variant(NamedTuple):
+    """A way of a training step."""
+
+    loss: Callable[[PreferenceModule, PairBatch], Tensor]
+    reference: Callable[[], Reference]
+    lora: Lora | None = None
+    two_pass: bool = False
+
+
+LORA = Lora(rank=16, alpha=16)
+VARIANTS = {
+    "SFT on both videos": Variant(_sft, CachedReference),
+    "DPO, four forwards": Variant(_four, FrozenReference),
+    "DPO, two forwards": Variant(_ours, FrozenReference),
+    "DPO, cached": Variant(_ours, CachedReference),
+    "DPO, two-pass": Variant(_ours, FrozenReference, two_pass=True),
+    "DPO, cached, two-pass": Variant(_ours, CachedReference, two_pass=True),
+    "DPO, LoRA, toggled": Variant(_ours, partial(AdapterReference, "base"), LORA),
+    "DPO, LoRA, cached": Variant(_ours, CachedReference, LORA),
+}
 
 
 def _on(batch: Any, device: torch.device) -> Any:

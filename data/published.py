@@ -166,7 +166,9 @@ class ImportedPreferences:
         if workers.leads and finder.store is not None:
             self.found.unpack(finder.store)
         places = {video: finder.place(video) for video in videos}
-        there = workers.agree({v: place for v, place in places.items() if os.path.isfile(place)})
+        there = workers.agree(
+            lambda: {v: place for v, place in places.items() if os.path.isfile(place)}
+        )
         missing = [video for video in videos if video not in there]
         if missing:
             dropped[MISSING] += len(missing)
@@ -176,7 +178,7 @@ class ImportedPreferences:
                     f"{self._where(missing[0])}: {finder.lack(missing[0])}", stacklevel=5,
                 )  # fmt: skip
         label = "imported videos: hashes"
-        hashes = workers.agree(hashes_of(list(there.values()), label, workers))
+        hashes = workers.agree(lambda: hashes_of([*there.values()], label, workers))
         return {v: (there[v], content) for v, content in zip(there, hashes, strict=True)}
 
     def _where(self, video: Named) -> str:

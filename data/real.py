@@ -91,7 +91,7 @@ class RealVideos:
     ) -> RealData:
         """See `RealSource.prepare`; a file's contents are looked at once in a process."""
         clips = self._unpacked(store, workers)
-        hashes = workers.agree(self._contents(clips, workers))
+        hashes = workers.agree(lambda: self._contents(clips, workers))
         footage = [footage_of(clip, file, policy) for file, clip in zip(hashes, clips, strict=True)]
         return encode_once(footage, policy, store, workers, device, f"data.real.path={self.path}")
 
@@ -101,7 +101,7 @@ class RealVideos:
         if held:
             if workers.leads:
                 unpack(self.path, (Named("", one.sha256) for one in held), store)
-            workers.agree(True)  # which the others wait for
+            workers.barrier()
         return [
             Captioned(store.path("videos", video.sha256, ".mp4"), caption)
             if isinstance(video, Embedded) else Captioned(video, caption)

@@ -111,8 +111,8 @@ class Evaluation:
         label: str,
         base: Sequence[EvaluatedVideo] | None = None,
     ) -> list[EvaluatedVideo]:
-        """The policy's evaluation videos with the scores of both critics, and on the leading rank,
-        which writes them, with what is measured of their pixels.
+        """The policy's evaluation videos with the scores of both critics, and what the leading rank
+        measures of their pixels.
 
         Args:
             base: the base model's rows, with whose videos a critic that compares compares these;
@@ -129,8 +129,7 @@ class Evaluation:
             critic.score(candidates, videos, runtime.workers, device, f"{label}: {name}")
             for critic, name in ((self.critic, "critic"), (self.eval_critic, "held-out judge"))
         )
-        leads = runtime.workers.leads  # the others' rows are written nowhere
-        measured = self._measured(candidates) if leads else [{} for _ in candidates]
+        measured = runtime.workers.agree(lambda: self._measured(candidates))
         return [
             self._row(*one) for one in zip(candidates, scores, eval_scores, measured, strict=True)
         ]
@@ -162,7 +161,7 @@ class Evaluation:
         for _, siblings in groupby(candidates, key=lambda one: one.prompt_index):
             rows = list(siblings)
             store = self.sampler.store
-            clips = [read_video(store.path("videos", one.video, ".mp4")).frames for one in rows]
+            clips = [read_video(store.check("videos", one.video, ".mp4")).frames for one in rows]
             spread = {}
             if len(rows) > 1:
                 latents = [store.get_tensors("latents", one.latents)["latents"] for one in rows]

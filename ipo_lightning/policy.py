@@ -158,7 +158,7 @@ class Policy(Protocol):
 
         Args:
             device: where it goes; by default it stays on the CPU.
-            mesh: over which it is sharded instead.
+            mesh: over which it is then sharded.
         """
         ...
 

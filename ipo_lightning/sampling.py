@@ -16,7 +16,7 @@ from ipo_lightning.parallel.runtime import Autocast, Runtime
 from ipo_lightning.policy import Policy, Sampling
 from ipo_lightning.settings import checked
 from ipo_lightning.storage.records import Candidate
-from ipo_lightning.storage.store import Store, fingerprint
+from ipo_lightning.storage.store import LostBlob, Store, fingerprint
 from ipo_lightning.video import Clip, encode_video
 
 RECIPE = 1
@@ -86,13 +86,13 @@ class Sampler:
         )
 
     def find(self, key: str, item: PromptSeeds) -> list[Candidate] | None:
-        """The prompt's candidates, if the store has all of them whole."""
+        """The prompt's candidates, if the store has all of them; none of their files is read."""
         rows = self.store.get_record("rollouts", key)
         if rows is None:
             return None
         for row in rows:
-            whole = self.store.has_blob("latents", row["latents"], ".safetensors")
-            if not (whole and self.store.has_blob("videos", row["video"], ".mp4")):
+            there = self.store.lists("latents", row["latents"], ".safetensors")
+            if not (there and self.store.lists("videos", row["video"], ".mp4")):
                 return None
         return _candidates(item, rows)
 
@@ -118,7 +118,7 @@ class Sampler:
         them.
         """
         workers, precision = runtime.workers, runtime.precision
-        todo = workers.agree(self.missing(policy_fingerprint, items, precision))
+        todo = workers.agree(lambda: self.missing(policy_fingerprint, items, precision))
         self.embed([item.prompt for item in items], runtime)
 
         def make(item: PromptSeeds) -> Made:
@@ -132,9 +132,13 @@ class Sampler:
 
         workers.run_finishing(todo, make, keep, label, "prompts")
         self.policy.release()
-        return [
-            one for item in items for one in self._just_made(policy_fingerprint, item, precision)
-        ]
+        return workers.agree(
+            lambda: [
+                one
+                for item in items
+                for one in self._just_made(policy_fingerprint, item, precision)
+            ]
+        )
 
     def _just_made(
         self, policy_fingerprint: str, item: PromptSeeds, precision: str
@@ -142,11 +146,11 @@ class Sampler:
         """The candidates of a prompt that has just been sampled.
 
         Raises:
-            OSError: the store lost them meanwhile.
+            LostBlob: the store lost them meanwhile, or a file that they are made of was damaged.
         """
         found = self.find(self.key(policy_fingerprint, item, precision), item)
         if found is None:
-            raise OSError(
+            raise LostBlob(
                 f"{self.store.root}: the videos just made of {item.prompt!r} are gone; do all "
                 "ranks see this folder, and has the disk room?"
             )
@@ -155,19 +159,23 @@ class Sampler:
     # ---------------------------------------------------------------- text
 
     def embed(self, prompts: Iterable[str], runtime: Runtime) -> None:
-        """Put the prompts' embeddings in the store, once each, and the negative prompt's."""
+        """Put the prompts' embeddings in the store, once each, and the negative prompt's.
+
+        The leading rank makes them all: a text encoder takes 19 GB, and a prompt a moment.
+        """
         wanted = list(dict.fromkeys(prompts))
         if wanted and self.sampling.guided:
             wanted.append(self.sampling.negative_prompt)
-        lacking = [prompt for prompt in wanted if self._find_text(prompt) is None]
-        todo = runtime.workers.agree(lacking)
+        todo = runtime.workers.agree(
+            lambda: [prompt for prompt in wanted if self._find_text(prompt) is None]
+        )
 
         def embed(prompt: str) -> None:
             text = self.policy.embed([prompt], runtime.device)[0]
             blob = self.store.put_tensors("text", {"text": text})
             self.store.put_record("texts", self._text_key(prompt), {"blob": blob})
 
-        runtime.workers.run(todo, embed, "text embeddings", "prompts")
+        runtime.workers.lead(todo, embed, "text embeddings", "prompts")
         if todo:
             self.policy.release()  # the text encoder may be larger than the network
 
@@ -175,7 +183,7 @@ class Sampler:
         """Name of the blob with a prompt's embedding, (L, D)."""
         blob = self._find_text(prompt)
         if blob is None:
-            raise FileNotFoundError(f"no embedding of {prompt!r} in {self.store.root}")
+            raise LostBlob(f"no embedding of {prompt!r} in {self.store.root}")
         return blob
 
     def text(self, prompt: str) -> Tensor:
@@ -184,7 +192,7 @@ class Sampler:
 
     def _find_text(self, prompt: str) -> str | None:
         record = self.store.get_record("texts", self._text_key(prompt))
-        if record is None or not self.store.has_blob("text", record["blob"], ".safetensors"):
+        if record is None or not self.store.lists("text", record["blob"], ".safetensors"):
             return None
         return str(record["blob"])
 

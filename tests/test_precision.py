@@ -189,6 +189,7 @@ def test_unknown_settings_are_refused(folders: dict[str, Path]) -> None:
             tiny.policy(folders["cogvideox"], **{name: value})
 
 
+FROM_SHARDS = "trainer=fsdp trainer.strategy.gather_to_sample=false"
 REFUSED = {
     "trainer.precision=bf16-true": "casts the batch as well",
     "trainer.precision=16-true": "give backbone.weights=bfloat16",
@@ -198,9 +199,10 @@ REFUSED = {
     " ".join([*BFLOAT16, "optim=adamw8bit_torchao"]): "bf16_stochastic_round=true",
     "trainer=fsdp optim=adamw8bit": "does not know shards",
     "trainer=fsdp optim=adamw8bit_torchao": "sharded_checkpoints=true",
-    " ".join([*BFLOAT16, "backbone=wan_1_3b trainer=fsdp optim=adamw_bf16"]): "must be alike",
     "backbone.quantize=nf4": "rounded weights do not train",
-    "backbone.quantize=int8 experiment=shapes_lora trainer=fsdp": "shards float weights alone",
+    f"{FROM_SHARDS} rollout.batch_size=auto": "give a number",
+    f"{FROM_SHARDS} rollout.cache={{_target_:diffusers.FirstBlockCacheConfig}}": "leave blocks out",
+    f"{FROM_SHARDS} callbacks.iteration.parallel_prompts=2": "several prompts at a time",
     "reference=frozen reference.offload=true trainer=fsdp": "no whole blocks to move",
     "reference=frozen reference.offload=true backbone.compile=true": "give one of them",
     "optim.ema=-1": "optim.ema=-1: give a number",
@@ -221,6 +223,9 @@ ACCEPTED = (
     "trainer=ddp optim=adamw8bit",
     "trainer=fsdp optim=adamw8bit_torchao trainer.strategy.sharded_checkpoints=true",
     "experiment=shapes_lora backbone.quantize=int8 trainer=ddp",
+    "experiment=shapes_lora backbone.quantize=int8 trainer=fsdp",
+    " ".join([*BFLOAT16, "backbone=wan_1_3b trainer=fsdp optim=adamw_bf16"]),
+    f"{FROM_SHARDS} rollout.batch_size=2",
     "reference=ema reference.offload=true",
     "optim.ema=0.9",
 )
@@ -230,6 +235,15 @@ ACCEPTED = (
 @pytest.mark.parametrize("overrides", ACCEPTED)
 def test_what_goes_together_is_not_refused(small: Compose, overrides: str) -> None:
     check(small(*overrides.split()))
+
+
+@pytest.mark.slow
+def test_a_torch_that_cannot_shard_integers_is_named(
+    small: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.11.0")
+    with pytest.raises(InputError, match="take torch 2.12 or newer, or trainer=ddp"):
+        check(small("experiment=shapes_lora", "backbone.quantize=int8", "trainer=fsdp"))
 
 
 # -------------------------------------------------------------------- text encoder and VAE
@@ -370,7 +384,8 @@ torchs_own = pytest.mark.filterwarnings(
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs are captured, forward and backward, and run as they are: making machine code of them
-    takes minutes (docs/memory.md has its figures)."""
+    takes minutes (docs/memory.md has its figures). torch keeps a few graphs of a function alone."""
+    torch._dynamo.reset()
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
 
 

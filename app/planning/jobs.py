@@ -20,7 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from app.assembly import accelerator_of, make_module, make_sampling
 from app.entry import build
-from app.planning.memory import shards
+from app.planning.memory import samples_from_shards, shards
 from ipo_lightning.critics.stage.costs import Cost, Watched, cost_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.planning.job import Job
@@ -102,6 +102,7 @@ def job_of(cfg: DictConfig) -> Job:
         precision=str(cfg.trainer.precision),
         devices=devices_of(cfg),
         sharded=is_sharded(cfg),
+        gather_to_sample=not samples_from_shards(cfg),
         gpu=on_gpu(cfg),
         decode_batch=backbone.get("decode_batch", 1),
         critic=_cost(cfg, "critic"),
@@ -137,6 +138,11 @@ def devices_of(cfg: DictConfig) -> int:
 def is_sharded(cfg: DictConfig) -> bool:
     """Whether the network is shared among several devices (FSDP2)."""
     return shards(cfg) and devices_of(cfg) > 1
+
+
+def in_parts(cfg: DictConfig) -> bool:
+    """Whether each rank writes its own part of a checkpoint."""
+    return is_sharded(cfg) and bool(cfg.trainer.strategy.get("sharded_checkpoints"))
 
 
 def _parallel_prompts(cfg: DictConfig) -> int:

@@ -2,18 +2,19 @@
 
 from importlib.util import find_spec
 
+import torch
 from omegaconf import DictConfig
+from torch.torch_version import TorchVersion
 
 from ipo_lightning.errors import InputError
 
 TRUE = ("bf16-true", "16-true")
 PACKAGES = ("bitsandbytes", "torchao")
 """Packages of optimizers, all of the extra gpu."""
+INTEGERS_IN_SHARDS = "2.12"
+"""The first torch whose FSDP2 shards weights that are integers."""
 NEAREST = ("torch", *PACKAGES)
 """Packages whose optimizers round weights to the nearest unless they are told otherwise."""
-
-MIXED = ("ipo_lightning.backbones.wan.Wan",)
-"""Families some of whose weights stay float32 in a network of bfloat16."""
 
 
 def check_memory(cfg: DictConfig) -> None:
@@ -31,6 +32,8 @@ def check_memory(cfg: DictConfig) -> None:
         _check_quantised(cfg)
     if cfg.reference.get("offload"):
         _check_offload(cfg)
+    if samples_from_shards(cfg):
+        _check_sampling_from_shards(cfg)
 
 
 def check_precision(cfg: DictConfig) -> None:
@@ -73,11 +76,6 @@ def _check_bfloat16(cfg: DictConfig) -> None:
         )
     if cfg.backbone.get("lora"):
         return  # an adapter is float32
-    if shards(cfg) and str(cfg.backbone._target_) in MIXED:
-        raise InputError(
-            "backbone.weights=bfloat16 with trainer=fsdp: this family keeps some weights in "
-            "float32, and shards of one block must be alike; give float32, or backbone.lora"
-        )
     optimizer = cfg.optim.optimizer
     package = str(optimizer._target_).split(".")[0]
     if package in NEAREST and not optimizer.get("bf16_stochastic_round"):
@@ -94,10 +92,11 @@ def _check_quantised(cfg: DictConfig) -> None:
         raise InputError(
             f"backbone.quantize={kind}: rounded weights do not train; give backbone.lora"
         )
-    if shards(cfg):
+    if shards(cfg) and TorchVersion(torch.__version__) < INTEGERS_IN_SHARDS:
         raise InputError(
-            f"backbone.quantize={kind}: trainer=fsdp shards float weights alone; choose "
-            "trainer=ddp, whose copies are small now, or backbone.weights=bfloat16"
+            f"backbone.quantize={kind} with trainer=fsdp: torch {torch.__version__} cannot shard "
+            f"weights of 8 or 4 bits (pytorch issue 177844); take torch {INTEGERS_IN_SHARDS} or "
+            "newer, or trainer=ddp, whose copies are small now"
         )
 
 
@@ -112,6 +111,27 @@ def _check_offload(cfg: DictConfig) -> None:
             "reference.offload=true moves the blocks' weights about, which backbone.compile=true "
             "does not allow; give one of them"
         )
+
+
+def _check_sampling_from_shards(cfg: DictConfig) -> None:
+    """Refuse what lets a rank run other blocks, or fewer, than the others, which wait for it."""
+    given = "trainer.strategy.gather_to_sample=false: all ranks run the same blocks in turn, "
+    if cfg.rollout.get("cache") is not None:
+        raise InputError(f"{given}but rollout.cache may leave blocks out; give rollout.cache=null")
+    if cfg.rollout.get("batch_size") == "auto":
+        raise InputError(
+            f"{given}but rollout.batch_size=auto begins again where memory runs out; give a number"
+        )
+    if (prompts := cfg.callbacks.iteration.parallel_prompts or 1) > 1:
+        raise InputError(
+            f"{given}but callbacks.iteration.parallel_prompts={prompts} runs them for several "
+            "prompts at a time; give null"
+        )
+
+
+def samples_from_shards(cfg: DictConfig) -> bool:
+    """Whether videos are made from shards, which are not gathered into a whole network."""
+    return shards(cfg) and not cfg.trainer.strategy.get("gather_to_sample", True)
 
 
 def shards(cfg: DictConfig) -> bool:

@@ -13,11 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from app.assembly import Parts, assemble, device_of
 from app.planning.critics import critic_flops, critic_lines, served_hours, unknown_critics
 from app.planning.fitting import Fit, smallest_change, smallest_changes
-from app.planning.jobs import job_of, on_gpu, readable
+from app.planning.jobs import in_parts, job_of, on_gpu, readable
 from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.hub.cards import started
 from ipo_lightning.planning.estimate import GIB, Estimate
+from ipo_lightning.planning.host import host_line
 from ipo_lightning.report import table
 from ipo_lightning.storage.layout import STAGES
 
@@ -46,6 +47,7 @@ def plan(cfg: DictConfig) -> str:
             *_network(estimate, published),
             *critic_lines(estimate),
             *_memory(estimate, settled),
+            host_line(estimate, settled.trainer.num_nodes, sharded_checkpoints=in_parts(settled)),
             *_hours(estimate, parts, settled),
             *_disk(estimate, parts, settled),
         ])  # fmt: skip

@@ -56,7 +56,7 @@ class BuildsNetwork:
 
         def fill(part: nn.Module) -> None:
             if weights is not None:
-                weights.put(network, part)
+                weights.put(network, part, device)
 
         if mesh is None:
             move(network, device, fill)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from ipo_lightning.backbones.quantised import Kind, check_quantisation, quantise
 from ipo_lightning.errors import InputError
@@ -72,14 +73,18 @@ class NetworkSettings:
                 quantise(block, self.quantize)
 
     def configure(self, network: Any) -> None:
-        """Set kernels, compilation and checkpointing, once the network has its adapter."""
+        """Set kernels, checkpointing and compilation, once the network has its adapter.
+
+        In torchtitan's order: a block's compiled code recomputes its own activations, and shards
+        (`sharding.shard`) are gathered outside of both, once for a block's whole backward.
+        """
         for block in blocks(network):
             if self.attention is not None:
                 _bind_kernel(block, KERNELS[self.attention])
+            if self.checkpointing:
+                _bind_checkpointing(block)
             if self.compile:
                 block.compile()
-        if self.checkpointing:
-            network.enable_gradient_checkpointing()
 
     @contextmanager
     def autocast(self, device: torch.device) -> Iterator[None]:
@@ -115,3 +120,28 @@ def _bind_kernel(block: nn.Module, kernel: SDPBackend) -> None:
             return forward(*args, **kwargs)
 
     block.forward = bound
+
+
+def _bind_checkpointing(block: nn.Module) -> None:
+    """Let a block keep its inputs alone, and recompute the rest in the backward.
+
+    diffusers' own checkpointing calls the block from outside, with the hooks that gather its
+    shards.
+    """
+    forward: Callable[..., Any] = block.forward
+
+    @wraps(forward)
+    def recomputing(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        # What is held by name, here or in a closure, is kept where a whole forward is recomputed.
+        by_place = partial(_by_place, forward, tuple(kwargs))
+        return checkpoint(by_place, *args, *kwargs.values(), use_reentrant=False)
+
+    block.forward = recomputing
+
+
+def _by_place(forward: Callable[..., Any], names: tuple[str, ...], *given: Any) -> Any:
+    """Call a forward whose last inputs have names."""
+    first = len(given) - len(names)
+    return forward(*given[:first], **dict(zip(names, given[first:], strict=True)))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ipo_lightning.backbones.outline import default_dtype
 from ipo_lightning.backbones.quantised import QuantisedLinear
 
+CPU = torch.device("cpu")
 WRAPPED = ".base_layer"
 """What peft puts into the name of a layer that gets an adapter."""
 
@@ -79,17 +80,22 @@ class StoredWeights:
                 shapes = f"{tuple(found)} in its file, {tuple(parameter.shape)} by its config"
                 raise ValueError(f"{name} is {shapes}")
 
-    def read(self, name: str) -> Tensor:
-        """A weight on the CPU, in the network's precision."""
-        return self._tensors[name].to(self._dtypes[name])
+    def read(self, name: str, device: torch.device = CPU) -> Tensor:
+        """A weight on a device, in the network's precision."""
+        return self._tensors[name].to(device).to(self._dtypes[name])
 
     def of(self, names: Iterable[str]) -> Mapping[str, Tensor]:
         """The weights of these names, each read when it is asked for."""
         return _Some(self, tuple(names))
 
     @torch.no_grad()
-    def put(self, network: nn.Module, part: nn.Module) -> None:
-        """Fill a part of a network, each tensor once; those of an adapter stay as they are."""
+    def put(self, network: nn.Module, part: nn.Module, device: torch.device = CPU) -> None:
+        """Fill a part of a network, each tensor once; those of an adapter stay as they are.
+
+        Args:
+            device: where tensors go as they are stored, to be cast there: the CPU then needs no
+                memory for them. What is quantised is cast and rounded on the CPU.
+        """
         places = {module: name.replace(WRAPPED, "") for name, module in network.named_modules()}
         for module in part.modules():
             for name, own in chain(
@@ -97,7 +103,8 @@ class StoredWeights:
             ):
                 stored = f"{places[module]}.{name}".removeprefix(".")
                 if stored in self._tensors:
-                    _set(module, name, own, self.read(stored))
+                    rounded = isinstance(module, QuantisedLinear) and name == "weight"
+                    _set(module, name, own, self.read(stored, CPU if rounded else device))
                     del self._tensors[stored]
 
 
@@ -120,8 +127,10 @@ class _Some(Mapping[str, Tensor]):
 def _set(module: nn.Module, name: str, own: Tensor, stored: Tensor) -> None:
     if isinstance(module, QuantisedLinear) and name == "weight":
         module.quantise(stored)
+    elif isinstance(own, nn.Parameter):
+        setattr(module, name, nn.Parameter(stored.contiguous(), requires_grad=own.requires_grad))
     else:
-        own.data = stored.contiguous()
+        setattr(module, name, stored.contiguous())
 
 
 def weight_files(path: str, revision: str | None, part: str) -> list[Path]:

@@ -16,7 +16,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy
 from ipo_lightning.storage.records import RealClip
-from ipo_lightning.storage.store import Store, fingerprint
+from ipo_lightning.storage.store import LostBlob, Store, fingerprint
 
 DAMAGED = "damaged"
 """The one reason that is checked again in every run: the fault may have been the reader's."""
@@ -117,7 +117,9 @@ def encode_clips(
     """The outcome of each clip, in order; clips that the store lacks are encoded."""
     keys = [fingerprint({"policy": policy.identity, "clip": one.content}) for one in footage]
     by_key = dict(zip(keys, footage, strict=True))
-    todo = workers.agree([key for key in by_key if not _is_final(_find(store, kind.record, key))])
+    todo = workers.agree(
+        lambda: [key for key in by_key if not _is_final(_find(store, kind.record, key))]
+    )
 
     def encode(key: str) -> None:
         store.put_record(kind.record, key, _encode(by_key[key], policy, store, device, kind))
@@ -129,7 +131,7 @@ def encode_clips(
     for key, one in zip(keys, footage, strict=True):
         outcome = _find(store, kind.record, key)
         if outcome is None:
-            raise OSError(
+            raise LostBlob(
                 f"{store.root}: what was just made of {one.file} is gone; do all ranks see this "
                 "folder, and has the disk room?"
             )
@@ -175,9 +177,9 @@ def _find(store: Store, record: str, key: str) -> Outcome | None:
     outcome: Outcome | None = store.get_record(record, key)
     if outcome is None or "error" in outcome:
         return outcome
-    whole = store.has_blob("latents", outcome["latents"], ".safetensors")
-    whole &= "video" not in outcome or store.has_blob("videos", outcome["video"], ".mp4")
-    return outcome if whole else None
+    there = store.lists("latents", outcome["latents"], ".safetensors")
+    there &= "video" not in outcome or store.lists("videos", outcome["video"], ".mp4")
+    return outcome if there else None
 
 
 def _is_final(outcome: Outcome | None) -> bool:

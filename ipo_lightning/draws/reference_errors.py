@@ -18,7 +18,7 @@ from ipo_lightning.objectives import Objective, squared_error
 from ipo_lightning.parallel.runtime import Autocast
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.policy import Policy
-from ipo_lightning.storage.store import Store, fingerprint
+from ipo_lightning.storage.store import LostBlob, Store, fingerprint
 
 
 class ReferenceErrors:
@@ -59,7 +59,7 @@ class ReferenceErrors:
         label: str,
     ) -> None:
         """Compute the errors that the store lacks, and keep them; the ranks share the work."""
-        todo = workers.agree(self.missing(draws))
+        todo = workers.agree(lambda: self.missing(draws))
         device = next(network.parameters()).device
 
         def work(chunk: range) -> None:
@@ -72,13 +72,13 @@ class ReferenceErrors:
         """(V, 2) float32 for pairs, winner and loser, or (V, 1) for points, in the plan's order.
 
         Raises:
-            OSError: a chunk that was just computed is not in the store.
+            LostBlob: a chunk that was just computed is not in the store.
         """
         rows: list[list[float]] = []
         for chunk in self._chunks(draws):
             found = self._find(draws, chunk)
             if found is None:
-                raise OSError(
+                raise LostBlob(
                     f"{self.store.root}: the reference errors just computed are gone; do all ranks "
                     "see this folder, and has the disk room?"
                 )

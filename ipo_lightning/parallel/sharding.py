@@ -6,8 +6,10 @@ adapters stay. The functions here also take a network that is not sharded, and l
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -36,16 +38,41 @@ def shard(
 ) -> None:
     """Shard a network over a mesh of one dimension: each block of its lists, then the rest.
 
+    Compilation and checkpointing of blocks come first, see `NetworkSettings.configure`.
+
     Args:
         prepare: called with each part before it is sharded, as in `move`.
     """
-    for block in blocks(network):
-        prepare(block)
-        fully_shard(block, mesh=mesh)
-    prepare(network)
-    # By default the outermost group stays whole after a forward: an optimizer or a copy would then
-    # meet plain tensors among the shards.
-    fully_shard(network, mesh=mesh, reshard_after_forward=True)
+    for part in (*blocks(network), network):
+        prepare(part)
+        # torch reduces gradients of one dtype a group: modules within become groups of their own.
+        for narrow in [*_narrow_parts(part)]:
+            fully_shard(narrow, mesh=mesh)
+        # By default the outermost group stays whole after a forward: an optimizer or a copy would
+        # then meet plain tensors among the shards.
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+
+
+def _narrow_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The largest modules within one of trained weights in mixed precisions that have none in
+    float32; nothing where all trained weights are of one dtype."""
+    if len(_trained_dtypes(module)) < 2:
+        return
+    for child in module.children():
+        dtypes = set() if isinstance(child, FSDPModule) else _trained_dtypes(child)
+        if dtypes and torch.float32 not in dtypes:
+            yield child
+        else:
+            yield from _narrow_parts(child)
+
+
+def _trained_dtypes(module: nn.Module) -> set[torch.dtype]:
+    """The dtypes of a module's trained weights that are in no shards yet."""
+    return {
+        weight.dtype
+        for weight in module.parameters()
+        if weight.requires_grad and not isinstance(weight, DTensor)
+    }
 
 
 def blocks(network: nn.Module) -> Iterator[nn.Module]:
@@ -86,7 +113,7 @@ def gathered(network: nn.Module) -> Iterator[None]:
     A forward of a sharded network is a collective: ranks that make unequal numbers of forwards
     would wait for each other for ever. Only for work without gradients.
     """
-    groups = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    groups = _groups(network)
     for group in groups:
         group.set_reshard_after_forward(False, recurse=False)
         group.unshard()
@@ -96,6 +123,61 @@ def gathered(network: nn.Module) -> Iterator[None]:
         for group in groups:
             group.set_reshard_after_forward(True, recurse=False)
             group.reshard()
+
+
+class Pace:
+    """Keeps ranks in step that make unequal numbers of forwards of a network in shards.
+
+    Each forward gathers blocks one by one, and all ranks must take part. So all vote before each:
+    a rank that has nothing to do until the others are ready gathers the same blocks in turn, and
+    computes nothing.
+
+    Args:
+        network: in shards; its groups run in the order in which they are defined.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._groups, self._mesh = _groups(network), mesh_of(network)
+        self._device = next(network.parameters()).device
+
+    def before_forward(self, *_: Any) -> None:
+        """A hook of the network: this rank makes a forward next."""
+        self._any_works(True)
+
+    def wait(self) -> None:
+        """Take part in the forwards of the others until none has one to make."""
+        while self._any_works(False):
+            for group in self._groups:
+                group.unshard()
+                group.reshard()
+
+    def _any_works(self, works: bool) -> bool:
+        if self._mesh is None:
+            return False
+        vote = torch.tensor(works, dtype=torch.int32, device=self._device)
+        dist.all_reduce(vote, dist.ReduceOp.MAX, group=self._mesh.get_group())
+        return bool(vote.item())
+
+
+@contextmanager
+def in_step(network: nn.Module) -> Iterator[Pace]:
+    """Let ranks make unequal numbers of forwards within the context, in shards as they are.
+
+    Each rank must `Pace.wait` before it waits for the others elsewhere. Only for work without
+    gradients, all of whose forwards run every block.
+    """
+    pace = Pace(network)
+    hook = network.register_forward_pre_hook(pace.before_forward, prepend=True)
+    try:
+        yield pace
+        pace.wait()
+    finally:
+        hook.remove()
+
+
+def _groups(network: nn.Module) -> list[FSDPModule]:
+    """The modules whose weights are gathered together, outermost first."""
+    return [module for module in network.modules() if isinstance(module, FSDPModule)]
 
 
 def total_norm(gradients: list[Tensor]) -> Tensor:

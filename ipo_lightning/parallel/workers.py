@@ -3,10 +3,14 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar, cast
 
 from tqdm import tqdm
+
+from ipo_lightning.errors import InputError
+from ipo_lightning.storage.store import LostBlob
 
 T = TypeVar("T")
 M = TypeVar("M")
@@ -22,6 +26,14 @@ def no_barrier() -> None:
 def own_value(value: Any) -> Any:
     """What one process hears of itself."""
     return value
+
+
+class Failed(NamedTuple):
+    """What the leading rank sends in place of what it could not find."""
+
+    lost: bool
+    """Whether it is a `LostBlob` that is to be made anew."""
+    said: str
 
 
 @dataclass(frozen=True)
@@ -53,13 +65,36 @@ class Workers:
         """Whether this process shows progress bars."""
         return self.leads and self.bars
 
-    def agree(self, found: T) -> T:
-        """What the leading rank found on disk, for all.
+    def agree(self, find: Callable[[], T]) -> T:
+        """What the leading rank finds on disk, for all; the others do not look.
 
         Ranks that looked for themselves could see different things, on a network disk or beside a
-        damaged file, and would then wait for each other at different places.
+        damaged file, and would then wait for each other at different places. They would also read
+        the same files as often as there are ranks.
+
+        Raises:
+            Exception: what ``find`` raises on the leading rank; on the others `LostBlob` or
+                `InputError` with the same words.
         """
+        if not self.leads and self.broadcast is not own_value:
+            found = self.broadcast(None)
+            if isinstance(found, Failed):
+                raise (LostBlob if found.lost else InputError)(found.said)
+            return cast(T, found)
+        try:
+            found = find()
+        except Exception as error:
+            self.broadcast(Failed(isinstance(error, LostBlob), str(error)))
+            raise
         return cast(T, self.broadcast(found))
+
+    def lead(self, todo: Sequence[T], work: Callable[[T], None], label: str, unit: str) -> None:
+        """Do all of the work on the leading rank, while the others wait: for little work that
+        needs much memory."""
+        alone = replace(self, world=1, barrier=no_barrier)
+        if self.leads:
+            alone.run(todo, work, label, unit)
+        self.barrier()
 
     def run(
         self,
@@ -73,7 +108,8 @@ class Workers:
         """Do this rank's part of the work, with a progress bar on the leading rank.
 
         All ranks must hold the same ``todo``, see `agree`. ``together`` lets the threads share the
-        units; the work must then allow it.
+        units; the work must then allow it. A unit that meets a `LostBlob` is left undone: the file
+        is gone from the disk that all ranks see, and what was to be made is missing there.
         """
         threads = self.threads if together else 1
         self._run(todo, lambda units: _shared(units, work, threads), label, unit)
@@ -117,11 +153,15 @@ class Workers:
 
 
 def _shared(units: Sequence[T], work: Callable[[T], None], threads: int) -> Iterator[None]:
+    def attempt(one: T) -> None:
+        with suppress(LostBlob):
+            work(one)
+
     if threads == 1:
-        yield from map(work, units)
+        yield from map(attempt, units)
         return
     with ThreadPoolExecutor(threads) as pool:
-        jobs = [pool.submit(work, one) for one in units]
+        jobs = [pool.submit(attempt, one) for one in units]
         try:
             for job in as_completed(jobs):
                 yield job.result()
@@ -136,7 +176,8 @@ def _overlapped(
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1, "finishing") as pool:
         for one in units:
-            waiting.append(pool.submit(finish, work(one)))
+            with suppress(LostBlob):
+                waiting.append(pool.submit(finish, work(one)))
             while len(waiting) > WAITING or (waiting and waiting[0].done()):
                 yield waiting.popleft().result()
         for job in waiting:

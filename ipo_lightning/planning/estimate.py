@@ -96,39 +96,43 @@ class Estimate:
         return max(self.stages, key=lambda stage: stage.total)
 
     def _stage(self, name: str, work: Forward, kind: str, parallel_prompts: int = 1) -> Stage:
-        """A stage without gradients; it gathers the shards, see `sharding.gathered`."""
-        gathered = float(self.traces.step.weights) if self.job.sharded else 0.0
+        """A stage without gradients."""
         held = parallel_prompts * (work.held - work.casts)
-        parts = {"gathered": gathered, "casts": work.casts, kind: held}
+        parts = {"gathered": self._gathered, "casts": work.casts, kind: held}
         return Stage(name, {**self.resident, **parts})
 
     def _critics(self) -> list[Stage]:
         """The stages in which critics are in memory beside the policy, where they take any."""
-        step, job = self.traces.step, self.job
-        labelling, judging = (one.held or 0.0 for one in (job.critic, job.judge))
-        gathered = (
-            float(step.weights) if job.sharded else 0.0
-        )  # the policy has just made the videos
-        evaluation = {"gathered": gathered, "critic": max(labelling, judging)}
+        labelling, judging = (one.held or 0.0 for one in (self.job.critic, self.job.judge))
+        # The policy has just made the videos.
+        evaluation = {"gathered": self._gathered, "critic": max(labelling, judging)}
         found = [
             Stage("critique", {**self.resident, "critic": labelling}),
             Stage("evaluation", {**self.resident, **evaluation}),
         ]
         return [stage for stage in found if stage.parts["critic"]]
 
+    @property
+    def _gathered(self) -> float:
+        """Bytes gathered where there are no gradients: the whole network, see `sharding.gathered`,
+        or shards in turn, see `sharding.in_step`."""
+        whole = self.job.sharded and self.job.gather_to_sample
+        return float(self.traces.step.weights) if whole else self._unsharded(0.0)
+
     def _training(self) -> Stage:
-        peak, casts = self.traces.step.peak
-        parts = {"gathered": self._unsharded(), "casts": casts, "activations": peak - casts}
+        step, (peak, casts) = self.traces.step, self.traces.step.peak
+        gathered = self._unsharded(step.block * step.gradients / step.weights)
+        parts = {"gathered": gathered, "casts": casts, "activations": peak - casts}
         return Stage("training", {**self.while_training, **parts})
 
-    def _unsharded(self) -> float:
-        """Bytes that FSDP2 gathers during a step: weights outside the blocks, the current block
-        and the next, and the gradients of the block before."""
+    def _unsharded(self, gradients: float) -> float:
+        """Bytes that FSDP2 gathers during a forward: weights outside the blocks, the current block
+        and the next, and in a backward the gradients of the block before."""
         step, job = self.traces.step, self.job
         if not job.sharded:
             return 0.0
         outside = step.weights - step.block * job.policy.blocks
-        return outside + 2 * step.block + step.block * step.gradients / step.weights
+        return outside + 2 * step.block + gradients
 
     def _update(self) -> Stage:
         """The optimizer's step: no activations, but the copies that it makes."""

@@ -39,6 +39,8 @@ class Job:
     devices: int = 1
     sharded: bool = False
     """Whether weights, gradients and optimizer state are sharded over the devices (FSDP2)."""
+    gather_to_sample: bool = True
+    """Whether shards are gathered into a whole network where there are no gradients."""
     gpu: bool = True
     """Whether autocast follows a GPU's rules."""
     decode_batch: int = 1

@@ -6,10 +6,12 @@ from pathlib import Path
 from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.errors import InputError
 from ipo_lightning.labelling import Labelling
+from ipo_lightning.rounds.files import check_files
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.storage.layout import RoundData, RoundDir
 from ipo_lightning.storage.records import AnyVerdict, Candidate, Pair, PairVerdict, Point
 from ipo_lightning.storage.run_files import DamagedFile, one_each
+from ipo_lightning.storage.store import Store
 
 
 class CritiqueStage(RoundStage):
@@ -55,12 +57,17 @@ class CritiqueStage(RoundStage):
 
 
 class LabellingStage(RoundStage):
-    """Verdicts become pairs or points: ``pairs.jsonl`` or ``points.jsonl``, ``labelling.json``."""
+    """Verdicts become pairs or points: ``pairs.jsonl`` or ``points.jsonl``, ``labelling.json``.
+
+    Args:
+        store: where the latents of the labels are checked, since they are what a round trains on;
+            None: they are not.
+    """
 
     name = "labelling"
 
-    def __init__(self, labelling: Labelling) -> None:
-        self.labelling = labelling
+    def __init__(self, labelling: Labelling, store: Store | None = None) -> None:
+        self.labelling, self.store = labelling, store
 
     def done(self, round: Round) -> bool:
         """Whether the labels that the loss trains on are there; edited ones are checked and taken.
@@ -79,9 +86,19 @@ class LabellingStage(RoundStage):
         return True
 
     def run(self, round: Round) -> None:
-        """Label on the leading rank; no network takes part."""
-        if not round.workers.leads:
-            return
+        """Label on the leading rank; no network takes part.
+
+        Raises:
+            LostBlob: latents of a label were damaged; on all ranks alike.
+        """
+        if round.workers.leads:
+            self._label(round)
+        round.workers.barrier()
+        if self.store is not None:
+            data = round.data._replace(rows=read_labels(round))
+            check_files(data, self.store, round.workers)
+
+    def _label(self, round: Round) -> None:
         folder, label_kind = round.folder, round.module.label_kind
         rule = self.labelling.pairs if label_kind == "pairwise" else self.labelling.points
         labels = rule(folder.candidates(), folder.verdicts())

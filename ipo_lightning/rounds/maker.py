@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.parallel.runtime import Runtime
@@ -11,6 +12,10 @@ from ipo_lightning.rounds.policies import RoundPolicies
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.rounds.training import TrainingClock, TrainingStage
 from ipo_lightning.storage.layout import RoundData, RunDir, Stage
+from ipo_lightning.storage.store import LostBlob
+
+ATTEMPTS = 3
+"""How often a round's stages are gone through where files of theirs prove damaged."""
 
 
 class StageReached(Exception):
@@ -94,8 +99,8 @@ class RoundMaker:
         What was lost or damaged since of a finished round is made anew.
         """
         self._seen.add(number)
-        finished = self._agree(self.run.line(number) is not None)
-        if finished and self._agree(self.run.closed(number)):
+        finished = self._agree(lambda: self.run.line(number) is not None)
+        if finished and self._agree(lambda: self.run.closed(number)):
             return
         if finished and number:
             self.bring(number, LabellingStage.name)
@@ -132,9 +137,22 @@ class RoundMaker:
         self.module.reference.attach(self.module.policy, self.module.network)
 
     def _go_through(self, stages: Sequence[RoundStage], current: Round) -> Round:
+        """A round after these stages; what proves damaged where it is used is made anew.
+
+        Raises:
+            LostBlob: the store loses what was just made, time and again.
+        """
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return self._attempt(stages, current)
+            except LostBlob:
+                current.workers.barrier()  # no rank is in the midst of a stage
+        return self._attempt(stages, current)
+
+    def _attempt(self, stages: Sequence[RoundStage], current: Round) -> Round:
         """Stop after the stage that was asked for."""
         for stage in stages:
-            if not self._agree(stage.done(current)):
+            if not self._agree(partial(stage.done, current)):
                 self._run(stage, current)
             if stage.name == self.until and current.number == self.last_round:
                 raise StageReached(self.until, current.number)
@@ -149,5 +167,5 @@ class RoundMaker:
             current.folder.add_seconds(stage.name, time.monotonic() - started)
         current.workers.barrier()
 
-    def _agree(self, found: bool) -> bool:
-        return self.runtime.workers.agree(found)
+    def _agree(self, find: Callable[[], bool]) -> bool:
+        return self.runtime.workers.agree(find)

@@ -1,7 +1,7 @@
 """The policies that rounds end with: read from disk, and put into the module's network."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from torch import Tensor, nn
 
@@ -93,8 +93,17 @@ class RoundPolicies:
         goes on in the middle of a round; then it gets its own weights back at the end.
         """
         network = self.module.network
-        with self.holding(self._others(number)), eval_mode(network), gathered(network):
-            yield network  # gathered: ranks have unequal work in a stage
+        with (
+            self.holding(self._others(number)),
+            eval_mode(network),
+            self._unequal_forwards(network),
+        ):
+            yield network
+
+    def _unequal_forwards(self, network: nn.Module) -> AbstractContextManager[None]:
+        """Ranks have unequal work in a stage, and may share the network's weights."""
+        strategy = getattr(self.module._trainer, "strategy", None)
+        return getattr(strategy, "unequal_forwards", gathered)(network)
 
     @contextmanager
     def holding(self, weights: Mapping[str, Tensor] | None) -> Iterator[None]:

@@ -56,15 +56,16 @@ class Round:
 class RoundStage:
     """One stage of a round; one of your own overrides what it needs.
 
-    All ranks call each method together. A stage that was stopped is run again and finds what it had
-    finished: results go to the store, and to files that appear whole.
+    All ranks call each method together, but for `done`, which the leading rank alone is asked. A
+    stage that was stopped is run again and finds what it had finished: results go to the store, and
+    to files that appear whole.
     """
 
     name: str = ""
     """Its name for ``until`` and its key among the seconds of a round; empty: it is not timed."""
 
     def done(self, round: Round) -> bool:
-        """Whether nothing is left to make; the leading rank's answer counts for all."""
+        """Whether nothing is left to make; asked of the leading rank, for all."""
         return True
 
     def run(self, round: Round) -> None:

@@ -79,7 +79,7 @@ def _label_stages(
     own: list[RoundStage] = [
         RolloutStage(rollout, sampler, critique),
         CritiqueStage(critique, labelling),
-        LabellingStage(labelling),
+        LabellingStage(labelling, sampler.store),
     ]
     if imported is None or imported.rounds is None:
         return own

@@ -14,6 +14,7 @@ from ipo_lightning.draws.dataset import Draws
 from ipo_lightning.draws.encoding import RealSource
 from ipo_lightning.draws.reference_errors import ReferenceErrors
 from ipo_lightning.references import CachedReference
+from ipo_lightning.rounds.files import check_files
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.storage.layout import REFERENCE_ERRORS, RoundData, RoundDir
@@ -39,8 +40,12 @@ class InputsStage(RoundStage):
         prompts = {row.prompt: None for row in round.data.rows}
         prompts |= {clip.caption: None for clip in real}
         self.sampler.embed(prompts, round.runtime)
-        texts = {prompt: self.sampler.text_blob(prompt) for prompt in prompts}
-        return round.data._replace(texts=texts, real=real)
+        texts = round.workers.agree(
+            lambda: {prompt: self.sampler.text_blob(prompt) for prompt in prompts}
+        )
+        data = round.data._replace(texts=texts, real=real)
+        check_files(data, self.sampler.store, round.workers)
+        return data
 
     def _clips(self, round: Round) -> list[RealClip]:
         """The real clips, encoded on the first call of a run."""
@@ -80,8 +85,9 @@ class ReferenceErrorsStage(RoundStage):
         reference = round.module.reference
         if not isinstance(reference, CachedReference):
             return round.data
-        table = errors_of(round, self.store, reference.batch_size).table(self._draws(round))
-        return round.data._replace(errors=table)
+        table = errors_of(round, self.store, reference.batch_size)
+        errors = round.workers.agree(lambda: table.table(self._draws(round)))
+        return round.data._replace(errors=errors)
 
     def _draws(self, round: Round) -> Draws:
         return Draws(round.data, self.store, round.module.seed, round.draws)
@@ -147,7 +153,7 @@ def errors_of(round: Round, store: Store, batch_size: int) -> ReferenceErrors:
 def compute_errors(round: Round, store: Store, draws: Draws, batch_size: int) -> Tensor:
     """The reference's errors at the draws, found in the store or computed: see `RoundData`."""
     table = errors_of(round, store, batch_size)
-    if round.workers.agree(table.missing(draws)):
+    if round.workers.agree(lambda: table.missing(draws)):
         with round.policies.network(round.policies.reference_of(round.number)) as network:
             table.compute(
                 draws,
@@ -156,4 +162,4 @@ def compute_errors(round: Round, store: Store, draws: Draws, batch_size: int) ->
                 round.runtime.autocast,
                 round.label(REFERENCE_ERRORS),
             )
-    return table.table(draws)
+    return round.workers.agree(lambda: table.table(draws))

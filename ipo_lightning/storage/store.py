@@ -7,8 +7,9 @@ Two kinds of things lie in a store:
 
 A blob checks itself (its name is its hash) and a record carries the hash of its value, so damage is
 noticed on reading: the artefact is dropped with a warning that names it, and the caller makes it
-anew. Writes go to a temporary name, are synced and renamed: a half-written artefact is never seen,
-and two processes that write the same one do no harm.
+anew. Whether a blob is there is seen without reading it: a round has thousands. Writes go to a
+temporary name, are synced and renamed: a half-written artefact is never seen, and two processes
+that write the same one do no harm.
 """
 
 import hashlib
@@ -63,6 +64,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+HEADER = 2**20
+"""Bytes that the header of a blob of tensors may have; ours have about a hundred."""
 WHOLE = 64 * 2**20
 """Files up to this size, in bytes, enter a fingerprint whole; larger ones by samples."""
 STRIDE, SAMPLE = 2**20, 4096
@@ -184,6 +187,23 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return read_rows(path)
 
 
+def _full_size(path: Path) -> int:
+    """Bytes that a safetensors file has by its header; 0 where it has none."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length < HEADER else b""
+    try:
+        parts = json.loads(header).values()
+        ends = [one["data_offsets"][1] for one in parts if "data_offsets" in one]
+        return 8 + length + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return 0
+
+
+class LostBlob(FileNotFoundError):
+    """A blob that a record names is missing from the store, or was damaged and is removed."""
+
+
 class Store:
     """A folder of blobs and records that runs, sweeps and ranks share."""
 
@@ -203,6 +223,30 @@ class Store:
             write_atomically(path, content)
         self._trusted.add(path)
         return name
+
+    def lists(self, kind: str, name: str, suffix: str) -> bool:
+        """Whether the blob is there and of its full size, as far as its start tells; what it holds
+        is not read, see `check`. One of another size is removed with a warning."""
+        path = self.path(kind, name, suffix)
+        try:
+            size = path.stat().st_size
+            full = size > 0 and (suffix != ".safetensors" or size == _full_size(path))
+        except OSError:
+            return False
+        if not full:
+            self._drop(path)
+        return full
+
+    def check(self, kind: str, name: str, suffix: str) -> Path:
+        """Where the blob lies, which is there and whole, see `has_blob`.
+
+        Raises:
+            LostBlob: it is not.
+        """
+        path = self.path(kind, name, suffix)
+        if not self.has_blob(kind, name, suffix):
+            raise LostBlob(f"{path} is missing from the store or was damaged")
+        return path
 
     def has_blob(self, kind: str, name: str, suffix: str) -> bool:
         """Whether the blob is there and whole.
@@ -230,12 +274,9 @@ class Store:
         """The tensors of a blob.
 
         Raises:
-            FileNotFoundError: the blob is not there or was damaged.
+            LostBlob: the blob is not there or was damaged.
         """
-        path = self.path(kind, name, ".safetensors")
-        if not self.has_blob(kind, name, ".safetensors"):
-            raise FileNotFoundError(f"{path} is missing from the store or was damaged")
-        return tensors_from_bytes(read_content(path))
+        return tensors_from_bytes(read_content(self.check(kind, name, ".safetensors")))
 
     def put_record(self, kind: str, key: str, value: Any) -> None:
         """Store the JSON answer to the question whose fingerprint is ``key``."""

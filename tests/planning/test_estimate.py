@@ -19,6 +19,7 @@ from ipo_lightning.backbones.lora import Lora
 from ipo_lightning.planning import costs, traces
 from ipo_lightning.planning.estimate import GIB, Estimate
 from ipo_lightning.planning.frozen_parts import decoded
+from ipo_lightning.planning.host import host_line, host_memory
 from ipo_lightning.planning.job import Job
 from ipo_lightning.planning.optimizers import OPTIMIZERS
 from ipo_lightning.planning.published import MODELS, write_configs
@@ -177,6 +178,10 @@ def test_shards_divide_and_are_gathered(make: MakePolicy) -> None:
     assert stage.parts["gathered"] == alone.traces.step.weights
     training = next(stage for stage in shared.stages if stage.name == "training")
     assert 0 < training.parts["gathered"] < 2 * alone.traces.step.weights
+    kept = Estimate(job(make(), devices=4, sharded=True, gather_to_sample=False)).stages
+    rollout, step = next(stage for stage in kept if stage.name == "rollout"), alone.traces.step
+    outside = step.weights - step.block * make().blocks
+    assert rollout.parts["gathered"] == outside + 2 * step.block
     copies = Estimate(job(make(), devices=4))
     own = alone.while_training["gradients"]
     assert copies.while_training["gradients"] == 2 * own  # DDP's buckets, which stay
@@ -225,3 +230,28 @@ def test_what_is_freed_is_not_held() -> None:
         backward(loss)
         assert weight.grad is not None and weight.grad.shape == (8, 8)
     assert nn.Linear(2, 2).to(torch.bfloat16).weight.dtype == torch.bfloat16  # torch is as it was
+
+
+# ---------------------------------------------------------------- the host
+
+
+def test_the_host_holds_an_encoder_a_checkpoint_or_a_reference(make: MakePolicy) -> None:
+    alone = Estimate(job(make(), gpu=True))
+    encoder = alone.traces.text.held
+    assert host_memory(alone) == (0, encoder, "text encoder")
+    assert "each other" not in host_line(alone, 1)
+    sharded = Estimate(job(make(), gpu=True, devices=16, sharded=True))
+    checkpoint = sharded.checkpoint_bytes()
+    assert host_memory(sharded).leader == max(encoder, checkpoint)
+    assert host_memory(sharded, sharded_checkpoints=True).leader == encoder
+    assert "with 8 ranks" in host_line(sharded, 2)
+    offloaded = Estimate(job(make(), FrozenReference(offload=True), gpu=True, devices=2))
+    weights = offloaded.traces.step.weights
+    found = host_memory(offloaded)
+    assert (found.rank, found.leader) == (weights, weights + encoder)
+    assert found.node(2) == 2 * weights + encoder
+
+
+def test_without_gpus_the_host_holds_what_the_devices_do(make: MakePolicy) -> None:
+    one = Estimate(job(make(), gpu=False, devices=2))
+    assert host_memory(one).node(2) == 2 * one.fullest.total

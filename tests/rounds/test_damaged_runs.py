@@ -15,6 +15,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.rounds.checkpoints import fault_of
 from ipo_lightning.storage.layout import RoundDir, RunDir
+from ipo_lightning.storage.store import Store
 from tests.conftest import SMALL
 from tests.rounds.test_rounds import Killed, crash_at, results
 from train import train
@@ -228,3 +229,29 @@ def test_checkpoints_are_read_before_they_are_trusted(tmp_path: Path) -> None:
     file.rmdir()
     file.symlink_to("nowhere")
     assert "a link to nowhere" in str(fault_of(file, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is gone; it is made anew")
+@pytest.mark.parametrize("kind", ["latents", "text", "videos"])
+def test_a_file_that_proves_damaged_where_it_is_used_is_made_anew(
+    made: Callable[[str], DictConfig], smaller: Compose, kind: str
+) -> None:
+    """Its size is right, so that the start does not see it; one command mends it all the same."""
+    cfg = made("labelled")
+    outputs, store = Path(cfg.paths.outputs), Store(cfg.paths.store)
+    pair = RunDir(outputs / "run").round(1).pairs()[0]
+    text = sorted((store.root / "text").rglob("*.safetensors"))[0]
+    file = {"latents": store.path("latents", pair.winner_latents, ".safetensors"), "text": text,
+            "videos": store.path("videos", pair.winner_video, ".mp4")}[kind]  # fmt: skip
+    until = "training"
+    if kind == "videos":  # which a critic is shown
+        (outputs / "run/round_1/verdicts.jsonl").unlink()
+        shutil.rmtree(store.root / "verdicts")
+        until = "labelling"
+    whole = file.read_bytes()
+    flip(file)
+    with pytest.warns(UserWarning, match=f"{file.name} is damaged"):
+        train(smaller(outputs, "round=1", f"until={until}"))
+    assert file.read_bytes() == whole
+    assert RunDir(outputs / "run").round(1).pairs()[0] == pair

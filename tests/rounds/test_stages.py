@@ -49,7 +49,7 @@ from ipo_lightning.shapes.judge import ShapesJudge
 from ipo_lightning.shapes.prompts import prompts
 from ipo_lightning.storage.layout import RoundData, RunDir
 from ipo_lightning.storage.records import Candidate, Pair, Verdict
-from ipo_lightning.storage.store import Store
+from ipo_lightning.storage.store import LostBlob, Store
 from train import train
 
 PIPELINE = "ipo_lightning/shapes/pipeline"
@@ -259,6 +259,32 @@ def a_maker(
 
 def the_loop() -> dict[str, Seen]:
     return {name: Seen(name) for name in ("rollout", "labelling", "training", "evaluation")}
+
+
+class Losing(Seen):
+    """A stage to which a file that it uses proves damaged some times."""
+
+    def __init__(self, name: str, times: int) -> None:
+        super().__init__(name)
+        self.times, self.began = times, 0
+
+    def run(self, round: Round) -> None:
+        self.began += 1
+        if self.began <= self.times:
+            raise LostBlob("a file is gone")
+        super().run(round)
+
+
+def test_a_round_goes_through_its_stages_again_where_a_file_proves_damaged(tmp_path: Path) -> None:
+    first, second = Seen("rollout"), Losing("labelling", 2)
+    maker, _ = a_maker(RunDir(tmp_path), [first, second, Seen("training")])
+    maker.bring(1, "labelling")
+    assert (second.began, first.log, second.log) == (3, [1], [1])
+    always = Losing("rollout", 99)
+    maker, _ = a_maker(RunDir(tmp_path / "other"), [always, Seen("training")])
+    with pytest.raises(LostBlob, match="a file is gone"):
+        maker.bring(1, "rollout")
+    assert always.began == 3
 
 
 def test_what_is_done_is_loaded_and_not_made_again(tmp_path: Path) -> None:

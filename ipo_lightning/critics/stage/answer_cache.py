@@ -14,7 +14,7 @@ from ipo_lightning.critics.protocols import Comparison, Critic, Rating
 from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.storage.records import Candidate
-from ipo_lightning.storage.store import Store, fingerprint
+from ipo_lightning.storage.store import LostBlob, Store, fingerprint
 from ipo_lightning.video import Clip, read_video
 
 Q = TypeVar("Q", bound=tuple[str, ...])
@@ -79,12 +79,12 @@ class AnswerCache(Generic[Q, A]):
         """The answer to a question that was asked.
 
         Raises:
-            OSError: the store does not have it.
+            LostBlob: the store does not have it, as where a video of its was damaged.
         """
         key = self.key(question)
         record = self.store.get_record("verdicts", key)
         if record is None:
-            raise OSError(f"{self.store.root}: the verdict {key} is gone; do all ranks see this "
+            raise LostBlob(f"{self.store.root}: the verdict {key} is gone; do all ranks see this "
                           "folder?")  # fmt: skip
         return self._read({name: record[name] for name in record if name != "transient"})
 
@@ -93,9 +93,10 @@ class AnswerCache(Generic[Q, A]):
 
         Raises:
             InputError: the critic gave another number of answers; none is kept.
+            LostBlob: a video is missing from the store or was damaged.
         """
         names = dict.fromkeys(name for question in questions for name in question[:-1])
-        clips = {name: read_video(self.store.path("videos", name, ".mp4")) for name in names}
+        clips = {name: read_video(self.store.check("videos", name, ".mp4")) for name in names}
         answers = self._put(questions, clips)
         if len(answers) != len(questions):
             raise InputError(
@@ -124,7 +125,7 @@ class AnswerCache(Generic[Q, A]):
         Raises:
             InputError: the critic needs more memory than the device has.
         """
-        prompts = workers.agree([one.candidates for one in find(candidates, self.knows)])
+        prompts = workers.agree(lambda: [one.candidates for one in find(candidates, self.knows)])
         size = self._prompts_per_call(len(prompts), workers.world)
         calls = [[*chain(*prompts[at : at + size])] for at in range(0, len(prompts), size)]
         unit = "prompts" if size == 1 else f"x {size} prompts"

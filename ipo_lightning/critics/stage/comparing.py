@@ -97,7 +97,7 @@ def compare(
     """
     tournaments = tournaments_of(comparisons, couples)
     comparisons.fill(candidates, tournaments.unanswered, workers, device, label)
-    return tournaments.verdicts(candidates)
+    return workers.agree(lambda: tournaments.verdicts(candidates))
 
 
 def tournaments_of(comparisons: Comparisons, couples: Couples) -> "Tournaments":
@@ -215,7 +215,7 @@ def twin(one: Candidate, base: BaseVideos, store: Store) -> Candidate:
         InputError: it is no longer in the store.
     """
     video = base[one.prompt_index, one.candidate]
-    if not store.has_blob("videos", video, ".mp4"):
+    if not store.lists("videos", video, ".mp4"):
         raise InputError(
             f"{store.root}: the base model's evaluation videos are gone, and a critic that "
             "compares needs them; give another name=NAME, whose round 0 makes them anew"

@@ -193,7 +193,7 @@ class CombinedCritique:
     ) -> list[Verdict]:
         for name, member in self.members.items():
             member.ratings.fill(candidates, unrated, workers, device, f"{label}: {name}")
-        return [self._verdict(one) for one in candidates]
+        return workers.agree(lambda: [self._verdict(one) for one in candidates])
 
     def score(
         self,

@@ -45,7 +45,9 @@ def rate(
     """Rate a round's candidates: one verdict each, in order."""
     ratings.fill(candidates, unrated, workers, device, label)
     critic = ratings.critic.identity
-    return [verdict(one, critic, ratings.recall(question_of(one))) for one in candidates]
+    return workers.agree(
+        lambda: [verdict(one, critic, ratings.recall(question_of(one))) for one in candidates]
+    )
 
 
 def unrated(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 from ipo_lightning.critics.protocols import AnswersPending, Comparison, Question, RecordedCritic
 from ipo_lightning.critics.stage.answer_cache import OnCandidates
@@ -94,11 +95,16 @@ class RecordedCritique:
         self, candidates: Sequence[Candidate], couples: Couples, workers: Workers
     ) -> list[PairVerdict]:
         tournaments = self._tournaments(couples)
-        prompts = tournaments.unanswered(candidates, self._knows)
-        unanswered = list(dict.fromkeys(one for prompt in prompts for one in prompt.questions))
-        unanswered = [Question(*one) for one in workers.agree(unanswered)]
+
+        def find() -> list[Question]:
+            prompts = tournaments.unanswered(candidates, self._knows)
+            return list(dict.fromkeys(one for prompt in prompts for one in prompt.questions))
+
+        unanswered = workers.agree(find)
+        names = {name: None for question in unanswered for name in question[:-1]}
+        workers.agree(lambda: [self._file(name) for name in names])  # damaged ones are made anew
         if unanswered and workers.leads:
-            self.critic.request(unanswered, lambda name: self.store.path("videos", name, ".mp4"))
+            self.critic.request(unanswered, self._file)
         if unanswered:
             raise AnswersPending(f"{len(unanswered)} comparisons wait for an answer")
         return tournaments.verdicts(candidates, self._knows)
@@ -109,6 +115,9 @@ class RecordedCritique:
     def _questions(self, one: Candidate, other: Candidate) -> list[Question]:
         same = one.video == other.video
         return [] if same else [Question(one.video, other.video, one.prompt)]
+
+    def _file(self, video: str) -> Path:
+        return self.store.check("videos", video, ".mp4")
 
     def _knows(self, question: Question) -> bool:
         return self.critic.recall(question) is not None
