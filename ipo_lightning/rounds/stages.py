@@ -46,9 +46,8 @@ def round_stages(
         real: real clips for lambda_2; None: there are none.
         calibration: of the loss's beta, where it is ``auto``.
         guards: look at each finished round; None: there are none.
-        choice: an evaluation on other held-out prompts, by which rounds are chosen; None: they are
-            chosen by the reported figures.
-        trial: tries the critics before the first video is made for them; None: they are not tried.
+        choice: an evaluation on other prompts, by which rounds are chosen; None: the reported one.
+        trial: tries the critics before their first video; None: they are not tried.
     """
     return [
         *([] if guards is None else [StartStage(guards)]),
@@ -57,7 +56,7 @@ def round_stages(
         ReferenceErrorsStage(sampler.store),
         BetaStage(sampler.store, calibration),
         TrainingStage(),
-        *([] if trial is None else [trial]),
+        *filter(None, [trial]),
         EvaluationStage(evaluation, choice),
         RecordStage(evaluation, guards),
     ]
