@@ -40,10 +40,9 @@ def round_stages(
     Args:
         sampler: makes candidates and embeds prompts.
         evaluation: what a finished round is put to.
-        rollout: prompts and seeds. critique: asks the critic about candidates. labelling: makes
-            labels of its verdicts. Rounds whose labels are imported need none of them.
-        imported: labels that take the place of these three stages; None: there are none.
-        real: real clips for lambda_2; None: there are none.
+        rollout: prompts and seeds. critique: asks the critic. labelling: makes labels of its verdicts.
+            Rounds whose labels are imported need none of them.
+        imported: labels in place of these three stages. real: real clips for lambda_2. None: none.
         calibration: of the loss's beta, where it is ``auto``.
         guards: look at each finished round; None: there are none.
         choice: an evaluation on other prompts, by which rounds are chosen; None: the reported one.

@@ -137,9 +137,8 @@ class LocalVLM:
         if not isinstance(network, Network):
             return network
         seen, written = sight(network, self.viewing, video), self.max_tokens if spoken else 0
-        size, eager = self.batch_size, self.attention == "eager"
-        whole = cost(network, seen, self.dtype, videos=videos, batch=size, written=written,
-                     eager=eager)  # fmt: skip
+        how = {"batch": self.batch_size, "eager": self.attention == "eager"}
+        whole = cost(network, seen, self.dtype, videos=videos, written=written, **how)
         return whole.several(self.samples if spoken else 1)
 
     def load(self, device: str) -> None:
