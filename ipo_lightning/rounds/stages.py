@@ -40,7 +40,7 @@ def round_stages(
     Args:
         sampler: makes candidates and embeds prompts.
         evaluation: what a finished round is put to.
-        rollout: prompts and seeds. critique: asks the critic. labelling: makes labels of its verdicts.
+        rollout: prompts and seeds. critique: asks the critic. labelling: makes labels of verdicts.
             Rounds whose labels are imported need none of them.
         imported: labels in place of these three stages. real: real clips for lambda_2. None: none.
         calibration: of the loss's beta, where it is ``auto``.

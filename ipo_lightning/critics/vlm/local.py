@@ -137,7 +137,7 @@ class LocalVLM:
         if not isinstance(network, Network):
             return network
         seen, written = sight(network, self.viewing, video), self.max_tokens if spoken else 0
-        how = {"batch": self.batch_size, "eager": self.attention == "eager"}
+        how: dict[str, Any] = {"batch": self.batch_size, "eager": self.attention == "eager"}
         whole = cost(network, seen, self.dtype, videos=videos, written=written, **how)
         return whole.several(self.samples if spoken else 1)
 
