@@ -54,6 +54,7 @@ from ipo_lightning.rounds import CheckpointFiles, RolloutPlan, RoundStage, round
 from ipo_lightning.rounds.datamodule import PreferenceDataModule
 from ipo_lightning.rounds.iteration import IterationCallback
 from ipo_lightning.rounds.trainer import check_trainer
+from ipo_lightning.rounds.trial import TrialStage
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import Store, write_atomically
@@ -246,11 +247,19 @@ def assemble(cfg: DictConfig) -> Parts:
         calibration=build(cfg.calibration, "calibration"),
         guards=guards,
         choice=choice,
+        trial=_trial(critique, evaluation),
     )
     iteration = _iteration(cfg, run, stages)
     datamodule = make(PreferenceDataModule, cfg, store)
     return Parts(run, policy, module, datamodule, rollout, critique, imported, real, evaluation,
                  choice, guards, iteration)  # fmt: skip
+
+
+def _trial(critique: Critique, evaluation: Evaluation) -> TrialStage:
+    """Tries critic and judge, each by the setting that chooses it."""
+    both = {"critic": critique, "eval_critic": evaluation.eval_critic}
+    critics = {role: getattr(one, "critic", one) for role, one in both.items()}
+    return TrialStage(critics, evaluation.prompts[0])
 
 
 def _critique(cfg: DictConfig, labelling: Labelling, store: Store) -> Critique:
