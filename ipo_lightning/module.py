@@ -103,8 +103,7 @@ class PreferenceModule(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.auto_beta = has_auto_beta(loss)
-        """Whether the loss's beta is set at the start of each round, see `set_beta`."""
+        self.auto_beta = has_auto_beta(loss)  # whether each round's start sets it, see `set_beta`
         self.policy, self.reference = policy, reference or CachedReference()
         self.loss = with_beta(loss, 1.0) if self.auto_beta else loss
         try_loss(self.loss)
