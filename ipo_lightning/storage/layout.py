@@ -230,16 +230,6 @@ class RoundDir:
                 warnings.warn(f"{file} is made anew of these verdicts", stacklevel=2)
                 file.unlink()
 
-    def forget_evaluation(self) -> None:
-        """Take back the round's line and the files that it was made of."""
-        manifest, own = self.manifest(), (self.evaluation_file, self.choice_file)
-        names = {file.name for file in own}
-        files = {name: found for name, found in manifest.files.items() if name not in names}
-        rows = {name: count for name, count in manifest.lines.items() if name not in names}
-        replace(manifest, files=files, lines=rows, line=None).write(self.path)
-        for file in own:
-            file.unlink(missing_ok=True)
-
     # ---------------------------------------------------------------- damage
 
     def manifest(self) -> Manifest:
@@ -320,6 +310,17 @@ class RoundDir:
                     "put it back, or remove the folder policy and give the command of the run: it "
                     "is exported anew from the round's checkpoint",
                 )
+
+
+def forget_evaluation(folder: RoundDir) -> None:
+    """Take back a round's line and the files that it was made of."""
+    manifest, own = folder.manifest(), (folder.evaluation_file, folder.choice_file)
+    names = {file.name for file in own}
+    files = {name: found for name, found in manifest.files.items() if name not in names}
+    rows = {name: count for name, count in manifest.lines.items() if name not in names}
+    replace(manifest, files=files, lines=rows, line=None).write(folder.path)
+    for file in own:
+        file.unlink(missing_ok=True)
 
 
 def start_of(folder: RoundDir) -> dict[str, Any] | None:
@@ -416,7 +417,7 @@ class RunDir:
             kept = [*earlier, {"judge": judge, "lines": [lines[k] for k in sorted(lines)]}]
             write_atomically(self.rejudged_file, json.dumps(kept).encode())
         for folder in self.rounds():
-            folder.forget_evaluation()
+            forget_evaluation(folder)
         write_jsonl(self.rounds_file, [])
 
     def earlier_judges(self) -> list[dict[str, Any]]:

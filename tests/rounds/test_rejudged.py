@@ -8,7 +8,7 @@ import pytest
 from omegaconf import DictConfig
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.storage.layout import RunDir
+from ipo_lightning.storage.layout import RunDir, forget_evaluation
 from tests.conftest import ComposeTrain
 from train import train
 
@@ -64,7 +64,7 @@ def test_a_kill_in_the_midst_is_gone_on_with(begun: ComposeTrain) -> None:
     first = begun("round=1")
     train(first)
     of_first = lines(first)
-    run_of(first).round(0).forget_evaluation()
+    forget_evaluation(run_of(first).round(0))
     train(first)
     assert lines(first) == of_first
     run = run_of(first)
