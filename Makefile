@@ -49,7 +49,7 @@ check: $(VENV)/dev.stamp  ## formatter, linter, types, layers
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
-device: $(VENV)/dev.stamp  ## the GPU path on a second device that is as strict as CUDA: a minute; needs g++
+device: $(VENV)/dev.stamp  ## the GPU path without a GPU: a strict second device, fake CUDA at real shapes; needs g++
 	$(PYTEST) tests/devices
 
 SEED ?= 1

@@ -211,6 +211,7 @@ def runtime_of(
     cfg: DictConfig, saved: dict[str, Any], node: dict[str, Any], place: "device"
 ) -> "Runtime":
     """Device, precision and threads; several prompts at a time where the run would do so."""
+    from ipo_lightning.parallel import runtime
     from ipo_lightning.parallel.runtime import Runtime
     from ipo_lightning.parallel.workers import Workers
 
@@ -223,7 +224,8 @@ def runtime_of(
     if precision not in PRECISIONS:
         raise InputError(f"trainer.precision={precision} of the run cannot be sampled with here; "
                          f"give one of {', '.join(PRECISIONS)}")  # fmt: skip
-    return Runtime(place, precision, partial(arithmetic, precision, place.type), workers)
+    context = partial(arithmetic, precision, place.type)
+    return Runtime(place, runtime.arithmetic(precision), context, workers)
 
 
 def arithmetic(precision: str, kind: str) -> AbstractContextManager[Any]:

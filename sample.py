@@ -307,6 +307,7 @@ def determined(
     if sampling.guided:
         drawn["negative_prompt"] = sampling.negative_prompt
     # A file that is named after another text does not tell its prompt: the table of names does.
+    matmul = {} if cfg.float32_matmul == "highest" else {"float32_matmul": cfg.float32_matmul}
     named = {} if cfg.names is None else {"names": file_sha256(Path(cfg.names))}
     return {
         "base": policy.identity,
@@ -318,6 +319,7 @@ def determined(
         "fps": float(cfg.fps or policy.fps),
         "enlarge": cfg.enlarge,
         **named,
+        **matmul,
     }
 
 

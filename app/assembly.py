@@ -105,11 +105,12 @@ class Parts:
 
 
 def settle(cfg: DictConfig) -> None:
-    """Set this process up: threads, its output, and silence where the run speaks for itself."""
+    """Set this process up: threads, arithmetic, output; silence where the run speaks for itself."""
     choose(cfg)
     if cfg.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(cfg.threads)  # for the ranks that Lightning starts
         torch.set_num_threads(cfg.threads)
+    torch.set_float32_matmul_precision(cfg.get("float32_matmul", "highest"))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # else it tells of each request
     disable_progress_bar()

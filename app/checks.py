@@ -32,6 +32,7 @@ from ipo_lightning.settings import (
 
 STAGES = ("rollout", "critique", "labelling", "training", "evaluation")
 Threads = Annotated[Count | None, Null("torch's default")]
+Matmul = Literal["highest", "high", "medium"]
 PARTS = ("backbone", "loss", "reference", "critic", "eval_critic", "labelling", "calibration",
          "data.prompts", "optim.optimizer", "trainer", "callbacks.iteration", "network",
          "reward_loss")  # fmt: skip
@@ -54,6 +55,7 @@ SETTINGS: dict[str, Any] = {
     "round": Count,
     "seed": int,
     "threads": Threads,
+    "float32_matmul": Matmul,
     "dry_run": bool,
     "report_only": bool,
     "debug": bool,

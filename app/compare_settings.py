@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from app.checks import ACCELERATOR, PATHS, ROLLOUT, Threads, check_name
+from app.checks import ACCELERATOR, PATHS, ROLLOUT, Matmul, Threads, check_name
 from app.entry import CONF, build, none_lacking
 from app.sample_settings import hints_of_run, refuse_foreign, settings_beside
 from app.signatures import check_settings
@@ -41,6 +41,7 @@ SETTINGS: dict[str, Any] = {
     "negative_prompt": Annotated[Prompt | None, Null("as in the run")],
     "scheduler": Literal["ddim", "dpm", "unipc", "euler"] | None,
     "threads": Threads,
+    "float32_matmul": Matmul,
     "trainer.precision": Annotated[Literal[PRECISIONS] | None, Null("as in the run")],
     "dry_run": bool,
     "debug": bool,

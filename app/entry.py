@@ -63,7 +63,7 @@ HYDRAS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 """Keys of a node that are no settings of its target."""
 TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")
 """Keys of the trainer that do."""
-MORE_TRAINER = ("gradient_clip_algorithm",)
+MORE_TRAINER = ("gradient_clip_algorithm", "benchmark", "deterministic")
 """The same; part of a run's settings where they are given."""
 
 
@@ -91,6 +91,8 @@ def determining(cfg: DictConfig) -> dict[str, Any]:
         for key in cfg
         if key not in (*PASSING, "trainer")
     }
+    if kept.get("float32_matmul") == "highest":
+        del kept["float32_matmul"]  # as runs of before computed, whose settings do not name it
     kept["trainer"] = {key: cfg.trainer.get(key) for key in TRAINER}
     given = {key: cfg.trainer.get(key) for key in MORE_TRAINER}
     kept["trainer"] |= {key: value for key, value in given.items() if value is not None}

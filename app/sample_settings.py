@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from app.checks import ACCELERATOR, PATHS, ROLLOUT, Log, Threads
+from app.checks import ACCELERATOR, PATHS, ROLLOUT, Log, Matmul, Threads
 from app.entry import REPO, none_lacking
 from app.renamed import saved_settings
 from app.signatures import check_settings, read_signature
@@ -49,6 +49,7 @@ SETTINGS: dict[str, Any] = {
     "naming": Literal["plain", "vbench", "vbench2"],
     "names": Annotated[Text | None, Null("after the prompts")],
     "threads": Threads,
+    "float32_matmul": Matmul,
     "batch_size": Annotated[Count | None, Null("8 of tiny videos, else 1")],
     "fps": Annotated[Positive | None, Null("the model's")],
     "enlarge": Annotated[Count | None, Null("to 128 px at least")],

@@ -204,7 +204,9 @@ def _filled(value: Tensor) -> Tensor:
 
 
 def _autocast(one: Job, device: torch.device) -> Any:
-    return torch.autocast(device.type, torch.bfloat16) if one.mixed else nullcontext()
+    if not one.mixed:
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)  # as Lightning does
 
 
 def main() -> None:

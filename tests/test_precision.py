@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from app import assembly
 from app.checks import check
+from app.entry import settings
 from ipo_lightning.backbones.cogvideox import Lora
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import dpo_loss
 from ipo_lightning.module import PreferenceModule
+from ipo_lightning.parallel.runtime import arithmetic
 from ipo_lightning.planning.frozen_parts import decoding_cost
 from ipo_lightning.policy import put_weights, trained_weights
 from ipo_lightning.references import (
@@ -28,6 +30,7 @@ from ipo_lightning.references import (
     Reference,
 )
 from ipo_lightning.storage.store import fingerprint_tensors
+from tests.conftest import ComposeTrain
 from tests.helpers import tiny, tiny_wan
 from tests.rounds.test_reference_runs import watched
 from tests.rounds.test_rounds import Compose
@@ -415,3 +418,20 @@ def test_a_run_of_compiled_blocks(begun: Compose, captured: None) -> None:
     compiled, _ = watched(begun(*common, "backbone.compile=true", outputs="compiled"))
     assert compiled[0] == pytest.approx((math.log(2), 0), abs=1e-4)
     assert [step[0] for step in compiled] == pytest.approx([s[0] for s in plain], rel=0.1)
+
+
+# ---------------------------------------------------------------- float32's matrix products
+
+
+def test_only_other_arithmetic_of_float32_is_named(compose_train: ComposeTrain) -> None:
+    """The default is that of runs which were begun before the setting was there."""
+    plain, tf32 = compose_train(), compose_train("float32_matmul=high")
+    assert "float32_matmul" not in settings(plain) and plain.name != tf32.name
+    assert settings(tf32) == {**settings(plain), "float32_matmul": "high"}
+    assert arithmetic("32-true") == "32-true"
+    try:
+        assembly.settle(tf32)
+        assert arithmetic("32-true") == "32-true, matmul high"
+    finally:
+        assembly.settle(plain)
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -197,7 +197,9 @@ class Traces:
         return GpuRules() if self.job.gpu else nullcontext()
 
     def _autocast(self) -> Any:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.job.mixed)
+        """As Lightning enters it around steps, and the stages around their forwards: without a
+        cache of cast weights."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.job.mixed, cache_enabled=False)
 
     # ---------------------------------------------------------------- its inputs
 

@@ -30,7 +30,8 @@ class Peak(NamedTuple):
     held: int
     """Bytes allocated beyond those at its start."""
     casts: int
-    """Of these: copies of weights in a lower precision, which autocast makes and keeps."""
+    """Of these: copies of weights in a lower precision, which autocast makes for a layer, and the
+    graph keeps for the backward."""
 
 
 class Tracer(TorchDispatchMode):

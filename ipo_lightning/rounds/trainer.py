@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.guards import alarms
-from ipo_lightning.parallel.runtime import Runtime
+from ipo_lightning.parallel.runtime import Runtime, arithmetic
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.storage.layout import RunDir
 
@@ -122,7 +122,8 @@ def runtime_of(
         bars=bars,
     )
     autocast = trainer.precision_plugin.forward_context
-    return Runtime(strategy.root_device, str(trainer.precision), autocast, workers)
+    precision = arithmetic(str(trainer.precision))
+    return Runtime(strategy.root_device, precision, autocast, workers)
 
 
 def cores_of_a_rank(trainer: L.Trainer) -> int:
