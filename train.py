@@ -208,6 +208,10 @@ def upload(parts: "Parts", cfg: DictConfig) -> str:
 
 def finished(parts: "Parts", cfg: DictConfig) -> bool:
     """Whether there is nothing left to do, and all files are as they were written."""
+    from app.assembly import has_other_judge
+
+    if has_other_judge(parts.run, cfg):
+        return False
     done = parts.run.done(cfg.round, parts.module.label_kind)
     if not (all(done.values()) if cfg.until is None else done[cfg.until]):
         return False

@@ -25,6 +25,8 @@ from app.identity import (
     Identity,
     SettingsInCheckpoints,
     identity_of,
+    judge_named,
+    other_judge,
     read_identity,
     refuse_other_inputs,
     refuse_other_settings,
@@ -54,6 +56,7 @@ from ipo_lightning.rounds import CheckpointFiles, RolloutPlan, RoundStage, round
 from ipo_lightning.rounds.datamodule import PreferenceDataModule
 from ipo_lightning.rounds.iteration import IterationCallback
 from ipo_lightning.rounds.trainer import check_trainer
+from ipo_lightning.rounds.trial import TrialStage
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import Store, write_atomically
@@ -161,21 +164,50 @@ def claim(
     """
     now = settings_of(cfg)
     old = None if identity is None else read_identity(run)
-    begun = run.config_file.exists()
-    if begun:
-        saved = saved_settings(run.config_file, "restore it, or give another name=NAME")
-        with readable(run.config_file):
-            before = settings_of(saved)
-        refuse_other_settings(run, before, now)
+    begun, before = run.config_file.exists(), settings_before(run) or now
+    refuse_other_settings(run, before, now)
     if identity is not None:
         refuse_other_settings(run, (old or {}).get("settings", now), now)
         _refuse_unknown_settings(run, old, begun)
         begun = begun or old is not None
-        _claim_identity(run, old, identity(), begun, goes_on, accept=bool(cfg.accept_version))
+        made_of = identity()
+        _check_identity(run, old, made_of, begun, goes_on, accept=bool(cfg.accept_version))
+        if other_judge(before, now):
+            _judge_again(run, before, now)
+        if goes_on or not begun:
+            write_identity(run, old, made_of)
     if not leads():
         return
     resolved = OmegaConf.to_yaml(_without_hydra(cfg), resolve=True)
     write_atomically(run.config_file, resolved.encode())
+
+
+def settings_before(run: RunDir) -> list[dict[str, Any]] | None:
+    """Of the run in a folder, by its config.yaml; None where there is none."""
+    if not run.config_file.exists():
+        return None
+    saved = saved_settings(run.config_file, "restore it, or give another name=NAME")
+    with readable(run.config_file):
+        return settings_of(saved)
+
+
+def has_other_judge(run: RunDir, cfg: DictConfig) -> bool:
+    """Whether what is trained was evaluated by another judge than ``cfg`` has."""
+    before = settings_before(run)
+    return before is not None and other_judge(before, settings_of(cfg))
+
+
+def _judge_again(
+    run: RunDir, before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
+) -> None:
+    """Take back what the judge of before said, with a warning; policies and labels stay."""
+    was, judge = judge_named(before[0]), judge_named(now[0])
+    if run.lines():
+        warnings.warn(
+            f"eval_critic has changed: all rounds of {run.path} are evaluated again by {judge}; "
+            f"what {was} said of them is in {run.rejudged_file.name}", stacklevel=2,
+        )  # fmt: skip
+    run.forget_evaluations(was)
 
 
 MADE = ("round_*", "checkpoints", "critic")
@@ -198,7 +230,7 @@ def _refuse_unknown_settings(run: RunDir, old: Mapping[str, Any] | None, begun: 
     warnings.warn(f"{run.config_file} is gone; it is made anew", stacklevel=2)
 
 
-def _claim_identity(
+def _check_identity(
     run: RunDir,
     old: Mapping[str, Any] | None,
     now: Identity,
@@ -217,8 +249,6 @@ def _claim_identity(
             "version that are here now, unchecked",
             stacklevel=2,
         )
-    if goes_on or not begun:
-        write_identity(run, old, now)
 
 
 def assemble(cfg: DictConfig) -> Parts:
@@ -247,11 +277,19 @@ def assemble(cfg: DictConfig) -> Parts:
         calibration=build(cfg.calibration, "calibration"),
         guards=guards,
         choice=choice,
+        trial=_trial(critique, evaluation),
     )
     iteration = _iteration(cfg, run, stages)
     datamodule = make(PreferenceDataModule, cfg, store)
     return Parts(run, policy, module, datamodule, rollout, critique, imported, real, evaluation,
                  choice, guards, iteration)  # fmt: skip
+
+
+def _trial(critique: Critique, evaluation: Evaluation) -> TrialStage:
+    """Tries critic and judge, each by the setting that chooses it."""
+    both = {"critic": critique, "eval_critic": evaluation.eval_critic}
+    critics = {role: getattr(one, "critic", one) for role, one in both.items()}
+    return TrialStage(critics, evaluation.prompts[0])
 
 
 def _critique(cfg: DictConfig, labelling: Labelling, store: Store) -> Critique:

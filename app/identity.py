@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,10 +119,12 @@ def refuse_other_settings(
 ) -> None:
     """Refuse a run that was begun with other settings; see `Identity` for devices.
 
+    The judge may be another one: it evaluates what is trained, see `other_judge`.
+
     Raises:
         InputError: names those that differ.
     """
-    if changed := _changed(old, now):
+    if changed := _but_judge(_changed(old, now)):
         raise InputError(
             f"{run.path} holds a run of other settings ({_shown(changed)}); give another name=NAME"
         )
@@ -131,6 +134,27 @@ def _changed(old: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]])
     """The settings that differ; none where only the batches do, to match the devices."""
     changed = [list(differences(*both)) for both in zip(old, now, strict=True)]
     return changed[0] if all(changed) else []
+
+
+JUDGE = "eval_critic"
+
+
+def other_judge(old: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the settings of the judge differ, and no others."""
+    changed = _changed(old, now)
+    return bool(changed) and not _but_judge(changed)
+
+
+def judge_named(settings: Mapping[str, Any]) -> str:
+    """What people know a judge by: its model, else its class."""
+    node = settings.get(JUDGE) or {}
+    model = node.get("model") or (node.get("vlm") or {}).get("model")
+    return str(model or str(node.get("_target_")).rpartition(".")[2])
+
+
+def _but_judge(changed: Sequence[str]) -> list[str]:
+    """Without what the judge alone depends on."""
+    return [one for one in changed if not re.match(rf"{JUDGE}\b", one)]
 
 
 def _shown(changed: Sequence[str]) -> str:
@@ -160,8 +184,8 @@ class SettingsInCheckpoints(L.Callback):
     ) -> None:
         """Refuse a foreign one; those of before say nothing."""
         known = checkpoint["callbacks"].get(self.state_key, {}).get("settings")
-        changed = _changed(list(map(with_new_names, known)), self.settings) if known else []
-        if changed:
+        old = list(map(with_new_names, known)) if known else self.settings
+        if changed := _but_judge(_changed(old, self.settings)):
             raise InputError(
                 f"{trainer.ckpt_path} is of a run of other settings ({_shown(changed)}): remove "
                 "it, and the training goes on from an earlier checkpoint, or starts anew"
@@ -276,12 +300,17 @@ def refuse_other_inputs(run: RunDir, old: Mapping[str, Any], now: Identity) -> N
 def refuse_other_version(
     run: RunDir, old: Mapping[str, Any], now: Identity, *, accept: bool
 ) -> None:
-    """Refuse to go on with other code than the run was last made with.
+    """Refuse to go on with other code than the run was last made with; a judge's own may differ
+    where the judge does.
 
     Raises:
         InputError: names what differs.
     """
-    changed = list(differences(old["versions"][-1], dict(now.versions)))
+    before, after = dict(old["versions"][-1]), dict(now.versions)
+    if other_judge(old.get("settings", now.settings), now.settings):
+        before, after = ({k: v for k, v in one.items() if k in before and k in after}
+                         for one in (before, after))  # fmt: skip
+    changed = list(differences(before, after))
     if changed and not accept:
         raise InputError(
             f"{run.path} was made with another version ({'; '.join(changed[:4])}), with which "

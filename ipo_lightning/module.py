@@ -103,8 +103,7 @@ class PreferenceModule(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.auto_beta = has_auto_beta(loss)
-        """Whether the loss's beta is set at the start of each round, see `set_beta`."""
+        self.auto_beta = has_auto_beta(loss)  # whether each round's start sets it, see `set_beta`
         self.policy, self.reference = policy, reference or CachedReference()
         self.loss = with_beta(loss, 1.0) if self.auto_beta else loss
         try_loss(self.loss)
@@ -112,12 +111,9 @@ class PreferenceModule(L.LightningModule):
         _refuse_reference(self.loss, self.reference)
         _refuse_safeguard(safeguard, self.label_kind)
         self.optimizer = optimizer
-        self.beta = beta_of(self.loss)
-        """What multiplies the loss's errors in this round; None where nothing does."""
-        self._winner_weight = _winners(winner_weight, self.beta)
+        self._winners, self.winner_weight = winner_weight, _winners(winner_weight, self.loss)
         self.real_weight, self.safeguard = real_weight, safeguard
-        self.two_pass, self.warmup_steps, self.seed = two_pass, warmup_steps, seed
-        self.ema = ema
+        self.two_pass, self.warmup_steps, self.seed, self.ema = two_pass, warmup_steps, seed, ema
         self.average: MovingAverage | None = None
         self.health = TrainingHealth()
         self.round = 0
@@ -136,8 +132,7 @@ class PreferenceModule(L.LightningModule):
             if mesh is not None:
                 mesh = mesh["data_parallel"]
                 self.strict_loading = False  # Lightning reads before frozen weights are filled in
-            # Diffusers loads in evaluation mode.
-            self.network = self.policy.build(device, mesh).train()
+            self.network = self.policy.build(device, mesh).train()  # it is in evaluation mode
             with torch.device("cpu"):
                 self.objective = self.policy.objective()
 
@@ -177,14 +172,7 @@ class PreferenceModule(L.LightningModule):
     def set_beta(self, beta: float) -> None:
         """Give the loss its beta for this round."""
         self.loss = with_beta(self.loss, beta)
-        self.beta = beta
-
-    @property
-    def winner_weight(self) -> float:
-        """lambda_1 of this round."""
-        if self._winner_weight is None:
-            return WINNERS_PER_BETA * cast(float, self.beta)
-        return self._winner_weight
+        self.winner_weight = _winners(self._winners, self.loss)
 
     def finish_round(self) -> None:
         """Called after a round's last optimizer step: its policy is the average, if any is kept."""
@@ -335,16 +323,18 @@ def _frozen_weights(module: PreferenceModule) -> dict[str, Tensor]:
     return {k: v for k, v in state.items() if k.startswith("network.") and k not in trained}
 
 
-def _winners(weight: float | str, beta: float | None) -> float | None:
-    """The winners' weight; None: it goes with beta.
+def _winners(weight: float | str, loss: Callable[..., PreferenceLoss]) -> float:
+    """The winners' weight: a number, or by the loss's beta.
 
     Raises:
-        InputError: it shall, and the loss has no beta that multiplies errors.
+        InputError: by a beta that multiplies no errors.
     """
-    if isinstance(weight, str) and beta is None:
+    if not isinstance(weight, str):
+        return weight
+    if (beta := beta_of(loss)) is None:
         expected = "give a number: this loss has no beta that multiplies errors"
         raise InputError(setting="winner_weight", value=weight, expected=expected)
-    return None if isinstance(weight, str) else float(weight)
+    return WINNERS_PER_BETA * beta
 
 
 def _refuse_reference(loss: Callable[..., PreferenceLoss], reference: Reference) -> None:

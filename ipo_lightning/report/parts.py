@@ -10,6 +10,7 @@ from ipo_lightning.report.run import Run
 from ipo_lightning.report.tables import Row
 from ipo_lightning.report.verdict import answers, headline, trained
 from ipo_lightning.storage.foreign_yaml import read_plain
+from ipo_lightning.storage.layout import RunDir
 
 
 def summary(run: Run) -> Html:
@@ -17,7 +18,19 @@ def summary(run: Run) -> Html:
     concerns = [tag("p", text, class_="warning") for text in concerns_of(run.lines)]
     facts = [tag("div", tag("dt", one.question), tag("dd", one.text)) for one in answers(run)]
     box = tag("dl", *facts, class_="answers") if facts else Html("")
-    return join([tag("p", headline(run.lines), class_="lead"), *concerns, box])
+    again = [tag("p", text) for text in judged_again(run)]
+    return join([tag("p", headline(run.lines), class_="lead"), *again, *concerns, box])
+
+
+def judged_again(run: Run) -> list[str]:
+    """Which judge evaluated the run before the one that it has now; nothing where none did."""
+    earlier = RunDir(run.path).earlier_judges()
+    if not earlier:
+        return []
+    return [
+        f"The run was judged by {earlier[-1].get('judge')} before: all rounds were evaluated again "
+        "by the judge that it has now."
+    ]
 
 
 def concerns_of(lines: Sequence[Row]) -> list[str]:

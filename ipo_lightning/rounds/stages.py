@@ -15,6 +15,7 @@ from ipo_lightning.rounds.stage import RoundStage
 from ipo_lightning.rounds.start import StartStage
 from ipo_lightning.rounds.training import TrainingStage
 from ipo_lightning.rounds.training_data import BetaStage, InputsStage, ReferenceErrorsStage
+from ipo_lightning.rounds.trial import TrialStage
 from ipo_lightning.sampling import Sampler
 
 
@@ -30,6 +31,7 @@ def round_stages(
     calibration: Calibration = Calibration(),  # noqa: B008 - frozen
     guards: Guards | None = None,
     choice: Evaluation | None = None,
+    trial: TrialStage | None = None,
 ) -> list[RoundStage]:
     """What happens to a round, in order; a stage of your own goes into this list.
 
@@ -38,14 +40,13 @@ def round_stages(
     Args:
         sampler: makes candidates and embeds prompts.
         evaluation: what a finished round is put to.
-        rollout: prompts and seeds. critique: asks the critic about candidates. labelling: makes
-            labels of its verdicts. Rounds whose labels are imported need none of them.
-        imported: labels that take the place of these three stages; None: there are none.
-        real: real clips for lambda_2; None: there are none.
+        rollout: prompts and seeds. critique: asks the critic. labelling: makes labels of verdicts.
+            Rounds whose labels are imported need none of them.
+        imported: labels in place of these three stages. real: real clips for lambda_2. None: none.
         calibration: of the loss's beta, where it is ``auto``.
         guards: look at each finished round; None: there are none.
-        choice: an evaluation on other held-out prompts, by which rounds are chosen; None: they are
-            chosen by the reported figures.
+        choice: an evaluation on other prompts, by which rounds are chosen; None: the reported one.
+        trial: tries the critics before their first video; None: they are not tried.
     """
     return [
         *([] if guards is None else [StartStage(guards)]),
@@ -54,6 +55,7 @@ def round_stages(
         ReferenceErrorsStage(sampler.store),
         BetaStage(sampler.store, calibration),
         TrainingStage(),
+        *filter(None, [trial]),
         EvaluationStage(evaluation, choice),
         RecordStage(evaluation, guards),
     ]

@@ -312,6 +312,17 @@ class RoundDir:
                 )
 
 
+def forget_evaluation(folder: RoundDir) -> None:
+    """Take back a round's line and the files that it was made of."""
+    manifest, own = folder.manifest(), (folder.evaluation_file, folder.choice_file)
+    names = {file.name for file in own}
+    files = {name: found for name, found in manifest.files.items() if name not in names}
+    rows = {name: count for name, count in manifest.lines.items() if name not in names}
+    replace(manifest, files=files, lines=rows, line=None).write(folder.path)
+    for file in own:
+        file.unlink(missing_ok=True)
+
+
 def start_of(folder: RoundDir) -> dict[str, Any] | None:
     """What ``start.json`` says of a round that guards let start elsewhere: the ``round`` whose
     policy it goes on from, and ``lr_scale``; None: it goes on from the one before it.
@@ -355,6 +366,7 @@ class RunDir:
         self.config_file = self.path / "config.yaml"
         self.rounds_file = self.path / "rounds.jsonl"
         self.best_file = self.path / "best.json"
+        self.rejudged_file = self.path / "rejudged.json"
 
     def round(self, number: int) -> RoundDir:
         """The folder of a round, whether or not it exists."""
@@ -392,6 +404,29 @@ class RunDir:
             replace(folder.manifest(), line=line).write(folder.path)
         kept = [old for old in self.lines() if old["round"] != line["round"]]
         write_jsonl(self.rounds_file, sorted([*kept, line], key=lambda one: one["round"]))
+
+    def forget_evaluations(self, judge: str) -> None:
+        """Take back what a judge said of all rounds, so that they are evaluated again.
+
+        Its lines are kept in ``rejudged.json``. A kill in the midst leaves some: the same again.
+        """
+        earlier, lines = self.earlier_judges(), {line["round"]: line for line in self.lines()}
+        if earlier and earlier[-1]["judge"] == judge:  # that kill
+            lines |= {line["round"]: line for line in earlier.pop()["lines"]}
+        if lines:
+            kept = [*earlier, {"judge": judge, "lines": [lines[k] for k in sorted(lines)]}]
+            write_atomically(self.rejudged_file, json.dumps(kept).encode())
+        for folder in self.rounds():
+            forget_evaluation(folder)
+        write_jsonl(self.rounds_file, [])
+
+    def earlier_judges(self) -> list[dict[str, Any]]:
+        """``judge`` and ``lines`` of those that evaluated the run before the one it has now."""
+        try:
+            found = json.loads(self.rejudged_file.read_bytes())
+        except (OSError, ValueError):  # there were none, or nobody knows any more
+            return []
+        return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
     def mend(self) -> None:
         """Remove what killed processes left, and put ``rounds.jsonl`` right.

@@ -129,7 +129,7 @@ class AnswerCache(Generic[Q, A]):
         size = self._prompts_per_call(len(prompts), workers.world)
         calls = [[*chain(*prompts[at : at + size])] for at in range(0, len(prompts), size)]
         unit = "prompts" if size == 1 else f"x {size} prompts"
-        with self._loaded(device) if prompts else nullcontext():
+        with loaded(self.critic, device) if prompts else nullcontext():
             workers.run(calls, lambda some: self._ask_all(some, find), label, unit)
 
     @contextmanager
@@ -144,14 +144,14 @@ class AnswerCache(Generic[Q, A]):
             yield None
             return
         failures: list[Exception] = []
-        loaded: list[Critic] = []
+        asked: list[Critic] = []
 
         def ask(candidates: Sequence[Candidate]) -> None:
             if failures:
                 return
             try:
-                if not loaded:
-                    loaded.append(self.critic)
+                if not asked:
+                    asked.append(self.critic)
                     self.critic.load(device)
                 for one in find(candidates, self.knows):
                     self._ask_all(one.candidates, find)
@@ -163,7 +163,7 @@ class AnswerCache(Generic[Q, A]):
             yield lambda candidates: pool.submit(ask, candidates)
         finally:
             pool.shutdown(cancel_futures=True)
-            if loaded:
+            if asked:
                 self.critic.release()
         if failures:
             warnings.warn(
@@ -189,20 +189,25 @@ class AnswerCache(Generic[Q, A]):
         wanted = int(getattr(self.critic, "prompts_per_call", 1))
         return max(1, min(wanted, prompts // world))
 
-    @contextmanager
-    def _loaded(self, device: str) -> Iterator[None]:
-        """Load the critic, and release it whatever happens."""
-        try:
-            self.critic.load(device)
-            yield
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                f"{self.critic.identity} needs more memory than {device} has: show it fewer or "
-                "smaller frames (viewing, frames), one video at a time (batch_size=1), or choose a "
-                "smaller critic, or one on a server (critic/vlm=openai)"
-            ) from error
-        finally:
-            self.critic.release()
+
+@contextmanager
+def loaded(critic: Critic, device: str) -> Iterator[None]:
+    """A critic in memory; it is released whatever happens.
+
+    Raises:
+        InputError: it needs more memory than the device has.
+    """
+    try:
+        critic.load(device)
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{critic.identity} needs more memory than {device} has: show it fewer or "
+            "smaller frames (viewing, frames), one video at a time (batch_size=1), or choose a "
+            "smaller critic, or one on a server (critic/vlm=openai)"
+        ) from error
+    finally:
+        critic.release()
 
 
 def finite_dims(dims: Mapping[str, float]) -> dict[str, float]:

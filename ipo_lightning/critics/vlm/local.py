@@ -136,16 +136,9 @@ class LocalVLM:
         network = network_of(self.model, self.revision, speaks=True)
         if not isinstance(network, Network):
             return network
-        seen = sight(network, self.viewing, video)
-        whole = cost(
-            network,
-            seen,
-            self.dtype,
-            videos=videos,
-            batch=self.batch_size,
-            written=self.max_tokens if spoken else 0,
-            eager=self.attention == "eager",
-        )
+        seen, written = sight(network, self.viewing, video), self.max_tokens if spoken else 0
+        how: dict[str, Any] = {"batch": self.batch_size, "eager": self.attention == "eager"}
+        whole = cost(network, seen, self.dtype, videos=videos, written=written, **how)
         return whole.several(self.samples if spoken else 1)
 
     def load(self, device: str) -> None:
