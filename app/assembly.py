@@ -289,7 +289,7 @@ def _trial(critique: Critique, evaluation: Evaluation) -> TrialStage:
     """Tries critic and judge, each by the setting that chooses it."""
     both = {"critic": critique, "eval_critic": evaluation.eval_critic}
     critics = {role: getattr(one, "critic", one) for role, one in both.items()}
-    return TrialStage(critics, evaluation.prompts[0])
+    return TrialStage(critics, evaluation.prompts[0], evaluation.sampler.store)
 
 
 def _critique(cfg: DictConfig, labelling: Labelling, store: Store) -> Critique:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from app import assembly
 from app.checks import check
+from app.planning import memory
 from app.entry import settings
 from ipo_lightning.backbones.cogvideox import Lora
 from ipo_lightning.errors import InputError
@@ -244,7 +245,7 @@ def test_what_goes_together_is_not_refused(small: Compose, overrides: str) -> No
 def test_a_torch_that_cannot_shard_integers_is_named(
     small: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "__version__", "2.11.0")
+    monkeypatch.setattr(memory, "version", lambda _: "2.11.0+cu128")
     with pytest.raises(InputError, match="take torch 2.12 or newer, or trainer=ddp"):
         check(small("experiment=shapes_lora", "backbone.quantize=int8", "trainer=fsdp"))
 

@@ -1,17 +1,16 @@
 """Which ways to save memory go together; what cannot work is refused before a heavy import."""
 
+from importlib.metadata import version
 from importlib.util import find_spec
 
-import torch
 from omegaconf import DictConfig
-from torch.torch_version import TorchVersion
 
 from ipo_lightning.errors import InputError
 
 TRUE = ("bf16-true", "16-true")
 PACKAGES = ("bitsandbytes", "torchao")
 """Packages of optimizers, all of the extra gpu."""
-INTEGERS_IN_SHARDS = "2.12"
+INTEGERS_IN_SHARDS = (2, 12)
 """The first torch whose FSDP2 shards weights that are integers."""
 NEAREST = ("torch", *PACKAGES)
 """Packages whose optimizers round weights to the nearest unless they are told otherwise."""
@@ -92,11 +91,13 @@ def _check_quantised(cfg: DictConfig) -> None:
         raise InputError(
             f"backbone.quantize={kind}: rounded weights do not train; give backbone.lora"
         )
-    if shards(cfg) and TorchVersion(torch.__version__) < INTEGERS_IN_SHARDS:
+    torch = version("torch")  # importing it takes a second
+    if shards(cfg) and tuple(map(int, torch.split(".")[:2])) < INTEGERS_IN_SHARDS:
+        least = ".".join(map(str, INTEGERS_IN_SHARDS))
         raise InputError(
-            f"backbone.quantize={kind} with trainer=fsdp: torch {torch.__version__} cannot shard "
-            f"weights of 8 or 4 bits (pytorch issue 177844); take torch {INTEGERS_IN_SHARDS} or "
-            "newer, or trainer=ddp, whose copies are small now"
+            f"backbone.quantize={kind} with trainer=fsdp: torch {torch} cannot shard weights of 8 or "
+            f"4 bits (pytorch issue 177844); take torch {least} or newer, or trainer=ddp, whose "
+            "copies are small now"
         )
 
 

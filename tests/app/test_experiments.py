@@ -12,9 +12,7 @@ from ipo_lightning.errors import InputError
 from tests.conftest import ComposeTrain
 from train import train
 
-PARTS = ("ipo_base", "ipo_shorter")
-"""What experiments share."""
-EXPERIMENTS = sorted({path.stem for path in CONF.glob("experiment/ipo_*.yaml")} - {*PARTS})
+EXPERIMENTS = sorted({path.stem for path in CONF.glob("experiment/ipo_*.yaml")} - {"ipo_base"})
 CRITICS = ("critic=shapes", "eval_critic=shapes_judge")
 WHOLE_RUNS = [(REPO / name).read_text() for name in ("README.md", "docs/first-real-run.md")]
 """Pages with figures of three rounds with the shipped prompts."""

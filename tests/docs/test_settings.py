@@ -84,7 +84,7 @@ def test_every_group_is_told_with_its_default_and_choices() -> None:
     assert {key: default for key, (default, _, _) in told.items()} == groups
     for group, (_, choices, _) in told.items():
         if not group.endswith("critic"):
-            assert set(choices.split(", ")) == set(choices_of(group)) - {"ipo_base", "ipo_shorter"}
+            assert set(choices.split(", ")) == set(choices_of(group)) - {"ipo_base", "shorter"}
 
 
 @pytest.mark.parametrize("program", ["train.py task=critic", "sample.py", "audit.py", "compare.py"])

@@ -1,6 +1,5 @@
 """Critics are tried on a video before any is made for them."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from ipo_lightning.critics.protocols import Rating
 from ipo_lightning.critics.stage.costs import Cost, Watched
 from ipo_lightning.critics.stage.trial import drawn, to_try, tried
 from ipo_lightning.errors import InputError
-from ipo_lightning.rounds.trial import TRIED
+from ipo_lightning.rounds import trial
 from ipo_lightning.video import Clip
 from tests.conftest import ComposeTrain
 from train import train
@@ -100,16 +99,16 @@ def test_a_judge_that_cannot_be_loaded_ends_the_run_before_its_first_video(
             train(compose_train("round=1"))
     cfg = compose_train("round=1")
     assert not list(Path(cfg.paths.store).glob("videos/**/*.mp4"))
-    assert not Path(cfg.paths.outputs, cfg.name, TRIED).exists()
+    assert not list(Path(cfg.paths.store).glob("tried/**/*.json"))
 
 
 @pytest.mark.slow
-def test_a_run_tries_its_critics_once(compose_train: ComposeTrain) -> None:
+def test_runs_that_share_a_store_try_a_critic_once(
+    compose_train: ComposeTrain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+    monkeypatch.setattr(trial, "tried", lambda critic, *_: tries.append(critic.identity))
     small = ("evaluation.prompts=2", "evaluation.n=1", "evaluation.choice_n=0", "rollout.prompts=2")
-    cfg = compose_train("round=1", "until=rollout", *small)
-    train(cfg)
-    file = Path(cfg.paths.outputs, cfg.name, TRIED)
-    assert json.loads(file.read_text()) == {"critics": ["shapes-judge@1"]}
-    before = file.stat().st_mtime_ns
-    train(compose_train("round=1", "until=critique", *small))
-    assert file.stat().st_mtime_ns == before
+    for more in (["until=rollout"], ["until=critique"], ["until=rollout", "name=again"]):
+        train(compose_train("round=1", *small, *more))
+    assert tries == ["shapes-judge@1"]
