@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from app import assembly
 from app.checks import check
-from app.planning import memory
 from app.entry import settings
+from app.planning import memory
 from ipo_lightning.backbones.cogvideox import Lora
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import dpo_loss

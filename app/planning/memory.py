@@ -95,8 +95,8 @@ def _check_quantised(cfg: DictConfig) -> None:
     if shards(cfg) and tuple(map(int, torch.split(".")[:2])) < INTEGERS_IN_SHARDS:
         least = ".".join(map(str, INTEGERS_IN_SHARDS))
         raise InputError(
-            f"backbone.quantize={kind} with trainer=fsdp: torch {torch} cannot shard weights of 8 or "
-            f"4 bits (pytorch issue 177844); take torch {least} or newer, or trainer=ddp, whose "
+            f"backbone.quantize={kind} with trainer=fsdp: torch {torch} cannot shard weights of 8 "
+            f"or 4 bits (pytorch issue 177844); take torch {least} or newer, or trainer=ddp, whose "
             "copies are small now"
         )
 
