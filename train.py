@@ -225,7 +225,8 @@ def check_critics(parts: "Parts", cfg: DictConfig) -> None:
     """
     evaluates = cfg.until is None or any(parts.run.line(k) is None for k in range(cfg.round))
     labelled = parts.run.done(cfg.round, parts.module.label_kind)["critique"]
-    if evaluates or not (labelled or cfg.until == "rollout"):
+    unasked = cfg.until == "rollout" and parts.drafter is None  # drafts are what it chooses from
+    if evaluates or not (labelled or unasked):
         with within("critic"):
             parts.critique.ready()
     if evaluates:

@@ -44,7 +44,7 @@ from callbacks.stopping import GuardStopping
 from ipo_lightning.critics.stage.comparing import Couples
 from ipo_lightning.critics.stage.critique import Critique, critique_of
 from ipo_lightning.draws.encoding import RealSource
-from ipo_lightning.errors import InputError, readable
+from ipo_lightning.errors import InputError, readable, within
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.exchange.source import LabelSource
 from ipo_lightning.guards import Guards
@@ -81,6 +81,8 @@ class Parts:
     module: PreferenceModule
     datamodule: PreferenceDataModule
     rollout: RolloutPlan
+    drafter: Sampler | None
+    labelling: Labelling
     critique: Critique
     imported: LabelSource | None
     real: RealSource | None
@@ -260,6 +262,7 @@ def assemble(cfg: DictConfig) -> Parts:
     rollout = make(RolloutPlan, cfg, prompts("train"))
     sampler = make(Sampler, cfg, policy, store, make_sampling(cfg))
     labelling: Labelling = build(cfg.labelling, "labelling")
+    drafter = make_drafter(cfg, sampler, labelling, module.label_kind)
     critique = _critique(cfg, labelling, store)
     evaluation = _evaluation(cfg, prompts, sampler, critique)
     choice = _choice(cfg, prompts, evaluation)
@@ -270,6 +273,7 @@ def assemble(cfg: DictConfig) -> Parts:
         sampler,
         evaluation,
         rollout=rollout,
+        drafter=drafter,
         critique=critique,
         labelling=labelling,
         imported=imported,
@@ -281,8 +285,8 @@ def assemble(cfg: DictConfig) -> Parts:
     )
     iteration = _iteration(cfg, run, stages)
     datamodule = make(PreferenceDataModule, cfg, store)
-    return Parts(run, policy, module, datamodule, rollout, critique, imported, real, evaluation,
-                 choice, guards, iteration)  # fmt: skip
+    return Parts(run, policy, module, datamodule, rollout, drafter, labelling, critique, imported,
+                 real, evaluation, choice, guards, iteration)  # fmt: skip
 
 
 def _trial(critique: Critique, evaluation: Evaluation) -> TrialStage:
@@ -508,6 +512,35 @@ def make_sampling(cfg: DictConfig) -> Sampling:
         negative_prompt=cfg.rollout.negative_prompt or "",
         cache=build(cfg.rollout.cache, "rollout.cache"),
     )
+
+
+def make_drafter(
+    cfg: DictConfig, sampler: Sampler, labelling: Labelling, label_kind: str
+) -> Sampler | None:
+    """What makes drafts of the candidates; None where all of them are made in full.
+
+    Raises:
+        InputError: a setting of the drafts is wrong, or they would save nothing.
+    """
+    cheaper = cheaper_of(cfg)
+    if not cheaper:
+        return None
+    if label_kind == "pointwise" and labelling.middle == "keep":
+        raise InputError(
+            "rollout.draft with labelling.middle=keep: every candidate becomes a label, so that all "
+            "drafts would be made in full as well; give rollout.draft=null, or "
+            "labelling.middle=drop"
+        )
+    if "cache" in cheaper:
+        cheaper["cache"] = build(cheaper["cache"], "rollout.draft.cache")
+    with within("rollout.draft"):
+        return sampler.drafter(**cheaper)
+
+
+def cheaper_of(cfg: DictConfig) -> dict[str, Any]:
+    """The settings of drafts that are not those of the finals; none: there are no drafts."""
+    draft = cfg.rollout.get("draft") or {}
+    return {str(name): value for name, value in draft.items() if value is not None}
 
 
 def _without_hydra(cfg: DictConfig) -> DictConfig:

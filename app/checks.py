@@ -43,7 +43,11 @@ Devices = Annotated[
 Log = Literal["text", "json"]
 ACCELERATOR = {"trainer.accelerator": Text}
 PATHS = {"paths.outputs": Text, "paths.store": Text, "paths": Mapping[str, str | None]}
-ROLLOUT = {"rollout.negative_prompt": Prompt | None, "rollout.cache": Object | None}
+ROLLOUT = {
+    "rollout.negative_prompt": Prompt | None,
+    "rollout.cache": Object | None,
+    "rollout.draft": Mapping[str, Any] | None,
+}
 """What conf/sample.yaml, conf/audit.yaml and conf/train.yaml share."""
 SETTINGS: dict[str, Any] = {
     **PATHS,

@@ -93,6 +93,9 @@ def determining(cfg: DictConfig) -> dict[str, Any]:
     }
     if kept.get("float32_matmul") == "highest":
         del kept["float32_matmul"]  # as runs of before computed, whose settings do not name it
+    rollout = kept.get("rollout") or {}
+    if not any((rollout.get("draft") or {}).values()):
+        rollout.pop("draft", None)  # runs of before made none, and do not name it
     kept["trainer"] = {key: cfg.trainer.get(key) for key in TRAINER}
     given = {key: cfg.trainer.get(key) for key in MORE_TRAINER}
     kept["trainer"] |= {key: value for key, value in given.items() if value is not None}

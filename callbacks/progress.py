@@ -11,7 +11,13 @@ from typing_extensions import override
 from ipo_lightning.rounds import IterationCallback, Round, RoundStage
 from ipo_lightning.rounds.headings import heading
 from ipo_lightning.rounds.training import TrainingStage
-from ipo_lightning.storage.layout import REFERENCE_ERRORS, RoundData, RunDir
+from ipo_lightning.storage.layout import (
+    DRAFT_CRITIQUE,
+    DRAFTS,
+    REFERENCE_ERRORS,
+    RoundData,
+    RunDir,
+)
 
 
 class RoundProgressBar(TQDMProgressBar):
@@ -97,7 +103,10 @@ class StageLog(L.Callback):
         folder = round.folder
         lines = folder.manifest().lines
         labels = lines.get(folder.labels_file(round.module.label_kind).name)
+        drafts = folder.drafts
         return {
+            DRAFTS: lines.get(drafts.candidates_file.name),
+            DRAFT_CRITIQUE: lines.get(drafts.verdicts_file.name),
             "rollout": lines.get(folder.candidates_file.name),
             "critique": lines.get(folder.verdicts_file.name),
             "labelling": labels,

@@ -93,6 +93,31 @@ class Sampling:
         """This sampling as evaluations use it: no shared steps, no cache."""
         return replace(self, shared=0.0, cache=None)
 
+    def draft(self, **cheaper: Any) -> "Sampling":
+        """This sampling made cheaper, for drafts of videos that are made in full afterwards.
+
+        Args:
+            cheaper: its settings that differ, such as ``steps``. Guidance that changes from step to
+                step goes where there is none.
+
+        Raises:
+            InputError: the drafts would not be cheaper, or no drafts of the same videos.
+        """
+        scale = cheaper.get("guidance_scale", self.guidance_scale)
+        dynamic = self.dynamic_guidance and scale > 1
+        draft = replace(self, **cheaper, dynamic_guidance=dynamic)
+        if self.shared:
+            raise InputError(
+                f"drafts need independent candidates, but shared={self.shared} gives them common "
+                "steps; give shared=0, or no drafts"
+            )
+        if draft.evaluations(1) >= self.evaluations(1) and draft.cache is None:
+            raise InputError(
+                f"a draft takes {draft.evaluations(1)} network evaluations, and a final video "
+                f"{self.evaluations(1)}; give drafts fewer steps, or less guidance, or a cache"
+            )
+        return draft
+
 
 def _check_cache(cache: Any) -> None:
     if not is_dataclass(cache) or isinstance(cache, type):

@@ -29,6 +29,12 @@ class PromptSeeds(NamedTuple):
     prompt_index: int
     prompt: str
     seeds: tuple[int, ...]
+    numbers: tuple[int, ...] = ()
+    """The videos' numbers among the prompt's candidates; empty: 0, 1, 2 ..."""
+
+    def only(self, numbers: tuple[int, ...]) -> "PromptSeeds":
+        """Some of the videos, which keep their numbers and seeds."""
+        return self._replace(seeds=tuple(self.seeds[k] for k in numbers), numbers=numbers)
 
 
 class Made(NamedTuple):
@@ -62,8 +68,17 @@ class Sampler:
 
     def independent(self) -> "Sampler":
         """This sampler as a policy is measured with, see `Sampling.independent`."""
+        return self._with(self.sampling.independent())
+
+    def drafter(self, **cheaper: Any) -> "Sampler":
+        """This sampler as it makes drafts, see `Sampling.draft`."""
+        sampling = self.sampling.draft(**cheaper)
+        self.policy.check_sampling(sampling)
+        return self._with(sampling)
+
+    def _with(self, sampling: Sampling) -> "Sampler":
         other = copy(self)
-        other.sampling = self.sampling.independent()
+        other.sampling = sampling
         return other
 
     def key(self, policy_fingerprint: str, item: PromptSeeds, precision: str) -> str:
@@ -229,7 +244,8 @@ class Sampler:
 
 
 def _candidates(item: PromptSeeds, rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+    numbers = item.numbers or range(len(item.seeds))
     return [
-        Candidate(item.prompt_index, item.prompt, number, item.seeds[number], **row)
-        for number, row in enumerate(rows)
+        Candidate(item.prompt_index, item.prompt, number, seed, **row)
+        for number, seed, row in zip(numbers, item.seeds, rows, strict=True)
     ]

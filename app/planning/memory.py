@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from importlib.util import find_spec
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ipo_lightning.errors import InputError
 
@@ -117,8 +117,9 @@ def _check_offload(cfg: DictConfig) -> None:
 def _check_sampling_from_shards(cfg: DictConfig) -> None:
     """Refuse what lets a rank run other blocks, or fewer, than the others, which wait for it."""
     given = "trainer.strategy.gather_to_sample=false: all ranks run the same blocks in turn, "
-    if cfg.rollout.get("cache") is not None:
-        raise InputError(f"{given}but rollout.cache may leave blocks out; give rollout.cache=null")
+    for key in ("rollout.cache", "rollout.draft.cache"):
+        if OmegaConf.select(cfg, key) is not None:
+            raise InputError(f"{given}but {key} may leave blocks out; give {key}=null")
     if cfg.rollout.get("batch_size") == "auto":
         raise InputError(
             f"{given}but rollout.batch_size=auto begins again where memory runs out; give a number"

@@ -14,6 +14,7 @@ from app.assembly import Parts, assemble, device_of
 from app.planning.critics import critic_flops, critic_lines, served_hours, unknown_critics
 from app.planning.fitting import Fit, smallest_change, smallest_changes
 from app.planning.jobs import in_parts, job_of, on_gpu, readable
+from app.planning.rollouts import flops_of_round, told, videos_of
 from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.hub.cards import started
@@ -72,11 +73,11 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
     if begun := started(OmegaConf.to_container(cfg.backbone, resolve=True)):  # type: ignore[arg-type]
         yield f"round 1 starts from {begun}"
     yield from _imported_rounds(parts, cfg)
-    calls = _critic_calls(parts)
+    calls = _critic_calls(parts, cfg)
     asked = "and critic calls" if calls == videos else f"and about {calls} critic calls"
     yield (
         f"a round: {_prompts(parts)} prompts x {parts.rollout.n} candidates = {videos} videos "
-        f"{asked}, {cfg.rollout.steps} steps each"
+        f"{asked}, {told(videos_of(parts, cfg), _prompts(parts))}"
     )
     yield from _few_prompts(parts, cfg)
     yield (
@@ -137,9 +138,10 @@ def _prompts(parts: Parts) -> int:
     return len(parts.rollout.of_round(1))
 
 
-def _critic_calls(parts: Parts) -> int:
-    """Calls of the critic that label a round."""
-    return _prompts(parts) * parts.evaluation.critic.calls(parts.rollout.n)
+def _critic_calls(parts: Parts, cfg: DictConfig) -> int:
+    """Calls of the critic that label a round, once about drafts and once about finals."""
+    counts = [one.count for one in videos_of(parts, cfg)]
+    return _prompts(parts) * sum(map(parts.evaluation.critic.calls, counts))
 
 
 def _critiques(parts: Parts) -> tuple[Critique, Critique]:
@@ -230,7 +232,8 @@ def _hours(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
     evaluated = sum(estimate.evaluation_flops(len(one.prompts), one.n)
                     for one in _evaluations(parts))  # fmt: skip
     flops = {
-        "rollout": _rolled_out(parts, cfg) * estimate.rollout_flops(_prompts(parts), cfg.rollout.n),
+        "rollout": _rolled_out(parts, cfg)
+        * flops_of_round(estimate, videos_of(parts, cfg), _prompts(parts)),
         "reference errors": rounds * estimate.reference_flops(),
         "training": rounds * estimate.training_flops(),
         "evaluation": (rounds + 1) * evaluated,
@@ -278,7 +281,8 @@ def _disk(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
     """Bytes that all rounds leave on disk."""
     rounds, rolled_out, prompts = cfg.round, _rolled_out(parts, cfg), _prompts(parts)
     evaluations = (rounds + 1) * _evaluated(parts)
-    videos = rolled_out * prompts * cfg.rollout.n + evaluations
+    made = sum(one.count for one in videos_of(parts, cfg))
+    videos = rolled_out * prompts * made + evaluations
     frames, height, width = parts.policy.size
     held_out = sum(len(one.prompts) for one in _evaluations(parts))
     known = min(rounds * prompts, len(parts.rollout.prompts)) + held_out
@@ -301,7 +305,7 @@ def _critic_answers(parts: Parts, cfg: DictConfig) -> dict[str, int]:
         role: evaluated * (cfg.round * one.score_calls + one.base_calls)
         for role, one in (("critic", critic), ("held-out judge", judge))
     }
-    found["critic"] += _rolled_out(parts, cfg) * _critic_calls(parts)
+    found["critic"] += _rolled_out(parts, cfg) * _critic_calls(parts, cfg)
     return found
 
 

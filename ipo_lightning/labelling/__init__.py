@@ -3,6 +3,7 @@
 Whatever gives no label is counted under a reason. Ties are dropped: no order breaks them.
 """
 
+from ipo_lightning.labelling.drafts import Drafts
 from ipo_lightning.labelling.filters import Filters
 from ipo_lightning.labelling.labeller import Labelling, Labels
 from ipo_lightning.labelling.rules import (
@@ -27,6 +28,7 @@ from ipo_lightning.labelling.weights import (
 __all__ = [
     "Acceptance",
     "Couple",
+    "Drafts",
     "Filters",
     "Labelling",
     "Labels",

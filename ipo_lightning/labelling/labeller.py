@@ -3,18 +3,19 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import fmean, mean
 from typing import Annotated, Literal, NamedTuple
 
 from ipo_lightning.errors import InputError, within
+from ipo_lightning.labelling.drafts import TURNED, Drafts, drafts_of, place_of
 from ipo_lightning.labelling.filters import Filters
 from ipo_lightning.labelling.rules import Acceptance, Couple, PairRule, best_versus_worst
 from ipo_lightning.labelling.standings import Standing, compared, rated
 from ipo_lightning.labelling.statistics import statistics
 from ipo_lightning.labelling.tournaments import Schedule, swiss
-from ipo_lightning.labelling.weights import PairWeight, by_certainty
+from ipo_lightning.labelling.weights import PairWeight, by_certainty, uniform
 from ipo_lightning.metrics.preferences import RIDGE
 from ipo_lightning.settings import Endless, NotNegative, Null, Positive, Share, checked
 from ipo_lightning.storage.records import (
@@ -100,11 +101,50 @@ class Labelling:
             order = f"with upper={self.upper}; give 0 <= lower <= upper <= 1 (bounds=quantile)"
             raise InputError(setting="lower", value=self.lower, expected=order)
 
-    def pairs(self, candidates: Iterable[Candidate], verdicts: Sequence[AnyVerdict]) -> Labels:
-        """The pairs of a round."""
+    def labels(
+        self,
+        label_kind: str,
+        candidates: Iterable[Candidate],
+        verdicts: Sequence[AnyVerdict],
+        drafts: Drafts | None = None,
+    ) -> Labels:
+        """The pairs of a round for a pairwise loss, or its points for a pointwise one."""
+        rule = self.pairs if label_kind == "pairwise" else self.points
+        return rule(candidates, verdicts, drafts)
+
+    def drafts(
+        self, label_kind: str, candidates: Sequence[Candidate], verdicts: Sequence[AnyVerdict]
+    ) -> Drafts:
+        """Which of a round's drafts a label needs."""
+        labels = self.labels(label_kind, candidates, verdicts)
+        groups = self._groups(candidates, verdicts, Counter())
+        return drafts_of(groups, labels.rows, labels.dropped)
+
+    def finals(self, label_kind: str, n: int) -> int:
+        """How many of ``n`` drafts of a prompt a label needs if their scores lie far apart; of
+        points in the mean over the prompts."""
+        if label_kind == "pointwise" and self.bounds == "score":
+            return n
+        gauges = {"motion": 1.0, "blank": 0.0}
+        apart = [Candidate(0, "", k, k, "", "", gauges) for k in range(n)]
+        verdicts = [Verdict(0, k, "", "", float(10**6 * k)) for k in range(n)]
+        rules = replace(self, filters=Filters(), weight=uniform, min_certainty=0.0, veto=None)
+        return sum(map(len, rules.drafts(label_kind, apart, verdicts).wanted.values()))
+
+    def pairs(
+        self,
+        candidates: Iterable[Candidate],
+        verdicts: Sequence[AnyVerdict],
+        drafts: Drafts | None = None,
+    ) -> Labels:
+        """The pairs of a round.
+
+        Args:
+            drafts: of these candidates: a couple that they rank the other way is no pair.
+        """
         dropped: Counter[str] = Counter()
         groups = self._groups(candidates, verdicts, dropped)
-        couples = [couple for group in groups for couple in self._couples(group, dropped)]
+        couples = [couple for group in groups for couple in self._couples(group, dropped, drafts)]
         weights = self.weight(couples, [one.score for group in groups for one in group])
         rows = [
             _pair(number, couple, weight)
@@ -112,33 +152,51 @@ class Labelling:
         ]
         return Labels(rows, dict(sorted(dropped.items())), statistics(groups, verdicts, rows))
 
-    def _couples(self, group: Sequence[Standing], dropped: "Counter[str]") -> list[Couple]:
+    def _couples(
+        self, group: Sequence[Standing], dropped: "Counter[str]", drafts: Drafts | None
+    ) -> list[Couple]:
         if len(group) < 2:
             dropped["fewer than two candidates left"] += 1
-        accept = Acceptance(self.filters, dropped, self.min_certainty, self.veto)
+        accept = Acceptance(self.filters, dropped, self.min_certainty, self.veto, drafts)
         return self.pair_rule(group, accept)
 
-    def points(self, candidates: Iterable[Candidate], verdicts: Sequence[AnyVerdict]) -> Labels:
-        """The desirable and undesirable videos of a round."""
+    def points(
+        self,
+        candidates: Iterable[Candidate],
+        verdicts: Sequence[AnyVerdict],
+        drafts: Drafts | None = None,
+    ) -> Labels:
+        """The desirable and undesirable videos of a round.
+
+        Args:
+            drafts: of these candidates: as many are desirable as of the drafts were, where the
+                bounds are quantiles, and one whose draft was on the other side is no point.
+        """
         dropped: Counter[str] = Counter()
         groups = self._groups(candidates, verdicts, dropped)
         rewards = _rewards(groups)
         within = groups if self.within == "prompt" else [[one for some in groups for one in some]]
         rows: list[Point] = []
         for group in within:
-            low, high = self._band([one.score for one in group])
+            low, high = self._band(group, drafts)
             for one in group:
                 if self.middle == "drop" and low <= one.score <= high:
                     dropped["between lower and upper"] += 1
                     continue
                 good = one.score >= (low + high) / 2
-                rows.append(_point(len(rows), one, rewards[_key(one)], desirable=good))
+                if drafts is not None and drafts.sides[place_of(one)] != good:
+                    dropped[TURNED] += 1
+                    continue
+                rows.append(_point(len(rows), one, rewards[place_of(one)], desirable=good))
         return Labels(rows, dict(sorted(dropped.items())), statistics(groups, verdicts, rows))
 
-    def _band(self, scores: Sequence[float]) -> tuple[float, float]:
+    def _band(self, group: Sequence[Standing], drafts: Drafts | None) -> tuple[float, float]:
         """The scores between which a video is neither desirable nor undesirable."""
         if self.bounds == "score":
             return self.lower, self.upper
+        if drafts is not None:
+            return (drafts.bound(group),) * 2
+        scores = [one.score for one in group]
         return _quantile(scores, self.lower), _quantile(scores, self.upper)
 
     def check_missing(self, verdicts: Sequence[AnyVerdict]) -> None:
@@ -206,16 +264,12 @@ def _rewards(groups: Sequence[Sequence[Standing]]) -> dict[tuple[int, int], floa
     for group in groups:
         if group:
             own = mean(one.score for one in group)  # exact: equal scores are not ahead of another
-            ahead |= {_key(one): one.score - own for one in group}
+            ahead |= {place_of(one): one.score - own for one in group}
     scale = math.sqrt(fmean(gap * gap for gap in ahead.values())) if ahead else 0.0
     return {
         key: 0.5 + 0.5 * max(-1.0, min(1.0, gap / scale)) if scale > 0 else 0.5
         for key, gap in ahead.items()
     }
-
-
-def _key(one: Standing) -> tuple[int, int]:
-    return one.candidate.prompt_index, one.candidate.candidate
 
 
 def _quantile(scores: Sequence[float], q: float) -> float:

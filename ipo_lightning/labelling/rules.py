@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Annotated
 
+from ipo_lightning.labelling.drafts import TURNED, Drafts
 from ipo_lightning.labelling.filters import Filters
 from ipo_lightning.labelling.standings import Standing
 from ipo_lightning.settings import Count, NotNegative, Null, checked
@@ -25,12 +26,14 @@ class Acceptance:
         filters: bounds on the winner's motion.
         dropped: reason -> how often, which is added to.
         min_certainty, veto: as of `Labelling`.
+        drafts: must not rank the two the other way; None: they were not drafted.
     """
 
     filters: Filters
     dropped: "Counter[str]"
     min_certainty: float = 0.0
     veto: float | None = None
+    drafts: Drafts | None = None
 
     def __call__(self, winner: Standing, loser: Standing) -> bool:
         """Whether the two may become a pair."""
@@ -44,6 +47,8 @@ class Acceptance:
         self.dropped[reason] += 1
 
     def _refusal(self, winner: Standing, loser: Standing) -> str:
+        if self.drafts is not None and self.drafts.turned(winner, loser):
+            return TURNED
         if self.filters.still_winner(winner.candidate, loser.candidate):
             return "winner moves too little"
         doubt = winner.doubt_over(loser)

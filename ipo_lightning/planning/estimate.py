@@ -142,9 +142,13 @@ class Estimate:
 
     # ---------------------------------------------------------------- operations
 
-    def rollout_flops(self, prompts: int, videos: int) -> float:
-        """Operations of a round's candidates, ``videos`` a prompt, on all devices together."""
-        return prompts * self._prompt_flops(self.job.sampling, videos)
+    def rollout_flops(self, prompts: int, videos: int, sampling: Sampling | None = None) -> float:
+        """Operations of a round's candidates, ``videos`` a prompt, on all devices together.
+
+        Args:
+            sampling: of drafts; None: the job's.
+        """
+        return prompts * self._prompt_flops(sampling or self.job.sampling, videos)
 
     def evaluation_flops(self, prompts: int, videos: int) -> float:
         """Operations of an evaluation, which has no shared steps."""

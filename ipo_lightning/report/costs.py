@@ -8,7 +8,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.policy import Sampling
 from ipo_lightning.report.run import RoundFiles, Run
 from ipo_lightning.report.tables import Row, seconds_of, setting
-from ipo_lightning.storage.layout import STAGES
+from ipo_lightning.storage.layout import DRAFT_CRITIQUE, STAGES
 
 
 class Cost(NamedTuple):
@@ -55,6 +55,7 @@ def round_costs(one: RoundFiles, line: Row, config: Row) -> dict[str, Cost]:
                                     for row in one.choice)]  # fmt: skip
     counts = {
         "rollout": (line.get("evaluations") or sampled(one.candidates, config), None),
+        DRAFT_CRITIQUE: (None, questions(one.draft_verdicts)),
         "critique": (None, questions(one.verdicts)),
         "reference errors": (draws and draws * kind, None),
         "training": (trained and trained * kind, None),

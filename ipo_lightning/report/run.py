@@ -43,6 +43,7 @@ class RoundFiles(NamedTuple):
     choice: list[dict[str, Any]]
     labelling: Row
     missing: list[str]
+    draft_verdicts: list[dict[str, Any]]
 
 
 class Run(NamedTuple):
@@ -125,6 +126,7 @@ def read_round(one: RoundDir, line: Row | None) -> RoundFiles:
         read_rows(one.choice_file),
         counts if isinstance(counts, Mapping) else {},
         [stage for stage in STAGES if not there[stage]],
+        read_rows(one.drafts.verdicts_file),
     )
 
 

@@ -83,10 +83,16 @@ class RecordStage(RoundStage):
         evaluation: whose held-out prompts the card counts.
         guards: that look at the round first; what they find is part of its line. None: there are
             none.
+        rollouts: the stages whose network evaluations the line counts.
     """
 
-    def __init__(self, evaluation: Evaluation, guards: Guards | None = None) -> None:
-        self.evaluation, self.guards = evaluation, guards
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        guards: Guards | None = None,
+        rollouts: Sequence[RoundStage] = (),
+    ) -> None:
+        self.evaluation, self.guards, self.rollouts = evaluation, guards, rollouts
 
     def done(self, round: Round) -> bool:
         """Whether the line is there."""
@@ -97,6 +103,8 @@ class RecordStage(RoundStage):
         if not round.workers.leads:
             return
         line, before = line_of(round), _lines_before(round)
+        sampled = sum(stage.evaluations(round) for stage in self.rollouts) if round.number else 0
+        line["evaluations"] = sampled or None  # imported labels take none
         if self.guards is not None:
             facts = [facts_of(round.run, one) for one in (*before, line)]
             line |= self.guards.told(self.guards.look(facts))

@@ -25,7 +25,7 @@ class FirstRounds(RoundStage):
     """
 
     def __init__(self, last: int, first: RoundStage, later: RoundStage) -> None:
-        self.name, self.last = first.name, last
+        self.name, self.last = later.name, last
         self.first, self.later = first, later
 
     def done(self, round: Round) -> bool:
@@ -35,6 +35,10 @@ class FirstRounds(RoundStage):
     def run(self, round: Round) -> None:
         """See `RoundStage`."""
         self._of(round).run(round)
+
+    def evaluations(self, round: Round) -> int:
+        """See `RoundStage`."""
+        return self._of(round).evaluations(round)
 
     def load(self, round: Round) -> RoundData:
         """See `RoundStage`."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.errors import InputError
-from ipo_lightning.labelling import Labelling
+from ipo_lightning.labelling import Drafts, Labelling
 from ipo_lightning.rounds.files import check_files
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.storage.layout import RoundData, RoundDir
@@ -62,12 +62,15 @@ class LabellingStage(RoundStage):
     Args:
         store: where the latents of the labels are checked, since they are what a round trains on;
             None: they are not.
+        drafted: whether the candidates are the finals of drafts, whose order they must keep.
     """
 
     name = "labelling"
 
-    def __init__(self, labelling: Labelling, store: Store | None = None) -> None:
-        self.labelling, self.store = labelling, store
+    def __init__(
+        self, labelling: Labelling, store: Store | None = None, *, drafted: bool = False
+    ) -> None:
+        self.labelling, self.store, self.drafted = labelling, store, drafted
 
     def done(self, round: Round) -> bool:
         """Whether the labels that the loss trains on are there; edited ones are checked and taken.
@@ -100,9 +103,13 @@ class LabellingStage(RoundStage):
 
     def _label(self, round: Round) -> None:
         folder, label_kind = round.folder, round.module.label_kind
-        rule = self.labelling.pairs if label_kind == "pairwise" else self.labelling.points
-        labels = rule(folder.candidates(), folder.verdicts())
+        drafts = drafts_of(round, self.labelling) if self.drafted else None
+        candidates = folder.candidates()
+        labels = self.labelling.labels(label_kind, candidates, folder.verdicts(), drafts)
         counts = {"kept": len(labels.rows), "dropped": labels.dropped, "figures": labels.figures}
+        if drafts is not None:
+            counts["figures"] = labels.figures | {"prompts": drafts.prompts}
+            counts["drafts"] = {"finals": len(candidates), "dropped": drafts.dropped}
         folder.write_object(folder.labelling_file, counts)
         folder.write(folder.labels_file(label_kind), labels.rows)
 
@@ -119,6 +126,12 @@ class LabellingStage(RoundStage):
                 "lower labelling.pair_rule.margin, or raise rollout.n or rollout.prompts"
             )
         return round.data._replace(rows=rows)
+
+
+def drafts_of(round: Round, labelling: Labelling) -> Drafts:
+    """What a labelling says of a round's drafts, of which the critic has been asked."""
+    folder = round.folder.drafts
+    return labelling.drafts(round.module.label_kind, folder.candidates(), folder.verdicts())
 
 
 def read_labels(round: Round) -> list[Pair] | list[Point]:

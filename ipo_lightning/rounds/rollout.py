@@ -1,12 +1,14 @@
 """The rollout: which videos a round is made of, and the stage that makes them."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 
 from ipo_lightning.critics.stage.critique import Critique
+from ipo_lightning.policy import Sampling
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.sampling import PromptSeeds, Sampler
 from ipo_lightning.seeds import derive_seed, generator
@@ -86,5 +88,16 @@ class RolloutStage(RoundStage):
                     folder.forget_labels()
                 folder.write(folder.candidates_file, candidates)
 
+    def evaluations(self, round: Round) -> int:
+        """Of all its videos, whether they were made here or found in the store."""
+        file = round.folder.candidates_file
+        rows = round.folder.candidates() if file.exists() else []
+        return evaluations_of(self.sampler.sampling, (row.prompt_index for row in rows))
+
     def _items(self, round: Round) -> list[PromptSeeds]:
         return self.plan.of_round(round.number)
+
+
+def evaluations_of(sampling: Sampling, prompts: Iterable[object]) -> int:
+    """Network evaluations of sampling videos, each given by its prompt."""
+    return sum(sampling.evaluations(videos) for videos in Counter(prompts).values())

@@ -32,11 +32,14 @@ class Round:
     """Further measurements of the round's policy; a stage adds to them, its line shows them."""
     last: int | None = None
     """The run's last round; None: there is none."""
+    drafts: bool = False
+    """Whether its videos are the drafts of candidates, see `ipo_lightning.rounds.drafts`."""
 
     @property
     def folder(self) -> RoundDir:
         """Where the round's files lie."""
-        return self.run.round(self.number)
+        found = self.run.round(self.number)
+        return found.drafts if self.drafts else found
 
     @property
     def workers(self) -> Workers:
@@ -45,7 +48,7 @@ class Round:
 
     def label(self, work: str) -> str:
         """How a progress bar names some work of this round."""
-        return f"{self.heading}: {work}"
+        return f"{self.heading}: {work}{' of drafts' if self.drafts else ''}"
 
     @property
     def heading(self) -> str:
@@ -70,6 +73,11 @@ class RoundStage:
 
     def run(self, round: Round) -> None:
         """Make what is missing. The leading rank alone writes files of the round."""
+
+    def evaluations(self, round: Round) -> int:
+        """Network evaluations (one video through the network once) that sampling a round's
+        candidates takes in this stage; asked of the leading rank, when it is done."""
+        return 0
 
     def load(self, round: Round) -> RoundData:
         """``round.data`` with this stage's part of it; called after `run`, or in its place."""

@@ -8,6 +8,7 @@ from ipo_lightning.exchange.source import LabelSource
 from ipo_lightning.guards import Guards
 from ipo_lightning.labelling import Labelling
 from ipo_lightning.rounds.closing import EvaluationStage, RecordStage
+from ipo_lightning.rounds.drafts import drafted_stages
 from ipo_lightning.rounds.imported import FirstRounds, imported_stages
 from ipo_lightning.rounds.labels import CritiqueStage, LabellingStage
 from ipo_lightning.rounds.rollout import RolloutPlan, RolloutStage
@@ -24,6 +25,7 @@ def round_stages(
     evaluation: Evaluation,
     *,
     rollout: RolloutPlan | None = None,
+    drafter: Sampler | None = None,
     critique: Critique | None = None,
     labelling: Labelling = Labelling(),  # noqa: B008 - frozen
     imported: LabelSource | None = None,
@@ -42,28 +44,32 @@ def round_stages(
         evaluation: what a finished round is put to.
         rollout: prompts and seeds. critique: asks the critic. labelling: makes labels of verdicts.
             Rounds whose labels are imported need none of them.
+        drafter: makes drafts of all candidates, see `Sampler.drafter`; those that a label needs are
+            then made in full. None: all are.
         imported: labels in place of these three stages. real: real clips for lambda_2. None: none.
         calibration: of the loss's beta, where it is ``auto``.
         guards: look at each finished round; None: there are none.
         choice: an evaluation on other prompts, by which rounds are chosen; None: the reported one.
         trial: tries the critics before their first video; None: they are not tried.
     """
+    labels = _label_stages(sampler, rollout, drafter, critique, labelling, imported)
     return [
         *([] if guards is None else [StartStage(guards)]),
-        *_label_stages(sampler, rollout, critique, labelling, imported),
+        *labels,
         InputsStage(sampler, real),
         ReferenceErrorsStage(sampler.store),
         BetaStage(sampler.store, calibration),
         TrainingStage(),
         *filter(None, [trial]),
         EvaluationStage(evaluation, choice),
-        RecordStage(evaluation, guards),
+        RecordStage(evaluation, guards, labels),
     ]
 
 
 def _label_stages(
     sampler: Sampler,
     rollout: RolloutPlan | None,
+    drafter: Sampler | None,
     critique: Critique | None,
     labelling: Labelling,
     imported: LabelSource | None,
@@ -79,6 +85,9 @@ def _label_stages(
         CritiqueStage(critique, labelling),
         LabellingStage(labelling, sampler.store),
     ]
+    if drafter is not None:
+        own = drafted_stages(rollout, drafter, sampler, critique, labelling)
     if imported is None or imported.rounds is None:
         return own
+    first = [*(RoundStage() for _ in own[len(first) :]), *first]  # nothing to draft
     return [FirstRounds(imported.rounds, *both) for both in zip(first, own, strict=True)]

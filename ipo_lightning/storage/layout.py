@@ -54,6 +54,8 @@ Stage = Literal["rollout", "critique", "labelling", "training", "evaluation"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 REFERENCE_ERRORS = "reference errors"
 """A stage that leaves no file in the round: its results lie in the store, and find themselves."""
+DRAFTS, DRAFT_CRITIQUE = "drafts", "draft critique"
+"""Stages before the rollout, where candidates are drafted."""
 
 
 AGAIN = "put it back, or remove the folders of round {number} and later ones: they are made again"
@@ -79,6 +81,11 @@ class RoundDir:
         self.policy = path / "policy"
         self.policy_file = path / "policy.json"
         self.checkpoints = path / "checkpoints"
+
+    @property
+    def drafts(self) -> "DraftsDir":
+        """The same folder, whose candidates are drafts."""
+        return DraftsDir(self.path, self.number)
 
     # ---------------------------------------------------------------- reading
 
@@ -310,6 +317,15 @@ class RoundDir:
                     "put it back, or remove the folder policy and give the command of the run: it "
                     "is exported anew from the round's checkpoint",
                 )
+
+
+class DraftsDir(RoundDir):
+    """The folder of a round, as the stages see it that make drafts of its candidates."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        super().__init__(path, number)
+        self.candidates_file = path / "drafts.jsonl"
+        self.verdicts_file = path / "draft_verdicts.jsonl"
 
 
 def forget_evaluation(folder: RoundDir) -> None:

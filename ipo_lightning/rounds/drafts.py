@@ -1,0 +1,87 @@
+"""Candidates that are drafted: all are made cheaply, and those that a label needs in full.
+
+A drafted round goes through rollout and critique twice. First all its candidates, as drafts:
+``drafts.jsonl``, ``draft_verdicts.jsonl``. Then the finals of those drafts that the labelling would
+make labels of, from the same seeds: ``candidates.jsonl``, ``verdicts.jsonl``. The labels are of
+finals alone.
+"""
+
+from dataclasses import replace
+
+from ipo_lightning.critics.stage.critique import Critique
+from ipo_lightning.labelling import Labelling
+from ipo_lightning.rounds.labels import CritiqueStage, LabellingStage, drafts_of
+from ipo_lightning.rounds.rollout import RolloutPlan, RolloutStage
+from ipo_lightning.rounds.stage import Round, RoundStage
+from ipo_lightning.sampling import PromptSeeds, Sampler
+from ipo_lightning.storage.layout import DRAFT_CRITIQUE, DRAFTS, RoundData
+
+
+def drafted_stages(
+    plan: RolloutPlan,
+    drafter: Sampler,
+    sampler: Sampler,
+    critique: Critique,
+    labelling: Labelling,
+) -> list[RoundStage]:
+    """Rollout, critique and labelling, with drafts; ``drafter`` makes them, ``sampler`` finals."""
+    return [
+        OfDrafts(DRAFTS, RolloutStage(plan, drafter, critique)),
+        OfDrafts(DRAFT_CRITIQUE, CritiqueStage(critique, labelling)),
+        FinalsStage(plan, sampler, critique, labelling),
+        CritiqueStage(critique, labelling),
+        LabellingStage(labelling, sampler.store, drafted=True),
+    ]
+
+
+class OfDrafts(RoundStage):
+    """A stage whose candidates are the round's drafts.
+
+    Args:
+        name: its own, by which it is timed.
+    """
+
+    def __init__(self, name: str, stage: RoundStage) -> None:
+        self.name, self.stage = name, stage
+
+    def done(self, round: Round) -> bool:
+        """See `RoundStage`."""
+        return self.stage.done(replace(round, drafts=True))
+
+    def run(self, round: Round) -> None:
+        """See `RoundStage`."""
+        self.stage.run(replace(round, drafts=True))
+
+    def evaluations(self, round: Round) -> int:
+        """See `RoundStage`."""
+        return self.stage.evaluations(replace(round, drafts=True))
+
+    def load(self, round: Round) -> RoundData:
+        """See `RoundStage`."""
+        return self.stage.load(replace(round, drafts=True))
+
+
+class FinalsStage(RolloutStage):
+    """Makes in full those candidates whose drafts would become labels: ``candidates.jsonl``.
+
+    Args:
+        plan, sampler, critique: as of `RolloutStage`. labelling: makes labels of the drafts.
+    """
+
+    def __init__(
+        self, plan: RolloutPlan, sampler: Sampler, critique: Critique, labelling: Labelling
+    ) -> None:
+        super().__init__(plan, sampler, critique)
+        self.labelling = labelling
+
+    def done(self, round: Round) -> bool:
+        """Whether the list is there, of the finals that these drafts call for."""
+        if not super().done(round):
+            return False
+        listed = [(row.prompt_index, row.candidate) for row in round.folder.candidates()]
+        return listed == [(one.prompt_index, k) for one in self._items(round) for k in one.numbers]
+
+    def _items(self, round: Round) -> list[PromptSeeds]:
+        wanted = drafts_of(round, self.labelling).wanted
+        planned = super()._items(round)
+        return [one.only(wanted[one.prompt_index]) for one in planned if one.prompt_index in wanted]

@@ -1,0 +1,270 @@
+"""Rounds whose candidates are drafted: their files, counts, resumption and damage."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from app.assembly import assemble
+from app.entry import determining
+from app.planning.rollouts import told, videos_of
+from ipo_lightning.errors import InputError
+from ipo_lightning.rounds.drafts import FinalsStage
+from ipo_lightning.sampling import Sampler
+from ipo_lightning.storage.layout import RoundDir, RunDir
+from tests.conftest import SMALL, ComposeTrain
+from tests.helpers.ranks import ranks
+from tests.rounds.test_rounds import Killed
+from train import train
+
+DRAFTED = ("rollout.n=4", "rollout.draft.steps=2", "round=1")
+FILES = ("drafts", "draft_verdicts", "candidates", "verdicts", "pairs")
+EVALUATIONS = 3 * (4 * 2 + 2 * 3)
+"""3 prompts, each with 4 drafts of 2 steps and 2 finals of 3."""
+
+Drafted = Callable[..., DictConfig]
+
+
+@pytest.fixture
+def drafted(compose_train: ComposeTrain) -> Drafted:
+    """``drafted(outputs, *overrides)``: a small run whose candidates are drafted."""
+    return lambda outputs, *more: compose_train(*SMALL, *DRAFTED, *more, outputs=Path(outputs))
+
+
+@pytest.fixture(scope="module")
+def labelled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a run lies that was stopped after its labelling, once a test has made it."""
+    return tmp_path_factory.mktemp("labelled")
+
+
+@pytest.fixture
+def labelled(labelled_once: Path, drafted: Drafted, tmp_path: Path) -> DictConfig:
+    """A copy of a run that was stopped after its labelling."""
+    if not (labelled_once / "run").exists():
+        train(drafted(labelled_once, "until=labelling"))
+    shutil.copytree(labelled_once, tmp_path / "copy")
+    return drafted(tmp_path / "copy", "until=labelling")
+
+
+def folder_of(cfg: DictConfig) -> RoundDir:
+    return RunDir(f"{cfg.paths.outputs}/{cfg.name}").round(1)
+
+
+def files_of(cfg: DictConfig) -> dict[str, bytes]:
+    """The round's files of rows, by name."""
+    folder = folder_of(cfg).path
+    return {name: (folder / f"{name}.jsonl").read_bytes() for name in FILES}
+
+
+def stop_at(patch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise Killed
+
+    patch.setattr(owner, name, fail)
+
+
+# -------------------------------------------------------------------- settings
+
+
+def test_a_run_without_drafts_is_the_run_that_it_was(small: ComposeTrain) -> None:
+    """Its settings do not name them, so that runs of before go on."""
+    assert "draft" not in determining(small())["rollout"]
+    assert "draft" not in determining(small("rollout.draft=null"))["rollout"]
+    assert determining(small("rollout=drafted"))["rollout"]["draft"]["steps"] == 3
+    assert assemble(small()).drafter is None
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["rollout.draft.steps=3"], "a draft takes 3 network evaluations"),
+        (["rollout.draft.steps=0"], r"rollout\.draft\.steps=0"),
+        (["rollout.draft.guidance_scale=0.5"], r"rollout\.draft\.guidance_scale=0\.5"),
+        (["rollout.draft.scheduler=unipc", "rollout.draft.steps=2"], "scheduler=unipc"),
+        (["rollout.draft.steps=2", "rollout.shared=0.4"], "shared=0.4"),
+        (["rollout.draft.cache={_target_: diffusers.Nothing}"], r"rollout\.draft\.cache"),
+        (["rollout.draft.steps=2", "loss=kto", "labelling.middle=keep"], "middle=drop"),
+        (["rollout.draft=3"], r"rollout\.draft=3"),
+    ],
+)
+def test_drafts_that_cannot_work_are_refused(
+    small: ComposeTrain, words: list[str], named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        train(small(*words))
+
+
+def test_a_draft_takes_the_settings_of_the_finals_but_its_own(small: ComposeTrain) -> None:
+    words = ("rollout.guidance_scale=3", "rollout.dynamic_guidance=true", "rollout.draft.steps=2")
+    drafter = assemble(small(*words)).drafter
+    assert drafter is not None and drafter.sampling.steps == 2
+    assert drafter.sampling.guidance_scale == 3 and drafter.sampling.dynamic_guidance
+    drafter = assemble(small(*words, "rollout.draft.guidance_scale=1")).drafter
+    assert drafter is not None and drafter.sampling.evaluations(1) == 2  # no guidance, one forward
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["rollout=shapes"], "3 steps each: 36 network evaluations"),  # 3 x 4 x 3
+        (["rollout.draft.steps=2"],
+         "drafts of 2 steps, then at most 2 finals a prompt of 3 steps: "
+         f"at most {EVALUATIONS} network evaluations"),
+    ],
+)  # fmt: skip
+def test_the_plan_counts_evaluations(
+    small: ComposeTrain, words: list[str], sentence: str
+) -> None:
+    cfg = small("rollout.n=4", *words)
+    assert told(videos_of(assemble(cfg), cfg), 3) == sentence
+
+
+# -------------------------------------------------------------------- a round
+
+
+@pytest.mark.slow
+def test_a_drafted_round(labelled: DictConfig, drafted: Drafted) -> None:
+    folder = folder_of(labelled)
+    drafts, finals = folder.drafts.candidates(), folder.candidates()
+    assert Counter(one.prompt_index for one in drafts).most_common() == [
+        (index, 4) for index in sorted({one.prompt_index for one in drafts})
+    ]
+    by_place = {(one.prompt_index, one.candidate): one for one in drafts}
+    for one in finals:
+        draft = by_place[one.prompt_index, one.candidate]
+        assert one.seed == draft.seed and one.latents != draft.latents
+    scores = {(one.prompt_index, one.candidate): one.score  # type: ignore[union-attr]
+              for one in folder.drafts.verdicts()}  # fmt: skip
+    for prompt in {one.prompt_index for one in finals}:
+        own = {place: score for place, score in scores.items() if place[0] == prompt}
+        ends = {max(own, key=own.__getitem__), min(own, key=own.__getitem__)}
+        assert {p for p in by_place if p in {(o.prompt_index, o.candidate) for o in finals}
+                and p[0] == prompt} == ends  # fmt: skip
+    latents = {one.latents for one in finals}
+    for pair in folder.pairs():
+        assert {pair.winner_latents, pair.loser_latents} <= latents
+        winner, loser = ((pair.prompt_index, one) for one in (pair.winner, pair.loser))
+        assert scores[winner] > scores[loser]
+    said = json.loads(folder.labelling_file.read_text())
+    assert said["drafts"] == {"finals": len(finals), "dropped": {}}
+    assert said["figures"]["prompts"] == 3
+    assert said["kept"] + sum(said["dropped"].values()) == 3
+
+    line = train(drafted(Path(labelled.paths.outputs)))
+    assert line is not None and len(finals) == 6 and line["evaluations"] == EVALUATIONS
+    assert {"drafts", "draft critique", "rollout", "critique"} <= line["seconds"].keys()
+    base = RunDir(f"{labelled.paths.outputs}/run").line(0)
+    assert base is not None and base["evaluations"] is None
+    from ipo_lightning.report.costs import round_costs
+    from ipo_lightning.report.run import read_round
+
+    costs = round_costs(read_round(folder, line), line, {})
+    assert costs["rollout"].evaluations == EVALUATIONS
+    assert costs["draft critique"].calls == 12 and costs["critique"].calls == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before the finals", "before their second prompt is kept"])
+def test_a_kill_between_drafts_and_finals(
+    labelled: DictConfig, drafted: Drafted, tmp_path: Path, moment: str
+) -> None:
+    cfg = drafted(tmp_path / "killed", "until=labelling")
+    with pytest.MonkeyPatch.context() as patch:
+        if moment == "before the finals":
+            stop_at(patch, FinalsStage, "run")
+        else:
+            kept: list[Any] = []
+            keep = Sampler._keep
+
+            def once(self: Sampler, made: Any) -> Any:
+                kept.append(made)
+                if sum(bool(one.item.numbers) for one in kept) > 1:
+                    raise Killed
+                return keep(self, made)
+
+            patch.setattr(Sampler, "_keep", once)
+        with pytest.raises(Killed):
+            train(cfg)
+    assert not folder_of(cfg).candidates_file.exists()
+    made: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        keep = Sampler._keep
+        patch.setattr(Sampler, "_keep", lambda self, one: (made.append(one), keep(self, one))[1])
+        train(cfg)
+    assert files_of(cfg) == files_of(labelled)
+    assert all(one.item.numbers for one in made)  # no draft was made again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["drafts", "candidates", "draft_verdicts"])
+@pytest.mark.filterwarnings("ignore:.*made anew:UserWarning")
+def test_damaged_files_are_made_anew(labelled: DictConfig, name: str) -> None:
+    before, file = files_of(labelled), folder_of(labelled).path / f"{name}.jsonl"
+    if name == "draft_verdicts":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-20])
+    train(labelled)
+    assert files_of(labelled) == before
+
+
+@pytest.mark.slow
+def test_edited_verdicts_on_drafts_choose_other_finals(labelled: DictConfig) -> None:
+    folder = folder_of(labelled)
+    file, before = folder.drafts.verdicts_file, folder.candidates()
+    rows = [json.loads(row) for row in file.read_text().splitlines()]
+    place = (before[0].prompt_index, before[0].candidate)
+    scores = [row["score"] for row in rows if row["prompt_index"] == place[0]]
+    middle = sorted(scores)[1]
+    for row in rows:  # the first final's draft becomes like one in the middle
+        if (row["prompt_index"], row["candidate"]) == place:
+            row["score"] = middle + 1e-9
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.warns(UserWarning, match="edited by hand"):
+        train(labelled)
+    after = {(one.prompt_index, one.candidate) for one in folder.candidates()}
+    assert place not in after and len(after) == len(before)
+
+
+@pytest.mark.slow
+def test_until_rollout_has_finals_and_no_verdicts_on_them(
+    labelled: DictConfig, drafted: Drafted, tmp_path: Path
+) -> None:
+    cfg = drafted(tmp_path / "short", "until=rollout")
+    shutil.copytree(Path(labelled.paths.outputs) / "store", cfg.paths.store)
+    train(cfg)
+    folder = folder_of(cfg)
+    assert folder.candidates() == folder_of(labelled).candidates()
+    assert folder.drafts.verdicts_file.exists() and not folder.verdicts_file.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("loss=kto",), ("critic=shapes_pairwise", "labelling=pairwise")])
+def test_other_labels_and_critics(drafted: Drafted, tmp_path: Path, words: tuple[str, ...]) -> None:
+    own = ("labelling.pair_rule.margin=0", "labelling.filters.motion_ratio=0")
+    cfg = drafted(tmp_path, *words, *own, "until=labelling")
+    train(cfg)
+    folder = folder_of(cfg)
+    file = folder.points_file if "loss=kto" in words else folder.pairs_file
+    rows = [json.loads(row) for row in file.read_text().splitlines()]
+    said = json.loads(folder.labelling_file.read_text())
+    assert said["kept"] == len(rows) and said["drafts"]["finals"] == len(folder.candidates())
+    assert len(folder.candidates()) < len(folder.drafts.candidates())
+    finals = {one.latents for one in folder.candidates()}
+    names = ("latents",) if "loss=kto" in words else ("winner_latents", "loser_latents")
+    assert rows and all(row[name] in finals for row in rows for name in names)
+
+
+@pytest.mark.slow
+def test_two_ranks_make_the_same_files(
+    labelled: DictConfig, drafted: Drafted, tmp_path: Path
+) -> None:
+    words = ("until=labelling", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
+    cfg = drafted(tmp_path / "two", *words, "data.batch_size=1")
+    assert ranks(train, cfg) == 0
+    assert files_of(cfg) == files_of(labelled)
