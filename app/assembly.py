@@ -527,9 +527,8 @@ def make_drafter(
         return None
     if label_kind == "pointwise" and labelling.middle == "keep":
         raise InputError(
-            "rollout.draft with labelling.middle=keep: every candidate becomes a label, so that all "
-            "drafts would be made in full as well; give rollout.draft=null, or "
-            "labelling.middle=drop"
+            "rollout.draft with labelling.middle=keep: every candidate becomes a label, and would "
+            "be made in full as well; give rollout.draft=null, or labelling.middle=drop"
         )
     if "cache" in cheaper:
         cheaper["cache"] = build(cheaper["cache"], "rollout.draft.cache")

@@ -17,6 +17,7 @@ from ipo_lightning.storage.layout import (
     REFERENCE_ERRORS,
     RoundData,
     RunDir,
+    drafts_in,
 )
 
 
@@ -103,7 +104,7 @@ class StageLog(L.Callback):
         folder = round.folder
         lines = folder.manifest().lines
         labels = lines.get(folder.labels_file(round.module.label_kind).name)
-        drafts = folder.drafts
+        drafts = drafts_in(folder)
         return {
             DRAFTS: lines.get(drafts.candidates_file.name),
             DRAFT_CRITIQUE: lines.get(drafts.verdicts_file.name),

@@ -1,6 +1,6 @@
 """What a round's candidates take: network evaluations and operations, drafts included."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
@@ -9,7 +9,8 @@ from ipo_lightning.planning.estimate import Estimate
 from ipo_lightning.policy import Sampling
 
 
-class Videos(NamedTuple):
+@dataclass(frozen=True)
+class Videos:
     """Candidates of a prompt that are sampled alike."""
 
     count: int

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ipo_lightning.errors import InputError
 from ipo_lightning.report.tables import Row
 from ipo_lightning.storage.foreign_yaml import read_settings
-from ipo_lightning.storage.layout import STAGES, RoundDir, RunDir
+from ipo_lightning.storage.layout import STAGES, RoundDir, RunDir, drafts_in
 from ipo_lightning.storage.run_files import read_object
 from ipo_lightning.storage.store import Store, canonical, read_jsonl, write_atomically
 
@@ -126,7 +126,7 @@ def read_round(one: RoundDir, line: Row | None) -> RoundFiles:
         read_rows(one.choice_file),
         counts if isinstance(counts, Mapping) else {},
         [stage for stage in STAGES if not there[stage]],
-        read_rows(one.drafts.verdicts_file),
+        read_rows(drafts_in(one).verdicts_file),
     )
 
 

@@ -8,7 +8,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.labelling import Drafts, Labelling
 from ipo_lightning.rounds.files import check_files
 from ipo_lightning.rounds.stage import Round, RoundStage
-from ipo_lightning.storage.layout import RoundData, RoundDir
+from ipo_lightning.storage.layout import RoundData, RoundDir, drafts_in
 from ipo_lightning.storage.records import AnyVerdict, Candidate, Pair, PairVerdict, Point
 from ipo_lightning.storage.run_files import DamagedFile, one_each
 from ipo_lightning.storage.store import Store
@@ -130,7 +130,7 @@ class LabellingStage(RoundStage):
 
 def drafts_of(round: Round, labelling: Labelling) -> Drafts:
     """What a labelling says of a round's drafts, of which the critic has been asked."""
-    folder = round.folder.drafts
+    folder = drafts_in(round.folder)
     return labelling.drafts(round.module.label_kind, folder.candidates(), folder.verdicts())
 
 

@@ -7,7 +7,7 @@ from ipo_lightning.parallel.runtime import Runtime
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.rounds.headings import heading
 from ipo_lightning.rounds.policies import RoundPolicies
-from ipo_lightning.storage.layout import RoundData, RoundDir, RunDir
+from ipo_lightning.storage.layout import RoundData, RoundDir, RunDir, drafts_in
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Round:
     def folder(self) -> RoundDir:
         """Where the round's files lie."""
         found = self.run.round(self.number)
-        return found.drafts if self.drafts else found
+        return drafts_in(found) if self.drafts else found
 
     @property
     def workers(self) -> Workers:

@@ -35,20 +35,16 @@ def round_stages(
     choice: Evaluation | None = None,
     trial: TrialStage | None = None,
 ) -> list[RoundStage]:
-    """What happens to a round, in order; a stage of your own goes into this list.
-
-    The base model, round 0, takes the stages after the training alone.
+    """What happens to a round, in order; round 0, the base model, begins after the training.
 
     Args:
         sampler: makes candidates and embeds prompts.
         evaluation: what a finished round is put to.
         rollout: prompts and seeds. critique: asks the critic. labelling: makes labels of verdicts.
             Rounds whose labels are imported need none of them.
-        drafter: makes drafts of all candidates, see `Sampler.drafter`; those that a label needs are
-            then made in full. None: all are.
+        drafter: makes drafts first, see `drafted_stages`; None: all candidates are made in full.
         imported: labels in place of these three stages. real: real clips for lambda_2. None: none.
-        calibration: of the loss's beta, where it is ``auto``.
-        guards: look at each finished round; None: there are none.
+        calibration: of an ``auto`` beta. guards: look at each finished round; None: there are none.
         choice: an evaluation on other prompts, by which rounds are chosen; None: the reported one.
         trial: tries the critics before their first video; None: they are not tried.
     """

@@ -82,11 +82,6 @@ class RoundDir:
         self.policy_file = path / "policy.json"
         self.checkpoints = path / "checkpoints"
 
-    @property
-    def drafts(self) -> "DraftsDir":
-        """The same folder, whose candidates are drafts."""
-        return DraftsDir(self.path, self.number)
-
     # ---------------------------------------------------------------- reading
 
     def candidates(self) -> list[Candidate]:
@@ -326,6 +321,11 @@ class DraftsDir(RoundDir):
         super().__init__(path, number)
         self.candidates_file = path / "drafts.jsonl"
         self.verdicts_file = path / "draft_verdicts.jsonl"
+
+
+def drafts_in(folder: RoundDir) -> DraftsDir:
+    """The same folder, whose candidates are drafts."""
+    return DraftsDir(folder.path, folder.number)
 
 
 def forget_evaluation(folder: RoundDir) -> None:

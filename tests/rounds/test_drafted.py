@@ -16,7 +16,7 @@ from app.planning.rollouts import told, videos_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.rounds.drafts import FinalsStage
 from ipo_lightning.sampling import Sampler
-from ipo_lightning.storage.layout import RoundDir, RunDir
+from ipo_lightning.storage.layout import RoundDir, RunDir, drafts_in
 from tests.conftest import SMALL, ComposeTrain
 from tests.helpers.ranks import ranks
 from tests.rounds.test_rounds import Killed
@@ -117,9 +117,7 @@ def test_a_draft_takes_the_settings_of_the_finals_but_its_own(small: ComposeTrai
          f"at most {EVALUATIONS} network evaluations"),
     ],
 )  # fmt: skip
-def test_the_plan_counts_evaluations(
-    small: ComposeTrain, words: list[str], sentence: str
-) -> None:
+def test_the_plan_counts_evaluations(small: ComposeTrain, words: list[str], sentence: str) -> None:
     cfg = small("rollout.n=4", *words)
     assert told(videos_of(assemble(cfg), cfg), 3) == sentence
 
@@ -130,7 +128,7 @@ def test_the_plan_counts_evaluations(
 @pytest.mark.slow
 def test_a_drafted_round(labelled: DictConfig, drafted: Drafted) -> None:
     folder = folder_of(labelled)
-    drafts, finals = folder.drafts.candidates(), folder.candidates()
+    drafts, finals = drafts_in(folder).candidates(), folder.candidates()
     assert Counter(one.prompt_index for one in drafts).most_common() == [
         (index, 4) for index in sorted({one.prompt_index for one in drafts})
     ]
@@ -139,7 +137,7 @@ def test_a_drafted_round(labelled: DictConfig, drafted: Drafted) -> None:
         draft = by_place[one.prompt_index, one.candidate]
         assert one.seed == draft.seed and one.latents != draft.latents
     scores = {(one.prompt_index, one.candidate): one.score  # type: ignore[union-attr]
-              for one in folder.drafts.verdicts()}  # fmt: skip
+              for one in drafts_in(folder).verdicts()}  # fmt: skip
     for prompt in {one.prompt_index for one in finals}:
         own = {place: score for place, score in scores.items() if place[0] == prompt}
         ends = {max(own, key=own.__getitem__), min(own, key=own.__getitem__)}
@@ -214,9 +212,10 @@ def test_damaged_files_are_made_anew(labelled: DictConfig, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*made anew:UserWarning")
 def test_edited_verdicts_on_drafts_choose_other_finals(labelled: DictConfig) -> None:
     folder = folder_of(labelled)
-    file, before = folder.drafts.verdicts_file, folder.candidates()
+    file, before = drafts_in(folder).verdicts_file, folder.candidates()
     rows = [json.loads(row) for row in file.read_text().splitlines()]
     place = (before[0].prompt_index, before[0].candidate)
     scores = [row["score"] for row in rows if row["prompt_index"] == place[0]]
@@ -240,7 +239,7 @@ def test_until_rollout_has_finals_and_no_verdicts_on_them(
     train(cfg)
     folder = folder_of(cfg)
     assert folder.candidates() == folder_of(labelled).candidates()
-    assert folder.drafts.verdicts_file.exists() and not folder.verdicts_file.exists()
+    assert drafts_in(folder).verdicts_file.exists() and not folder.verdicts_file.exists()
 
 
 @pytest.mark.slow
@@ -254,7 +253,7 @@ def test_other_labels_and_critics(drafted: Drafted, tmp_path: Path, words: tuple
     rows = [json.loads(row) for row in file.read_text().splitlines()]
     said = json.loads(folder.labelling_file.read_text())
     assert said["kept"] == len(rows) and said["drafts"]["finals"] == len(folder.candidates())
-    assert len(folder.candidates()) < len(folder.drafts.candidates())
+    assert len(folder.candidates()) < len(drafts_in(folder).candidates())
     finals = {one.latents for one in folder.candidates()}
     names = ("latents",) if "loss=kto" in words else ("winner_latents", "loser_latents")
     assert rows and all(row[name] in finals for row in rows for name in names)
