@@ -124,6 +124,8 @@ def counts_part(labelling: Row) -> Html:
         return Html("")
     dropped = labelling.get("dropped") or {}
     reasons = [f"{reason}: {number(count)}" for reason, count in dropped.items()]
+    of_drafts = (labelling.get("drafts") or {}).get("dropped") or {}
+    reasons += [f"drafts, {reason}: {number(count)}" for reason, count in of_drafts.items()]
     chips = [tag("span", f"kept: {number(labelling.get('kept'))}", class_="chip kept")]
     chips += [tag("span", text, class_="chip") for text in reasons]
     return tag("p", *chips, class_="chips")

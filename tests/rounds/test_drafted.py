@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,19 @@ from app.assembly import assemble
 from app.entry import determining
 from app.planning.rollouts import told, videos_of
 from ipo_lightning.errors import InputError
+from ipo_lightning.labelling import Labelling, best_versus_worst
+from ipo_lightning.report.costs import round_costs
+from ipo_lightning.report.labels import counts_part
+from ipo_lightning.report.run import read_round
 from ipo_lightning.rounds.drafts import FinalsStage
+from ipo_lightning.rounds.labels import LabellingStage, label_counts
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.storage.layout import RoundDir, RunDir, drafts_in
+from ipo_lightning.storage.records import Candidate, Verdict
 from tests.conftest import SMALL, ComposeTrain
 from tests.helpers.ranks import ranks
 from tests.rounds.test_rounds import Killed
+from tests.rounds.test_stages import a_round
 from train import train
 
 DRAFTED = ("rollout.n=4", "rollout.draft.steps=2", "round=1")
@@ -125,6 +133,38 @@ def test_the_plan_counts_evaluations(small: ComposeTrain, words: list[str], sent
 # -------------------------------------------------------------------- a round
 
 
+def test_turned_pairs_are_dropped_and_counted(tmp_path: Path) -> None:
+    """Of three prompts one keeps its order, one turns, and the drafts of one are too close."""
+    current, rules = a_round(RunDir(tmp_path)), Labelling(partial(best_versus_worst, margin=0.1))
+    drafts = {0: [0.9, 0.5, 0.1], 1: [0.2, 0.5, 0.8], 2: [0.5, 0.5, 0.5]}
+    finals = {0: {0: 0.7, 2: 0.3}, 1: {0: 0.6, 2: 0.4}}
+    write_scored(drafts_in(current.folder), {p: dict(enumerate(s)) for p, s in drafts.items()})
+    write_scored(current.folder, finals)
+    LabellingStage(rules, drafted=True).run(current)
+    (pair,) = current.folder.pairs()
+    assert (pair.prompt_index, pair.winner, pair.loser) == (0, 0, 2)
+    assert label_counts(current) == {
+        "kept": 1,
+        "dropped": {"turned": 1},
+        "figures": {"prompts": 3, "prompts_labelled": 1},
+        "drafts": {"finals": 4, "dropped": {"score margin too small": 1}},
+    }
+    shown = str(counts_part(label_counts(current)))
+    assert "turned: 1" in shown and "drafts, score margin too small: 1" in shown
+
+
+def write_scored(folder: RoundDir, scores: dict[int, dict[int, float]]) -> None:
+    """Videos and their ratings, by prompt and number."""
+    gauges = {"motion": 5.0, "blank": 0.0}
+    rows = [(p, k, score) for p, own in scores.items() for k, score in own.items()]
+    folder.write(
+        folder.candidates_file,
+        [Candidate(p, "p", k, k, f"l{p}{k}", f"v{p}{k}", gauges) for p, k, _ in rows],
+    )
+    folder.write(folder.verdicts_file,
+                 [Verdict(p, k, f"v{p}{k}", "critic", score) for p, k, score in rows])  # fmt: skip
+
+
 @pytest.mark.slow
 def test_a_drafted_round(labelled: DictConfig, drafted: Drafted) -> None:
     folder = folder_of(labelled)
@@ -158,9 +198,6 @@ def test_a_drafted_round(labelled: DictConfig, drafted: Drafted) -> None:
     assert {"drafts", "draft critique", "rollout", "critique"} <= line["seconds"].keys()
     base = RunDir(f"{labelled.paths.outputs}/run").line(0)
     assert base is not None and base["evaluations"] is None
-    from ipo_lightning.report.costs import round_costs
-    from ipo_lightning.report.run import read_round
-
     costs = round_costs(read_round(folder, line), line, {})
     assert costs["rollout"].evaluations == EVALUATIONS
     assert costs["draft critique"].calls == 12 and costs["critique"].calls == 6
