@@ -69,7 +69,7 @@ class Critic(Protocol):
       answers must not depend on N.
     - ``ready()``: called before videos are made for it; raises `InputError` where it lacks
       something (a file, a key, a network).
-    - ``cost(video)``: what it takes of a device, as a `Cost` (`ipo_lightning.critics.stage.costs`),
+    - ``cost(video)``: what it takes of a device, as ``ipo_lightning.critics.stage.costs.Cost``,
       for the plan of a run; without it the plan says that it is unknown.
     """
 
