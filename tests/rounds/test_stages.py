@@ -189,6 +189,14 @@ def test_the_list_states_the_loop(source: Source | None) -> None:
     assert [stage.name for stage in a_list(imported=source)] == NAMES
 
 
+@pytest.mark.parametrize("source", [None, Source(rounds=1)])
+def test_drafts_come_before_the_finals(source: Source | None, tmp_path: Path) -> None:
+    stages = a_list(imported=source, drafter=SimpleNamespace())
+    assert [stage.name for stage in stages] == ["drafts", "draft critique", *NAMES]
+    if source is not None:  # the round with imported labels has none
+        assert all(stage.done(a_round(RunDir(tmp_path))) for stage in stages[:2])
+
+
 def test_rounds_without_imported_labels_need_a_rollout() -> None:
     assert a_list(imported=Source(), rollout=None, critique=None)
     for source in (None, Source(rounds=1)):
