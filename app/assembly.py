@@ -185,9 +185,9 @@ def claim(
 
 
 def settings_before(run: RunDir) -> list[dict[str, Any]] | None:
-    """Of the run in a folder, by its config.yaml; None where there is none."""
+    """Of the run in a folder, by config.yaml, else by identity.json; None where neither says."""
     if not run.config_file.exists():
-        return None
+        return (read_identity(run) or {}).get("settings")
     saved = saved_settings(run.config_file, "restore it, or give another name=NAME")
     with readable(run.config_file):
         return settings_of(saved)

@@ -75,7 +75,11 @@ def served_hours(
             yield f"{role}: its hours are unknown; {answers[role]} calls"
 
 
-def _gib(size: float) -> str:
-    """To a tenth; of what is small, to three digits."""
+def in_gib(size: float) -> str:
+    """A number: to a tenth; of what is small, to three digits."""
     value = size / GIB
-    return f"{value:.1f} GiB" if value >= 1 or not value else f"{value:.3g} GiB"
+    return f"{value:.1f}" if value >= 1 or not value else f"{value:.3g}"
+
+
+def _gib(size: float) -> str:
+    return f"{in_gib(size)} GiB"

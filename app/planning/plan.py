@@ -11,7 +11,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from app.assembly import Parts, assemble, device_of
-from app.planning.critics import critic_flops, critic_lines, served_hours, unknown_critics
+from app.planning.critics import (
+    critic_flops,
+    critic_lines,
+    in_gib,
+    served_hours,
+    unknown_critics,
+)
 from app.planning.fitting import Fit, smallest_change, smallest_changes
 from app.planning.jobs import in_parts, job_of, on_gpu, readable
 from app.planning.rollouts import flops_of_round, told, videos_of
@@ -170,23 +176,23 @@ def _count(number: int) -> str:
 
 def _memory(estimate: Estimate, cfg: DictConfig) -> Iterator[str]:
     rows = [
-        {"stage": stage.name, **{name: _gib(size) for name, size in stage.parts.items()},
-         "total": _gib(stage.total)}
+        {"stage": stage.name, **{name: in_gib(size) for name, size in stage.parts.items()},
+         "total": in_gib(stage.total)}
         for stage in estimate.stages
     ]  # fmt: skip
-    shown = [name for name in PARTS if any(row.get(name, _gib(0)) != _gib(0) for row in rows)]
+    shown = [name for name in PARTS if any(row.get(name, in_gib(0)) != in_gib(0) for row in rows)]
     for row in rows:
         row.update({name: row.get(name, "") for name in shown})
     yield "\nmemory of a device at each stage's fullest moment, GiB (computed):"
     yield table(rows, ["stage", *shown, "total"])
     fullest = estimate.fullest
-    peak = f"peak: {_gib(fullest.total)} GiB in stage {fullest.name}{unknown_critics(estimate)}"
+    peak = f"peak: {in_gib(fullest.total)} GiB in stage {fullest.name}{unknown_critics(estimate)}"
     limit = _limit(cfg)
     if limit is None:
         yield peak
     else:
         verdict = "it fits" if fullest.total <= limit else "it does not fit"
-        yield f"{peak}, of {_gib(limit)} GiB: {verdict}"
+        yield f"{peak}, of {in_gib(limit)} GiB: {verdict}"
     if limit is not None and fullest.total > limit:
         yield _way_out(cfg, limit)
 
@@ -214,13 +220,7 @@ def _way_out(cfg: DictConfig, limit: float) -> str:
 
 
 def _shown(fit: Fit) -> str:
-    return f"{' '.join(change.shown for change in fit.changes)} ({_gib(fit.bytes)} GiB)"
-
-
-def _gib(size: float) -> str:
-    """To a tenth; of what is small, to three digits."""
-    value = size / GIB
-    return f"{value:.1f}" if value >= 1 or not value else f"{value:.3g}"
+    return f"{' '.join(change.shown for change in fit.changes)} ({in_gib(fit.bytes)} GiB)"
 
 
 # -------------------------------------------------------------------- time
@@ -293,8 +293,8 @@ def _disk(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
         "checkpoints": rounds * estimate.checkpoint_bytes(),
         "exports": rounds * estimate.export_bytes(),
     }
-    listed = ", ".join(f"{name} {_gib(size)}" for name, size in sizes.items())
-    yield f"disk of all rounds, GiB: {listed}; {_gib(sum(sizes.values()))} in all"
+    listed = ", ".join(f"{name} {in_gib(size)}" for name, size in sizes.items())
+    yield f"disk of all rounds, GiB: {listed}; {in_gib(sum(sizes.values()))} in all"
     yield f"critic calls of all rounds: {sum(_critic_answers(parts, cfg).values())}"
 
 

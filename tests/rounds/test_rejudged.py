@@ -75,6 +75,19 @@ def test_a_kill_in_the_midst_is_gone_on_with(begun: ComposeTrain) -> None:
     assert [one["round"] for one in lines(first)] == [0, 1, 2]
 
 
+@pytest.mark.slow
+def test_the_judge_is_known_where_config_yaml_is_gone(begun: ComposeTrain) -> None:
+    first = begun("round=1")
+    train(first)
+    run_of(first).config_file.unlink()
+    with (
+        pytest.warns(UserWarning, match="evaluated again by GaugeCritic"),
+        pytest.warns(UserWarning, match=r"config\.yaml is gone"),
+    ):
+        train(begun("round=1", OTHER))
+    assert [one["round"] for one in lines(first)] == [0, 1]
+
+
 def test_other_settings_are_refused_with_another_judge(begun: ComposeTrain) -> None:
     train(begun("round=1", "until=rollout"))
     with pytest.raises(InputError, match=r"other settings .*loss"):
