@@ -82,6 +82,10 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     return found
 
 
+LATER = ("guidance_interval",)
+"""Settings of a rollout and of its drafts that runs of before do not name."""
+
+
 def determining(cfg: DictConfig) -> dict[str, Any]:
     """The settings that determine a run's results, resolved, with their paths as they are."""
     kept: dict[str, Any] = {
@@ -96,6 +100,10 @@ def determining(cfg: DictConfig) -> dict[str, Any]:
     rollout = kept.get("rollout") or {}
     if not any((rollout.get("draft") or {}).values()):
         rollout.pop("draft", None)  # runs of before made none, and do not name it
+    for part in (rollout, rollout.get("draft") or {}):
+        for name in LATER:  # likewise
+            if part.get(name, "") is None:
+                del part[name]
     kept["trainer"] = {key: cfg.trainer.get(key) for key in TRAINER}
     given = {key: cfg.trainer.get(key) for key in MORE_TRAINER}
     kept["trainer"] |= {key: value for key, value in given.items() if value is not None}

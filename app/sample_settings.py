@@ -60,7 +60,7 @@ SETTINGS: dict[str, Any] = {
     "log": Log,
 }
 """Those that no class takes."""
-OF_RUN = ("steps", "guidance_scale", "dynamic_guidance")
+OF_RUN = ("steps", "guidance_scale", "dynamic_guidance", "guidance_interval")
 """Settings of `ipo_lightning.policy.Sampling` that may be left to the run."""
 LARGE = 2**20
 """Pixels of a video, over all its frames, above which two are not denoised together unasked."""
@@ -206,17 +206,19 @@ def sampling_of(
     if not run and is_shipped(node):
         run = OmegaConf.load(REPO / "conf/rollout/shapes.yaml")
     usual = {"steps": 50, "guidance_scale": 6.0, "negative_prompt": "", "scheduler": None,
-             "dynamic_guidance": False}  # fmt: skip
+             "dynamic_guidance": False, "guidance_interval": None}  # fmt: skip
     chosen = {
         name: run.get(name, default) if cfg[name] is None else cfg[name]
         for name, default in usual.items()
     }
+    interval = chosen["guidance_interval"]
     return Sampling(
         int(chosen["steps"]),
         float(chosen["guidance_scale"]),
         str(chosen["negative_prompt"] or ""),
         scheduler=chosen["scheduler"],
         dynamic_guidance=bool(chosen["dynamic_guidance"]),
+        guidance_interval=interval and tuple(interval),
     )
 
 
