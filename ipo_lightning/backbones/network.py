@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from ipo_lightning.backbones.context import check_divisible, divide_tokens
 from ipo_lightning.backbones.lora import (
     Lora,
     add_adapter,
@@ -24,6 +25,7 @@ from ipo_lightning.backbones.network_settings import NetworkSettings
 from ipo_lightning.backbones.parts import PipelineParts
 from ipo_lightning.backbones.start import Start, changed_base
 from ipo_lightning.backbones.weights import StoredWeights, stand_in
+from ipo_lightning.parallel.context import Degrees
 from ipo_lightning.parallel.sharding import move, shard
 from ipo_lightning.policy import trained_weights
 
@@ -63,6 +65,18 @@ class BuildsNetwork:
         else:
             shard(network, mesh, fill)
         return network
+
+    def divide_tokens(self, network: nn.Module, mesh: DeviceMesh) -> None:
+        """Let a group of ranks make the network's forwards together; see `Policy`."""
+        degrees = Degrees(ulysses=mesh["ulysses"].size(), ring=mesh["ring"].size())
+        check_divisible(degrees, self.tokens, int(self.config["num_attention_heads"]))
+        divide_tokens(network, mesh, self.network_settings.attention)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one video in the network's attention, with those of its prompt where it sees
+        both together."""
+        raise NotImplementedError
 
     def frame(self) -> Any:
         """A network whose frozen weights are not there; see `Policy.frame`."""
