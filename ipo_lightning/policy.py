@@ -141,7 +141,8 @@ class Policy(Protocol):
     Optional: ``divide_tokens(network, mesh)`` lets a group of ranks make the forwards of a built
     network together, each on its part of a video's tokens; ``mesh`` has the dimensions ``ring`` and
     ``ulysses``. Outputs are whole on every rank, and the sum of the ranks' gradients is the
-    gradient. Families without it are refused under context parallelism.
+    gradient. With it come ``tokens``, the length of a video's sequence in attention, and ``heads``.
+    Families without it are refused under context parallelism.
     """
 
     name: str

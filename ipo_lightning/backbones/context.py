@@ -27,7 +27,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.parallel.context import Degrees
 
 RING = {
     None: AttentionBackendName._NATIVE_FLASH,
@@ -58,34 +57,6 @@ def divide_tokens(network: Any, mesh: DeviceMesh, attention: str | None) -> None
         network.enable_parallelism(config=config, cp_plan={} if joint else _plan(network))
     if joint:
         JointSequence(config._flattened_mesh).register(network)
-
-
-def check_divisible(degrees: Degrees, tokens: int, heads: int) -> None:
-    """Refuse degrees that do not divide a network's tokens and heads evenly.
-
-    Raises:
-        InputError: says which do.
-    """
-    if heads % degrees.ulysses:
-        fitting = [k for k in range(2, heads + 1) if not heads % k and not tokens % k]
-        raise InputError(
-            setting="trainer.strategy.ulysses",
-            value=degrees.ulysses,
-            expected=f"the network has {heads} attention heads; give a divisor: {_listed(fitting)}",
-        )
-    if tokens % degrees.size:
-        fitting = [k for k in range(2, 65) if not tokens % k]
-        raise InputError(
-            setting="trainer.strategy",
-            value=str(degrees),
-            expected=f"a video of this size has {tokens} tokens in attention, which "
-            f"{degrees.size} devices cannot share evenly; give ulysses and ring whose product is "
-            f"{_listed(fitting)}, or another size of the videos",
-        )
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers)) if numbers else "1"
 
 
 def _plan(network: Any) -> dict[str, Any]:

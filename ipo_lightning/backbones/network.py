@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from ipo_lightning.backbones.context import check_divisible, divide_tokens
+from ipo_lightning.backbones.context import divide_tokens
 from ipo_lightning.backbones.lora import (
     Lora,
     add_adapter,
@@ -25,7 +25,6 @@ from ipo_lightning.backbones.network_settings import NetworkSettings
 from ipo_lightning.backbones.parts import PipelineParts
 from ipo_lightning.backbones.start import Start, changed_base
 from ipo_lightning.backbones.weights import StoredWeights, stand_in
-from ipo_lightning.parallel.context import Degrees
 from ipo_lightning.parallel.sharding import move, shard
 from ipo_lightning.policy import trained_weights
 
@@ -68,8 +67,6 @@ class BuildsNetwork:
 
     def divide_tokens(self, network: nn.Module, mesh: DeviceMesh) -> None:
         """Let a group of ranks make the network's forwards together; see `Policy`."""
-        degrees = Degrees(ulysses=mesh["ulysses"].size(), ring=mesh["ring"].size())
-        check_divisible(degrees, self.tokens, int(self.config["num_attention_heads"]))
         divide_tokens(network, mesh, self.network_settings.attention)
 
     @property
@@ -77,6 +74,16 @@ class BuildsNetwork:
         """Tokens of one video in the network's attention, with those of its prompt where it sees
         both together."""
         raise NotImplementedError
+
+    @property
+    def heads(self) -> int:
+        """Heads of the network's attention."""
+        return int(self.config["num_attention_heads"])
+
+    @property
+    def width(self) -> int:
+        """Numbers of a token, over all heads."""
+        return self.heads * int(self.config["attention_head_dim"])
 
     def frame(self) -> Any:
         """A network whose frozen weights are not there; see `Policy.frame`."""

@@ -7,7 +7,6 @@ ranks have the same batch, and sample the same prompt. How a network is divided 
 matter.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,29 +16,10 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.settings import Count, checked
+from ipo_lightning.parallel.degrees import Degrees, check_divisible, check_world
 
 MESH = "_context_mesh"
 """Where a network whose tokens are divided keeps the mesh of its group."""
-
-
-@checked
-@dataclass(frozen=True)
-class Degrees:
-    """How many ranks make a forward together."""
-
-    ulysses: Count = 1
-    """Ranks that attention's heads are divided by: four exchanges a block, all at full speed."""
-    ring: Count = 1
-    """Ranks that keys and values are passed round; needs a flash kernel on a GPU."""
-
-    @property
-    def size(self) -> int:
-        """Ranks of a group."""
-        return self.ulysses * self.ring
-
-    def __str__(self) -> str:
-        return f"ulysses {self.ulysses}, ring {self.ring}"
 
 
 @dataclass(frozen=True)
@@ -86,19 +66,20 @@ DIMS = ("ring", "ulysses")
 """The mesh's dimensions, as diffusers calls them."""
 
 
-def check_world(degrees: Degrees, world: int) -> None:
-    """Refuse a number of ranks that is no multiple of a group's.
+def check_policy(policy: object, degrees: Degrees) -> None:
+    """Refuse degrees that a family's videos cannot be divided by.
 
     Raises:
-        InputError: says which degrees there could be.
+        InputError: the family divides no tokens, or these do not divide its heads and tokens.
     """
-    if world % degrees.size:
+    if degrees.size == 1:
+        return
+    if not hasattr(policy, "divide_tokens"):
         raise InputError(
-            setting="trainer.strategy",
-            value=str(degrees),
-            expected=f"groups of {degrees.size} devices, and there are {world}: give degrees whose "
-            "product divides the number of devices",
+            f"trainer.strategy: {type(policy).__name__} has no divide_tokens, which context "
+            "parallelism needs; give ulysses=1 and ring=1"
         )
+    check_divisible(degrees, policy.tokens, policy.heads)  # type: ignore[attr-defined]
 
 
 def mesh_in_context(network: nn.Module) -> DeviceMesh | None:
@@ -107,7 +88,7 @@ def mesh_in_context(network: nn.Module) -> DeviceMesh | None:
     return found
 
 
-def divide_tokens(policy: object, network: nn.Module, mesh: DeviceMesh | None) -> None:
+def divide_tokens(policy: Any, network: nn.Module, mesh: DeviceMesh | None) -> None:
     """Divide the tokens of a policy's network over a mesh of (ring, ulysses); None: leave it.
 
     Raises:
@@ -115,11 +96,7 @@ def divide_tokens(policy: object, network: nn.Module, mesh: DeviceMesh | None) -
     """
     if mesh is None:
         return
-    divide: Callable[..., None] | None = getattr(policy, "divide_tokens", None)
-    if divide is None:
-        raise InputError(
-            f"trainer.strategy: {type(policy).__name__} has no divide_tokens, which context "
-            "parallelism needs; give ulysses=1 and ring=1"
-        )
-    divide(network, mesh)
+    ring, ulysses = (mesh[name].size() for name in DIMS)
+    check_policy(policy, Degrees(ulysses=ulysses, ring=ring))
+    policy.divide_tokens(network, mesh)
     setattr(network, MESH, mesh)

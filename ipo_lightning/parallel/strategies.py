@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from ipo_lightning.parallel.context import ContextGroup, Degrees, Replica
+from ipo_lightning.parallel.context import ContextGroup, Replica
+from ipo_lightning.parallel.degrees import Degrees
 from ipo_lightning.parallel.sharding import Pace, gathered, in_step
+from ipo_lightning.settings import Count
 
 T = TypeVar("T")
 
@@ -67,7 +69,7 @@ class ReplicatedStrategy(InGroups, DDPStrategy):
     """
 
     def __init__(
-        self, timeout: timedelta = HOURS, ulysses: int = 1, ring: int = 1, **more: Any
+        self, timeout: timedelta = HOURS, ulysses: Count = 1, ring: Count = 1, **more: Any
     ) -> None:
         super().__init__(timeout=timeout, **more)
         self.degrees = Degrees(ulysses, ring)
@@ -91,8 +93,8 @@ class FullyShardedStrategy(InGroups, ModelParallelStrategy):
         sharded_checkpoints: bool = False,
         hours: float = 12,
         gather_to_sample: bool = True,
-        ulysses: int = 1,
-        ring: int = 1,
+        ulysses: Count = 1,
+        ring: Count = 1,
     ) -> None:
         super().__init__(
             save_distributed_checkpoint=sharded_checkpoints, timeout=timedelta(hours=hours)

@@ -9,20 +9,26 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
+from diffusers.models import attention_dispatch
 from torch import Tensor
 
+from ipo_lightning.backbones import context
 from ipo_lightning.backbones.cogvideox import Lora
 from ipo_lightning.losses import dpo_loss
 from ipo_lightning.module import PreferenceModule
-from ipo_lightning.parallel.context import ContextGroup, Degrees, divide_tokens
+from ipo_lightning.parallel.context import ContextGroup, divide_tokens
+from ipo_lightning.parallel.degrees import Degrees
 from ipo_lightning.policy import Sampling
-from ipo_lightning.references import CachedReference, FrozenReference
+from ipo_lightning.references import FrozenReference
 from tests.helpers import tiny, tiny_wan
+from train import train
 
+RING = "cogvideox, rotary, ring"
 CASES: dict[str, tuple[Any, str, dict[str, Any], dict[str, Any]]] = {
     "cogvideox": (tiny, "2b", {}, {}),
     "cogvideox, rotary, checkpointing": (tiny, "5b", {"checkpointing": True}, {}),
     "cogvideox, adapter, two passes": (tiny, "5b", {"lora": Lora(2, 2)}, {"two_pass": True}),
+    RING: (tiny, "5b", {"checkpointing": True}, {}),
     "wan": (tiny_wan, "", {}, {}),
     "wan, checkpointing": (tiny_wan, "", {"checkpointing": True}, {}),
     "wan, adapter": (tiny_wan, "", {"lora": Lora(2, 2)}, {}),
@@ -52,6 +58,44 @@ def one_device() -> Iterator[None]:
         yield
     finally:
         torch.accelerator.device_count = count
+
+
+@contextmanager
+def mergeable() -> Iterator[None]:
+    """An attention on the CPU that says its normalisers, as ring attention needs it."""
+    kept = (attention_dispatch._native_attention_forward_op,
+            attention_dispatch._native_attention_backward_op, context._use_ring)  # fmt: skip
+    attention_dispatch._native_attention_forward_op = attend
+    attention_dispatch._native_attention_backward_op = attend_back
+    context._use_ring = lambda *_: None
+    try:
+        yield
+    finally:
+        (attention_dispatch._native_attention_forward_op,
+         attention_dispatch._native_attention_backward_op, context._use_ring) = kept  # fmt: skip
+
+
+def attend(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, _save_ctx: bool,
+           **__: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(B, S, H, D) and the logarithms (B, S, H) of what the weights are normalised by."""
+    if _save_ctx:
+        ctx.save_for_backward(query, key, value)
+    logits = torch.einsum("bshd,bthd->bsht", query, key) / query.shape[-1] ** 0.5
+    norms = logits.logsumexp(-1)
+    return torch.einsum("bsht,bthd->bshd", (logits - norms[..., None]).exp(), value), norms
+
+
+def attend_back(ctx: Any, grad: Tensor, *, query: Tensor, key: Tensor, value: Tensor, out: Tensor,
+                lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of some of the keys, and of the queries by them."""
+    scale = query.shape[-1] ** -0.5
+    logits = torch.einsum("bshd,bthd->bsht", query, key) * scale
+    weights = (logits - lse[..., None]).exp()
+    inner = torch.einsum("bshd,bthd->bsht", grad, value) - (grad * out).sum(-1, keepdim=True)
+    slope = weights * inner * scale
+    return (torch.einsum("bsht,bthd->bshd", slope, key),
+            torch.einsum("bsht,bshd->bthd", slope, query),
+            torch.einsum("bsht,bshd->bthd", weights, grad))  # fmt: skip
 
 
 def case(folder: Path, name: str, group: ContextGroup | None = None) -> dict[str, Any]:
@@ -89,11 +133,20 @@ def write(folder: Path, out: Path) -> None:
     """Write what each case comes to on each rank, gradients summed over the ranks."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    world = dist.get_world_size()
     with one_device():
-        group = ContextGroup(Degrees(ulysses=dist.get_world_size()), "cpu", None)
-        found = {name: case(folder, name, group) for name in CASES}
+        ulysses = ContextGroup(Degrees(ulysses=world), "cpu", None)
+        found = {name: case(folder, name, ulysses) for name in CASES if name != RING}
+        with mergeable():
+            found[RING] = case(folder, RING, ContextGroup(Degrees(ring=world), "cpu", None))
     for one in found.values():
         for gradient in one["gradients"].values():
             dist.all_reduce(gradient)
     torch.save(found, out / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
+
+
+def train_in_group(cfg: Any) -> None:
+    """`train.train` on a rank of two that share a video's tokens."""
+    with one_device():
+        train(cfg)
