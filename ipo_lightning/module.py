@@ -30,7 +30,9 @@ from ipo_lightning.losses import (
 )
 from ipo_lightning.metrics.training_health import TrainingHealth
 from ipo_lightning.parallel.averages import MovingAverage
+from ipo_lightning.parallel.context import divide_tokens
 from ipo_lightning.parallel.sharding import total_norm
+from ipo_lightning.parallel.strategies import group_of, replica_of
 from ipo_lightning.policy import Policy, put_weights, trained_weights
 from ipo_lightning.references import CachedReference, Reference
 from ipo_lightning.seeds import derive_seed
@@ -133,6 +135,8 @@ class PreferenceModule(L.LightningModule):
                 mesh = mesh["data_parallel"]
                 self.strict_loading = False  # Lightning reads before frozen weights are filled in
             self.network = self.policy.build(device, mesh).train()  # it is in evaluation mode
+            group = None if self._trainer is None else group_of(self._trainer)
+            divide_tokens(self.policy, self.network, None if group is None else group.mesh)
             with torch.device("cpu"):
                 self.objective = self.policy.objective()
 
@@ -201,7 +205,8 @@ class PreferenceModule(L.LightningModule):
         place = f"round {self.round}, batch {batch_idx}, {self._rows}"
         # All ranks stop alike, so that none waits for another.
         refuse_non_finite("loss", cast(Tensor, self.all_gather(total.detach())), place)
-        self.health.update(u=batch.u, **values)
+        if replica_of(self.trainer).leads:  # a group of ranks has one batch
+            self.health.update(u=batch.u, **values)
         self.log_dict(logged(total, values, self.learning_rate), batch_size=len(batch.row))
         return total
 
