@@ -9,7 +9,8 @@ A blob checks itself (its name is its hash) and a record carries the hash of its
 noticed on reading: the artefact is dropped with a warning that names it, and the caller makes it
 anew. Whether a blob is there is seen without reading it: a round has thousands. Writes go to a
 temporary name, are synced and renamed: a half-written artefact is never seen, and two processes
-that write the same one do no harm.
+that write the same one do no harm. What belongs together is synced at the same time, and its record
+comes last: see `Store.together`.
 """
 
 import hashlib
@@ -18,8 +19,10 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -108,7 +111,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
     """A temporary file that takes the place of ``path`` once it is written and on disk."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    temporary = _beside(path)
     with room_to_write(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -118,6 +121,48 @@ def replaced_file(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """A new name under which a file or folder is written before it is renamed."""
+    return path.with_name(f".{path.name}.{uuid4().hex}")
+
+
+SYNCS = 16
+"""Files that are synced at the same time."""
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files that appear whole or not at all, also after a power cut, in this order.
+
+    All are synced before the first is renamed, and at the same time: a journal then commits them
+    together, in about the time of one. A file that is there already is replaced.
+    """
+    names = {path: _beside(path) for path in files}
+    try:
+        for path, content in files.items():
+            with room_to_write(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                names[path].write_bytes(content)
+                share(names[path])
+        _sync_together(names)
+        for path, temporary in names.items():
+            with room_to_write(path):
+                os.replace(temporary, path)
+    finally:
+        for temporary in names.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_together(names: Mapping[Path, Path]) -> None:
+    """Sync temporary files, each given by the path that it will have."""
+
+    def synced(path: Path) -> None:
+        with room_to_write(path):
+            sync(names[path])
+
+    with ThreadPoolExecutor(min(len(names), SYNCS) or 1, "sync") as pool:
+        list(pool.map(synced, names))
 
 
 def share(path: Path) -> None:
@@ -141,7 +186,7 @@ def sync(path: Path) -> None:
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of ``folder`` once it is filled and on disk."""
-    temporary = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    temporary = _beside(folder)
     with room_to_write(folder):
         temporary.mkdir(parents=True)
         try:
@@ -210,6 +255,20 @@ class Store:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self._trusted: set[Path] = set()
+        self._write: Callable[[Path, bytes], object] = write_atomically
+
+    @contextmanager
+    def together(self) -> Iterator["Store"]:
+        """A store whose artefacts are written at the end of the context, together and in order.
+
+        Put a record last, after the blobs that it names. Where an error leaves the context, nothing
+        is written.
+        """
+        waiting: dict[Path, bytes] = {}
+        unit = copy(self)
+        unit._write = waiting.setdefault
+        yield unit
+        write_together(waiting)
 
     def path(self, kind: str, name: str, suffix: str) -> Path:
         """Where an artefact lies, whether or not it exists."""
@@ -220,7 +279,7 @@ class Store:
         name = hashlib.sha256(content).hexdigest()
         path = self.path(kind, name, suffix)
         if not self.has_blob(kind, name, suffix):
-            write_atomically(path, content)
+            self._write(path, content)
         self._trusted.add(path)
         return name
 
@@ -281,7 +340,7 @@ class Store:
     def put_record(self, kind: str, key: str, value: Any) -> None:
         """Store the JSON answer to the question whose fingerprint is ``key``."""
         wrapped = {"key": f"{kind}/{key}", "sha256": fingerprint(value), "value": value}
-        write_atomically(self.path(kind, key, ".json"), canonical(wrapped))
+        self._write(self.path(kind, key, ".json"), canonical(wrapped))
 
     def get_record(self, kind: str, key: str) -> Any | None:
         """The answer, or None where it is missing or damaged (then removed with a warning).
