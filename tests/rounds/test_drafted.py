@@ -82,7 +82,7 @@ def stop_at(patch: pytest.MonkeyPatch, owner: type, name: str) -> None:
 def test_candidates_without_guidance_evaluated_with_it(small: ComposeTrain) -> None:
     """Both evaluations are guided, the candidates are not; runs of before do not name it."""
     assert "guidance_scale" not in determining(small())["evaluation"]
-    cfg = small("evaluation.guidance_scale=3", "evaluation.choice_n=1")
+    cfg = small("evaluation.guidance_scale=3", "evaluation.split=final", "evaluation.choice_n=1")
     assert determining(cfg)["evaluation"]["guidance_scale"] == 3
     parts = assemble(cfg)
     assert parts.choice is not None
