@@ -6,14 +6,17 @@ sampled, so its videos are the same bits on any number of ranks; its noise is ea
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ipo_lightning.metrics.gauges import measure
+from ipo_lightning.parallel.computing import Calls
 from ipo_lightning.parallel.runtime import Runtime
-from ipo_lightning.policy import Policy, Sampling
+from ipo_lightning.parallel.workers import Workers
+from ipo_lightning.policy import Policy, PolicyUse, Sampling
 from ipo_lightning.settings import checked
 from ipo_lightning.storage.records import Candidate
 from ipo_lightning.storage.store import LostBlob, Store, fingerprint
@@ -37,14 +40,32 @@ class PromptSeeds(NamedTuple):
         return self._replace(seeds=tuple(self.seeds[k] for k in numbers), numbers=numbers)
 
 
+class Rendered(NamedTuple):
+    """A prompt's videos, as the device leaves them."""
+
+    latents: Tensor
+    """(N, ...), float32, on the CPU."""
+    clips: list[Clip] | None
+    """None: another rank of the group decodes."""
+
+
+class Encoded(NamedTuple):
+    """A prompt's videos, as they are kept."""
+
+    latents: Tensor
+    """(N, ...), float32, on the CPU."""
+    gauges: list[dict[str, float]]
+    files: list[bytes]
+    """mp4."""
+
+
 class Made(NamedTuple):
-    """A prompt's videos, made and yet to be kept."""
+    """A prompt whose videos are made, and yet to be encoded and kept."""
 
     key: str
     item: PromptSeeds
-    latents: Tensor
-    """(N, ...), float32, on the CPU."""
-    clips: list[Clip]
+    rendered: Any
+    """What `Calls.finish` takes."""
 
 
 @checked
@@ -140,18 +161,24 @@ class Sampler:
         todo = workers.agree(lambda: self.missing(policy_fingerprint, items, precision))
         self.embed([item.prompt for item in items], runtime)
 
-        def make(item: PromptSeeds) -> Made | None:
+        def make(item: PromptSeeds) -> Made:
             key = self.key(policy_fingerprint, item, precision)
-            return self._make(key, item, network, runtime)
+            return self._make(key, item, calls, workers)
 
-        def keep(made: Made | None) -> None:
-            if made is None:
-                return
-            candidates = self._keep(made)
-            if on_candidates is not None:
+        def keep(made: Made) -> None:
+            candidates = self._keep(made, calls)
+            if on_candidates is not None and candidates is not None:
                 on_candidates(candidates)
 
-        workers.run_finishing(todo, make, keep, label, "prompts")
+        use = PolicyUse(
+            self.policy,
+            network,
+            runtime.autocast,
+            precision=precision,
+            fingerprint=policy_fingerprint,
+        )
+        with workers.computing(use, len(todo)) as calls:
+            workers.run_finishing(todo, make, keep, label, "prompts", calls)
         self.policy.release()
         return workers.agree(
             lambda: [
@@ -223,38 +250,64 @@ class Sampler:
 
     # ---------------------------------------------------------------- one prompt
 
-    def _make(
-        self, key: str, item: PromptSeeds, network: nn.Module, runtime: Runtime
-    ) -> Made | None:
-        """What the device does: it decodes as well, since two at a time would only share it.
-
-        Where a group of ranks samples together, all have the latents; the leading one decodes, and
-        the others return None.
-        """
+    def _make(self, key: str, item: PromptSeeds, calls: Calls, workers: Workers) -> Made:
+        """What the device does."""
         guided = self.sampling.guided
         prompts = [item.prompt, *([self.sampling.negative_prompt] if guided else [])]
-        texts = runtime.workers.group.agree(lambda: [self.text(one) for one in prompts])
+        texts = workers.group.agree(lambda: [self.text(one) for one in prompts])
         negative = texts[1] if guided else None
-        with runtime.autocast():
-            latents = self.policy.sample(network, item.seeds, texts[0], negative, self.sampling)
-        if not runtime.workers.keeps:
-            return None
-        return Made(key, item, latents.cpu(), self.policy.decode(latents))
+        work = partial(rendered, seeds=item.seeds, sampling=self.sampling, decodes=workers.keeps)
+        return Made(key, item, calls.start(work, texts[0], negative))
 
-    def _keep(self, made: Made) -> list[Candidate]:
-        """What the CPU and the disk do; the record comes last, when all it names is there."""
-        gauges = measure(torch.stack([clip.frames for clip in made.clips]))
+    def _keep(self, made: Made, calls: Calls) -> list[Candidate] | None:
+        """What the CPU and the disk do; the record comes last, when all it names is there. None:
+        another rank keeps them."""
+        done: Encoded | None = calls.finish(made.rendered, partial(encoded, lossless=self.lossless))
+        if done is None:
+            return None
         with self.store.together() as unit:
             rows = [
                 {
                     "latents": unit.put_tensors("latents", {"latents": latents}),
-                    "video": unit.put_blob("videos", encode_video(clip, self.lossless), ".mp4"),
-                    "gauges": {name: round(float(g[i]), 6) for name, g in gauges.items()},
+                    "video": unit.put_blob("videos", file, ".mp4"),
+                    "gauges": gauges,
                 }
-                for i, (latents, clip) in enumerate(zip(made.latents, made.clips, strict=True))
+                for latents, file, gauges in zip(done.latents, done.files, done.gauges, strict=True)
             ]
             unit.put_record("rollouts", made.key, rows)
         return _candidates(made.item, rows)
+
+
+def rendered(
+    use: PolicyUse,
+    text: Tensor,
+    negative: Tensor | None,
+    *,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    decodes: bool = True,
+) -> Rendered:
+    """Sample a prompt's videos and decode them, which at the same time would only share the device.
+
+    Args:
+        text, negative: see `Policy.sample`.
+        decodes: False: the leading rank of a group that samples together does.
+    """
+    with use.autocast():
+        latents = use.policy.sample(use.network, seeds, text, negative, sampling)
+    return Rendered(latents.cpu(), use.policy.decode(latents) if decodes else None)
+
+
+def encoded(made: Rendered, *, lossless: bool) -> Encoded | None:
+    """Measure a prompt's videos and write them as files; None where they were not decoded."""
+    if made.clips is None:
+        return None
+    gauges = measure(torch.stack([clip.frames for clip in made.clips]))
+    rows = [
+        {name: round(float(values[i]), 6) for name, values in gauges.items()}
+        for i in range(len(made.clips))
+    ]
+    return Encoded(made.latents, rows, [encode_video(clip, lossless) for clip in made.clips])
 
 
 def _candidates(item: PromptSeeds, rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
