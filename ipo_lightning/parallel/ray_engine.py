@@ -62,7 +62,10 @@ class RayEngine:
         retries: Whole = 5,
     ) -> None:
         if importlib.util.find_spec("ray") is None:
-            raise InputError('stages=ray needs the extra "ray": pip install "ipo_lightning[ray]"')
+            raise InputError(
+                'stages=ray needs the extra "ray": make extras EXTRAS=ray, or pip install '
+                '"ipo_lightning[ray]"'
+            )
         if critics.workers and workers is None:
             raise InputError(
                 setting="workers",
@@ -148,12 +151,7 @@ class RayEngine:
             more["include_dashboard"] = False
         try:
             with own_signals():
-                ray.init(
-                    self.address or "local",
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    **more,
-                )
+                ray.init(self.address or "local", **more)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(
                 setting="stages.address",
