@@ -15,7 +15,7 @@ from ipo_lightning.parallel.ray_actor import Answer, Holder, Numerics
 
 LOOK = 0.5
 """Seconds between two looks at the cluster."""
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Seconds without any actor after which somebody is told why."""
 DEATHS = 5
 """Actors lost one after another before any has loaded what it should hold."""
