@@ -8,7 +8,7 @@ the same policy serves the trained network and its frozen reference.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Objective
 from ipo_lightning.parallel.sharding import placed_like
-from ipo_lightning.settings import AtLeast, Below, Count, Null, Says, checked
+from ipo_lightning.settings import Above, AtLeast, Below, Count, Null, Says, checked
 from ipo_lightning.video import Clip
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -27,6 +27,8 @@ SHARES = "low and high, 0 <= low <= high <= 1"
 Interval = Annotated[
     Annotated[tuple[float, float], Says(SHARES)] | None, Null("guidance at every step")
 ]
+
+PruneAt = Annotated[float | None, Above(0), Below(1), Null("drafts are sampled apart")]
 
 
 @checked
@@ -56,6 +58,12 @@ class Sampling:
     all. The others take one prediction (Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
     cache: Any = None
     """A cache config of diffusers, a dataclass, for this sampling alone; None: none."""
+    prune_at: int | None = None
+    """Stop after so many of the steps, see `Policy.foresee`; None: do not."""
+    finish: int = 0
+    """Steps in which a video is foreseen from there; 0: by the last prediction, at no cost."""
+    resume: int = 0
+    """The step at which videos go on that were stopped there."""
 
     def __post_init__(self) -> None:
         if self.guidance_interval is not None:
@@ -95,8 +103,17 @@ class Sampling:
     def evaluations(self, videos: int) -> int:
         """Network evaluations (one video through the network once) for videos of one prompt."""
         shared, guided = self.shared_steps, self.guided_steps
-        second = sum(1 if i < shared else videos for i in guided)
-        return shared + videos * (self.steps - shared) + second
+        last = self.steps if self.prune_at is None else self.prune_at
+        made = (*range(self.resume, last), *self.finishing)
+        return sum((1 if i < shared else videos) * (2 if i in guided else 1) for i in made)
+
+    @property
+    def finishing(self) -> tuple[int, ...]:
+        """The steps at which foreseen videos are predicted, evenly spaced from `prune_at` on."""
+        if self.prune_at is None:
+            return ()
+        left = self.steps - self.prune_at
+        return tuple(self.prune_at + i * left // self.finish for i in range(self.finish))
 
     @property
     def departures(self) -> dict[str, Any]:
@@ -105,7 +122,8 @@ class Sampling:
         What is left at its default is not named: a fingerprint made before there was a choice
         stays what it was.
         """
-        later = ("scheduler", "dynamic_guidance", "shared", "batch_size")
+        later = ("scheduler", "dynamic_guidance", "shared", "batch_size", "prune_at", "finish",
+                 "resume")  # fmt: skip
         defaults = {field.name: field.default for field in fields(self)}
         chosen = {name: getattr(self, name) for name in later}
         named = {name: value for name, value in chosen.items() if value != defaults[name]}
@@ -128,17 +146,23 @@ class Sampling:
             self, guidance_scale=scale, dynamic_guidance=self.dynamic_guidance and scale > 1
         )
 
-    def draft(self, **cheaper: Any) -> "Sampling":
+    @checked
+    def draft(self, *, prune_at: PruneAt = None, **cheaper: Any) -> "Sampling":
         """This sampling made cheaper, for drafts of videos that are made in full afterwards.
 
         Args:
+            prune_at: share of the steps after which a draft is foreseen, in ``steps`` more; its
+                video in full goes on from there. None: drafts are sampled apart.
             cheaper: its settings that differ, such as ``steps``; see `at_guidance`.
 
         Raises:
             InputError: the drafts would not be cheaper, or no drafts of the same videos.
         """
-        guided = self.at_guidance(cheaper.pop("guidance_scale", self.guidance_scale))
-        draft = replace(guided, **cheaper)
+        if prune_at is not None:
+            draft = self._pruned(prune_at, cheaper.pop("steps", 0), cheaper)
+        else:
+            guided = self.at_guidance(cheaper.pop("guidance_scale", self.guidance_scale))
+            draft = replace(guided, **cheaper)
         if self.shared:
             raise InputError(
                 f"drafts need independent candidates, but shared={self.shared} gives them common "
@@ -150,6 +174,32 @@ class Sampling:
                 f"{self.evaluations(1)}; give drafts fewer steps, or less guidance, or a cache"
             )
         return draft
+
+    def _pruned(self, share: float, finish: int, others: Mapping[str, Any]) -> "Sampling":
+        if others:
+            name, value = next(iter(others.items()))
+            raise InputError(
+                setting=name, value=value, expected="leave it out, or give prune_at=null: the "
+                "videos in full go on from these steps, which are sampled as theirs",
+            )  # fmt: skip
+        stop = min(max(round(share * self.steps), 1), self.steps - 1)
+        return replace(self, prune_at=stop, finish=finish)
+
+    def after(self, draft: "Sampling") -> "Sampling":
+        """This sampling for the videos in full of such drafts."""
+        return replace(self, resume=draft.prune_at or 0)
+
+
+class Foreseen(NamedTuple):
+    """Videos that were stopped on the way."""
+
+    x0: Tensor
+    """(B, ...) float32, the clean latents that they are foreseen to end in."""
+    latents: Tensor
+    """(B, ...) float32, where they stopped."""
+    noise_level: float
+    """Share of noise, ``sigma / (alpha + sigma)`` in [0, 1], of the latents that the last
+    prediction was made for."""
 
 
 def _check_cache(cache: Any) -> None:
@@ -280,6 +330,7 @@ class Policy(Protocol):
         text: Tensor,
         negative: Tensor | None,
         sampling: Sampling,
+        start: Tensor | None = None,
     ) -> Tensor:
         """Clean latents (B, ...), float32, of one video a seed.
 
@@ -288,6 +339,23 @@ class Policy(Protocol):
                 them gives the noise of these steps: it must be the same however many there are.
             text: prompt embeddings, (B, L, D), or (1, L, D) for all videos.
             negative: (1, L, D) embedding of the negative prompt; needed with guidance.
+            start: (B, ...) the latents at the step ``sampling.resume`` that the videos go on from;
+                None: they begin with noise.
+        """
+        ...
+
+    def foresee(
+        self,
+        network: nn.Module,
+        seeds: Sequence[int],
+        text: Tensor,
+        negative: Tensor | None,
+        sampling: Sampling,
+    ) -> Foreseen:
+        """The videos of `sample`, stopped after ``sampling.prune_at`` of their steps.
+
+        Where they will end is foreseen in ``sampling.finish`` long steps, or without any by the
+        last prediction.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Sampling as a policy offers it: batches, shared steps and caches around the loop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ipo_lightning.backbones.batching import LargestBatch, in_batches
 from ipo_lightning.backbones.caching import CACHES, cached
-from ipo_lightning.backbones.denoising import Model, denoise, initial_noise, predict_x0
+from ipo_lightning.backbones.denoising import Model, denoise, foresee, initial_noise
 from ipo_lightning.backbones.schedulers import BatchScheduler
 from ipo_lightning.errors import InputError
-from ipo_lightning.policy import Sampling
+from ipo_lightning.policy import Foreseen, Sampling
 from ipo_lightning.seeds import derive_seed
 
 
@@ -29,10 +29,13 @@ class Batch(NamedTuple):
     negative: Tensor | None
     """(1, L, D) embedding of the negative prompt; None without guidance."""
     sampling: Sampling
+    start: Tensor | None = None
+    """(B, ...) latents that the videos go on from; None: they begin with noise."""
 
     def rows(self, rows: slice) -> "Batch":
         """Some of the videos."""
-        return self._replace(seeds=self.seeds[rows], text=self.text[rows])
+        start = None if self.start is None else self.start[rows]
+        return self._replace(seeds=self.seeds[rows], text=self.text[rows], start=start)
 
 
 class VideoSampler(ABC):
@@ -83,6 +86,7 @@ class VideoSampler(ABC):
         text: Tensor,
         negative: Tensor | None,
         sampling: Sampling,
+        start: Tensor | None = None,
     ) -> Tensor:
         """Latents (B, ...), float32, of one video a seed; see `Policy.sample`.
 
@@ -90,21 +94,54 @@ class VideoSampler(ABC):
         steps are denoised once, for one video with noise of its own. Each candidate takes the clean
         latents predicted at the last of them, adds the noise of its seed, and goes on alone.
         """
+        batch = self._checked(network, seeds, text, negative, sampling)
+        if start is not None:
+            batch = batch._replace(start=start.to(batch.text.device))
+        shared_x0 = self._shared_x0(batch) if sampling.shared_steps else None
+        return self._by_rows(batch, lambda rows: self._denoise(rows, shared_x0))
+
+    @torch.no_grad()
+    def foresee(
+        self,
+        network: nn.Module,
+        seeds: Sequence[int],
+        text: Tensor,
+        negative: Tensor | None,
+        sampling: Sampling,
+    ) -> Foreseen:
+        """See `Policy.foresee`."""
+        batch = self._checked(network, seeds, text, negative, sampling)
+        x0, latents = self._by_rows(batch, self._foresee).unbind(1)
+        scheduler = self.batch_scheduler(sampling, batch.seeds, 0, batch.text.device)
+        last = max((_stop_of(sampling) - 1, *sampling.finishing))
+        return Foreseen(x0, latents, scheduler.noise_level(last))
+
+    def _checked(
+        self,
+        network: nn.Module,
+        seeds: Sequence[int],
+        text: Tensor,
+        negative: Tensor | None,
+        sampling: Sampling,
+    ) -> Batch:
+        """All videos of a call, on the network's device."""
         self.check_sampling(sampling)
         _check_prompts(text, negative, sampling)
         device = next(network.parameters()).device
         text = text.to(device).expand(len(seeds), -1, -1)
         negative = negative.to(device) if negative is not None and sampling.guided else None
-        batch = Batch(network, seeds, text, negative, sampling)
-        shared_x0 = self._shared_x0(batch) if sampling.shared_steps else None
+        return Batch(network, seeds, text, negative, sampling)
 
-        def sample_rows(rows: slice) -> Tensor:
-            return self._denoise(batch.rows(rows), shared_x0)
+    def _by_rows(self, batch: Batch, work: Callable[[Batch], Tensor]) -> Tensor:
+        """The results of all videos, as many at once as the sampling says."""
+        count, size = len(batch.seeds), batch.sampling.batch_size
 
-        if sampling.batch_size == "auto":
-            return self._largest_batch.run(sample_rows, len(seeds))
-        size = sampling.batch_size or len(seeds)
-        return in_batches(sample_rows, len(seeds), size)
+        def of_rows(rows: slice) -> Tensor:
+            return work(batch.rows(rows))
+
+        if size == "auto":
+            return self._largest_batch.run(of_rows, count)
+        return in_batches(of_rows, count, size or count)
 
     @cached_property
     def _largest_batch(self) -> LargestBatch:
@@ -115,13 +152,26 @@ class VideoSampler(ABC):
         """(1, ...) the clean latents predicted at the last of the shared steps."""
         one = batch.rows(slice(1))._replace(seeds=[derive_seed(batch.seeds[0], "shared")])
         with self._prepared(one) as (model, noise, scheduler):
-            return predict_x0(model, noise, scheduler, batch.sampling.shared_steps)
+            return foresee(model, noise, scheduler, batch.sampling.shared_steps)[0]
+
+    def _foresee(self, batch: Batch) -> Tensor:
+        """(B, 2, ...) clean latents as foreseen, and the latents where the videos stop."""
+        sampling = batch.sampling
+        with self._prepared(batch) as (model, noise, scheduler):
+            found = foresee(model, noise, scheduler, _stop_of(sampling), sampling.finishing)
+            return torch.stack(found, 1)
 
     def _denoise(self, batch: Batch, shared_x0: Tensor | None) -> Tensor:
-        """(B, ...) clean latents, from noise alone or from what the shared steps predict."""
-        first = 0 if shared_x0 is None else batch.sampling.shared_steps
+        """(B, ...) clean latents, from noise alone, from what the shared steps predict, or from
+        where the videos stopped; these draw other noise than in their first steps."""
+        sampling = batch.sampling
+        first = sampling.resume if shared_x0 is None else sampling.shared_steps
+        if batch.start is not None:
+            batch = batch._replace(seeds=[derive_seed(seed, "resumed") for seed in batch.seeds])
         with self._prepared(batch, first) as (model, noise, scheduler):
-            latents = noise if shared_x0 is None else scheduler.add_noise(shared_x0, noise, first)
+            latents = noise if batch.start is None else batch.start
+            if shared_x0 is not None:
+                latents = scheduler.add_noise(shared_x0, noise, first)
             return denoise(model, latents, scheduler, range(first, len(scheduler.timesteps)))
 
     @contextmanager
@@ -153,6 +203,12 @@ class VideoSampler(ABC):
             return (guided if timestep.item() in within else plain)(latents, timestep)
 
         return model
+
+
+def _stop_of(sampling: Sampling) -> int:
+    if sampling.prune_at is None:
+        raise ValueError("foresee: say after how many steps (prune_at)")
+    return sampling.prune_at
 
 
 def _check_prompts(text: Tensor, negative: Tensor | None, sampling: Sampling) -> None:
