@@ -69,7 +69,7 @@ def words(folder: Path, n: int) -> list[str]:
 
 
 def make(folder: Path, prompts: int, n: int) -> list[Path]:
-    """Write prompts, candidates and embeddings; the records of the rollout, in the round's order."""
+    """Write prompts, candidates and embeddings; the records of the rollout, in order."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "prompts.csv", "w", newline="") as file:
         rows = csv.writer(file)

@@ -109,6 +109,7 @@ class Sampler:
             there = self.store.lists("latents", row["latents"], ".safetensors")
             if not (there and self.store.lists("videos", row["video"], ".mp4")):
                 return None
+        self.store.mark_used("rollouts", key)
         return _candidates(item, rows)
 
     def missing(

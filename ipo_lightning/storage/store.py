@@ -18,10 +18,11 @@ import json
 import os
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from functools import lru_cache
 from pathlib import Path
@@ -131,6 +132,8 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid4().hex}")
 
 
+USED = 3600.0
+"""Seconds after which a record that is in use is marked again."""
 SYNCS = 16
 """Files that are synced at the same time."""
 
@@ -389,6 +392,13 @@ class Store:
             pass  # not our JSON: damaged, as below
         self._drop(path)
         return None
+
+    def mark_used(self, kind: str, key: str) -> None:
+        """Note by its time that a record is in use, at most once an hour: see `garbage`."""
+        place = self._place(kind, key, ".json")
+        with suppress(OSError):  # gone meanwhile, or the store may only be read
+            if time.time() - os.stat(place).st_mtime > USED:
+                os.utime(place)
 
     @staticmethod
     def _content(path: Path) -> bytes | None:
