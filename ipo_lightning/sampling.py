@@ -126,6 +126,7 @@ class Sampler:
             there = self.store.lists("latents", row["latents"], ".safetensors")
             if not (there and self.store.lists("videos", row["video"], ".mp4")):
                 return None
+        self.store.mark_used("rollouts", key)
         return _candidates(item, rows)
 
     def missing(
@@ -204,8 +205,9 @@ class Sampler:
 
         def embed(prompt: str) -> None:
             text = self.policy.embed([prompt], runtime.device)[0]
-            blob = self.store.put_tensors("text", {"text": text})
-            self.store.put_record("texts", self._text_key(prompt), {"blob": blob})
+            with self.store.together() as unit:
+                blob = unit.put_tensors("text", {"text": text})
+                unit.put_record("texts", self._text_key(prompt), {"blob": blob})
 
         runtime.workers.lead(todo, embed, "text embeddings", "prompts")
         if todo:
@@ -258,25 +260,19 @@ class Sampler:
     def _keep(self, made: Made) -> list[Candidate]:
         """What the CPU and the disk do; the record comes last, when all it names is there."""
         gauges = measure(torch.stack([clip.frames for clip in made.clips]))
-        rows = [
-            self._row(
-                {name: tensor[i] for name, tensor in made.latents.items()},
-                clip,
-                {name: round(float(g[i]), 6) for name, g in gauges.items()},
-            )
-            for i, clip in enumerate(made.clips)
-        ]
-        self.store.put_record("rollouts", made.key, rows)
+        with self.store.together() as unit:
+            rows = [
+                {
+                    "latents": unit.put_tensors(
+                        "latents", {name: tensor[i] for name, tensor in made.latents.items()}
+                    ),
+                    "video": unit.put_blob("videos", encode_video(clip, self.lossless), ".mp4"),
+                    "gauges": {name: round(float(g[i]), 6) for name, g in gauges.items()},
+                }
+                for i, clip in enumerate(made.clips)
+            ]
+            unit.put_record("rollouts", made.key, rows)
         return _candidates(made.item, rows)
-
-    def _row(
-        self, latents: dict[str, Tensor], clip: Clip, gauges: dict[str, float]
-    ) -> dict[str, Any]:
-        return {
-            "latents": self.store.put_tensors("latents", latents),
-            "video": self.store.put_blob("videos", encode_video(clip, self.lossless), ".mp4"),
-            "gauges": gauges,
-        }
 
 
 def _candidates(item: PromptSeeds, rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:

@@ -122,7 +122,8 @@ def encode_clips(
     )
 
     def encode(key: str) -> None:
-        store.put_record(kind.record, key, _encode(by_key[key], policy, store, device, kind))
+        with store.together() as unit:
+            unit.put_record(kind.record, key, _encode(by_key[key], policy, unit, device, kind))
 
     workers.run(todo, encode, kind.label, "clips")
     if todo:

@@ -1,7 +1,7 @@
 """The rows of a round's JSON-lines files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ipo_lightning.metrics.preferences import Preference
@@ -11,8 +11,8 @@ class Row:
     """A frozen dataclass that becomes one JSON object."""
 
     def row(self) -> dict[str, Any]:
-        """The row as plain JSON."""
-        return asdict(self)  # type: ignore[call-overload]
+        """The row as plain JSON; its values are not copied, since a round has 100,000 of them."""
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ A blob checks itself (its name is its hash) and a record carries the hash of its
 noticed on reading: the artefact is dropped with a warning that names it, and the caller makes it
 anew. Whether a blob is there is seen without reading it: a round has thousands. Writes go to a
 temporary name, are synced and renamed: a half-written artefact is never seen, and two processes
-that write the same one do no harm.
+that write the same one do no harm. What belongs together is synced at the same time, and its record
+comes last: see `Store.together`.
 """
 
 import hashlib
@@ -17,9 +18,13 @@ import json
 import os
 import re
 import shutil
+import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from copy import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -66,6 +71,8 @@ def file_sha256(path: Path) -> str:
 
 HEADER = 2**20
 """Bytes that the header of a blob of tensors may have; ours have about a hundred."""
+START = 512
+"""Bytes of a blob of tensors that are read at once to find its header."""
 WHOLE = 64 * 2**20
 """Files up to this size, in bytes, enter a fingerprint whole; larger ones by samples."""
 STRIDE, SAMPLE = 2**20, 4096
@@ -108,7 +115,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
     """A temporary file that takes the place of ``path`` once it is written and on disk."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    temporary = _beside(path)
     with room_to_write(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -118,6 +125,50 @@ def replaced_file(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """A new name under which a file or folder is written before it is renamed."""
+    return path.with_name(f".{path.name}.{uuid4().hex}")
+
+
+USED = 3600.0
+"""Seconds after which a record that is in use is marked again."""
+SYNCS = 16
+"""Files that are synced at the same time."""
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files that appear whole or not at all, also after a power cut, in this order.
+
+    All are synced before the first is renamed, and at the same time: a journal then commits them
+    together, in about the time of one. A file that is there already is replaced.
+    """
+    names = {path: _beside(path) for path in files}
+    try:
+        for path, content in files.items():
+            with room_to_write(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                names[path].write_bytes(content)
+                share(names[path])
+        _sync_together(names)
+        for path, temporary in names.items():
+            with room_to_write(path):
+                os.replace(temporary, path)
+    finally:
+        for temporary in names.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_together(names: Mapping[Path, Path]) -> None:
+    """Sync temporary files, each given by the path that it will have."""
+
+    def synced(path: Path) -> None:
+        with room_to_write(path):
+            sync(names[path])
+
+    with ThreadPoolExecutor(min(len(names), SYNCS) or 1, "sync") as pool:
+        list(pool.map(synced, names))
 
 
 def share(path: Path) -> None:
@@ -141,7 +192,7 @@ def sync(path: Path) -> None:
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of ``folder`` once it is filled and on disk."""
-    temporary = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    temporary = _beside(folder)
     with room_to_write(folder):
         temporary.mkdir(parents=True)
         try:
@@ -187,17 +238,41 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return read_rows(path)
 
 
-def _full_size(path: Path) -> int:
-    """Bytes that a safetensors file has by its header; 0 where it has none."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length < HEADER else b""
+def _is_full(path: str, tensors: bool) -> bool:
+    """Whether a file has the size that its header tells, or, if it is none of tensors, any size.
+
+    A round has a hundred thousand of them: each is opened once, and no object is made of its path.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    if not tensors:
+        return os.stat(path).st_size > 0
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size, start = os.fstat(handle).st_size, os.read(handle, START)
+        length = int.from_bytes(start[:8], "little")
+        header = start[8 : 8 + length]
+        if len(header) < length < HEADER:
+            header += os.pread(handle, length - len(header), len(start))
+        tensors_end = _tensor_bytes(header)
+        return tensors_end is not None and size == 8 + length + tensors_end
+    finally:
+        os.close(handle)
+
+
+@lru_cache(maxsize=256)
+def _tensor_bytes(header: bytes) -> int | None:
+    """Bytes of the tensors that the header of a safetensors file lists; None where it is no header.
+
+    Latents of one shape have the same header.
+    """
     try:
         parts = json.loads(header).values()
         ends = [one["data_offsets"][1] for one in parts if "data_offsets" in one]
-        return 8 + length + max(ends, default=0)
+        return int(max(ends, default=0))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-        return 0
+        return None
 
 
 class LostBlob(FileNotFoundError):
@@ -210,31 +285,46 @@ class Store:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self._trusted: set[Path] = set()
+        self._write: Callable[[Path, bytes], object] = write_atomically
+
+    @contextmanager
+    def together(self) -> Iterator["Store"]:
+        """A store whose artefacts are written at the end of the context, together and in order.
+
+        Put a record last, after the blobs that it names. Where an error leaves the context, nothing
+        is written.
+        """
+        waiting: dict[Path, bytes] = {}
+        unit = copy(self)
+        unit._write = waiting.setdefault
+        yield unit
+        write_together(waiting)
 
     def path(self, kind: str, name: str, suffix: str) -> Path:
         """Where an artefact lies, whether or not it exists."""
-        return self.root / kind / name[:2] / f"{name}{suffix}"
+        return Path(self._place(kind, name, suffix))
+
+    def _place(self, kind: str, name: str, suffix: str) -> str:
+        return f"{self.root}{os.sep}{kind}{os.sep}{name[:2]}{os.sep}{name}{suffix}"
 
     def put_blob(self, kind: str, content: bytes, suffix: str) -> str:
         """Store bytes; the name returned is their sha256 (hex)."""
         name = hashlib.sha256(content).hexdigest()
         path = self.path(kind, name, suffix)
         if not self.has_blob(kind, name, suffix):
-            write_atomically(path, content)
+            self._write(path, content)
         self._trusted.add(path)
         return name
 
     def lists(self, kind: str, name: str, suffix: str) -> bool:
         """Whether the blob is there and of its full size, as far as its start tells; what it holds
         is not read, see `check`. One of another size is removed with a warning."""
-        path = self.path(kind, name, suffix)
         try:
-            size = path.stat().st_size
-            full = size > 0 and (suffix != ".safetensors" or size == _full_size(path))
+            full = _is_full(self._place(kind, name, suffix), suffix == ".safetensors")
         except OSError:
             return False
         if not full:
-            self._drop(path)
+            self._drop(self.path(kind, name, suffix))
         return full
 
     def check(self, kind: str, name: str, suffix: str) -> Path:
@@ -281,7 +371,7 @@ class Store:
     def put_record(self, kind: str, key: str, value: Any) -> None:
         """Store the JSON answer to the question whose fingerprint is ``key``."""
         wrapped = {"key": f"{kind}/{key}", "sha256": fingerprint(value), "value": value}
-        write_atomically(self.path(kind, key, ".json"), canonical(wrapped))
+        self._write(self.path(kind, key, ".json"), canonical(wrapped))
 
     def get_record(self, kind: str, key: str) -> Any | None:
         """The answer, or None where it is missing or damaged (then removed with a warning).
@@ -302,6 +392,13 @@ class Store:
             pass  # not our JSON: damaged, as below
         self._drop(path)
         return None
+
+    def mark_used(self, kind: str, key: str) -> None:
+        """Note by its time that a record is in use, at most once an hour: see `garbage`."""
+        place = self._place(kind, key, ".json")
+        with suppress(OSError):  # gone meanwhile, or the store may only be read
+            if time.time() - os.stat(place).st_mtime > USED:
+                os.utime(place)
 
     @staticmethod
     def _content(path: Path) -> bytes | None:

@@ -103,10 +103,11 @@ class AnswerCache(Generic[Q, A]):
                 f"{self.critic.identity} gave {len(answers)} answers to {len(questions)} "
                 "questions: a critic gives one each, in order (docs/extending.md)"
             )
-        for question, answer in zip(questions, answers, strict=True):
-            record = self._sound(answer)._asdict()
-            marked = {"transient": True} if record.pop("transient") else {}
-            self.store.put_record("verdicts", self.key(question), record | marked)
+        with self.store.together() as unit:
+            for question, answer in zip(questions, answers, strict=True):
+                record = self._sound(answer)._asdict()
+                marked = {"transient": True} if record.pop("transient") else {}
+                unit.put_record("verdicts", self.key(question), record | marked)
 
     def missing(self, candidates: Sequence[Candidate], find: FindUnanswered[Q]) -> int:
         """How many candidates the critic must yet be asked about."""
