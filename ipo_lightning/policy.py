@@ -17,11 +17,16 @@ from torch.distributed.device_mesh import DeviceMesh
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Objective
 from ipo_lightning.parallel.sharding import placed_like
-from ipo_lightning.settings import AtLeast, Below, Count, Null, checked
+from ipo_lightning.settings import AtLeast, Below, Count, Null, Says, checked
 from ipo_lightning.video import Clip
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The file of a LoRA export: what diffusers looks for in a folder."""
+
+SHARES = "low and high, 0 <= low <= high <= 1"
+Interval = Annotated[
+    Annotated[tuple[float, float], Says(SHARES)] | None, Null("guidance at every step")
+]
 
 
 @checked
@@ -46,11 +51,21 @@ class Sampling:
     """Share of the steps, in [0, 1), that the videos of one prompt have in common."""
     batch_size: Annotated[Count | Literal["auto"] | None, Null("all of a prompt")] = None
     """Videos denoised at once; None: all of a call; ``auto``: as many as fit into GPU memory."""
+    guidance_interval: Interval = None
+    """The steps with guidance, as shares of all steps from the noisiest on, high excluded; None:
+    all. The others take one prediction (Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
     cache: Any = None
     """A cache config of diffusers, a dataclass, for this sampling alone; None: none."""
 
     def __post_init__(self) -> None:
-        if self.dynamic_guidance and not self.guided:
+        if self.guidance_interval is not None:
+            low, high = self.guidance_interval
+            object.__setattr__(self, "guidance_interval", (low, high))
+            if not 0 <= low <= high <= 1:
+                raise InputError(
+                    setting="guidance_interval", value=[low, high], expected=f"give {SHARES}"
+                )
+        if self.dynamic_guidance and self.guidance_scale <= 1:
             raise InputError(
                 setting="dynamic_guidance",
                 value="true",
@@ -61,8 +76,16 @@ class Sampling:
 
     @property
     def guided(self) -> bool:
-        """Whether a second prediction, of the negative prompt, is made at each step."""
-        return self.guidance_scale > 1
+        """Whether a second prediction, of the negative prompt, is made at any step."""
+        return len(self.guided_steps) > 0
+
+    @property
+    def guided_steps(self) -> range:
+        """The steps at which a second prediction, of the negative prompt, is made."""
+        low, high = self.guidance_interval or (0.0, 1.0)
+        if self.guidance_scale <= 1:
+            return range(0)
+        return range(round(low * self.steps), round(high * self.steps))
 
     @property
     def shared_steps(self) -> int:
@@ -71,8 +94,9 @@ class Sampling:
 
     def evaluations(self, videos: int) -> int:
         """Network evaluations (one video through the network once) for videos of one prompt."""
-        own = videos * (self.steps - self.shared_steps)
-        return (self.shared_steps + own) * (2 if self.guided else 1)
+        shared, guided = self.shared_steps, self.guided_steps
+        second = sum(1 if i < shared else videos for i in guided)
+        return shared + videos * (self.steps - shared) + second
 
     @property
     def departures(self) -> dict[str, Any]:
@@ -85,6 +109,8 @@ class Sampling:
         defaults = {field.name: field.default for field in fields(self)}
         chosen = {name: getattr(self, name) for name in later}
         named = {name: value for name, value in chosen.items() if value != defaults[name]}
+        if self.guided and len(self.guided_steps) < self.steps:
+            named["guided_steps"] = [self.guided_steps.start, self.guided_steps.stop]
         if self.cache is not None:
             named["cache"] = [type(self.cache).__name__, asdict(self.cache)]
         return named
@@ -93,19 +119,26 @@ class Sampling:
         """This sampling as evaluations use it: no shared steps, no cache."""
         return replace(self, shared=0.0, cache=None)
 
+    def at_guidance(self, scale: float) -> "Sampling":
+        """This sampling at another guidance scale.
+
+        Guidance that changes from step to step goes where there is none.
+        """
+        return replace(
+            self, guidance_scale=scale, dynamic_guidance=self.dynamic_guidance and scale > 1
+        )
+
     def draft(self, **cheaper: Any) -> "Sampling":
         """This sampling made cheaper, for drafts of videos that are made in full afterwards.
 
         Args:
-            cheaper: its settings that differ, such as ``steps``. Guidance that changes from step to
-                step goes where there is none.
+            cheaper: its settings that differ, such as ``steps``; see `at_guidance`.
 
         Raises:
             InputError: the drafts would not be cheaper, or no drafts of the same videos.
         """
-        scale = cheaper.get("guidance_scale", self.guidance_scale)
-        dynamic = self.dynamic_guidance and scale > 1
-        draft = replace(self, **cheaper, dynamic_guidance=dynamic)
+        guided = self.at_guidance(cheaper.pop("guidance_scale", self.guidance_scale))
+        draft = replace(guided, **cheaper)
         if self.shared:
             raise InputError(
                 f"drafts need independent candidates, but shared={self.shared} gives them common "

@@ -68,6 +68,12 @@ class VideoSampler(ABC):
         if sampling.cache is not None and not isinstance(sampling.cache, CACHES):
             names = ", ".join(kind.__name__ for kind in CACHES)
             raise InputError(f"cache={type(sampling.cache).__name__}: choose one of {names}")
+        some = 0 < len(sampling.guided_steps) < sampling.steps
+        if some and sampling.cache is not None:
+            raise InputError(
+                "guidance_interval with cache: a cache counts on the same predictions at every "
+                "step; give one of the two"
+            )
 
     @torch.no_grad()
     def sample(
@@ -126,8 +132,27 @@ class VideoSampler(ABC):
         sampling, device = batch.sampling, batch.text.device
         scheduler = self.batch_scheduler(sampling, batch.seeds, first, device)
         noise = initial_noise(batch.seeds, self.latent_shape, device)
-        with cached(batch.network, sampling.cache, self.guided_model(batch)) as model:
+        guided = self._guided_in_interval(batch, scheduler.timesteps)
+        with cached(batch.network, sampling.cache, guided) as model:
             yield model, noise, scheduler
+
+    def _guided_in_interval(self, batch: Batch, timesteps: Tensor) -> Model:
+        """The model, with guidance at the steps that have it and one prediction at the others."""
+        guided, steps = self.guided_model(batch), batch.sampling.guided_steps
+        if len(steps) in (0, len(timesteps)):
+            return guided
+        plain = self.guided_model(batch._replace(negative=None))
+        within = set(timesteps[steps.start : steps.stop].tolist())
+        if sum(one in within for one in timesteps.tolist()) > len(steps):
+            raise InputError(
+                f"guidance_interval={list(batch.sampling.guidance_interval or ())}: it begins or "
+                "ends between two steps of the same timestep; move that end by a step"
+            )
+
+        def model(latents: Tensor, timestep: Tensor) -> Tensor:
+            return (guided if timestep.item() in within else plain)(latents, timestep)
+
+        return model
 
 
 def _check_prompts(text: Tensor, negative: Tensor | None, sampling: Sampling) -> None:

@@ -70,7 +70,7 @@ def sampled(rows: list[dict[str, Any]], config: Row, *, shared: bool = True) -> 
     rollout = config.get("rollout")
     if not isinstance(rollout, Mapping):
         return None
-    names = ("steps", "guidance_scale", *(("shared",) if shared else ()))
+    names = ("steps", "guidance_scale", "guidance_interval", *(("shared",) if shared else ()))
     try:
         sampling = Sampling(**{name: rollout[name] for name in names if name in rollout})
         counts: dict[object, int] = {}
