@@ -98,7 +98,7 @@ class Estimate:
 
     def _stage(self, name: str, work: Forward, kind: str, parallel_prompts: int = 1) -> Stage:
         """A stage without gradients."""
-        held = parallel_prompts * (work.held - work.casts)
+        held = float(parallel_prompts * (work.held - work.casts))
         if kind == "activations":
             held /= self.job.degrees.size
         parts = {"gathered": self._gathered, "casts": work.casts, kind: held}
