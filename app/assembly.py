@@ -37,6 +37,7 @@ from app.identity import (
 from app.keys import make
 from app.loggers import built_as, loggers_of
 from app.output import choose, emit, in_json
+from app.planning.memory import degrees_of
 from app.quoting import without_references
 from app.renamed import saved_settings
 from callbacks.progress import StageLog
@@ -50,6 +51,7 @@ from ipo_lightning.exchange.source import LabelSource
 from ipo_lightning.guards import Guards
 from ipo_lightning.labelling import Labelling
 from ipo_lightning.module import PreferenceModule
+from ipo_lightning.parallel.context import check_policy
 from ipo_lightning.parallel.run_lock import held
 from ipo_lightning.policy import Policy, Sampling
 from ipo_lightning.rounds import CheckpointFiles, RolloutPlan, RoundStage, round_stages
@@ -118,6 +120,7 @@ def settle(cfg: DictConfig) -> None:
     disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*all_gather_tensor.*deprecated")  # diffusers' hooks
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")  # diffusers, of hub ids
 
 
@@ -257,6 +260,7 @@ def assemble(cfg: DictConfig) -> Parts:
     """Instantiate the parts of a run; nothing heavy is loaded yet."""
     run, store = RunDir(f"{cfg.paths.outputs}/{cfg.name}"), Store(cfg.paths.store)
     policy: Policy = build(cfg.backbone, "backbone")
+    check_policy(policy, degrees_of(cfg))
     module = make_module(cfg, policy)
     prompts: Prompts = build(cfg.data.prompts, "data.prompts")
     rollout = make(RolloutPlan, cfg, prompts("train"))

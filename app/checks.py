@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from app.entry import none_lacking
 from app.loggers import check_loggers
-from app.planning.memory import check_memory, check_precision, shards
+from app.planning.memory import check_memory, check_precision, degrees_of, shards
 from app.signatures import check_settings
 from app.twins import refuse_twins
 from ipo_lightning.errors import InputError
@@ -142,6 +142,12 @@ def check_critic(cfg: DictConfig) -> None:
         raise InputError(
             "trainer=fsdp: the network of a critic is never sharded (an adapter does not need it); "
             "choose trainer=ddp"
+        )
+    if (degrees := degrees_of(cfg)).size > 1:
+        raise InputError(
+            setting="trainer.strategy",
+            value=str(degrees),
+            expected="the network of a critic is on each device whole; give ulysses=1 and ring=1",
         )
     if cfg.optim.ema is not None:
         raise InputError(

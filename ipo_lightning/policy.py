@@ -219,7 +219,14 @@ def _check_cache(cache: Any) -> None:
 
 
 class Policy(Protocol):
-    """A family of text-to-video diffusion transformers."""
+    """A family of text-to-video diffusion transformers.
+
+    Optional: ``divide_tokens(network, mesh)`` lets a group of ranks make the forwards of a built
+    network together, each on its part of a video's tokens; ``mesh`` has the dimensions ``ring`` and
+    ``ulysses``. Outputs are whole on every rank, and the sum of the ranks' gradients is the
+    gradient. With it come ``tokens``, the length of a video's sequence in attention, and ``heads``.
+    Families without it are refused under context parallelism.
+    """
 
     name: str
     """What people call it."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ipo_lightning.metrics.gauges import measure
-from ipo_lightning.parallel.runtime import Autocast, Runtime
+from ipo_lightning.parallel.runtime import Runtime
 from ipo_lightning.policy import Policy, Sampling
 from ipo_lightning.settings import checked
 from ipo_lightning.storage.records import Candidate
@@ -154,11 +154,13 @@ class Sampler:
         todo = workers.agree(lambda: self.missing(policy_fingerprint, items, precision))
         self.embed([item.prompt for item in items], runtime)
 
-        def make(item: PromptSeeds) -> Made:
+        def make(item: PromptSeeds) -> Made | None:
             key = self.key(policy_fingerprint, item, precision)
-            return self._make(key, item, network, runtime.autocast)
+            return self._make(key, item, network, runtime)
 
-        def keep(made: Made) -> None:
+        def keep(made: Made | None) -> None:
+            if made is None:
+                return
             candidates = self._keep(made)
             if on_candidates is not None:
                 on_candidates(candidates)
@@ -235,19 +237,29 @@ class Sampler:
 
     # ---------------------------------------------------------------- one prompt
 
-    def _make(self, key: str, item: PromptSeeds, network: nn.Module, autocast: Autocast) -> Made:
-        """What the device does: it decodes as well, since two at a time would only share it."""
+    def _make(
+        self, key: str, item: PromptSeeds, network: nn.Module, runtime: Runtime
+    ) -> Made | None:
+        """What the device does: it decodes as well, since two at a time would only share it.
+
+        Where a group of ranks samples together, all have the latents; the leading one decodes, and
+        the others return None.
+        """
         guided = self.sampling.guided
-        negative = self.text(self.sampling.negative_prompt) if guided else None
-        text = self.text(item.prompt)
-        given = (network, item.seeds, text, negative, self.sampling)
+        prompts = [item.prompt, *([self.sampling.negative_prompt] if guided else [])]
+        texts, start = runtime.workers.group.agree(
+            lambda: ([self.text(one) for one in prompts], self._start(item))
+        )
+        given = (network, item.seeds, texts[0], texts[1] if guided else None, self.sampling)
         more: dict[str, Tensor] = {}
-        with autocast():
+        with runtime.autocast():
             if self.sampling.prune_at is None:
-                latents = self.policy.sample(*given, self._start(item))
+                latents = self.policy.sample(*given, start)
             else:
                 latents, stopped, level = self.policy.foresee(*given)
                 more = {STOPPED: stopped.cpu(), "noise_level": torch.full((len(latents),), level)}
+        if not runtime.workers.keeps:
+            return None
         return Made(key, item, {"latents": latents.cpu(), **more}, self.policy.decode(latents))
 
     def _start(self, item: PromptSeeds) -> Tensor | None:

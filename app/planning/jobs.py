@@ -20,9 +20,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from app.assembly import accelerator_of, make_module, make_sampling
 from app.entry import build
-from app.planning.memory import samples_from_shards, shards
+from app.planning.memory import degrees_of, samples_from_shards, shards
 from ipo_lightning.critics.stage.costs import Cost, Watched, cost_of
 from ipo_lightning.errors import InputError
+from ipo_lightning.parallel.degrees import check_world
 from ipo_lightning.planning.job import Job
 from ipo_lightning.planning.published import MODELS, write_configs
 from ipo_lightning.policy import Policy, Sampling
@@ -93,6 +94,7 @@ def _most_guided(cfg: DictConfig) -> Sampling:
 def job_of(cfg: DictConfig) -> Job:
     """What the settings ask of their devices."""
     optimizer, backbone = cfg.optim.optimizer, cfg.backbone
+    check_world(degrees_of(cfg), devices_of(cfg))
     return Job(
         policy=build(backbone, "backbone"),
         make=lambda policy: make_module(cfg, policy),
@@ -109,6 +111,7 @@ def job_of(cfg: DictConfig) -> Job:
         devices=devices_of(cfg),
         sharded=is_sharded(cfg),
         gather_to_sample=not samples_from_shards(cfg),
+        degrees=degrees_of(cfg),
         gpu=on_gpu(cfg),
         decode_batch=backbone.get("decode_batch", 1),
         critic=_cost(cfg, "critic"),

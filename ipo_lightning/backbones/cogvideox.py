@@ -156,6 +156,14 @@ class CogVideoX(VideoSampler, DiffusersFolder):
         )
 
     @property
+    def tokens(self) -> int:
+        """Tokens of a video and its prompt, which attention sees together."""
+        frames, _, height, width = self.latent_shape
+        patch = self.config["patch_size"]
+        video = frames // self._patch_frames * (height // patch) * (width // patch)
+        return int(video + self.config["max_text_seq_length"])
+
+    @property
     def _spatial_ratio(self) -> int:
         return int(2 ** (len(self._vae_config["block_out_channels"]) - 1))
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from ipo_lightning.backbones.context import divide_tokens
 from ipo_lightning.backbones.lora import (
     Lora,
     add_adapter,
@@ -63,6 +64,26 @@ class BuildsNetwork:
         else:
             shard(network, mesh, fill)
         return network
+
+    def divide_tokens(self, network: nn.Module, mesh: DeviceMesh) -> None:
+        """Let a group of ranks make the network's forwards together; see `Policy`."""
+        divide_tokens(network, mesh, self.network_settings.attention)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one video in the network's attention, with those of its prompt where it sees
+        both together."""
+        raise NotImplementedError
+
+    @property
+    def heads(self) -> int:
+        """Heads of the network's attention."""
+        return int(self.config["num_attention_heads"])
+
+    @property
+    def width(self) -> int:
+        """Numbers of a token, over all heads."""
+        return self.heads * int(self.config["attention_head_dim"])
 
     def frame(self) -> Any:
         """A network whose frozen weights are not there; see `Policy.frame`."""

@@ -6,6 +6,7 @@ both, and the sampler, are read from the checkpoint.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -183,6 +184,12 @@ class Wan(VideoSampler, DiffusersFolder):
             height // ratio,
             width // ratio,
         )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a video; its prompt's are not divided."""
+        whole = math.prod(self.latent_shape[1:])
+        return int(whole // math.prod(self.config["patch_size"]))
 
     @property
     def _spatial_ratio(self) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ipo_lightning.draws.batch import PairBatch, PointBatch
 from ipo_lightning.draws.dataset import Draws, collate
 from ipo_lightning.objectives import Objective, squared_error
 from ipo_lightning.parallel.runtime import Autocast
@@ -63,10 +64,12 @@ class ReferenceErrors:
         device = next(network.parameters()).device
 
         def work(chunk: range) -> None:
-            errors = self._errors(draws, chunk, network, autocast, device)
-            self.store.put_record("reference", self._key(draws, chunk), errors)
+            batch = workers.group.agree(lambda: collate([draws[index] for index in chunk]))
+            errors = self._errors(draws, chunk, batch, network, autocast, device)
+            if workers.keeps:
+                self.store.put_record("reference", self._key(draws, chunk), errors)
 
-        workers.run(todo, work, label, "batches", together=True)
+        workers.run(todo, work, label, "batches", together=True, forwards=True)
 
     def table(self, draws: Draws) -> Tensor:
         """(V, 2) float32 for pairs, winner and loser, or (V, 1) for points, in the plan's order.
@@ -103,11 +106,11 @@ class ReferenceErrors:
         self,
         draws: Draws,
         chunk: Sequence[int],
+        batch: PairBatch | PointBatch,
         network: nn.Module,
         autocast: Autocast,
         device: torch.device,
     ) -> list[list[float]]:
-        batch = collate([draws[index] for index in chunk])
         videos = type(batch.videos())(*(part.to(device) for part in batch.videos()))
         noised = self.objective.noise(videos.latents, videos.noise, videos.u)
         with autocast():

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
 from tqdm import tqdm
@@ -54,11 +55,31 @@ class Workers:
     """Units that this process works on at the same time, where a stage allows it."""
     bars: bool = True
     """Whether progress bars are shown."""
+    peers: int = 1
+    """Ranks that make each forward together, side by side (context parallelism): a group."""
+    share: Callable[[Any], Any] = own_value
+    """Gives every rank of a group the value of the group's leading rank."""
 
     @property
     def leads(self) -> bool:
         """Whether this process writes what is written once."""
         return self.rank == 0
+
+    @property
+    def keeps(self) -> bool:
+        """Whether this process keeps what its group computes."""
+        return self.rank % self.peers == 0
+
+    @property
+    def group(self) -> "Workers":
+        """The ranks of this one's group among themselves."""
+        return replace(
+            self,
+            rank=self.rank % self.peers,
+            world=self.peers,
+            barrier=no_barrier,
+            broadcast=self.share,
+        )
 
     @property
     def shows(self) -> bool:
@@ -104,15 +125,18 @@ class Workers:
         unit: str,
         *,
         together: bool = False,
+        forwards: bool = False,
     ) -> None:
         """Do this rank's part of the work, with a progress bar on the leading rank.
 
         All ranks must hold the same ``todo``, see `agree`. ``together`` lets the threads share the
-        units; the work must then allow it. A unit that meets a `LostBlob` is left undone: the file
-        is gone from the disk that all ranks see, and what was to be made is missing there.
+        units; the work must then allow it. ``forwards``: the work takes forwards of the network,
+        which a group of ranks makes together. A unit that meets a `LostBlob` is left undone: the
+        file is gone from the disk that all ranks see, and what was to be made is missing there.
         """
         threads = self.threads if together else 1
-        self._run(todo, lambda units: _shared(units, work, threads), label, unit)
+        peers = self.peers if forwards else 1
+        self._run(todo, lambda units: _shared(units, work, threads), label, unit, peers)
 
     def run_finishing(
         self,
@@ -122,19 +146,20 @@ class Workers:
         label: str,
         unit: str,
     ) -> None:
-        """As `run` with ``together``, for work in two parts.
+        """As `run` with ``together`` and ``forwards``, for work in two parts.
 
         Where threads share the units, each works on its own and finishes it. A single one works on
         the next unit while another finishes the last: the device need not wait for the disk.
         """
         if self.threads == 1:
-            self._run(todo, lambda units: _overlapped(units, work, finish), label, unit)
+            overlapped = partial(_overlapped, work=work, finish=finish)
+            self._run(todo, overlapped, label, unit, self.peers)
             return
 
         def both(one: T) -> None:
             finish(work(one))
 
-        self._run(todo, lambda units: _shared(units, both, self.threads), label, unit)
+        self._run(todo, lambda units: _shared(units, both, self.threads), label, unit, self.peers)
 
     def _run(
         self,
@@ -142,9 +167,11 @@ class Workers:
         results: Callable[[Sequence[T]], Iterator[None]],
         label: str,
         unit: str,
+        peers: int,
     ) -> None:
+        """``peers``: neighbouring ranks that do each unit together."""
         self.barrier()  # every rank knows its part before anyone finishes a unit
-        mine = todo[self.rank :: self.world]
+        mine = todo[self.rank // peers :: self.world // peers]
         bar = tqdm(total=len(mine), desc=label, unit=f" {unit}", disable=not (self.shows and mine))
         with bar:
             for _ in results(mine):

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from ipo_lightning.errors import InputError
 from ipo_lightning.guards import alarms
 from ipo_lightning.parallel.runtime import Runtime, arithmetic
+from ipo_lightning.parallel.strategies import group_of
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.storage.layout import RunDir
 
@@ -112,17 +114,20 @@ def runtime_of(
             one on a GPU.
         bars: whether stages show progress bars.
     """
-    strategy = trainer.strategy
+    strategy, group = trainer.strategy, group_of(trainer)
     workers = Workers(
         trainer.global_rank,
         trainer.world_size,
         strategy.barrier,
         strategy.broadcast,
-        threads=parallel_prompts or cores_of_a_rank(trainer),
+        threads=1 if group else parallel_prompts or cores_of_a_rank(trainer),
         bars=bars,
     )
-    autocast = trainer.precision_plugin.forward_context
     precision = arithmetic(str(trainer.precision))
+    if group is not None:
+        workers = replace(workers, peers=group.degrees.size, share=group.share)
+        precision = f"{precision}, {group.degrees}"  # sums are made in another order
+    autocast = trainer.precision_plugin.forward_context
     return Runtime(strategy.root_device, precision, autocast, workers)
 
 
