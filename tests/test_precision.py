@@ -13,7 +13,7 @@ import torch
 from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
 from torch import Tensor, nn
 
-from app import assembly
+from app import assembly, claiming, process
 from app.checks import check
 from app.entry import settings
 from app.planning import memory
@@ -301,7 +301,7 @@ def test_text_encoder_and_vae_are_gone_while_the_network_trains(
     cfg = small(
         "round=1", "until=training", "data.optimizer_steps=1", "regularise.real=1", "data.real.n=4"
     )
-    assembly.settle(cfg)
+    process.settle(cfg)
     parts = assembly.assemble(cfg)
     made: list[weakref.ref[nn.Module]] = []
     for name in ("text_encoder_class", "vae_class"):
@@ -316,7 +316,7 @@ def test_text_encoder_and_vae_are_gone_while_the_network_trains(
         monkeypatch.setattr(kind, "from_pretrained", remember)
     trainer, alive = assembly.build_trainer(cfg, parts.iteration), Alive(made)
     trainer.callbacks.append(alive)  # type: ignore[attr-defined]
-    assembly.claim(parts.run, cfg)
+    claiming.claim(parts.run, cfg)
     fit(parts, cfg, trainer)
     assert alive.steps == 1 and len(made) >= 4
 
@@ -431,8 +431,8 @@ def test_only_other_arithmetic_of_float32_is_named(compose_train: ComposeTrain) 
     assert settings(tf32) == {**settings(plain), "float32_matmul": "high"}
     assert arithmetic("32-true") == "32-true"
     try:
-        assembly.settle(tf32)
+        process.settle(tf32)
         assert arithmetic("32-true") == "32-true, matmul high"
     finally:
-        assembly.settle(plain)
+        process.settle(plain)
     assert torch.get_float32_matmul_precision() == "highest"

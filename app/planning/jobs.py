@@ -18,9 +18,10 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from app.assembly import accelerator_of, make_module, make_sampling
+from app.assembly import make_module, make_sampling
 from app.entry import build
 from app.planning.memory import degrees_of, samples_from_shards, shards
+from app.process import accelerator_of
 from ipo_lightning.critics.stage.costs import Cost, Watched, cost_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.degrees import check_world

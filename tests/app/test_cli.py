@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 from omegaconf import OmegaConf
 
-from app import assembly, checks
+from app import assembly, checks, claiming
 from app.entry import REPO, refuse_misspelt
 from app.free_text import flags_first
 from app.keys import KEYS
@@ -265,8 +265,8 @@ def test_a_folder_keeps_its_settings(compose_train: ComposeTrain, tmp_path: Path
     """Another round of the same run is welcome, another seed is not."""
     cfg = compose_train("name=mine", "seed=1")
     run = RunDir(tmp_path / "mine")
-    assembly.claim(run, cfg)
-    assembly.claim(run, compose_train("name=mine", "seed=1", "round=5", "trainer=cpu"))
+    claiming.claim(run, cfg)
+    claiming.claim(run, compose_train("name=mine", "seed=1", "round=5", "trainer=cpu"))
     message = refusal(compose_train, "name=mine", "seed=2", "logger=none", "trainer=cpu")
     assert "seed: 1 -> 2" in message
     assert "name=NAME" in message
