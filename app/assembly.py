@@ -69,6 +69,9 @@ INSTEAD = {
 }
 """What to give in place of a trainer's argument that the run determines."""
 
+STEPS = "num_inference_steps"
+"""What a cache config of diffusers calls the number of steps."""
+
 Prompts = Callable[[str], Sequence[str]]
 
 
@@ -510,8 +513,22 @@ def make_sampling(cfg: DictConfig) -> Sampling:
         Sampling,
         cfg,
         negative_prompt=cfg.rollout.negative_prompt or "",
-        cache=build(cfg.rollout.cache, "rollout.cache"),
+        cache=build_cache(cfg.rollout.cache, "rollout.cache", cfg.rollout.steps),
     )
+
+
+def build_cache(node: Any, key: str, steps: Any) -> Any:
+    """A cache config of diffusers. One that asks for the number of steps is told it: diffusers
+    makes its figures of each step as many as there are.
+
+    Raises:
+        InputError: names the wrong setting by its full key.
+    """
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=True)
+    cache = build(node, key)
+    asks = hasattr(cache, STEPS) and STEPS not in node
+    return build({**node, STEPS: steps}, key) if asks else cache
 
 
 def make_drafter(
@@ -531,7 +548,8 @@ def make_drafter(
             "be made in full as well; give rollout.draft=null, or labelling.middle=drop"
         )
     if "cache" in cheaper:
-        cheaper["cache"] = build(cheaper["cache"], "rollout.draft.cache")
+        steps = cheaper.get("steps", cfg.rollout.steps)
+        cheaper["cache"] = build_cache(cheaper["cache"], "rollout.draft.cache", steps)
     with within("rollout.draft"):
         return sampler.drafter(**cheaper)
 

@@ -82,7 +82,7 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     return found
 
 
-LATER = ("guidance_interval",)
+LATER = ("guidance_interval", "guidance_forwards")
 """Settings of a rollout and of its drafts that runs of before do not name."""
 
 

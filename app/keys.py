@@ -37,6 +37,7 @@ KEYS = {
         "scheduler": "rollout.scheduler",
         "dynamic_guidance": "rollout.dynamic_guidance",
         "guidance_interval": "rollout.guidance_interval",
+        "guidance_forwards": "rollout.guidance_forwards",
         "shared": "rollout.shared",
         "batch_size": "rollout.batch_size",
     },

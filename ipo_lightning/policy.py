@@ -54,6 +54,10 @@ class Sampling:
     guidance_interval: Interval = None
     """The steps with guidance, as shares of all steps from the noisiest on, high excluded; None:
     all. The others take one prediction (Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
+    guidance_forwards: Annotated[Literal[1, 2] | None, Null("as the family's pipeline does")] = None
+    """Forwards of a guided step: 1 of twice as many videos, 2 one after the other in half the
+    memory. None: as diffusers' pipeline of the family does, 1 for CogVideoX and 2 for Wan, and 1
+    with pyramid attention broadcast."""
     cache: Any = None
     """A cache config of diffusers, a dataclass, for this sampling alone; None: none."""
 
@@ -87,6 +91,21 @@ class Sampling:
             return range(0)
         return range(round(low * self.steps), round(high * self.steps))
 
+    def guidance_videos(self, usual: int) -> int:
+        """Videos in one forward for each that is sampled; with guidance ``usual`` of the family."""
+        if not self.guided:
+            return 1
+        if self._mixes_forwards:
+            return 2
+        return usual if self.guidance_forwards is None else 2 // self.guidance_forwards
+
+    @property
+    def _mixes_forwards(self) -> bool:
+        """Whether a cache takes what belongs to one of two forwards of a step for the other's: then
+        a step has one, unless two are asked for."""
+        mixes = type(self.cache).__name__ == "PyramidAttentionBroadcastConfig"
+        return mixes and self.guided and self.guidance_forwards is None
+
     @property
     def shared_steps(self) -> int:
         """How many steps the videos of one prompt have in common; at least one is their own."""
@@ -105,14 +124,16 @@ class Sampling:
         What is left at its default is not named: a fingerprint made before there was a choice
         stays what it was.
         """
-        later = ("scheduler", "dynamic_guidance", "shared", "batch_size")
+        later = ("scheduler", "dynamic_guidance", "shared", "batch_size", "guidance_forwards")
         defaults = {field.name: field.default for field in fields(self)}
         chosen = {name: getattr(self, name) for name in later}
         named = {name: value for name, value in chosen.items() if value != defaults[name]}
         if self.guided and len(self.guided_steps) < self.steps:
             named["guided_steps"] = [self.guided_steps.start, self.guided_steps.stop]
         if self.cache is not None:
-            named["cache"] = [type(self.cache).__name__, asdict(self.cache)]
+            if self._mixes_forwards:
+                named["guidance_forwards"] = 1
+            named["cache"] = [type(self.cache).__name__, _plain(asdict(self.cache))]
         return named
 
     def independent(self) -> "Sampling":
@@ -145,6 +166,15 @@ class Sampling:
         return draft
 
 
+def _plain(value: Any) -> Any:
+    """A value of a cache config as JSON has it."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+
+
 def _check_cache(cache: Any) -> None:
     if not is_dataclass(cache) or isinstance(cache, type):
         raise InputError(
@@ -173,8 +203,8 @@ class Policy(Protocol):
     fps: float
     """Frames per second of its videos."""
     guidance_videos: int
-    """Videos in one forward for each that is sampled with guidance: 2 where both predictions are
-    made together, 1 where one after the other."""
+    """Videos in one forward for each that is sampled with guidance, unless the sampling says it: 2
+    where both predictions are made together, 1 where one after the other."""
 
     @property
     def identity(self) -> str:

@@ -64,6 +64,13 @@ class BuildsNetwork:
             shard(network, mesh, fill)
         return network
 
+    def small_network(self) -> Any:
+        """Two blocks of the network, without weights."""
+        config = {**self.config, "num_layers": 2}
+        kind = getattr(self.transformer_class, "kind", self.transformer_class)
+        with torch.device("meta"):
+            return kind.from_config(config)
+
     def frame(self) -> Any:
         """A network whose frozen weights are not there; see `Policy.frame`."""
         return self._unfilled()[0]
