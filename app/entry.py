@@ -82,7 +82,7 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     return found
 
 
-LATER = ("guidance_interval", "guidance_forwards")
+LATER = ("guidance_interval", "guidance_forwards", "attention", "compile", "lora", "weights")
 """Settings of a rollout and of its drafts that runs of before do not name."""
 
 

@@ -38,6 +38,8 @@ KEYS = {
         "dynamic_guidance": "rollout.dynamic_guidance",
         "guidance_interval": "rollout.guidance_interval",
         "guidance_forwards": "rollout.guidance_forwards",
+        "attention": "rollout.attention",
+        "compile": "rollout.compile",
         "shared": "rollout.shared",
         "batch_size": "rollout.batch_size",
     },

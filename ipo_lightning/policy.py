@@ -7,6 +7,7 @@ the same policy serves the trained network and its frozen reference.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -17,7 +18,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Objective
 from ipo_lightning.parallel.sharding import placed_like
-from ipo_lightning.settings import AtLeast, Below, Count, Null, Says, checked
+from ipo_lightning.settings import AtLeast, Below, Count, Null, Says, Text, checked
+from ipo_lightning.storage.store import file_sha256
 from ipo_lightning.video import Clip
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -60,6 +62,14 @@ class Sampling:
     with pyramid attention broadcast."""
     cache: Any = None
     """A cache config of diffusers, a dataclass, for this sampling alone; None: none."""
+    attention: Annotated[Text | None, Null("as in training")] = None
+    """An attention backend of diffusers by its name, such as ``native`` or ``sage``."""
+    compile: Annotated[bool | None, Null("as in training")] = None
+    """Whether each block runs compiled."""
+    lora: Annotated[Text | None, Null("none")] = None
+    """A LoRA's file that is laid over the policy, at scale 1."""
+    weights: Annotated[Literal["int8", "fp8"] | None, Null("as in training")] = None
+    """Compute with copies of the blocks' weights that are rounded to 8 bits."""
 
     def __post_init__(self) -> None:
         if self.guidance_interval is not None:
@@ -77,6 +87,11 @@ class Sampling:
             )
         if self.cache is not None:
             _check_cache(self.cache)
+        if self.compile and (self.lora or self.weights):
+            raise InputError(
+                setting="compile", value="true", expected="give false with lora or weights, which "
+                "change layers inside the compiled blocks",
+            )  # fmt: skip
 
     @property
     def guided(self) -> bool:
@@ -124,7 +139,8 @@ class Sampling:
         What is left at its default is not named: a fingerprint made before there was a choice
         stays what it was.
         """
-        later = ("scheduler", "dynamic_guidance", "shared", "batch_size", "guidance_forwards")
+        later = ("scheduler", "dynamic_guidance", "shared", "batch_size", "guidance_forwards",
+                 "attention", "compile", "weights")  # fmt: skip
         defaults = {field.name: field.default for field in fields(self)}
         chosen = {name: getattr(self, name) for name in later}
         named = {name: value for name, value in chosen.items() if value != defaults[name]}
@@ -134,11 +150,26 @@ class Sampling:
             if self._mixes_forwards:
                 named["guidance_forwards"] = 1
             named["cache"] = [type(self.cache).__name__, _plain(asdict(self.cache))]
+        if self.lora is not None:
+            named["lora"] = file_content(self.lora)
         return named
 
+    @property
+    def changes_network(self) -> bool:
+        """Whether the network is another while it is sampled from."""
+        return self.compiles is not None or self.lora is not None or self.weights is not None
+
+    @property
+    def compiles(self) -> bool | None:
+        """Whether each block runs compiled; None: as in training. What lies over the layers of a
+        compiled block would not be seen."""
+        return False if self.lora or self.weights else self.compile
+
     def independent(self) -> "Sampling":
-        """This sampling as evaluations use it: no shared steps, no cache."""
-        return replace(self, shared=0.0, cache=None)
+        """This sampling as evaluations use it: the policy's own samples, as it is trained."""
+        return replace(
+            self, shared=0.0, cache=None, attention=None, compile=None, lora=None, weights=None
+        )
 
     def draft(self, **cheaper: Any) -> "Sampling":
         """This sampling made cheaper, for drafts of videos that are made in full afterwards.
@@ -152,18 +183,42 @@ class Sampling:
         """
         scale = cheaper.get("guidance_scale", self.guidance_scale)
         dynamic = self.dynamic_guidance and scale > 1
+        if cheaper.get("lora") or cheaper.get("weights"):
+            cheaper = {"compile": None, **cheaper}
         draft = replace(self, **cheaper, dynamic_guidance=dynamic)
         if self.shared:
             raise InputError(
                 f"drafts need independent candidates, but shared={self.shared} gives them common "
                 "steps; give shared=0, or no drafts"
             )
-        if draft.evaluations(1) >= self.evaluations(1) and draft.cache is None:
+        faster = draft.cache is not None or any(
+            getattr(draft, name) != getattr(self, name)
+            for name in ("attention", "compile", "weights")
+        )
+        if draft.evaluations(1) >= self.evaluations(1) and not faster:
             raise InputError(
                 f"a draft takes {draft.evaluations(1)} network evaluations, and a final video "
                 f"{self.evaluations(1)}; give drafts fewer steps, or less guidance, or a cache"
             )
         return draft
+
+
+def file_content(path: str) -> list[str]:
+    """What a LoRA's file says: its hash, and that of peft's settings beside it, "" for none.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(setting="lora", value=path, expected="there is no such file: put it there")
+    settings = file.with_name("adapter_config.json")
+    return [_hash(one, one.stat().st_mtime_ns) if one.is_file() else "" for one in (file, settings)]
+
+
+@lru_cache(maxsize=4)
+def _hash(file: Path, changed: int) -> str:
+    return file_sha256(file)
 
 
 def _plain(value: Any) -> Any:

@@ -18,6 +18,9 @@ from ipo_lightning.backbones.denoising import (
     initial_noise,
     predict_x0,
 )
+from ipo_lightning.backbones.for_rollouts import check_attention, for_rollout
+from ipo_lightning.backbones.lora_overlay import Overlay
+from ipo_lightning.backbones.network_settings import NetworkSettings
 from ipo_lightning.backbones.schedulers import BatchScheduler
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import Sampling
@@ -50,8 +53,11 @@ class VideoSampler(ABC):
     samplers: ClassVar[Mapping[str, Any]]
     """Classes of schedulers by the names that `Sampling.scheduler` takes."""
     guidance_videos: int
+    network_settings: NetworkSettings
     frames_first: ClassVar[bool] = False
     """Whether latents are (B, F, C, H, W), and not (B, C, F, H, W)."""
+    overlay: Callable[[str], Overlay]
+    """The content of a LoRA's file."""
     small_network: Callable[[], nn.Module]
     """Two blocks of the network, without weights."""
 
@@ -116,6 +122,16 @@ class VideoSampler(ABC):
                 f"scheduler={sampling.scheduler}: {self.family} has {names}, or null (the "
                 "checkpoint's own)"
             )
+        if sampling.attention is not None:
+            check_attention(sampling.attention)
+        if sampling.lora is not None:
+            self.overlay(sampling.lora)
+        kind = self.network_settings.quantize
+        if sampling.weights is not None and kind is not None:
+            raise InputError(
+                f"weights={sampling.weights} with backbone.quantize={kind}: the weights are "
+                "rounded already; give one of them"
+            )
         if sampling.cache is not None:
             together = not sampling.guided or self._guides_together(sampling)
             check_cache(sampling, self.small_network(), together, self.frames_first)
@@ -141,15 +157,21 @@ class VideoSampler(ABC):
         text = text.to(device).expand(len(seeds), -1, -1)
         negative = negative.to(device) if negative is not None and sampling.guided else None
         batch = Batch(network, seeds, text, negative, sampling)
+        overlay = None if sampling.lora is None else self.overlay(sampling.lora)
+        with for_rollout(network, sampling, overlay):
+            return self._sample(batch)
+
+    def _sample(self, batch: Batch) -> Tensor:
+        """Latents (B, ...), in as many batches as the sampling says."""
+        sampling, count = batch.sampling, len(batch.seeds)
         shared_x0 = self._shared_x0(batch) if sampling.shared_steps else None
 
         def sample_rows(rows: slice) -> Tensor:
             return self._denoise(batch.rows(rows), shared_x0)
 
         if sampling.batch_size == "auto":
-            return self._largest_batch.run(sample_rows, len(seeds))
-        size = sampling.batch_size or len(seeds)
-        return in_batches(sample_rows, len(seeds), size)
+            return self._largest_batch.run(sample_rows, count)
+        return in_batches(sample_rows, count, sampling.batch_size or count)
 
     @cached_property
     def _largest_batch(self) -> LargestBatch:
