@@ -308,7 +308,8 @@ def _critique(cfg: DictConfig, labelling: Labelling, store: Store) -> Critique:
 def _iteration(cfg: DictConfig, run: RunDir, stages: Sequence[RoundStage]) -> IterationCallback:
     """The callback that takes the trainer through the stages."""
     # The kernels of attention and what is compiled hold for a whole process: threads cannot share.
-    alone = cfg.backbone.get("attention") or cfg.backbone.get("compile")
+    parts = (cfg.backbone, cfg.rollout, cfg.rollout.get("draft") or {})
+    alone = any(part.get(name) for part in parts for name in ("attention", "compile"))
     callback: IterationCallback = build(
         cfg.callbacks.iteration,
         "callbacks.iteration",
@@ -365,7 +366,7 @@ def _evaluation(
         Evaluation,
         cfg,
         _held_out(cfg, split),
-        sampler=sampler,
+        sampler=sampler.at_guidance(cfg.evaluation.get("guidance_scale")),
         critic=critique,
         eval_critic=critique_of(
             build(cfg.eval_critic, "eval_critic"), sampler.store, held_out=True

@@ -82,8 +82,19 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     return found
 
 
-LATER = ("guidance_interval", "guidance_forwards", "attention", "compile", "lora", "weights")
-"""Settings of a rollout and of its drafts that runs of before do not name."""
+LATER = {
+    "float32_matmul": "highest",
+    **{
+        f"rollout.{name}": None
+        for name in ("guidance_interval", "guidance_forwards", "attention", "compile")
+    },
+    **{
+        f"rollout.draft.{name}": None
+        for name in ("guidance_interval", "attention", "compile", "lora", "weights")
+    },
+    "evaluation.guidance_scale": None,
+}
+"""Settings that runs of before do not name, and the values by which they computed."""
 
 
 def determining(cfg: DictConfig) -> dict[str, Any]:
@@ -95,21 +106,26 @@ def determining(cfg: DictConfig) -> dict[str, Any]:
         for key in cfg
         if key not in (*PASSING, "trainer")
     }
-    if kept.get("float32_matmul") == "highest":
-        del kept["float32_matmul"]  # as runs of before computed, whose settings do not name it
+    for key, value in LATER.items():
+        _drop(kept, key.split("."), value)
     rollout = kept.get("rollout") or {}
     if not any((rollout.get("draft") or {}).values()):
         rollout.pop("draft", None)  # runs of before made none, and do not name it
-    for part in (rollout, rollout.get("draft") or {}):
-        for name in LATER:  # likewise
-            if part.get(name, "") is None:
-                del part[name]
     kept["trainer"] = {key: cfg.trainer.get(key) for key in TRAINER}
     given = {key: cfg.trainer.get(key) for key in MORE_TRAINER}
     kept["trainer"] |= {key: value for key, value in given.items() if value is not None}
     for group, key in PLACES:
         (kept.get(group) or {}).pop(key, None)
     return kept
+
+
+def _drop(kept: dict[str, Any], key: Sequence[str], value: Any) -> None:
+    """Remove a setting that has this value."""
+    *groups, name = key
+    for group in groups:
+        kept = kept.get(group) or {}
+    if kept.get(name, ...) == value:
+        del kept[name]
 
 
 def within_clone(value: Any) -> Any:

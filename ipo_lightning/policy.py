@@ -171,21 +171,28 @@ class Sampling:
             self, shared=0.0, cache=None, attention=None, compile=None, lora=None, weights=None
         )
 
+    def at_guidance(self, scale: float) -> "Sampling":
+        """This sampling at another guidance scale.
+
+        Guidance that changes from step to step goes where there is none.
+        """
+        return replace(
+            self, guidance_scale=scale, dynamic_guidance=self.dynamic_guidance and scale > 1
+        )
+
     def draft(self, **cheaper: Any) -> "Sampling":
         """This sampling made cheaper, for drafts of videos that are made in full afterwards.
 
         Args:
-            cheaper: its settings that differ, such as ``steps``. Guidance that changes from step to
-                step goes where there is none.
+            cheaper: its settings that differ, such as ``steps``; see `at_guidance`.
 
         Raises:
             InputError: the drafts would not be cheaper, or no drafts of the same videos.
         """
-        scale = cheaper.get("guidance_scale", self.guidance_scale)
-        dynamic = self.dynamic_guidance and scale > 1
+        guided = self.at_guidance(cheaper.pop("guidance_scale", self.guidance_scale))
         if cheaper.get("lora") or cheaper.get("weights"):
             cheaper = {"compile": None, **cheaper}
-        draft = replace(self, **cheaper, dynamic_guidance=dynamic)
+        draft = replace(guided, **cheaper)
         if self.shared:
             raise InputError(
                 f"drafts need independent candidates, but shared={self.shared} gives them common "

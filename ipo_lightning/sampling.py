@@ -70,6 +70,10 @@ class Sampler:
         """This sampler as a policy is measured with, see `Sampling.independent`."""
         return self._with(self.sampling.independent())
 
+    def at_guidance(self, scale: float | None) -> "Sampler":
+        """This sampler at another guidance scale; None: at its own."""
+        return self if scale is None else self._with(self.sampling.at_guidance(scale))
+
     def drafter(self, **cheaper: Any) -> "Sampler":
         """This sampler as it makes drafts, see `Sampling.draft`."""
         sampling = self.sampling.draft(**cheaper)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from app.assembly import assemble
+from app.assembly import assemble, make_sampling
 from app.entry import determining
 from app.planning.rollouts import told, videos_of
 from ipo_lightning.errors import InputError
@@ -77,6 +77,20 @@ def stop_at(patch: pytest.MonkeyPatch, owner: type, name: str) -> None:
 
 
 # -------------------------------------------------------------------- settings
+
+
+def test_candidates_without_guidance_evaluated_with_it(small: ComposeTrain) -> None:
+    """Both evaluations are guided, the candidates are not; runs of before do not name it."""
+    assert "guidance_scale" not in determining(small())["evaluation"]
+    cfg = small("evaluation.guidance_scale=3", "evaluation.split=final", "evaluation.choice_n=1")
+    assert determining(cfg)["evaluation"]["guidance_scale"] == 3
+    parts = assemble(cfg)
+    assert parts.choice is not None
+    evaluated = {one.sampler.sampling.guidance_scale for one in (parts.evaluation, parts.choice)}
+    assert evaluated == {3.0}
+    assert make_sampling(cfg).guidance_scale == 1
+    with pytest.raises(InputError, match=r"evaluation\.guidance_scale=0\.5"):
+        train(small("evaluation.guidance_scale=0.5", "evaluation.choice_n=0"))
 
 
 def test_a_run_without_drafts_is_the_run_that_it_was(small: ComposeTrain) -> None:
