@@ -168,6 +168,7 @@ def _iteration(cfg: DictConfig, run: RunDir, stages: Sequence[RoundStage]) -> It
         stages=stages,
         until=None if cfg.until == "evaluation" else cfg.until,
         requeue=cfg.requeue,
+        engine=build(cfg.stages, "stages"),
         **({"parallel_prompts": 1} if alone else {}),
     )
     return callback

@@ -52,7 +52,7 @@ TASKS = {"policy": "train", "critic": "train_critic"}
 """What train.py trains -> the configuration of it."""
 PASSING = ("task", "round", "name", "until", "dry_run", "report_only", "debug", "plan",
            "push_to_hub", "requeue", "accept_version", "log", "paths", "logger", "callbacks",
-           "guards", "start", "start_merge", "hydra")  # fmt: skip
+           "guards", "stages", "start", "start_merge", "hydra")  # fmt: skip
 """Keys that do not change what a run computes."""
 PLACES = (("critic", "answers"), ("eval_critic", "answers"), ("network", "cache"))
 """Settings that say where something lies that is known by its content, or that saves time."""
