@@ -362,7 +362,7 @@ def _evaluation(
         Evaluation,
         cfg,
         _held_out(cfg, split),
-        sampler=sampler,
+        sampler=sampler.at_guidance(cfg.evaluation.get("guidance_scale")),
         critic=critique,
         eval_critic=critique_of(
             build(cfg.eval_critic, "eval_critic"), sampler.store, held_out=True

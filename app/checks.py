@@ -77,6 +77,9 @@ SETTINGS: dict[str, Any] = {
     "evaluation.split": Literal["train", "select", "final"],
     "evaluation.prompts": Annotated[Count | None, Null("all")],
     "evaluation.choice_n": Annotated[int, AtLeast(0)],
+    "evaluation.guidance_scale": Annotated[
+        Annotated[float, AtLeast(1)] | None, Null("that of rollout")
+    ],
     "evaluation.gauges": Mapping[str, Object] | None,
     "evaluation.real_clips": Object | None,
     "optim.optimizer.lr": Positive,

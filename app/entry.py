@@ -82,6 +82,15 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     return found
 
 
+LATER = {
+    "float32_matmul": "highest",
+    "rollout.guidance_interval": None,
+    "rollout.draft.guidance_interval": None,
+    "evaluation.guidance_scale": None,
+}
+"""Settings that runs of before do not name, and the values by which they computed."""
+
+
 def determining(cfg: DictConfig) -> dict[str, Any]:
     """The settings that determine a run's results, resolved, with their paths as they are."""
     kept: dict[str, Any] = {
@@ -91,8 +100,8 @@ def determining(cfg: DictConfig) -> dict[str, Any]:
         for key in cfg
         if key not in (*PASSING, "trainer")
     }
-    if kept.get("float32_matmul") == "highest":
-        del kept["float32_matmul"]  # as runs of before computed, whose settings do not name it
+    for key, value in LATER.items():
+        _drop(kept, key.split("."), value)
     rollout = kept.get("rollout") or {}
     if not any((rollout.get("draft") or {}).values()):
         rollout.pop("draft", None)  # runs of before made none, and do not name it
@@ -102,6 +111,15 @@ def determining(cfg: DictConfig) -> dict[str, Any]:
     for group, key in PLACES:
         (kept.get(group) or {}).pop(key, None)
     return kept
+
+
+def _drop(kept: dict[str, Any], key: Sequence[str], value: Any) -> None:
+    """Remove a setting that has this value."""
+    *groups, name = key
+    for group in groups:
+        kept = kept.get(group) or {}
+    if kept.get(name, ...) == value:
+        del kept[name]
 
 
 def within_clone(value: Any) -> Any:

@@ -36,6 +36,7 @@ KEYS = {
         "guidance_scale": "rollout.guidance_scale",
         "scheduler": "rollout.scheduler",
         "dynamic_guidance": "rollout.dynamic_guidance",
+        "guidance_interval": "rollout.guidance_interval",
         "shared": "rollout.shared",
         "batch_size": "rollout.batch_size",
     },

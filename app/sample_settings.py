@@ -60,7 +60,7 @@ SETTINGS: dict[str, Any] = {
     "log": Log,
 }
 """Those that no class takes."""
-OF_RUN = ("steps", "guidance_scale", "dynamic_guidance")
+OF_RUN = ("steps", "guidance_scale", "dynamic_guidance", "guidance_interval")
 """Settings of `ipo_lightning.policy.Sampling` that may be left to the run."""
 LARGE = 2**20
 """Pixels of a video, over all its frames, above which two are not denoised together unasked."""
@@ -198,26 +198,36 @@ def sampling_of(
 ) -> "Sampling":
     """How videos are drawn: as given here, else as in rollout=, in the run, in CogVideoX's usual.
 
-    What makes candidates of a run cheaper or more alike (``shared``, ``cache``) is left out.
+    What makes candidates of a run cheaper or more alike (``shared``, ``cache``) is left out, and
+    its guidance is that of its evaluation.
     """
     from ipo_lightning.policy import Sampling
 
-    run: Any = cfg.get("rollout") or saved.get("rollout") or {}
+    run: Any = cfg.get("rollout") or _evaluated(saved)
     if not run and is_shipped(node):
         run = OmegaConf.load(REPO / "conf/rollout/shapes.yaml")
     usual = {"steps": 50, "guidance_scale": 6.0, "negative_prompt": "", "scheduler": None,
-             "dynamic_guidance": False}  # fmt: skip
+             "dynamic_guidance": False, "guidance_interval": None}  # fmt: skip
     chosen = {
         name: run.get(name, default) if cfg[name] is None else cfg[name]
         for name, default in usual.items()
     }
+    interval = chosen["guidance_interval"]
     return Sampling(
         int(chosen["steps"]),
         float(chosen["guidance_scale"]),
         str(chosen["negative_prompt"] or ""),
         scheduler=chosen["scheduler"],
         dynamic_guidance=bool(chosen["dynamic_guidance"]),
+        guidance_interval=interval and tuple(interval),
     )
+
+
+def _evaluated(saved: DictConfig | dict[str, Any]) -> dict[str, Any]:
+    """The sampling settings of a run's evaluation."""
+    rollout, evaluation = (dict(saved.get(name) or {}) for name in ("rollout", "evaluation"))
+    scale = evaluation.get("guidance_scale")
+    return rollout if scale is None else rollout | {"guidance_scale": scale}
 
 
 def batch_of(cfg: DictConfig, size: tuple[int, int, int]) -> int:

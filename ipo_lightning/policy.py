@@ -8,7 +8,7 @@ the same policy serves the trained network and its frozen reference.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,18 @@ from torch.distributed.device_mesh import DeviceMesh
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Objective
 from ipo_lightning.parallel.sharding import placed_like
-from ipo_lightning.settings import AtLeast, Below, Count, Null, checked
+from ipo_lightning.settings import Above, AtLeast, Below, Count, Null, Says, checked
 from ipo_lightning.video import Clip
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The file of a LoRA export: what diffusers looks for in a folder."""
+
+SHARES = "low and high, 0 <= low <= high <= 1"
+Interval = Annotated[
+    Annotated[tuple[float, float], Says(SHARES)] | None, Null("guidance at every step")
+]
+
+PruneAt = Annotated[float | None, Above(0), Below(1), Null("drafts are sampled apart")]
 
 
 @checked
@@ -46,11 +53,27 @@ class Sampling:
     """Share of the steps, in [0, 1), that the videos of one prompt have in common."""
     batch_size: Annotated[Count | Literal["auto"] | None, Null("all of a prompt")] = None
     """Videos denoised at once; None: all of a call; ``auto``: as many as fit into GPU memory."""
+    guidance_interval: Interval = None
+    """The steps with guidance, as shares of all steps from the noisiest on, high excluded; None:
+    all. The others take one prediction (Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
     cache: Any = None
     """A cache config of diffusers, a dataclass, for this sampling alone; None: none."""
+    prune_at: int | None = None
+    """Stop after so many of the steps, see `Policy.foresee`; None: do not."""
+    finish: int = 0
+    """Steps in which a video is foreseen from there; 0: by the last prediction, at no cost."""
+    resume: int = 0
+    """The step at which videos go on that were stopped there."""
 
     def __post_init__(self) -> None:
-        if self.dynamic_guidance and not self.guided:
+        if self.guidance_interval is not None:
+            low, high = self.guidance_interval
+            object.__setattr__(self, "guidance_interval", (low, high))
+            if not 0 <= low <= high <= 1:
+                raise InputError(
+                    setting="guidance_interval", value=[low, high], expected=f"give {SHARES}"
+                )
+        if self.dynamic_guidance and self.guidance_scale <= 1:
             raise InputError(
                 setting="dynamic_guidance",
                 value="true",
@@ -61,8 +84,16 @@ class Sampling:
 
     @property
     def guided(self) -> bool:
-        """Whether a second prediction, of the negative prompt, is made at each step."""
-        return self.guidance_scale > 1
+        """Whether a second prediction, of the negative prompt, is made at any step."""
+        return len(self.guided_steps) > 0
+
+    @property
+    def guided_steps(self) -> range:
+        """The steps at which a second prediction, of the negative prompt, is made."""
+        low, high = self.guidance_interval or (0.0, 1.0)
+        if self.guidance_scale <= 1:
+            return range(0)
+        return range(round(low * self.steps), round(high * self.steps))
 
     @property
     def shared_steps(self) -> int:
@@ -71,8 +102,18 @@ class Sampling:
 
     def evaluations(self, videos: int) -> int:
         """Network evaluations (one video through the network once) for videos of one prompt."""
-        own = videos * (self.steps - self.shared_steps)
-        return (self.shared_steps + own) * (2 if self.guided else 1)
+        shared, guided = self.shared_steps, self.guided_steps
+        last = self.steps if self.prune_at is None else self.prune_at
+        made = (*range(self.resume, last), *self.finishing)
+        return sum((1 if i < shared else videos) * (2 if i in guided else 1) for i in made)
+
+    @property
+    def finishing(self) -> tuple[int, ...]:
+        """The steps at which foreseen videos are predicted, evenly spaced from `prune_at` on."""
+        if self.prune_at is None:
+            return ()
+        left = self.steps - self.prune_at
+        return tuple(self.prune_at + i * left // self.finish for i in range(self.finish))
 
     @property
     def departures(self) -> dict[str, Any]:
@@ -81,10 +122,13 @@ class Sampling:
         What is left at its default is not named: a fingerprint made before there was a choice
         stays what it was.
         """
-        later = ("scheduler", "dynamic_guidance", "shared", "batch_size")
+        later = ("scheduler", "dynamic_guidance", "shared", "batch_size", "prune_at", "finish",
+                 "resume")  # fmt: skip
         defaults = {field.name: field.default for field in fields(self)}
         chosen = {name: getattr(self, name) for name in later}
         named = {name: value for name, value in chosen.items() if value != defaults[name]}
+        if self.guided and len(self.guided_steps) < self.steps:
+            named["guided_steps"] = [self.guided_steps.start, self.guided_steps.stop]
         if self.cache is not None:
             named["cache"] = [type(self.cache).__name__, asdict(self.cache)]
         return named
@@ -93,19 +137,32 @@ class Sampling:
         """This sampling as evaluations use it: no shared steps, no cache."""
         return replace(self, shared=0.0, cache=None)
 
-    def draft(self, **cheaper: Any) -> "Sampling":
+    def at_guidance(self, scale: float) -> "Sampling":
+        """This sampling at another guidance scale.
+
+        Guidance that changes from step to step goes where there is none.
+        """
+        return replace(
+            self, guidance_scale=scale, dynamic_guidance=self.dynamic_guidance and scale > 1
+        )
+
+    @checked
+    def draft(self, *, prune_at: PruneAt = None, **cheaper: Any) -> "Sampling":
         """This sampling made cheaper, for drafts of videos that are made in full afterwards.
 
         Args:
-            cheaper: its settings that differ, such as ``steps``. Guidance that changes from step to
-                step goes where there is none.
+            prune_at: share of the steps after which a draft is foreseen, in ``steps`` more; its
+                video in full goes on from there. None: drafts are sampled apart.
+            cheaper: its settings that differ, such as ``steps``; see `at_guidance`.
 
         Raises:
             InputError: the drafts would not be cheaper, or no drafts of the same videos.
         """
-        scale = cheaper.get("guidance_scale", self.guidance_scale)
-        dynamic = self.dynamic_guidance and scale > 1
-        draft = replace(self, **cheaper, dynamic_guidance=dynamic)
+        if prune_at is not None:
+            draft = self._pruned(prune_at, cheaper.pop("steps", 0), cheaper)
+        else:
+            guided = self.at_guidance(cheaper.pop("guidance_scale", self.guidance_scale))
+            draft = replace(guided, **cheaper)
         if self.shared:
             raise InputError(
                 f"drafts need independent candidates, but shared={self.shared} gives them common "
@@ -117,6 +174,32 @@ class Sampling:
                 f"{self.evaluations(1)}; give drafts fewer steps, or less guidance, or a cache"
             )
         return draft
+
+    def _pruned(self, share: float, finish: int, others: Mapping[str, Any]) -> "Sampling":
+        if others:
+            name, value = next(iter(others.items()))
+            raise InputError(
+                setting=name, value=value, expected="leave it out, or give prune_at=null: the "
+                "videos in full go on from these steps, which are sampled as theirs",
+            )  # fmt: skip
+        stop = min(max(round(share * self.steps), 1), self.steps - 1)
+        return replace(self, prune_at=stop, finish=finish)
+
+    def after(self, draft: "Sampling") -> "Sampling":
+        """This sampling for the videos in full of such drafts."""
+        return replace(self, resume=draft.prune_at or 0)
+
+
+class Foreseen(NamedTuple):
+    """Videos that were stopped on the way."""
+
+    x0: Tensor
+    """(B, ...) float32, the clean latents that they are foreseen to end in."""
+    latents: Tensor
+    """(B, ...) float32, where they stopped."""
+    noise_level: float
+    """Share of noise, ``sigma / (alpha + sigma)`` in [0, 1], of the latents that the last
+    prediction was made for."""
 
 
 def _check_cache(cache: Any) -> None:
@@ -247,6 +330,7 @@ class Policy(Protocol):
         text: Tensor,
         negative: Tensor | None,
         sampling: Sampling,
+        start: Tensor | None = None,
     ) -> Tensor:
         """Clean latents (B, ...), float32, of one video a seed.
 
@@ -255,6 +339,23 @@ class Policy(Protocol):
                 them gives the noise of these steps: it must be the same however many there are.
             text: prompt embeddings, (B, L, D), or (1, L, D) for all videos.
             negative: (1, L, D) embedding of the negative prompt; needed with guidance.
+            start: (B, ...) the latents at the step ``sampling.resume`` that the videos go on from;
+                None: they begin with noise.
+        """
+        ...
+
+    def foresee(
+        self,
+        network: nn.Module,
+        seeds: Sequence[int],
+        text: Tensor,
+        negative: Tensor | None,
+        sampling: Sampling,
+    ) -> Foreseen:
+        """The videos of `sample`, stopped after ``sampling.prune_at`` of their steps.
+
+        Where they will end is foreseen in ``sampling.finish`` long steps, or without any by the
+        last prediction.
         """
         ...
 

@@ -23,6 +23,10 @@ RECIPE = 1
 """Part of every rollout's fingerprint: raise it when the same inputs give other videos."""
 
 
+STOPPED = "stopped"
+"""Name of the tensor in a draft's blob that its video in full goes on from."""
+
+
 class PromptSeeds(NamedTuple):
     """A prompt and the seeds of its videos: one unit of work."""
 
@@ -31,10 +35,13 @@ class PromptSeeds(NamedTuple):
     seeds: tuple[int, ...]
     numbers: tuple[int, ...] = ()
     """The videos' numbers among the prompt's candidates; empty: 0, 1, 2 ..."""
+    starts: tuple[str, ...] = ()
+    """Names of the blobs of the drafts that they go on from; empty: they begin with noise."""
 
-    def only(self, numbers: tuple[int, ...]) -> "PromptSeeds":
+    def only(self, numbers: tuple[int, ...], starts: Sequence[str] = ()) -> "PromptSeeds":
         """Some of the videos, which keep their numbers and seeds."""
-        return self._replace(seeds=tuple(self.seeds[k] for k in numbers), numbers=numbers)
+        seeds = tuple(self.seeds[k] for k in numbers)
+        return self._replace(seeds=seeds, numbers=numbers, starts=tuple(starts))
 
 
 class Made(NamedTuple):
@@ -42,9 +49,12 @@ class Made(NamedTuple):
 
     key: str
     item: PromptSeeds
-    latents: Tensor
-    """(N, ...), float32, on the CPU."""
+    latents: dict[str, Tensor]
+    """The tensors to keep of each video, (N, ...) on the CPU: its ``latents``, and of one that was
+    stopped also where, see `Foreseen`."""
     clips: list[Clip]
+    files: Sequence[bytes] = ()
+    """Their mp4 files, where they came as such; empty: they are encoded."""
 
 
 @checked
@@ -70,11 +80,19 @@ class Sampler:
         """This sampler as a policy is measured with, see `Sampling.independent`."""
         return self._with(self.sampling.independent())
 
+    def at_guidance(self, scale: float | None) -> "Sampler":
+        """This sampler at another guidance scale; None: at its own."""
+        return self if scale is None else self._with(self.sampling.at_guidance(scale))
+
     def drafter(self, **cheaper: Any) -> "Sampler":
         """This sampler as it makes drafts, see `Sampling.draft`."""
         sampling = self.sampling.draft(**cheaper)
         self.policy.check_sampling(sampling)
         return self._with(sampling)
+
+    def after(self, drafter: "Sampler") -> "Sampler":
+        """This sampler as it makes videos in full whose drafts are made, see `Sampling.after`."""
+        return self._with(self.sampling.after(drafter.sampling))
 
     def _with(self, sampling: Sampling) -> "Sampler":
         other = copy(self)
@@ -96,6 +114,7 @@ class Sampler:
                 "fps": self.policy.fps,
                 "lossless": self.lossless,
                 "precision": precision,
+                **({"starts": list(item.starts)} if item.starts else {}),
                 **self.sampling.departures,
             }
         )
@@ -223,21 +242,37 @@ class Sampler:
         guided = self.sampling.guided
         negative = self.text(self.sampling.negative_prompt) if guided else None
         text = self.text(item.prompt)
+        given = (network, item.seeds, text, negative, self.sampling)
+        more: dict[str, Tensor] = {}
         with autocast():
-            latents = self.policy.sample(network, item.seeds, text, negative, self.sampling)
-        return Made(key, item, latents.cpu(), self.policy.decode(latents))
+            if self.sampling.prune_at is None:
+                latents = self.policy.sample(*given, self._start(item))
+            else:
+                latents, stopped, level = self.policy.foresee(*given)
+                more = {STOPPED: stopped.cpu(), "noise_level": torch.full((len(latents),), level)}
+        return Made(key, item, {"latents": latents.cpu(), **more}, self.policy.decode(latents))
+
+    def _start(self, item: PromptSeeds) -> Tensor | None:
+        """(N, ...) where the drafts of the videos stopped."""
+        if not item.starts:
+            return None
+        return torch.stack([self.store.get_tensors("latents", name)[STOPPED]
+                            for name in item.starts])  # fmt: skip
 
     def _keep(self, made: Made) -> list[Candidate]:
         """What the CPU and the disk do; the record comes last, when all it names is there."""
         gauges = measure(torch.stack([clip.frames for clip in made.clips]))
+        files = made.files or [encode_video(clip, self.lossless) for clip in made.clips]
         with self.store.together() as unit:
             rows = [
                 {
-                    "latents": unit.put_tensors("latents", {"latents": latents}),
-                    "video": unit.put_blob("videos", encode_video(clip, self.lossless), ".mp4"),
+                    "latents": unit.put_tensors(
+                        "latents", {name: tensor[i] for name, tensor in made.latents.items()}
+                    ),
+                    "video": unit.put_blob("videos", file, ".mp4"),
                     "gauges": {name: round(float(g[i]), 6) for name, g in gauges.items()},
                 }
-                for i, (latents, clip) in enumerate(zip(made.latents, made.clips, strict=True))
+                for i, file in enumerate(files)
             ]
             unit.put_record("rollouts", made.key, rows)
         return _candidates(made.item, rows)

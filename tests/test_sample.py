@@ -362,6 +362,9 @@ def test_the_sampling_of_ipos_authors_is_a_choice(runs: dict[str, Path]) -> None
     few = chosen("rollout=cogvideox", "steps=4", "dynamic_guidance=false", "scheduler=ddim")
     assert few == Sampling(4, 6.0, scheduler="ddim")
     assert chosen(run=OmegaConf.create({})) == Sampling(50, 6.0)
+    guided = OmegaConf.merge(saved, {"evaluation": {"guidance_scale": 3.0}})
+    assert chosen(run=guided) == Sampling(2, 3.0)  # as its policies were evaluated
+    assert chosen("guidance_scale=2", run=guided) == Sampling(2, 2.0)
 
 
 def test_large_videos_are_sampled_one_by_one() -> None:

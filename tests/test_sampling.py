@@ -167,6 +167,9 @@ def test_a_choice_that_the_family_lacks_is_refused_early(
     ("choice", "told"),
     [
         ({"dynamic_guidance": True}, "guidance_scale above 1"),
+        ({"guidance_interval": (0.7, 0.3)}, "low and high"),
+        ({"guidance_interval": (0.3, 1.3)}, "low and high"),
+        ({"guidance_interval": 0.3}, "low and high"),
         ({"shared": 1.0}, "below 1"),
         ({"shared": -0.1}, "at least 0"),
         ({"batch_size": 0}, "at least 1"),
@@ -224,6 +227,55 @@ def test_shipped_rollouts_say_what_they_are(choice: str, compose_train: ComposeT
         "rollout.cache={_target_: diffusers.FirstBlockCacheConfig, threshold: 0.2}",
     )
     assert make_sampling(cached).cache == FirstBlockCacheConfig(0.2)
+
+
+# -------------------------------------------------------------------- guidance in an interval
+
+
+@FAMILIES
+@pytest.mark.parametrize("choice", [{}, {"shared": 0.4}, {"dynamic_guidance": True}])
+def test_guidance_in_an_interval_asks_once_outside(
+    policies: Callable[[str], Any], family: str, choice: dict[str, Any]
+) -> None:
+    """The whole interval is plain guidance and an empty one none, to the bit; each evaluation of
+    the network is counted."""
+    if family == "wan" and "dynamic_guidance" in choice:
+        pytest.skip("Wan has none")
+    policy, seen = policies(family), list[int]()
+    network, text = policy.build(), policy.embed([PROMPTS[0], "a cross"], CPU)
+    network.register_forward_pre_hook(
+        lambda *call: seen.append(len(call[2]["hidden_states"])), with_kwargs=True
+    )
+
+    def ask(scale: float = 3.0, interval: Any = None, **more: Any) -> Tensor:
+        sampling = Sampling(5, scale, guidance_interval=interval, **{**choice, **more})
+        seen.clear()
+        latents: Tensor = policy.sample(network, SEEDS, text[:1], text[1:], sampling)
+        assert sum(seen) == sampling.evaluations(len(SEEDS))
+        return latents
+
+    whole, plain = ask(), ask(1.0, **({"dynamic_guidance": False} if choice else {}))
+    assert torch.equal(ask(interval=(0, 1)), whole)
+    assert torch.equal(ask(interval=(0.4, 0.4)), plain)
+    some = {interval: ask(interval=interval) for interval in [(0, 0.4), (0.4, 0.8), (0.2, 1)]}
+    different = [whole, plain, *some.values()]
+    assert not any(
+        torch.allclose(one, other) for i, one in enumerate(different) for other in different[:i]
+    )
+
+
+def test_an_interval_is_in_the_key_where_it_changes_a_step() -> None:
+    assert Sampling(10, 3.0, guidance_interval=[0.3, 0.7]).departures == {"guided_steps": [3, 7]}
+    for same in (
+        Sampling(10, 3.0, guidance_interval=(0, 1)),
+        Sampling(10, guidance_interval=(0, 0.5)),
+    ):
+        assert same.departures == {}
+    assert Sampling(10, 3.0, guidance_interval=(0.3, 0.3)).guided is False
+    drafts = Sampling(10, 3.0).draft(guidance_interval=(0, 0.5))
+    assert drafts.evaluations(2) == 30 and Sampling(10, 3.0).independent().evaluations(2) == 40
+    in_part = Sampling(10, 3.0, guidance_interval=(0, 0.5))
+    assert in_part.independent() == in_part  # it is measured as it is sampled
 
 
 # -------------------------------------------------------------------- batches

@@ -25,7 +25,7 @@ from ipo_lightning.critics.stage.costs import Cost, Watched, cost_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.planning.job import Job
 from ipo_lightning.planning.published import MODELS, write_configs
-from ipo_lightning.policy import Policy
+from ipo_lightning.policy import Policy, Sampling
 
 
 @contextmanager
@@ -84,13 +84,19 @@ def changed(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
     return other
 
 
+def _most_guided(cfg: DictConfig) -> Sampling:
+    """How candidates or the evaluation's videos are sampled, whichever has more guidance."""
+    sampling, evaluated = make_sampling(cfg), cfg.evaluation.get("guidance_scale")
+    return sampling if evaluated is None or sampling.guided else sampling.at_guidance(evaluated)
+
+
 def job_of(cfg: DictConfig) -> Job:
     """What the settings ask of their devices."""
     optimizer, backbone = cfg.optim.optimizer, cfg.backbone
     return Job(
         policy=build(backbone, "backbone"),
         make=lambda policy: make_module(cfg, policy),
-        sampling=make_sampling(cfg),
+        sampling=_most_guided(cfg),
         candidates=max(cfg.rollout.n, cfg.evaluation.n),
         batch_size=cfg.data.batch_size,
         accumulate=cfg.trainer.accumulate_grad_batches,

@@ -229,7 +229,7 @@ def _shown(fit: Fit) -> str:
 def _hours(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
     """Hours of all rounds."""
     job, rounds = estimate.job, cfg.round
-    evaluated = sum(estimate.evaluation_flops(len(one.prompts), one.n)
+    evaluated = sum(estimate.evaluation_flops(len(one.prompts), one.n, one.sampler.sampling)
                     for one in _evaluations(parts))  # fmt: skip
     flops = {
         "rollout": _rolled_out(parts, cfg)

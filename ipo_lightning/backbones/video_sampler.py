@@ -1,7 +1,7 @@
 """Sampling as a policy offers it: batches, shared steps and caches around the loop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ipo_lightning.backbones.batching import LargestBatch, in_batches
 from ipo_lightning.backbones.caching import CACHES, cached
-from ipo_lightning.backbones.denoising import Model, denoise, initial_noise, predict_x0
+from ipo_lightning.backbones.denoising import Model, denoise, foresee, initial_noise
 from ipo_lightning.backbones.schedulers import BatchScheduler
 from ipo_lightning.errors import InputError
-from ipo_lightning.policy import Sampling
+from ipo_lightning.policy import Foreseen, Sampling
 from ipo_lightning.seeds import derive_seed
 
 
@@ -29,10 +29,13 @@ class Batch(NamedTuple):
     negative: Tensor | None
     """(1, L, D) embedding of the negative prompt; None without guidance."""
     sampling: Sampling
+    start: Tensor | None = None
+    """(B, ...) latents that the videos go on from; None: they begin with noise."""
 
     def rows(self, rows: slice) -> "Batch":
         """Some of the videos."""
-        return self._replace(seeds=self.seeds[rows], text=self.text[rows])
+        start = None if self.start is None else self.start[rows]
+        return self._replace(seeds=self.seeds[rows], text=self.text[rows], start=start)
 
 
 class VideoSampler(ABC):
@@ -68,6 +71,12 @@ class VideoSampler(ABC):
         if sampling.cache is not None and not isinstance(sampling.cache, CACHES):
             names = ", ".join(kind.__name__ for kind in CACHES)
             raise InputError(f"cache={type(sampling.cache).__name__}: choose one of {names}")
+        some = 0 < len(sampling.guided_steps) < sampling.steps
+        if some and sampling.cache is not None:
+            raise InputError(
+                "guidance_interval with cache: a cache counts on the same predictions at every "
+                "step; give one of the two"
+            )
 
     @torch.no_grad()
     def sample(
@@ -77,6 +86,7 @@ class VideoSampler(ABC):
         text: Tensor,
         negative: Tensor | None,
         sampling: Sampling,
+        start: Tensor | None = None,
     ) -> Tensor:
         """Latents (B, ...), float32, of one video a seed; see `Policy.sample`.
 
@@ -84,21 +94,54 @@ class VideoSampler(ABC):
         steps are denoised once, for one video with noise of its own. Each candidate takes the clean
         latents predicted at the last of them, adds the noise of its seed, and goes on alone.
         """
+        batch = self._checked(network, seeds, text, negative, sampling)
+        if start is not None:
+            batch = batch._replace(start=start.to(batch.text.device))
+        shared_x0 = self._shared_x0(batch) if sampling.shared_steps else None
+        return self._by_rows(batch, lambda rows: self._denoise(rows, shared_x0))
+
+    @torch.no_grad()
+    def foresee(
+        self,
+        network: nn.Module,
+        seeds: Sequence[int],
+        text: Tensor,
+        negative: Tensor | None,
+        sampling: Sampling,
+    ) -> Foreseen:
+        """See `Policy.foresee`."""
+        batch = self._checked(network, seeds, text, negative, sampling)
+        x0, latents = self._by_rows(batch, self._foresee).unbind(1)
+        scheduler = self.batch_scheduler(sampling, batch.seeds, 0, batch.text.device)
+        last = max((_stop_of(sampling) - 1, *sampling.finishing))
+        return Foreseen(x0, latents, scheduler.noise_level(last))
+
+    def _checked(
+        self,
+        network: nn.Module,
+        seeds: Sequence[int],
+        text: Tensor,
+        negative: Tensor | None,
+        sampling: Sampling,
+    ) -> Batch:
+        """All videos of a call, on the network's device."""
         self.check_sampling(sampling)
         _check_prompts(text, negative, sampling)
         device = next(network.parameters()).device
         text = text.to(device).expand(len(seeds), -1, -1)
         negative = negative.to(device) if negative is not None and sampling.guided else None
-        batch = Batch(network, seeds, text, negative, sampling)
-        shared_x0 = self._shared_x0(batch) if sampling.shared_steps else None
+        return Batch(network, seeds, text, negative, sampling)
 
-        def sample_rows(rows: slice) -> Tensor:
-            return self._denoise(batch.rows(rows), shared_x0)
+    def _by_rows(self, batch: Batch, work: Callable[[Batch], Tensor]) -> Tensor:
+        """The results of all videos, as many at once as the sampling says."""
+        count, size = len(batch.seeds), batch.sampling.batch_size
 
-        if sampling.batch_size == "auto":
-            return self._largest_batch.run(sample_rows, len(seeds))
-        size = sampling.batch_size or len(seeds)
-        return in_batches(sample_rows, len(seeds), size)
+        def of_rows(rows: slice) -> Tensor:
+            return work(batch.rows(rows))
+
+        if size == "auto":
+            return self._largest_batch.run(of_rows, count)
+        return in_batches(of_rows, count, size or count)
 
     @cached_property
     def _largest_batch(self) -> LargestBatch:
@@ -109,13 +152,26 @@ class VideoSampler(ABC):
         """(1, ...) the clean latents predicted at the last of the shared steps."""
         one = batch.rows(slice(1))._replace(seeds=[derive_seed(batch.seeds[0], "shared")])
         with self._prepared(one) as (model, noise, scheduler):
-            return predict_x0(model, noise, scheduler, batch.sampling.shared_steps)
+            return foresee(model, noise, scheduler, batch.sampling.shared_steps)[0]
+
+    def _foresee(self, batch: Batch) -> Tensor:
+        """(B, 2, ...) clean latents as foreseen, and the latents where the videos stop."""
+        sampling = batch.sampling
+        with self._prepared(batch) as (model, noise, scheduler):
+            found = foresee(model, noise, scheduler, _stop_of(sampling), sampling.finishing)
+            return torch.stack(found, 1)
 
     def _denoise(self, batch: Batch, shared_x0: Tensor | None) -> Tensor:
-        """(B, ...) clean latents, from noise alone or from what the shared steps predict."""
-        first = 0 if shared_x0 is None else batch.sampling.shared_steps
+        """(B, ...) clean latents, from noise alone, from what the shared steps predict, or from
+        where the videos stopped; these draw other noise than in their first steps."""
+        sampling = batch.sampling
+        first = sampling.resume if shared_x0 is None else sampling.shared_steps
+        if batch.start is not None:
+            batch = batch._replace(seeds=[derive_seed(seed, "resumed") for seed in batch.seeds])
         with self._prepared(batch, first) as (model, noise, scheduler):
-            latents = noise if shared_x0 is None else scheduler.add_noise(shared_x0, noise, first)
+            latents = noise if batch.start is None else batch.start
+            if shared_x0 is not None:
+                latents = scheduler.add_noise(shared_x0, noise, first)
             return denoise(model, latents, scheduler, range(first, len(scheduler.timesteps)))
 
     @contextmanager
@@ -126,8 +182,33 @@ class VideoSampler(ABC):
         sampling, device = batch.sampling, batch.text.device
         scheduler = self.batch_scheduler(sampling, batch.seeds, first, device)
         noise = initial_noise(batch.seeds, self.latent_shape, device)
-        with cached(batch.network, sampling.cache, self.guided_model(batch)) as model:
+        guided = self._guided_in_interval(batch, scheduler.timesteps)
+        with cached(batch.network, sampling.cache, guided) as model:
             yield model, noise, scheduler
+
+    def _guided_in_interval(self, batch: Batch, timesteps: Tensor) -> Model:
+        """The model, with guidance at the steps that have it and one prediction at the others."""
+        guided, steps = self.guided_model(batch), batch.sampling.guided_steps
+        if len(steps) in (0, len(timesteps)):
+            return guided
+        plain = self.guided_model(batch._replace(negative=None))
+        within = set(timesteps[steps.start : steps.stop].tolist())
+        if sum(one in within for one in timesteps.tolist()) > len(steps):
+            raise InputError(
+                f"guidance_interval={list(batch.sampling.guidance_interval or ())}: it begins or "
+                "ends between two steps of the same timestep; move that end by a step"
+            )
+
+        def model(latents: Tensor, timestep: Tensor) -> Tensor:
+            return (guided if timestep.item() in within else plain)(latents, timestep)
+
+        return model
+
+
+def _stop_of(sampling: Sampling) -> int:
+    if sampling.prune_at is None:
+        raise ValueError("foresee: say after how many steps (prune_at)")
+    return sampling.prune_at
 
 
 def _check_prompts(text: Tensor, negative: Tensor | None, sampling: Sampling) -> None:

@@ -150,9 +150,9 @@ class Estimate:
         """
         return prompts * self._prompt_flops(sampling or self.job.sampling, videos)
 
-    def evaluation_flops(self, prompts: int, videos: int) -> float:
+    def evaluation_flops(self, prompts: int, videos: int, sampling: Sampling) -> float:
         """Operations of an evaluation, which has no shared steps."""
-        return prompts * self._prompt_flops(self.job.sampling.independent(), videos)
+        return prompts * self._prompt_flops(sampling.independent(), videos)
 
     def _prompt_flops(self, sampling: Sampling, videos: int) -> float:
         """Operations of a prompt's videos, as if no cache saved any."""

@@ -3,7 +3,7 @@
 A drafted round goes through rollout and critique twice. First all its candidates, as drafts:
 ``drafts.jsonl``, ``draft_verdicts.jsonl``. Then the finals of those drafts that the labelling would
 make labels of, from the same seeds: ``candidates.jsonl``, ``verdicts.jsonl``. The labels are of
-finals alone.
+finals alone. Where the drafts are foreseen on the way (``prune_at``), the finals go on from there.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from ipo_lightning.rounds.labels import CritiqueStage, LabellingStage, drafts_of
 from ipo_lightning.rounds.rollout import RolloutPlan, RolloutStage
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.sampling import PromptSeeds, Sampler
-from ipo_lightning.storage.layout import DRAFT_CRITIQUE, DRAFTS, RoundData
+from ipo_lightning.storage.layout import DRAFT_CRITIQUE, DRAFTS, RoundData, drafts_in
 
 
 def drafted_stages(
@@ -28,7 +28,7 @@ def drafted_stages(
     return [
         OfDrafts(DRAFTS, RolloutStage(plan, drafter, critique)),
         OfDrafts(DRAFT_CRITIQUE, CritiqueStage(critique, labelling)),
-        FinalsStage(plan, sampler, critique, labelling),
+        FinalsStage(plan, sampler.after(drafter), critique, labelling),
         CritiqueStage(critique, labelling),
         LabellingStage(labelling, sampler.store, drafted=True),
     ]
@@ -83,5 +83,11 @@ class FinalsStage(RolloutStage):
 
     def _items(self, round: Round) -> list[PromptSeeds]:
         wanted = drafts_of(round, self.labelling).wanted
-        planned = super()._items(round)
-        return [one.only(wanted[one.prompt_index]) for one in planned if one.prompt_index in wanted]
+        drafts = drafts_in(round.folder).candidates() if self.sampler.sampling.resume else []
+        blobs = {(row.prompt_index, row.candidate): row.latents for row in drafts}
+        items = []
+        for one in super()._items(round):
+            if numbers := wanted.get(one.prompt_index):
+                starts = [blobs[one.prompt_index, k] for k in numbers] if blobs else []
+                items.append(one.only(numbers, starts))
+        return items

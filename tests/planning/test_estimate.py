@@ -197,7 +197,7 @@ def test_what_a_rollout_asks(make: MakePolicy) -> None:
     forward, video = Traces(plain).one_video.flops, 3 * Traces(plain).decoding.flops
     flops = [Estimate(one).rollout_flops(5, 3) for one in (plain, guided, shared)]
     assert flops == [5 * (n * forward + video) for n in (12, 24, 8)]
-    assert Estimate(shared).evaluation_flops(5, 3) == flops[0]
+    assert Estimate(shared).evaluation_flops(5, 3, shared.sampling) == flops[0]
     batched = replace(plain, sampling=Sampling(4, batch_size=1))
     assert Traces(batched).sampling.held < Traces(plain).sampling.held
     assert (plain.videos, batched.videos) == (3, 1)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import DictConfig
 
-from app.assembly import assemble
+from app.assembly import assemble, make_sampling
 from app.entry import determining
 from app.planning.rollouts import told, videos_of
 from ipo_lightning.errors import InputError
@@ -24,6 +25,7 @@ from ipo_lightning.rounds.labels import LabellingStage, label_counts
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.storage.layout import RoundDir, RunDir, drafts_in
 from ipo_lightning.storage.records import Candidate, Verdict
+from ipo_lightning.storage.store import Store
 from tests.conftest import SMALL, ComposeTrain
 from tests.helpers.ranks import ranks
 from tests.rounds.test_rounds import Killed
@@ -79,6 +81,20 @@ def stop_at(patch: pytest.MonkeyPatch, owner: type, name: str) -> None:
 # -------------------------------------------------------------------- settings
 
 
+def test_candidates_without_guidance_evaluated_with_it(small: ComposeTrain) -> None:
+    """Both evaluations are guided, the candidates are not; runs of before do not name it."""
+    assert "guidance_scale" not in determining(small())["evaluation"]
+    cfg = small("evaluation.guidance_scale=3", "evaluation.split=final", "evaluation.choice_n=1")
+    assert determining(cfg)["evaluation"]["guidance_scale"] == 3
+    parts = assemble(cfg)
+    assert parts.choice is not None
+    evaluated = {one.sampler.sampling.guidance_scale for one in (parts.evaluation, parts.choice)}
+    assert evaluated == {3.0}
+    assert make_sampling(cfg).guidance_scale == 1
+    with pytest.raises(InputError, match=r"evaluation\.guidance_scale=0\.5"):
+        train(small("evaluation.guidance_scale=0.5", "evaluation.choice_n=0"))
+
+
 def test_a_run_without_drafts_is_the_run_that_it_was(small: ComposeTrain) -> None:
     """Its settings do not name them, so that runs of before go on."""
     assert "draft" not in determining(small())["rollout"]
@@ -98,6 +114,8 @@ def test_a_run_without_drafts_is_the_run_that_it_was(small: ComposeTrain) -> Non
         (["rollout.draft.cache={_target_: diffusers.Nothing}"], r"rollout\.draft\.cache"),
         (["rollout.draft.steps=2", "loss=kto", "labelling.middle=keep"], "middle=drop"),
         (["rollout.draft=3"], r"rollout\.draft=3"),
+        (["rollout.draft.prune_at=2"], r"rollout\.draft\.prune_at=2"),
+        (["rollout=pruned", "rollout.draft.scheduler=dpm"], r"rollout\.draft\.scheduler=dpm"),
     ],
 )
 def test_drafts_that_cannot_work_are_refused(
@@ -123,6 +141,9 @@ def test_a_draft_takes_the_settings_of_the_finals_but_its_own(small: ComposeTrai
         (["rollout.draft.steps=2"],
          "drafts of 2 steps, then at most 2 finals a prompt of 3 steps: "
          f"at most {EVALUATIONS} network evaluations"),
+        (["rollout.draft.prune_at=0.34"],
+         "foreseen after 1 of 3 steps, then at most 2 finals a prompt of 2 steps: "
+         "at most 24 network evaluations"),
     ],
 )  # fmt: skip
 def test_the_plan_counts_evaluations(small: ComposeTrain, words: list[str], sentence: str) -> None:
@@ -277,6 +298,35 @@ def test_until_rollout_has_finals_and_no_verdicts_on_them(
     folder = folder_of(cfg)
     assert folder.candidates() == folder_of(labelled).candidates()
     assert drafts_in(folder).verdicts_file.exists() and not folder.verdicts_file.exists()
+
+
+@pytest.mark.slow
+def test_pruned_candidates_go_on_from_where_they_stopped(
+    labelled: DictConfig, drafted: Drafted, tmp_path: Path
+) -> None:
+    """Their videos are those of plain rollouts but for rounding; a kill in between loses nothing,
+    and a draft that is lost is made again."""
+    pruned = ("rollout=pruned", "rollout.draft.steps=null", "rollout.draft.prune_at=0.34")
+    cfg = drafted(tmp_path, *pruned, "until=labelling")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, FinalsStage, "run")
+        with pytest.raises(Killed):
+            train(cfg)
+    folder, store = folder_of(cfg), Store(cfg.paths.store)
+    for draft in drafts_in(folder).candidates()[:4]:
+        store.path("latents", draft.latents, ".safetensors").unlink()
+    train(cfg)
+    finals = folder.candidates()
+    plain = drafted(tmp_path / "plain", "rollout.draft=null", "until=rollout")
+    train(plain)
+    whole = {(one.prompt_index, one.candidate): one.latents
+             for one in folder_of(plain).candidates()}  # fmt: skip
+    others = Store(plain.paths.store)
+    assert len(finals) == 6
+    for one in finals:
+        own = store.get_tensors("latents", one.latents)["latents"]
+        same = others.get_tensors("latents", whole[one.prompt_index, one.candidate])["latents"]
+        assert torch.allclose(own, same, atol=1e-4)
 
 
 @pytest.mark.slow
