@@ -55,6 +55,8 @@ class Rendered(NamedTuple):
     that was stopped also where, see `Foreseen`."""
     clips: list[Clip] | None
     """None: another rank of the group decodes."""
+    files: Sequence[bytes] = ()
+    """Their mp4 files, where they came as such; empty: they are encoded."""
 
 
 class Encoded(NamedTuple):
@@ -64,7 +66,7 @@ class Encoded(NamedTuple):
     """The tensors to keep of each video, (N, ...) on the CPU: its ``latents``, float32, and of one
     that was stopped also where, see `Foreseen`."""
     gauges: list[dict[str, float]]
-    files: list[bytes]
+    files: Sequence[bytes]
     """mp4."""
 
 
@@ -341,7 +343,8 @@ def encoded(made: Rendered, *, lossless: bool) -> Encoded | None:
         {name: round(float(values[i]), 6) for name, values in gauges.items()}
         for i in range(len(made.clips))
     ]
-    return Encoded(made.latents, rows, [encode_video(clip, lossless) for clip in made.clips])
+    files = made.files or [encode_video(clip, lossless) for clip in made.clips]
+    return Encoded(made.latents, rows, files)
 
 
 def _candidates(item: PromptSeeds, rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
