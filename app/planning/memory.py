@@ -31,6 +31,8 @@ def check_memory(cfg: DictConfig) -> None:
         _check_quantised(cfg)
     if cfg.reference.get("offload"):
         _check_offload(cfg)
+    if shards(cfg):
+        _check_sharded_rollout(cfg)
     if samples_from_shards(cfg):
         _check_sampling_from_shards(cfg)
 
@@ -114,12 +116,24 @@ def _check_offload(cfg: DictConfig) -> None:
         )
 
 
+def _check_sharded_rollout(cfg: DictConfig) -> None:
+    for key in ("rollout.compile", "rollout.draft.compile"):
+        if OmegaConf.select(cfg, key):
+            raise InputError(
+                f"{key}=true with trainer=fsdp: blocks are compiled before they are sharded; give "
+                "backbone.compile=true, which holds in rollouts too"
+            )
+
+
 def _check_sampling_from_shards(cfg: DictConfig) -> None:
     """Refuse what lets a rank run other blocks, or fewer, than the others, which wait for it."""
     given = "trainer.strategy.gather_to_sample=false: all ranks run the same blocks in turn, "
     for key in ("rollout.cache", "rollout.draft.cache"):
         if OmegaConf.select(cfg, key) is not None:
             raise InputError(f"{given}but {key} may leave blocks out; give {key}=null")
+    if OmegaConf.select(cfg, "rollout.draft.weights") is not None:
+        key = "rollout.draft.weights"
+        raise InputError(f"{given}but {key} rounds whole weights; give {key}=null")
     if cfg.rollout.get("batch_size") == "auto":
         raise InputError(
             f"{given}but rollout.batch_size=auto begins again where memory runs out; give a number"

@@ -81,7 +81,7 @@ class Estimate:
         traces, prompts = self.traces, self.job.parallel_prompts
         found = [
             self._stage("text embeddings", traces.text, "encoder, VAE"),
-            self._stage("rollout", traces.sampling, "activations", prompts),
+            self._rollout(),
             self._stage("VAE decoding", traces.decoding, "encoder, VAE", prompts),
         ]
         if traces.module.reference.answers == "precomputed":
@@ -100,6 +100,13 @@ class Estimate:
         held = parallel_prompts * (work.held - work.casts)
         parts = {"gathered": self._gathered, "casts": work.casts, kind: held}
         return Stage(name, {**self.resident, **parts})
+
+    def _rollout(self) -> Stage:
+        """Denoising, with what drafts have beside the network."""
+        job, step = self.job, self.traces.step
+        stage = self._stage("rollout", self.traces.sampling, "activations", job.parallel_prompts)
+        copies = job.rounded * step.block * job.policy.blocks + job.overlay
+        return Stage(stage.name, {**stage.parts, "copies": copies}) if copies else stage
 
     def _critics(self) -> list[Stage]:
         """The stages in which critics are in memory beside the policy, where they take any."""
