@@ -56,6 +56,9 @@ INSTEAD = {
 }
 """What to give in place of a trainer's argument that the run determines."""
 
+STEPS = "num_inference_steps"
+"""What a cache config of diffusers calls the number of steps."""
+
 Prompts = Callable[[str], Sequence[str]]
 
 
@@ -156,7 +159,8 @@ def _critique(cfg: DictConfig, labelling: Labelling, store: Store) -> Critique:
 def _iteration(cfg: DictConfig, run: RunDir, stages: Sequence[RoundStage]) -> IterationCallback:
     """The callback that takes the trainer through the stages."""
     # The kernels of attention and what is compiled hold for a whole process: threads cannot share.
-    alone = cfg.backbone.get("attention") or cfg.backbone.get("compile")
+    parts = (cfg.backbone, cfg.rollout, cfg.rollout.get("draft") or {})
+    alone = any(part.get(name) for part in parts for name in ("attention", "compile"))
     callback: IterationCallback = build(
         cfg.callbacks.iteration,
         "callbacks.iteration",
@@ -336,8 +340,22 @@ def make_sampling(cfg: DictConfig) -> Sampling:
         Sampling,
         cfg,
         negative_prompt=cfg.rollout.negative_prompt or "",
-        cache=build(cfg.rollout.cache, "rollout.cache"),
+        cache=build_cache(cfg.rollout.cache, "rollout.cache", cfg.rollout.steps),
     )
+
+
+def build_cache(node: Any, key: str, steps: Any) -> Any:
+    """A cache config of diffusers. One that asks for the number of steps is told it: diffusers
+    makes its figures of each step as many as there are.
+
+    Raises:
+        InputError: names the wrong setting by its full key.
+    """
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=True)
+    cache = build(node, key)
+    asks = hasattr(cache, STEPS) and STEPS not in node
+    return build({**node, STEPS: steps}, key) if asks else cache
 
 
 def make_drafter(
@@ -357,7 +375,8 @@ def make_drafter(
             "be made in full as well; give rollout.draft=null, or labelling.middle=drop"
         )
     if "cache" in cheaper:
-        cheaper["cache"] = build(cheaper["cache"], "rollout.draft.cache")
+        steps = cheaper.get("steps", cfg.rollout.steps)
+        cheaper["cache"] = build_cache(cheaper["cache"], "rollout.draft.cache", steps)
     with within("rollout.draft"):
         return sampler.drafter(**cheaper)
 

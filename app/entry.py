@@ -84,8 +84,14 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
 
 LATER = {
     "float32_matmul": "highest",
-    "rollout.guidance_interval": None,
-    "rollout.draft.guidance_interval": None,
+    **{
+        f"rollout.{name}": None
+        for name in ("guidance_interval", "guidance_forwards", "attention", "compile")
+    },
+    **{
+        f"rollout.draft.{name}": None
+        for name in ("prune_at", "guidance_interval", "attention", "compile", "lora", "weights")
+    },
     "evaluation.guidance_scale": None,
 }
 """Settings that runs of before do not name, and the values by which they computed."""

@@ -83,7 +83,7 @@ class PreferenceModule(L.LightningModule):
         two_pass: back-propagate one half of the videos (the winners) after the other: half the
             activations for one more forward of the other half; the same gradients.
         warmup_steps: optimizer steps over which the learning rate rises linearly in each round.
-        ema: decay in [0, 1) of the moving average of the weights that a round ends with; None: off.
+        ema: decay, in [0, 1), of the moving average of the weights that a round ends with; or None.
         seed: the run's.
     """
 
