@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.report.run import Run
+from ipo_lightning.report.run import FOLDER, Run
 from ipo_lightning.storage.run_files import read_object
 from ipo_lightning.storage.store import canonical, file_sha256, fingerprint, write_atomically
 
