@@ -92,7 +92,16 @@ LATER = {
     },
     **{
         f"rollout.draft.{name}": None
-        for name in ("prune_at", "guidance_interval", "attention", "compile", "lora", "weights")
+        for name in (
+            "prune_at",
+            "critic",
+            "margin",
+            "guidance_interval",
+            "attention",
+            "compile",
+            "lora",
+            "weights",
+        )
     },
     "evaluation.guidance_scale": None,
 }
