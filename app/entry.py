@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from app.ending import fail
 from app.held_out import register_held_out
+from app.later import load_later
 from app.quoting import quoted
 from app.renamed import old_name
 from ipo_lightning.errors import InputError, pipe_may_close, within
@@ -44,6 +45,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Where the extra gpu is installed, diffusers imports it, and each part says what it lacks.
 for part in ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quantizers"):
     logging.getLogger(part).setLevel(logging.ERROR)
+load_later("bitsandbytes")  # a second, of which only 8-bit optimizers and weights make use
 
 REPO = Path(__file__).resolve().parent.parent
 CONF = REPO / "conf"
@@ -84,8 +86,23 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
 
 LATER = {
     "float32_matmul": "highest",
-    "rollout.guidance_interval": None,
-    "rollout.draft.guidance_interval": None,
+    **{
+        f"rollout.{name}": None
+        for name in ("guidance_interval", "guidance_forwards", "attention", "compile")
+    },
+    **{
+        f"rollout.draft.{name}": None
+        for name in (
+            "prune_at",
+            "critic",
+            "margin",
+            "guidance_interval",
+            "attention",
+            "compile",
+            "lora",
+            "weights",
+        )
+    },
     "evaluation.guidance_scale": None,
 }
 """Settings that runs of before do not name, and the values by which they computed."""

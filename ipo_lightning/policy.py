@@ -8,7 +8,7 @@ the same policy serves the trained network and its frozen reference.
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -21,7 +21,8 @@ from ipo_lightning.objectives import Objective
 from ipo_lightning.parallel.computing import Sent
 from ipo_lightning.parallel.runtime import Autocast
 from ipo_lightning.parallel.sharding import placed_like, whole_tensors
-from ipo_lightning.settings import AtLeast, Below, Count, Null, Says, checked
+from ipo_lightning.settings import Above, AtLeast, Below, Count, Null, Says, Text, checked
+from ipo_lightning.storage.store import file_sha256
 from ipo_lightning.video import Clip
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -31,6 +32,8 @@ SHARES = "low and high, 0 <= low <= high <= 1"
 Interval = Annotated[
     Annotated[tuple[float, float], Says(SHARES)] | None, Null("guidance at every step")
 ]
+
+PruneAt = Annotated[float | None, Above(0), Below(1), Null("drafts are sampled apart")]
 
 
 @checked
@@ -58,8 +61,26 @@ class Sampling:
     guidance_interval: Interval = None
     """The steps with guidance, as shares of all steps from the noisiest on, high excluded; None:
     all. The others take one prediction (Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
+    guidance_forwards: Annotated[Literal[1, 2] | None, Null("as the family's pipeline does")] = None
+    """Forwards of a guided step: 1 of twice as many videos, 2 one after the other in half the
+    memory. None: as diffusers' pipeline of the family does, 1 for CogVideoX and 2 for Wan, and 1
+    with pyramid attention broadcast."""
     cache: Any = None
     """A cache config of diffusers, a dataclass, for this sampling alone; None: none."""
+    attention: Annotated[Text | None, Null("as in training")] = None
+    """An attention backend of diffusers by its name, such as ``native`` or ``sage``."""
+    compile: Annotated[bool | None, Null("as in training")] = None
+    """Whether each block runs compiled."""
+    lora: Annotated[Text | None, Null("none")] = None
+    """A LoRA's file that is laid over the policy, at scale 1."""
+    weights: Annotated[Literal["int8", "fp8"] | None, Null("as in training")] = None
+    """Compute with copies of the blocks' weights that are rounded to 8 bits."""
+    prune_at: int | None = None
+    """Stop after so many of the steps, see `Policy.foresee`; None: do not."""
+    finish: int = 0
+    """Steps in which a video is foreseen from there; 0: by the last prediction, at no cost."""
+    resume: int = 0
+    """The step at which videos go on that were stopped there."""
 
     def __post_init__(self) -> None:
         if self.guidance_interval is not None:
@@ -77,6 +98,11 @@ class Sampling:
             )
         if self.cache is not None:
             _check_cache(self.cache)
+        if self.compile and (self.lora or self.weights):
+            raise InputError(
+                setting="compile", value="true", expected="give false with lora or weights, which "
+                "change layers inside the compiled blocks",
+            )  # fmt: skip
 
     @property
     def guided(self) -> bool:
@@ -91,6 +117,21 @@ class Sampling:
             return range(0)
         return range(round(low * self.steps), round(high * self.steps))
 
+    def guidance_videos(self, usual: int) -> int:
+        """Videos in one forward for each that is sampled; with guidance ``usual`` of the family."""
+        if not self.guided:
+            return 1
+        if self._mixes_forwards:
+            return 2
+        return usual if self.guidance_forwards is None else 2 // self.guidance_forwards
+
+    @property
+    def _mixes_forwards(self) -> bool:
+        """Whether a cache takes what belongs to one of two forwards of a step for the other's: then
+        a step has one, unless two are asked for."""
+        mixes = type(self.cache).__name__ == "PyramidAttentionBroadcastConfig"
+        return mixes and self.guided and self.guidance_forwards is None
+
     @property
     def shared_steps(self) -> int:
         """How many steps the videos of one prompt have in common; at least one is their own."""
@@ -99,8 +140,17 @@ class Sampling:
     def evaluations(self, videos: int) -> int:
         """Network evaluations (one video through the network once) for videos of one prompt."""
         shared, guided = self.shared_steps, self.guided_steps
-        second = sum(1 if i < shared else videos for i in guided)
-        return shared + videos * (self.steps - shared) + second
+        last = self.steps if self.prune_at is None else self.prune_at
+        made = (*range(self.resume, last), *self.finishing)
+        return sum((1 if i < shared else videos) * (2 if i in guided else 1) for i in made)
+
+    @property
+    def finishing(self) -> tuple[int, ...]:
+        """The steps at which foreseen videos are predicted, evenly spaced from `prune_at` on."""
+        if self.prune_at is None:
+            return ()
+        left = self.steps - self.prune_at
+        return tuple(self.prune_at + i * left // self.finish for i in range(self.finish))
 
     @property
     def departures(self) -> dict[str, Any]:
@@ -109,19 +159,37 @@ class Sampling:
         What is left at its default is not named: a fingerprint made before there was a choice
         stays what it was.
         """
-        later = ("scheduler", "dynamic_guidance", "shared", "batch_size")
+        later = ("scheduler", "dynamic_guidance", "shared", "batch_size", "guidance_forwards",
+                 "attention", "compile", "weights", "prune_at", "finish", "resume")  # fmt: skip
         defaults = {field.name: field.default for field in fields(self)}
         chosen = {name: getattr(self, name) for name in later}
         named = {name: value for name, value in chosen.items() if value != defaults[name]}
         if self.guided and len(self.guided_steps) < self.steps:
             named["guided_steps"] = [self.guided_steps.start, self.guided_steps.stop]
         if self.cache is not None:
-            named["cache"] = [type(self.cache).__name__, asdict(self.cache)]
+            if self._mixes_forwards:
+                named["guidance_forwards"] = 1
+            named["cache"] = [type(self.cache).__name__, _plain(asdict(self.cache))]
+        if self.lora is not None:
+            named["lora"] = file_content(self.lora)
         return named
 
+    @property
+    def changes_network(self) -> bool:
+        """Whether the network is another while it is sampled from."""
+        return self.compiles is not None or self.lora is not None or self.weights is not None
+
+    @property
+    def compiles(self) -> bool | None:
+        """Whether each block runs compiled; None: as in training. What lies over the layers of a
+        compiled block would not be seen."""
+        return False if self.lora or self.weights else self.compile
+
     def independent(self) -> "Sampling":
-        """This sampling as evaluations use it: no shared steps, no cache."""
-        return replace(self, shared=0.0, cache=None)
+        """This sampling as evaluations use it: the policy's own samples, as it is trained."""
+        return replace(
+            self, shared=0.0, cache=None, attention=None, compile=None, lora=None, weights=None
+        )
 
     def at_guidance(self, scale: float) -> "Sampling":
         """This sampling at another guidance scale.
@@ -132,28 +200,98 @@ class Sampling:
             self, guidance_scale=scale, dynamic_guidance=self.dynamic_guidance and scale > 1
         )
 
-    def draft(self, **cheaper: Any) -> "Sampling":
+    @checked
+    def draft(self, *, prune_at: PruneAt = None, **cheaper: Any) -> "Sampling":
         """This sampling made cheaper, for drafts of videos that are made in full afterwards.
 
         Args:
+            prune_at: share of the steps after which a draft is foreseen, in ``steps`` more; its
+                video in full goes on from there. None: drafts are sampled apart.
             cheaper: its settings that differ, such as ``steps``; see `at_guidance`.
 
         Raises:
             InputError: the drafts would not be cheaper, or no drafts of the same videos.
         """
-        guided = self.at_guidance(cheaper.pop("guidance_scale", self.guidance_scale))
-        draft = replace(guided, **cheaper)
+        if prune_at is not None:
+            draft = self._pruned(prune_at, cheaper.pop("steps", 0), cheaper)
+        else:
+            guided = self.at_guidance(cheaper.pop("guidance_scale", self.guidance_scale))
+            if cheaper.get("lora") or cheaper.get("weights"):
+                cheaper = {"compile": None, **cheaper}
+            draft = replace(guided, **cheaper)
         if self.shared:
             raise InputError(
                 f"drafts need independent candidates, but shared={self.shared} gives them common "
                 "steps; give shared=0, or no drafts"
             )
-        if draft.evaluations(1) >= self.evaluations(1) and draft.cache is None:
+        faster = draft.cache is not None or any(
+            getattr(draft, name) != getattr(self, name)
+            for name in ("attention", "compile", "weights")
+        )
+        if draft.evaluations(1) >= self.evaluations(1) and not faster:
             raise InputError(
                 f"a draft takes {draft.evaluations(1)} network evaluations, and a final video "
                 f"{self.evaluations(1)}; give drafts fewer steps, or less guidance, or a cache"
             )
         return draft
+
+    def _pruned(self, share: float, finish: int, others: Mapping[str, Any]) -> "Sampling":
+        if others:
+            name, value = next(iter(others.items()))
+            raise InputError(
+                setting=name, value=value, expected="leave it out, or give prune_at=null: the "
+                "videos in full go on from these steps, which are sampled as theirs",
+            )  # fmt: skip
+        if self.cache is not None:
+            raise InputError(
+                setting="prune_at", value=share, expected="leave it out, or give rollout.cache="
+                "null: a cache cannot follow the long steps to a foreseen video",
+            )  # fmt: skip
+        stop = min(max(round(share * self.steps), 1), self.steps - 1)
+        return replace(self, prune_at=stop, finish=finish)
+
+    def after(self, draft: "Sampling") -> "Sampling":
+        """This sampling for the videos in full of such drafts."""
+        return replace(self, resume=draft.prune_at or 0)
+
+
+class Foreseen(NamedTuple):
+    """Videos that were stopped on the way."""
+
+    x0: Tensor
+    """(B, ...) float32, the clean latents that they are foreseen to end in."""
+    latents: Tensor
+    """(B, ...) float32, where they stopped."""
+    noise_level: float
+    """Share of noise, ``sigma / (alpha + sigma)`` in [0, 1], of the latents that the last
+    prediction was made for."""
+
+
+def file_content(path: str) -> list[str]:
+    """What a LoRA's file says: its hash, and that of peft's settings beside it, "" for none.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(setting="lora", value=path, expected="there is no such file: put it there")
+    settings = file.with_name("adapter_config.json")
+    return [_hash(one, one.stat().st_mtime_ns) if one.is_file() else "" for one in (file, settings)]
+
+
+@lru_cache(maxsize=4)
+def _hash(file: Path, changed: int) -> str:
+    return file_sha256(file)
+
+
+def _plain(value: Any) -> Any:
+    """A value of a cache config as JSON has it."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
 
 
 def _check_cache(cache: Any) -> None:
@@ -191,8 +329,8 @@ class Policy(Protocol):
     fps: float
     """Frames per second of its videos."""
     guidance_videos: int
-    """Videos in one forward for each that is sampled with guidance: 2 where both predictions are
-    made together, 1 where one after the other."""
+    """Videos in one forward for each that is sampled with guidance, unless the sampling says it: 2
+    where both predictions are made together, 1 where one after the other."""
 
     @property
     def identity(self) -> str:
@@ -291,6 +429,7 @@ class Policy(Protocol):
         text: Tensor,
         negative: Tensor | None,
         sampling: Sampling,
+        start: Tensor | None = None,
     ) -> Tensor:
         """Clean latents (B, ...), float32, of one video a seed.
 
@@ -299,6 +438,23 @@ class Policy(Protocol):
                 them gives the noise of these steps: it must be the same however many there are.
             text: prompt embeddings, (B, L, D), or (1, L, D) for all videos.
             negative: (1, L, D) embedding of the negative prompt; needed with guidance.
+            start: (B, ...) the latents at the step ``sampling.resume`` that the videos go on from;
+                None: they begin with noise.
+        """
+        ...
+
+    def foresee(
+        self,
+        network: nn.Module,
+        seeds: Sequence[int],
+        text: Tensor,
+        negative: Tensor | None,
+        sampling: Sampling,
+    ) -> Foreseen:
+        """The videos of `sample`, stopped after ``sampling.prune_at`` of their steps.
+
+        Where they will end is foreseen in ``sampling.finish`` long steps, or without any by the
+        last prediction.
         """
         ...
 

@@ -26,6 +26,10 @@ RECIPE = 1
 """Part of every rollout's fingerprint: raise it when the same inputs give other videos."""
 
 
+STOPPED = "stopped"
+"""Name of the tensor in a draft's blob that its video in full goes on from."""
+
+
 class PromptSeeds(NamedTuple):
     """A prompt and the seeds of its videos: one unit of work."""
 
@@ -34,28 +38,35 @@ class PromptSeeds(NamedTuple):
     seeds: tuple[int, ...]
     numbers: tuple[int, ...] = ()
     """The videos' numbers among the prompt's candidates; empty: 0, 1, 2 ..."""
+    starts: tuple[str, ...] = ()
+    """Names of the blobs of the drafts that they go on from; empty: they begin with noise."""
 
-    def only(self, numbers: tuple[int, ...]) -> "PromptSeeds":
+    def only(self, numbers: tuple[int, ...], starts: Sequence[str] = ()) -> "PromptSeeds":
         """Some of the videos, which keep their numbers and seeds."""
-        return self._replace(seeds=tuple(self.seeds[k] for k in numbers), numbers=numbers)
+        seeds = tuple(self.seeds[k] for k in numbers)
+        return self._replace(seeds=seeds, numbers=numbers, starts=tuple(starts))
 
 
 class Rendered(NamedTuple):
     """A prompt's videos, as the device leaves them."""
 
-    latents: Tensor
-    """(N, ...), float32, on the CPU."""
+    latents: dict[str, Tensor]
+    """The tensors to keep of each video, (N, ...) on the CPU: its ``latents``, float32, and of one
+    that was stopped also where, see `Foreseen`."""
     clips: list[Clip] | None
-    """None: another rank of the group decodes."""
+    """None: another rank of the group decodes; empty: nobody does."""
+    files: Sequence[bytes] = ()
+    """Their mp4 files, where they came as such; empty: they are encoded."""
 
 
 class Encoded(NamedTuple):
     """A prompt's videos, as they are kept."""
 
-    latents: Tensor
-    """(N, ...), float32, on the CPU."""
+    latents: dict[str, Tensor]
+    """The tensors to keep of each video, (N, ...) on the CPU: its ``latents``, float32, and of one
+    that was stopped also where, see `Foreseen`."""
     gauges: list[dict[str, float]]
-    files: list[bytes]
+    files: Sequence[bytes]
     """mp4."""
 
 
@@ -86,6 +97,7 @@ class Sampler:
         policy.check_sampling(sampling)
         self.policy, self.store = policy, store
         self.sampling, self.lossless = sampling, lossless
+        self.decodes = True
 
     def independent(self) -> "Sampler":
         """This sampler as a policy is measured with, see `Sampling.independent`."""
@@ -100,6 +112,16 @@ class Sampler:
         sampling = self.sampling.draft(**cheaper)
         self.policy.check_sampling(sampling)
         return self._with(sampling)
+
+    def undecoded(self) -> "Sampler":
+        """This sampler without videos and gauges: for drafts that are judged by their latents."""
+        other = self._with(self.sampling)
+        other.decodes = False
+        return other
+
+    def after(self, drafter: "Sampler") -> "Sampler":
+        """This sampler as it makes videos in full whose drafts are made, see `Sampling.after`."""
+        return self._with(self.sampling.after(drafter.sampling))
 
     def _with(self, sampling: Sampling) -> "Sampler":
         other = copy(self)
@@ -121,6 +143,8 @@ class Sampler:
                 "fps": self.policy.fps,
                 "lossless": self.lossless,
                 "precision": precision,
+                **({"starts": list(item.starts)} if item.starts else {}),
+                **({} if self.decodes else {"decoded": False}),
                 **self.sampling.departures,
             }
         )
@@ -132,8 +156,9 @@ class Sampler:
             return None
         for row in rows:
             there = self.store.lists("latents", row["latents"], ".safetensors")
-            if not (there and self.store.lists("videos", row["video"], ".mp4")):
+            if not there or (self.decodes and not self.store.lists("videos", row["video"], ".mp4")):
                 return None
+        self.store.mark_used("rollouts", key)
         return _candidates(item, rows)
 
     def missing(
@@ -254,10 +279,25 @@ class Sampler:
         """What the device does."""
         guided = self.sampling.guided
         prompts = [item.prompt, *([self.sampling.negative_prompt] if guided else [])]
-        texts = workers.group.agree(lambda: [self.text(one) for one in prompts])
+        texts, start = workers.group.agree(
+            lambda: ([self.text(one) for one in prompts], self._start(item))
+        )
         negative = texts[1] if guided else None
-        work = partial(rendered, seeds=item.seeds, sampling=self.sampling, decodes=workers.keeps)
-        return Made(key, item, calls.start(work, texts[0], negative))
+        work = partial(
+            rendered,
+            seeds=item.seeds,
+            sampling=self.sampling,
+            keeps=workers.keeps,
+            decodes=self.decodes,
+        )
+        return Made(key, item, calls.start(work, texts[0], negative, start))
+
+    def _start(self, item: PromptSeeds) -> Tensor | None:
+        """(N, ...) where the drafts of the videos stopped."""
+        if not item.starts:
+            return None
+        return torch.stack([self.store.get_tensors("latents", name)[STOPPED]
+                            for name in item.starts])  # fmt: skip
 
     def _keep(self, made: Made, calls: Calls) -> list[Candidate] | None:
         """What the CPU and the disk do; the record comes last, when all it names is there. None:
@@ -268,11 +308,13 @@ class Sampler:
         with self.store.together() as unit:
             rows = [
                 {
-                    "latents": unit.put_tensors("latents", {"latents": latents}),
-                    "video": unit.put_blob("videos", file, ".mp4"),
+                    "latents": unit.put_tensors(
+                        "latents", {name: tensor[i] for name, tensor in done.latents.items()}
+                    ),
+                    "video": unit.put_blob("videos", file, ".mp4") if file else "",
                     "gauges": gauges,
                 }
-                for latents, file, gauges in zip(done.latents, done.files, done.gauges, strict=True)
+                for i, (file, gauges) in enumerate(zip(done.files, done.gauges, strict=True))
             ]
             unit.put_record("rollouts", made.key, rows)
         return _candidates(made.item, rows)
@@ -282,32 +324,46 @@ def rendered(
     use: PolicyUse,
     text: Tensor,
     negative: Tensor | None,
+    start: Tensor | None = None,
     *,
     seeds: Sequence[int],
     sampling: Sampling,
+    keeps: bool = True,
     decodes: bool = True,
 ) -> Rendered:
     """Sample a prompt's videos and decode them, which at the same time would only share the device.
 
     Args:
-        text, negative: see `Policy.sample`.
-        decodes: False: the leading rank of a group that samples together does.
+        text, negative, start: see `Policy.sample`.
+        keeps: False: the leading rank of a group that samples together decodes and keeps them.
+        decodes: False: nobody decodes them.
     """
+    given = (use.network, seeds, text, negative, sampling)
+    more: dict[str, Tensor] = {}
     with use.autocast():
-        latents = use.policy.sample(use.network, seeds, text, negative, sampling)
-    return Rendered(latents.cpu(), use.policy.decode(latents) if decodes else None)
+        if sampling.prune_at is None:
+            latents = use.policy.sample(*given, start)
+        else:
+            latents, stopped, level = use.policy.foresee(*given)
+            more = {STOPPED: stopped.cpu(), "noise_level": torch.full((len(latents),), level)}
+    clips = None if not keeps else use.policy.decode(latents) if decodes else []
+    return Rendered({"latents": latents.cpu(), **more}, clips)
 
 
 def encoded(made: Rendered, *, lossless: bool) -> Encoded | None:
-    """Measure a prompt's videos and write them as files; None where they were not decoded."""
+    """Measure a prompt's videos and write them as files; None where another rank does."""
     if made.clips is None:
         return None
+    if not made.clips:
+        count = len(made.latents["latents"])
+        return Encoded(made.latents, [{}] * count, [b""] * count)
     gauges = measure(torch.stack([clip.frames for clip in made.clips]))
     rows = [
         {name: round(float(values[i]), 6) for name, values in gauges.items()}
         for i in range(len(made.clips))
     ]
-    return Encoded(made.latents, rows, [encode_video(clip, lossless) for clip in made.clips])
+    files = made.files or [encode_video(clip, lossless) for clip in made.clips]
+    return Encoded(made.latents, rows, files)
 
 
 def _candidates(item: PromptSeeds, rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:

@@ -18,9 +18,10 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from app.assembly import accelerator_of, make_module, make_sampling
+from app.assembly import make_module, make_sampling
 from app.entry import build
 from app.planning.memory import degrees_of, samples_from_shards, shards
+from app.process import accelerator_of
 from ipo_lightning.critics.stage.costs import Cost, Watched, cost_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.degrees import check_world
@@ -116,6 +117,8 @@ def job_of(cfg: DictConfig) -> Job:
         decode_batch=backbone.get("decode_batch", 1),
         critic=_cost(cfg, "critic"),
         judge=_cost(cfg, "eval_critic"),
+        rounded=_rounded(cfg),
+        overlay=_overlay(cfg),
         parallel_prompts=_parallel_prompts(cfg),
     )
 
@@ -124,6 +127,19 @@ def _cost(cfg: DictConfig, role: str) -> Cost:
     """What a critic takes of the videos that the policy makes."""
     policy: Policy = build(cfg.backbone, "backbone")
     return cost_of(build(cfg[role], role), Watched(*policy.size, policy.fps))
+
+
+def _rounded(cfg: DictConfig) -> float:
+    """Bytes of the copies of weights that drafts compute with, to a byte of the weights."""
+    if not (cfg.rollout.get("draft") or {}).get("weights"):
+        return 0.0
+    return 1 / 2 if cfg.backbone.get("weights") == "bfloat16" else 1 / 4
+
+
+def _overlay(cfg: DictConfig) -> int:
+    """Bytes of the LoRA of drafts: float32, which files have in half of the precision."""
+    file = (cfg.rollout.get("draft") or {}).get("lora")
+    return 2 * os.path.getsize(file) if file and os.path.isfile(file) else 0
 
 
 def on_gpu(cfg: DictConfig) -> bool:

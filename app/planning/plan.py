@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from app.assembly import Parts, assemble, device_of
+from app.assembly import Parts, assemble
 from app.planning.critics import (
     critic_flops,
     critic_lines,
@@ -22,6 +22,7 @@ from app.planning.fitting import Fit, smallest_change, smallest_changes
 from app.planning.jobs import in_parts, job_of, on_gpu, readable
 from app.planning.memory import degrees_of
 from app.planning.rollouts import flops_of_round, told, videos_of
+from app.process import device_of
 from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.hub.cards import started
@@ -148,8 +149,10 @@ def _prompts(parts: Parts) -> int:
 
 
 def _critic_calls(parts: Parts, cfg: DictConfig) -> int:
-    """Calls of the critic that label a round, once about drafts and once about finals."""
+    """Calls of the critic that label a round: about drafts, if it judges them, and about finals."""
     counts = [one.count for one in videos_of(parts, cfg)]
+    if parts.drafter is not None and parts.drafter.critique is not parts.critique:
+        counts = counts[1:]
     return _prompts(parts) * sum(map(parts.evaluation.critic.calls, counts))
 
 

@@ -29,7 +29,8 @@ def videos_of(parts: Parts, cfg: DictConfig) -> list[Videos]:
     if parts.drafter is None:
         return [Videos(n, sampling)]
     finals = parts.labelling.finals(parts.module.label_kind, n)
-    return [Videos(n, parts.drafter.sampling), Videos(finals, sampling)]
+    draft = parts.drafter.sampler.sampling
+    return [Videos(n, draft), Videos(finals, sampling.after(draft))]
 
 
 def flops_of_round(estimate: Estimate, videos: list[Videos], prompts: int) -> float:
@@ -40,10 +41,14 @@ def flops_of_round(estimate: Estimate, videos: list[Videos], prompts: int) -> fl
 def told(videos: list[Videos], prompts: int) -> str:
     """Steps and evaluations, as a part of a sentence."""
     evaluations = prompts * sum(one.evaluations for one in videos)
-    steps = [one.sampling.steps for one in videos]
+    first, full = videos[0].sampling, videos[-1].sampling
     if len(videos) == 1:
-        return f"{steps[0]} steps each: {evaluations} network evaluations"
+        return f"{full.steps} steps each: {evaluations} network evaluations"
+    drafts = f"drafts of {first.steps} steps"
+    if first.prune_at is not None:
+        more = f" and {first.finish} more" if first.finish else ""
+        drafts = f"foreseen after {first.prune_at}{more} of {full.steps} steps"
     return (
-        f"drafts of {steps[0]} steps, then at most {videos[1].count} finals a prompt of {steps[1]} "
+        f"{drafts}, then at most {videos[1].count} finals a prompt of {full.steps - full.resume} "
         f"steps: at most {evaluations} network evaluations"
     )

@@ -34,12 +34,29 @@ def denoise(model: Model, latents: Tensor, scheduler: BatchScheduler, steps: ran
     return latents
 
 
-def predict_x0(model: Model, latents: Tensor, scheduler: BatchScheduler, steps: int) -> Tensor:
-    """The clean latents (B, ...) that the model predicts at the last of the first ``steps``."""
-    last = steps - 1
+def foresee(
+    model: Model,
+    latents: Tensor,
+    scheduler: BatchScheduler,
+    stop: int,
+    finishing: Sequence[int] = (),
+) -> tuple[Tensor, Tensor]:
+    """The clean latents that are foreseen after the first ``stop`` steps, and the latents there.
+
+    Args:
+        finishing: steps, the first of them ``stop``, from each of which a long step leads to the
+            next; the last prediction gives the clean latents. Empty: that of step ``stop - 1``.
+    """
+    last = stop - 1
     latents = denoise(model, latents, scheduler, range(last))
     model_output = model(latents, scheduler.timesteps[last])
-    return scheduler.pred_x0(model_output, last, latents)
+    x0 = scheduler.pred_x0(model_output, last, latents)
+    stopped = latents = scheduler.step(model_output, last, latents)
+    for i, after in zip(finishing, [*finishing[1:], -1], strict=False):
+        x0 = scheduler.pred_x0(model(latents, scheduler.timesteps[i]), i, latents)
+        if after != -1:
+            latents = scheduler.long_step(x0, latents, i, after)
+    return x0, stopped
 
 
 def classifier_free_guidance(uncond: Tensor, cond: Tensor, guidance_scale: float) -> Tensor:

@@ -47,6 +47,17 @@ class BatchScheduler(ABC):
     def pred_x0(self, model_output: Tensor, i: int, latents: Tensor) -> Tensor:
         """The clean latents (B, ...) that the model output at step ``i`` stands for."""
 
+    def long_step(self, x0: Tensor, latents: Tensor, i: int, after: int) -> Tensor:
+        """The latents of step ``after`` from those of step ``i``, (B, ...), where ``x0`` is
+        predicted: DDIM without noise, Euler on flow matching."""
+        alpha, sigma = self.alpha_sigma(i)
+        return self.add_noise(x0, (latents - alpha * x0) / sigma, after)
+
+    def noise_level(self, i: int) -> float:
+        """``sigma / (alpha + sigma)`` at step ``i``, in [0, 1]."""
+        alpha, sigma = self.alpha_sigma(i)
+        return float(sigma / (alpha + sigma))
+
     def add_noise(self, x0: Tensor, noise: Tensor, i: int) -> Tensor:
         """``alpha x0 + sigma noise``: clean latents at the noise level of step ``i``.
 

@@ -15,7 +15,6 @@ from typing import Annotated, Any, ClassVar
 import torch
 from diffusers import (
     AutoencoderKLWan,
-    FasterCacheConfig,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
     WanPipeline,
@@ -25,8 +24,6 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
-from ipo_lightning.backbones.caching import cache_context
-from ipo_lightning.backbones.denoising import Model, classifier_free_guidance
 from ipo_lightning.backbones.diffusers_folder import DiffusersFolder
 from ipo_lightning.backbones.lora import Lora
 from ipo_lightning.backbones.network_settings import Attention, NetworkSettings, Precision
@@ -34,7 +31,7 @@ from ipo_lightning.backbones.quantised import Kind
 from ipo_lightning.backbones.schedulers import FlowScheduler
 from ipo_lightning.backbones.start import Start
 from ipo_lightning.backbones.vae import VAEPrecision, VAESettings
-from ipo_lightning.backbones.video_sampler import Batch, VideoSampler
+from ipo_lightning.backbones.video_sampler import VideoSampler
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Density, FlowMatching, Weighting, Window
 from ipo_lightning.policy import Sampling
@@ -295,11 +292,6 @@ class Wan(VideoSampler, DiffusersFolder):
         super().check_sampling(sampling)
         if sampling.dynamic_guidance:
             raise InputError("dynamic_guidance=true: only CogVideoX has it; give false")
-        if isinstance(sampling.cache, FasterCacheConfig):
-            raise InputError(
-                "cache=FasterCacheConfig: it needs both predictions of guidance in one forward, "
-                f"and {self.family} takes two; choose FirstBlockCacheConfig"
-            )
 
     def batch_scheduler(
         self, sampling: Sampling, seeds: Sequence[int], first: int, device: torch.device
@@ -316,21 +308,3 @@ class Wan(VideoSampler, DiffusersFolder):
             return self.scheduler
         chosen = {**FLOW[kind.__name__], SHIFT[kind.__name__]: self.shift}
         return kind.from_config(self.scheduler.config, **chosen)
-
-    def guided_model(self, batch: Batch) -> Model:
-        """The network on a batch's prompts; guidance takes a forward of each prompt."""
-        network, sampling = batch.network, batch.sampling
-
-        def predict(name: str, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-            with cache_context(network, sampling.cache, name):
-                return self.predict(network, latents, timestep.expand(len(latents)), text).float()
-
-        def model(latents: Tensor, timestep: Tensor) -> Tensor:
-            cond = predict("cond", latents, timestep, batch.text)
-            if batch.negative is None:
-                return cond
-            negative = batch.negative.expand_as(batch.text)
-            uncond = predict("uncond", latents, timestep, negative)
-            return classifier_free_guidance(uncond, cond, sampling.guidance_scale)
-
-        return model

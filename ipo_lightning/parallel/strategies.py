@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -57,6 +58,12 @@ def group_of(trainer: L.Trainer) -> ContextGroup | None:
     """The group of ranks that this one makes its forwards with; None: it makes them alone."""
     strategy = trainer.strategy
     return strategy.group if isinstance(strategy, InGroups) else None
+
+
+def group_mesh(trainer: L.Trainer | None) -> DeviceMesh | None:
+    """The mesh of this rank's group, see `group_of`."""
+    group = None if trainer is None else group_of(trainer)
+    return None if group is None else group.mesh
 
 
 class ReplicatedStrategy(InGroups, DDPStrategy):

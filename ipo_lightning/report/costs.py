@@ -66,10 +66,17 @@ def round_costs(one: RoundFiles, line: Row, config: Row) -> dict[str, Cost]:
 
 
 def sampled(rows: list[dict[str, Any]], config: Row, *, shared: bool = True) -> int | None:
-    """Network evaluations of sampling these videos; None where the settings do not say."""
+    """Network evaluations of sampling these videos; None where the settings do not say.
+
+    Args:
+        shared: whether they are candidates; else they are an evaluation's.
+    """
     rollout = config.get("rollout")
     if not isinstance(rollout, Mapping):
         return None
+    evaluated = setting(config, "evaluation.guidance_scale")
+    if not shared and evaluated is not None:
+        rollout = {**rollout, "guidance_scale": evaluated}
     names = ("steps", "guidance_scale", "guidance_interval", *(("shared",) if shared else ()))
     try:
         sampling = Sampling(**{name: rollout[name] for name in names if name in rollout})

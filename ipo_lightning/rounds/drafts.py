@@ -3,10 +3,11 @@
 A drafted round goes through rollout and critique twice. First all its candidates, as drafts:
 ``drafts.jsonl``, ``draft_verdicts.jsonl``. Then the finals of those drafts that the labelling would
 make labels of, from the same seeds: ``candidates.jsonl``, ``verdicts.jsonl``. The labels are of
-finals alone.
+finals alone. Where the drafts are foreseen on the way (``prune_at``), the finals go on from there.
 """
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.labelling import Labelling
@@ -14,23 +15,35 @@ from ipo_lightning.rounds.labels import CritiqueStage, LabellingStage, drafts_of
 from ipo_lightning.rounds.rollout import RolloutPlan, RolloutStage
 from ipo_lightning.rounds.stage import Round, RoundStage
 from ipo_lightning.sampling import PromptSeeds, Sampler
-from ipo_lightning.storage.layout import DRAFT_CRITIQUE, DRAFTS, RoundData
+from ipo_lightning.storage.layout import DRAFT_CRITIQUE, DRAFTS, RoundData, drafts_in
+
+
+class Drafter(NamedTuple):
+    """How candidates are drafted."""
+
+    sampler: Sampler
+    """Makes the drafts."""
+    critique: Critique
+    """Asks a critic about them, which may be another one than that of the finals."""
+    labelling: Labelling
+    """Makes labels of them: candidates in these are made in full."""
 
 
 def drafted_stages(
     plan: RolloutPlan,
-    drafter: Sampler,
+    drafter: Drafter,
     sampler: Sampler,
     critique: Critique,
     labelling: Labelling,
 ) -> list[RoundStage]:
-    """Rollout, critique and labelling, with drafts; ``drafter`` makes them, ``sampler`` finals."""
+    """Rollout, critique and labelling, with drafts; all but the first is of the finals."""
+    finals = sampler.after(drafter.sampler)
     return [
-        OfDrafts(DRAFTS, RolloutStage(plan, drafter, critique)),
-        OfDrafts(DRAFT_CRITIQUE, CritiqueStage(critique, labelling)),
-        FinalsStage(plan, sampler, critique, labelling),
+        OfDrafts(DRAFTS, RolloutStage(plan, drafter.sampler, drafter.critique)),
+        OfDrafts(DRAFT_CRITIQUE, CritiqueStage(drafter.critique, drafter.labelling)),
+        FinalsStage(plan, finals, critique, drafter.labelling),
         CritiqueStage(critique, labelling),
-        LabellingStage(labelling, sampler.store, drafted=True),
+        LabellingStage(labelling, sampler.store, drafted=drafter.labelling),
     ]
 
 
@@ -83,5 +96,11 @@ class FinalsStage(RolloutStage):
 
     def _items(self, round: Round) -> list[PromptSeeds]:
         wanted = drafts_of(round, self.labelling).wanted
-        planned = super()._items(round)
-        return [one.only(wanted[one.prompt_index]) for one in planned if one.prompt_index in wanted]
+        drafts = drafts_in(round.folder).candidates() if self.sampler.sampling.resume else []
+        blobs = {(row.prompt_index, row.candidate): row.latents for row in drafts}
+        items = []
+        for one in super()._items(round):
+            if numbers := wanted.get(one.prompt_index):
+                starts = [blobs[one.prompt_index, k] for k in numbers] if blobs else []
+                items.append(one.only(numbers, starts))
+        return items

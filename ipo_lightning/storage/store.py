@@ -18,11 +18,13 @@ import json
 import os
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -69,6 +71,8 @@ def file_sha256(path: Path) -> str:
 
 HEADER = 2**20
 """Bytes that the header of a blob of tensors may have; ours have about a hundred."""
+START = 512
+"""Bytes of a blob of tensors that are read at once to find its header."""
 WHOLE = 64 * 2**20
 """Files up to this size, in bytes, enter a fingerprint whole; larger ones by samples."""
 STRIDE, SAMPLE = 2**20, 4096
@@ -128,6 +132,8 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid4().hex}")
 
 
+USED = 3600.0
+"""Seconds after which a record that is in use is marked again."""
 SYNCS = 16
 """Files that are synced at the same time."""
 
@@ -232,17 +238,41 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return read_rows(path)
 
 
-def _full_size(path: Path) -> int:
-    """Bytes that a safetensors file has by its header; 0 where it has none."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length < HEADER else b""
+def _is_full(path: str, tensors: bool) -> bool:
+    """Whether a file has the size that its header tells, or, if it is none of tensors, any size.
+
+    A round has a hundred thousand of them: each is opened once, and no object is made of its path.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    if not tensors:
+        return os.stat(path).st_size > 0
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size, start = os.fstat(handle).st_size, os.read(handle, START)
+        length = int.from_bytes(start[:8], "little")
+        header = start[8 : 8 + length]
+        if len(header) < length < HEADER:
+            header += os.pread(handle, length - len(header), len(start))
+        tensors_end = _tensor_bytes(header)
+        return tensors_end is not None and size == 8 + length + tensors_end
+    finally:
+        os.close(handle)
+
+
+@lru_cache(maxsize=256)
+def _tensor_bytes(header: bytes) -> int | None:
+    """Bytes of the tensors that the header of a safetensors file lists; None where it is no header.
+
+    Latents of one shape have the same header.
+    """
     try:
         parts = json.loads(header).values()
         ends = [one["data_offsets"][1] for one in parts if "data_offsets" in one]
-        return 8 + length + max(ends, default=0)
+        return int(max(ends, default=0))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-        return 0
+        return None
 
 
 class LostBlob(FileNotFoundError):
@@ -272,7 +302,10 @@ class Store:
 
     def path(self, kind: str, name: str, suffix: str) -> Path:
         """Where an artefact lies, whether or not it exists."""
-        return self.root / kind / name[:2] / f"{name}{suffix}"
+        return Path(self._place(kind, name, suffix))
+
+    def _place(self, kind: str, name: str, suffix: str) -> str:
+        return f"{self.root}{os.sep}{kind}{os.sep}{name[:2]}{os.sep}{name}{suffix}"
 
     def put_blob(self, kind: str, content: bytes, suffix: str) -> str:
         """Store bytes; the name returned is their sha256 (hex)."""
@@ -286,14 +319,12 @@ class Store:
     def lists(self, kind: str, name: str, suffix: str) -> bool:
         """Whether the blob is there and of its full size, as far as its start tells; what it holds
         is not read, see `check`. One of another size is removed with a warning."""
-        path = self.path(kind, name, suffix)
         try:
-            size = path.stat().st_size
-            full = size > 0 and (suffix != ".safetensors" or size == _full_size(path))
+            full = _is_full(self._place(kind, name, suffix), suffix == ".safetensors")
         except OSError:
             return False
         if not full:
-            self._drop(path)
+            self._drop(self.path(kind, name, suffix))
         return full
 
     def check(self, kind: str, name: str, suffix: str) -> Path:
@@ -361,6 +392,13 @@ class Store:
             pass  # not our JSON: damaged, as below
         self._drop(path)
         return None
+
+    def mark_used(self, kind: str, key: str) -> None:
+        """Note by its time that a record is in use, at most once an hour: see `garbage`."""
+        place = self._place(kind, key, ".json")
+        with suppress(OSError):  # gone meanwhile, or the store may only be read
+            if time.time() - os.stat(place).st_mtime > USED:
+                os.utime(place)
 
     @staticmethod
     def _content(path: Path) -> bytes | None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipo_lightning.backbones.denoising import classifier_free_guidance, denoise, predict_x0
+from ipo_lightning.backbones.denoising import classifier_free_guidance, denoise, foresee
 from ipo_lightning.backbones.schedulers import FlowScheduler, VPredictionScheduler
 from tests.helpers import tiny, tiny_wan
 
@@ -62,10 +62,22 @@ def test_x0_and_noise_give_the_latents_back(make: Callable[..., FlowScheduler]) 
     scheduler, steps = make(), 3
     x = denoise(model, NOISE, scheduler, range(steps - 1))
     output = model(x, scheduler.timesteps[steps - 1])
-    x0 = predict_x0(model, NOISE, make(), steps)
+    x0, after = foresee(model, NOISE, make(), steps)
+    assert torch.equal(after, denoise(model, NOISE, make(), range(steps)))
     alpha, sigma = scheduler.alpha_sigma(steps - 1)
     eps = x0 + output if isinstance(scheduler, FlowScheduler) else sigma * x + alpha * output
     assert torch.allclose(scheduler.add_noise(x0, eps, steps - 1), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [ddim, euler], ids=["ddim", "euler"])
+@pytest.mark.parametrize("stop", [1, 3])
+def test_foreseen_in_all_steps_that_are_left_is_finished(
+    make: Callable[..., FlowScheduler], stop: int
+) -> None:
+    x0, _ = foresee(model, NOISE, make(), stop, range(stop, STEPS))
+    assert torch.allclose(x0, denoise(model, NOISE, make(), range(STEPS)), atol=1e-4)
+    coarse, _ = foresee(model, NOISE, make(), stop, [stop])
+    assert not torch.allclose(coarse, x0, atol=1e-5)
 
 
 def test_guidance_by_hand() -> None:

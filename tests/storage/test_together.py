@@ -26,8 +26,9 @@ def put_unit(store: Store, value: float = 1.0) -> tuple[str, str]:
     with store.together() as unit:
         latents = unit.put_tensors("latents", {"latents": torch.full((3,), value)})
         video = unit.put_blob("videos", b"mp4 %f" % value, ".mp4")
+        before = files(store.root)
         unit.put_record("rollouts", "ab" * 32, [{"latents": latents, "video": video}])
-        assert files(store.root) == []  # nothing is seen before all of it is there
+        assert files(store.root) == before  # nothing is seen before all of it is there
     return latents, video
 
 
