@@ -56,6 +56,8 @@ PASSING = ("task", "round", "name", "until", "dry_run", "report_only", "debug", 
 """Keys that do not change what a run computes."""
 PLACES = (("critic", "answers"), ("eval_critic", "answers"), ("network", "cache"))
 """Settings that say where something lies that is known by its content, or that saves time."""
+REACHED = ("server", "reload", "wait", "poll", "form")
+"""Settings of ``rollout.served`` that say how a server is reached, and not what it makes."""
 OPTIONAL = ("critic", "eval_critic", "rollout")
 """Groups that sample.py, audit.py and compare.py may do without: Hydra passes over a choice that is
 none."""
@@ -86,6 +88,7 @@ LATER = {
     "float32_matmul": "highest",
     "rollout.guidance_interval": None,
     "rollout.draft.guidance_interval": None,
+    "rollout.served": None,
     "evaluation.guidance_scale": None,
 }
 """Settings that runs of before do not name, and the values by which they computed."""
@@ -103,6 +106,8 @@ def determining(cfg: DictConfig) -> dict[str, Any]:
     for key, value in LATER.items():
         _drop(kept, key.split("."), value)
     rollout = kept.get("rollout") or {}
+    for key in REACHED:
+        (rollout.get("served") or {}).pop(key, None)
     if not any((rollout.get("draft") or {}).values()):
         rollout.pop("draft", None)  # runs of before made none, and do not name it
     kept["trainer"] = {key: cfg.trainer.get(key) for key in TRAINER}
