@@ -49,7 +49,7 @@ def audit(cfg: DictConfig) -> dict[str, Any] | None:
     """
     refuse_missing(cfg)
     check_audit(cfg)
-    from app.assembly import device_of, settle
+    from app.process import device_of, settle
     from ipo_lightning.audit.asking import Shelf, asker_of
     from ipo_lightning.audit.findings import Rules, Table, check_people
     from ipo_lightning.audit.votes import drawn

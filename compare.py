@@ -139,7 +139,7 @@ def compare(cfg: DictConfig) -> dict[str, Any] | None:
     """
     refuse_missing(cfg)
     check_compare(cfg)
-    from app.assembly import settle
+    from app.process import settle
     from ipo_lightning.critics.protocols import AnswersPending, CriticGone
 
     settle(cfg)
@@ -165,7 +165,7 @@ def compare(cfg: DictConfig) -> dict[str, Any] | None:
 
 def ordered(cfg: DictConfig) -> Order:
     """Everything that can be refused before weights are loaded, and one look at a hub."""
-    from app.assembly import device_of
+    from app.process import device_of
     from ipo_lightning.critics.stage.critique import critique_of
     from ipo_lightning.storage.store import Store
 

@@ -155,7 +155,7 @@ def ordered(cfg: DictConfig, prompts: list[str], names: list[str]) -> Order:
 
 def found(cfg: DictConfig) -> "tuple[Checkpoint, dict[str, Any], dict[str, Any]]":
     """The checkpoint, the settings of its run, and the backbone's."""
-    from app.assembly import settle
+    from app.process import settle
     from ipo_lightning.hub.checkpoints import find_checkpoint
 
     settle(cfg)
@@ -210,7 +210,7 @@ def shared(order: Order) -> list[Made]:
 
 def make(order: Order, rank: int, world: int) -> list[Made]:
     """One process's videos: every ``world``-th job, from the ``rank``-th on."""
-    from app.assembly import settle
+    from app.process import settle
     from ipo_lightning.hub.checkpoints import load_into
 
     cfg = order.cfg
@@ -430,7 +430,7 @@ def scores(cfg: DictConfig, critic: Any, made: Sequence[Made], prompts: Sequence
     Raises:
         InputError: the critic cannot be reached; the videos are there all the same.
     """
-    from app.assembly import device_of
+    from app.process import device_of
     from ipo_lightning.critics.protocols import CriticGone
     from ipo_lightning.report import table
 

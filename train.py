@@ -10,7 +10,7 @@ python train.py task=critic data.path=F  train a critic on people's labels inste
 import shlex
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from omegaconf import DictConfig
@@ -26,7 +26,7 @@ from app.entry import (
     task_of,
 )
 from app.free_text import as_typed
-from app.output import end, show
+from app.output import choose, end, show
 from app.seeds import RUNS, asks_for_seeds, remember, told, with_seeds
 from app.shortcuts import expanded
 from app.start import resolve_start
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lightning import Trainer
 
     from app.assembly import Parts
+    from app.finished import Finished
 
 register_resolvers()
 
@@ -59,9 +60,15 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         show(f"report: {report_again(cfg)}")
         end()
         return None
-    from app import assembly
+    from app.finished import finished_run
 
-    assembly.settle(cfg)
+    if not cfg.dry_run and (known := finished_run(cfg)):
+        choose(cfg)
+        return brought(known, cfg, None)
+    from app import assembly
+    from app.process import settle
+
+    settle(cfg)
     if cfg.dry_run:
         from app.planning.plan import plan
 
@@ -71,40 +78,44 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     parts = assembly.assemble(cfg)
     # Trainer and critics refuse wrong settings too: before they are written down as the folder's.
     trainer = (
-        None if finished(parts, cfg) else assembly.build_trainer(cfg, parts.iteration, parts.guards)
+        None if is_done(parts, cfg) else assembly.build_trainer(cfg, parts.iteration, parts.guards)
     )
     if trainer is not None:
         check_critics(parts, cfg)
-    lines = brought(parts, cfg, trainer)
-    last = lines[-1] if lines else None
-    conclude(parts, last, leads=assembly.leads())
-    return last
+    return brought(parts, cfg, trainer)
 
 
-def brought(parts: "Parts", cfg: DictConfig, trainer: "Trainer | None") -> list[dict[str, Any]]:
+def brought(
+    parts: "Parts | Finished", cfg: DictConfig, trainer: "Trainer | None"
+) -> dict[str, Any] | None:
     """Make what the run lacks, in its folder and for this process alone, and its report.
 
+    Args:
+        trainer: None: nothing is lacking.
+
     Returns:
-        The lines of its rounds.jsonl.
+        The last line of its rounds.jsonl, if there is one.
     """
-    from app import assembly
+    from app.claiming import claimed, leads
     from app.reporting import command_line, write_down
 
     goes_on = trainer is not None
     made_of = partial(parts.identity, cfg, goes_on=goes_on)
-    with assembly.claimed(cfg, parts.run, made_of, goes_on=goes_on):
-        if assembly.leads():
+    with claimed(cfg, parts.run, made_of, goes_on=goes_on):
+        if leads():
             parts.run.mend()
             write_down(parts.run, command_line() if goes_on else None)
-        if trainer is not None and not finished(parts, cfg):
-            fit(parts, cfg, trainer)
+        if trainer is not None and not is_done(cast("Parts", parts), cfg):
+            fit(cast("Parts", parts), cfg, trainer)
         lines = parts.run.lines()
-        if lines and assembly.leads():
+        if lines and leads():
             report(parts, cfg, lines)
-    return lines
+    last = lines[-1] if lines else None
+    conclude(parts, last, leads=leads())
+    return last
 
 
-def conclude(parts: "Parts", last: dict[str, Any] | None, *, leads: bool) -> None:
+def conclude(parts: "Parts | Finished", last: dict[str, Any] | None, *, leads: bool) -> None:
     """Note that guards ended the run, and say that it is over, in the JSON log."""
     why = parts.guards.distrusts(last) if last else None
     if why:
@@ -125,19 +136,21 @@ def train_critic(cfg: DictConfig) -> dict[str, float] | None:
     """
     refuse_missing(cfg)
     check_critic(cfg)
-    from app import assembly, critic_assembly
+    from app import critic_assembly
+    from app.claiming import claimed, leads
+    from app.process import settle
 
-    assembly.settle(cfg)
+    settle(cfg)
     parts = critic_assembly.assemble(cfg)
     if cfg.dry_run:
         show(critic_assembly.plan(parts, cfg))
         end()
         return None
     figures = parts.figures()
-    with assembly.claimed(cfg, parts.run, lambda: parts.identity(cfg), goes_on=figures is None):
+    with claimed(cfg, parts.run, lambda: parts.identity(cfg), goes_on=figures is None):
         critic_assembly.claim_labels(parts)
         figures = parts.figures() or critic_assembly.fit(parts, cfg)
-    if not assembly.leads():
+    if not leads():
         return figures
     show(f"\n{critic_assembly.table(figures, parts.module.family.dims)}\n\n"
          f"next: python train.py {parts.critic_words}", "report", **figures)  # fmt: skip
@@ -172,13 +185,13 @@ def refuse_search(cfg: DictConfig) -> None:
         raise InputError(setting="evaluation.split", value=cfg.evaluation.split, expected=expected)
 
 
-def report(parts: "Parts", cfg: DictConfig, lines: list[dict[str, Any]]) -> None:
+def report(parts: "Parts | Finished", cfg: DictConfig, lines: list[dict[str, Any]]) -> None:
     """Write the report, show what the rounds reached, and publish what was asked for."""
     from ipo_lightning.guards import best_of
     from ipo_lightning.report import rounds_table, write_report
 
     file = write_report(parts.run.path)
-    notes = "".join(f"{note}\n" for note in (*alarms_of(lines), *notes_of(parts)))
+    notes = "".join(f"{note}\n" for note in (*alarms_of(lines), *parts.notes()))
     ending = next_command(parts) if parts.run.line(cfg.round) else ""
     text = f"\n{rounds_table(lines)}\n\n{notes}report: {file}\n{ending}".rstrip()
     show(text, "report", file=str(file), best=best_of(lines), **figures_of(lines[-1]))
@@ -195,7 +208,7 @@ def figures_of(line: dict[str, Any]) -> dict[str, Any]:
     return {key: line.get(key) for key in SHOWN}
 
 
-def upload(parts: "Parts", cfg: DictConfig) -> str:
+def upload(parts: "Parts | Finished", cfg: DictConfig) -> str:
     """Publish the policy of the round that was asked for, as a sentence for the terminal."""
     from ipo_lightning.hub.upload import publish
 
@@ -206,16 +219,13 @@ def upload(parts: "Parts", cfg: DictConfig) -> str:
     return f"published: {address}"
 
 
-def finished(parts: "Parts", cfg: DictConfig) -> bool:
+def is_done(parts: "Parts", cfg: DictConfig) -> bool:
     """Whether there is nothing left to do, and all files are as they were written."""
-    from app.assembly import has_other_judge
+    from app.claiming import has_other_judge
+    from app.finished import finished
 
-    if has_other_judge(parts.run, cfg):
-        return False
-    done = parts.run.done(cfg.round, parts.module.label_kind)
-    if not (all(done.values()) if cfg.until is None else done[cfg.until]):
-        return False
-    return all(map(parts.run.closed, range(cfg.round))) and not parts.run.round(cfg.round).faults()
+    kind = parts.module.label_kind
+    return not has_other_judge(parts.run, cfg) and finished(parts.run, cfg, kind)
 
 
 def check_critics(parts: "Parts", cfg: DictConfig) -> None:
@@ -256,7 +266,7 @@ def fit(parts: "Parts", cfg: DictConfig, trainer: "Trainer") -> None:
             show(f"{pending}\nthen go on with: {shlex.join(['python', *sys.argv])}")
     except CriticGone as gone:
         raise InputError(f"{gone}; what was answered is kept, the same command goes on") from gone
-    if trainer.should_stop and trainer.is_global_zero and not finished(parts, cfg):
+    if trainer.should_stop and trainer.is_global_zero and not is_done(parts, cfg):
         show(f"{why_stopped(parts, trainer)}; the same command, without what stopped it, goes on")
 
 
@@ -284,16 +294,9 @@ def alarms_of(lines: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def notes_of(parts: "Parts") -> list[str]:
-    """What the critic itself has to say, such as how its annotators worked."""
-    critic = getattr(parts.critique, "critic", None)
-    notes = getattr(critic, "notes", None)
-    return list(notes()) if notes else []
-
-
-def next_command(parts: "Parts") -> str:
+def next_command(parts: "Parts | Finished") -> str:
     """The command to try next."""
-    prompt = parts.evaluation.prompts[0]
+    prompt = parts.held_out[0]
     return f'next: python sample.py ckpt={parts.run.path} prompt="{prompt}"'
 
 

@@ -1,10 +1,6 @@
 """From a composed configuration to the objects that run it."""
 
-import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,46 +8,37 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
-from transformers.utils.logging import disable_progress_bar
 
+from app.checkpoint_settings import SettingsInCheckpoints
 from app.entry import (
-    PASSING,
     build,
     one_line,
     within_clone,
 )
+from app.held_out import evaluated_prompts
 from app.identity import (
-    IDENTITY,
     Identity,
-    SettingsInCheckpoints,
     identity_of,
-    judge_named,
-    other_judge,
-    read_identity,
-    refuse_other_inputs,
-    refuse_other_settings,
-    refuse_other_version,
     settings_of,
-    write_identity,
 )
 from app.keys import make
 from app.loggers import built_as, loggers_of
-from app.output import choose, emit, in_json
-from app.quoting import without_references
-from app.renamed import saved_settings
+from app.output import emit, in_json
+from app.planning.memory import degrees_of
+from app.process import accelerator_of
 from callbacks.progress import StageLog
 from callbacks.stopping import GuardStopping
 from ipo_lightning.critics.stage.comparing import Couples
 from ipo_lightning.critics.stage.critique import Critique, critique_of
 from ipo_lightning.draws.encoding import RealSource
-from ipo_lightning.errors import InputError, readable, within
+from ipo_lightning.errors import InputError, within
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.exchange.source import LabelSource
 from ipo_lightning.guards import Guards
 from ipo_lightning.hub.cards import started
 from ipo_lightning.labelling import Labelling
 from ipo_lightning.module import PreferenceModule
-from ipo_lightning.parallel.run_lock import held
+from ipo_lightning.parallel.context import check_policy
 from ipo_lightning.policy import Policy, Sampling
 from ipo_lightning.rounds import CheckpointFiles, RolloutPlan, RoundStage, round_stages
 from ipo_lightning.rounds.datamodule import PreferenceDataModule
@@ -62,7 +49,7 @@ from ipo_lightning.rounds.trial import TrialStage
 from ipo_lightning.sampling import Sampler
 from ipo_lightning.serving.protocols import VideoMaker
 from ipo_lightning.storage.layout import RunDir
-from ipo_lightning.storage.store import Store, write_atomically
+from ipo_lightning.storage.store import Store
 
 INSTEAD = {
     "logger": "choose one by logger=",
@@ -71,6 +58,9 @@ INSTEAD = {
     "enable_checkpointing": "give callbacks.iteration.checkpoint_every=",
 }
 """What to give in place of a trainer's argument that the run determines."""
+
+STEPS = "num_inference_steps"
+"""What a cache config of diffusers calls the number of steps."""
 
 Prompts = Callable[[str], Sequence[str]]
 
@@ -94,6 +84,16 @@ class Parts:
     guards: Guards
     iteration: IterationCallback
 
+    @property
+    def held_out(self) -> Sequence[str]:
+        """The prompts that policies are evaluated on."""
+        return self.evaluation.prompts
+
+    def notes(self) -> list[str]:
+        """What the critic itself has to say, such as how its annotators worked."""
+        notes = getattr(getattr(self.critique, "critic", None), "notes", None)
+        return list(notes()) if notes else []
+
     def identity(self, cfg: DictConfig, *, goes_on: bool) -> Identity:
         """What the run is made of beside its settings.
 
@@ -109,157 +109,11 @@ class Parts:
         return identity_of(cfg, [self.imported, self.real], lists)
 
 
-def settle(cfg: DictConfig) -> None:
-    """Set this process up: threads, arithmetic, output; silence where the run speaks for itself."""
-    choose(cfg)
-    if cfg.threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(cfg.threads)  # for the ranks that Lightning starts
-        torch.set_num_threads(cfg.threads)
-    torch.set_float32_matmul_precision(cfg.get("float32_matmul", "highest"))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else it tells of each request
-    disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")  # diffusers, of hub ids
-
-
-RANKS = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-"""Variables by which launchers number the processes of a run; 0 leads."""
-
-
-@contextmanager
-def claimed(
-    cfg: DictConfig, run: RunDir, identity: Callable[[], Identity], *, goes_on: bool
-) -> Iterator[None]:
-    """The run's folder, for this run alone until it ends; see `claim`.
-
-    The leading process has it for all: the others, and sweeps, meet in the store.
-    """
-    with ExitStack() as until_the_end:
-        if leads():
-            try:
-                until_the_end.enter_context(held(run.path))
-            except OSError as error:
-                raise InputError(f"paths.outputs={cfg.paths.outputs}: {error}") from error
-        claim(run, cfg, identity if leads() else None, goes_on=goes_on)
-        yield
-
-
-def leads() -> bool:
-    """Whether this process is the first of its run, as far as launchers have numbered them."""
-    return all(os.environ.get(name, "0") == "0" for name in RANKS)
-
-
-def claim(
-    run: RunDir,
-    cfg: DictConfig,
-    identity: Callable[[], Identity] | None = None,
-    *,
-    goes_on: bool = True,
-) -> None:
-    """Write config.yaml and identity.json, or refuse a folder that holds another run.
-
-    Args:
-        identity: what the run is made of, looked at once the settings fit; None: not compared.
-        goes_on: whether anything is left to make: what is finished may be shown by any version.
-
-    Raises:
-        InputError: names the settings, files or versions that differ.
-    """
-    now = settings_of(cfg)
-    old = None if identity is None else read_identity(run)
-    begun, before = run.config_file.exists(), settings_before(run) or now
-    refuse_other_settings(run, before, now)
-    if identity is not None:
-        refuse_other_settings(run, (old or {}).get("settings", now), now)
-        _refuse_unknown_settings(run, old, begun)
-        begun = begun or old is not None
-        made_of = identity()
-        _check_identity(run, old, made_of, begun, goes_on, accept=bool(cfg.accept_version))
-        if other_judge(before, now):
-            _judge_again(run, before, now)
-        if goes_on or not begun:
-            write_identity(run, old, made_of)
-    if not leads():
-        return
-    resolved = OmegaConf.to_yaml(_without_hydra(cfg), resolve=True)
-    write_atomically(run.config_file, resolved.encode())
-
-
-def settings_before(run: RunDir) -> list[dict[str, Any]] | None:
-    """Of the run in a folder, by config.yaml, else by identity.json; None where neither says."""
-    if not run.config_file.exists():
-        return (read_identity(run) or {}).get("settings")
-    saved = saved_settings(run.config_file, "restore it, or give another name=NAME")
-    with readable(run.config_file):
-        return settings_of(saved)
-
-
-def has_other_judge(run: RunDir, cfg: DictConfig) -> bool:
-    """Whether what is trained was evaluated by another judge than ``cfg`` has."""
-    before = settings_before(run)
-    return before is not None and other_judge(before, settings_of(cfg))
-
-
-def _judge_again(
-    run: RunDir, before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
-) -> None:
-    """Take back what the judge of before said, with a warning; policies and labels stay."""
-    was, judge = judge_named(before[0]), judge_named(now[0])
-    if run.lines():
-        warnings.warn(
-            f"eval_critic has changed: all rounds of {run.path} are evaluated again by {judge}; "
-            f"what {was} said of them is in {run.rejudged_file.name}", stacklevel=2,
-        )  # fmt: skip
-    run.forget_evaluations(was)
-
-
-MADE = ("round_*", "checkpoints", "critic")
-"""What a run has in its folder once it has made something."""
-
-
-def _refuse_unknown_settings(run: RunDir, old: Mapping[str, Any] | None, begun: bool) -> None:
-    """Refuse a folder with results of which nothing says what they were made with.
-
-    Raises:
-        InputError: config.yaml is gone, and identity.json does not know the settings either.
-    """
-    if begun or not any(True for name in MADE for _ in run.path.glob(name)):
-        return
-    if old is None or "settings" not in old:
-        raise InputError(
-            f"{run.path} has results, but no {run.config_file.name} that says of which settings: "
-            "put it back, or give another name=NAME"
-        )
-    warnings.warn(f"{run.config_file} is gone; it is made anew", stacklevel=2)
-
-
-def _check_identity(
-    run: RunDir,
-    old: Mapping[str, Any] | None,
-    now: Identity,
-    begun: bool,
-    goes_on: bool,
-    *,
-    accept: bool,
-) -> None:
-    if old is not None:
-        refuse_other_inputs(run, old, now)
-        if goes_on:
-            refuse_other_version(run, old, now, accept=accept)
-    elif begun and goes_on:
-        warnings.warn(
-            f"{run.path} has no {IDENTITY}, as runs of before: it goes on with its files and the "
-            "version that are here now, unchecked",
-            stacklevel=2,
-        )
-
-
 def assemble(cfg: DictConfig) -> Parts:
     """Instantiate the parts of a run; nothing heavy is loaded yet."""
     run, store = RunDir(f"{cfg.paths.outputs}/{cfg.name}"), Store(cfg.paths.store)
     policy: Policy = build(cfg.backbone, "backbone")
+    check_policy(policy, degrees_of(cfg))
     module = make_module(cfg, policy)
     prompts: Prompts = build(cfg.data.prompts, "data.prompts")
     rollout = make(RolloutPlan, cfg, prompts("train"))
@@ -308,7 +162,8 @@ def _critique(cfg: DictConfig, labelling: Labelling, store: Store) -> Critique:
 def _iteration(cfg: DictConfig, run: RunDir, stages: Sequence[RoundStage]) -> IterationCallback:
     """The callback that takes the trainer through the stages."""
     # The kernels of attention and what is compiled hold for a whole process: threads cannot share.
-    alone = cfg.backbone.get("attention") or cfg.backbone.get("compile")
+    parts = (cfg.backbone, cfg.rollout, cfg.rollout.get("draft") or {})
+    alone = any(part.get(name) for part in parts for name in ("attention", "compile"))
     callback: IterationCallback = build(
         cfg.callbacks.iteration,
         "callbacks.iteration",
@@ -316,6 +171,7 @@ def _iteration(cfg: DictConfig, run: RunDir, stages: Sequence[RoundStage]) -> It
         stages=stages,
         until=None if cfg.until == "evaluation" else cfg.until,
         requeue=cfg.requeue,
+        engine=build(cfg.stages, "stages"),
         **({"parallel_prompts": 1} if alone else {}),
     )
     return callback
@@ -364,7 +220,7 @@ def _evaluation(
     return make(
         Evaluation,
         cfg,
-        _held_out(cfg, split),
+        evaluated_prompts(cfg, split),
         sampler=sampler.at_guidance(cfg.evaluation.get("guidance_scale")),
         critic=critique,
         eval_critic=critique_of(
@@ -396,19 +252,6 @@ def _choice(cfg: DictConfig, prompts: Prompts, evaluation: Evaluation) -> Evalua
         purpose="choice",
         categories=getattr(split, "categories", None),
     )
-
-
-def _held_out(cfg: DictConfig, prompts: Sequence[str]) -> Sequence[str]:
-    """The prompts that policies are evaluated on; warns of fewer than half of those asked for."""
-    asked, split = cfg.evaluation.prompts, cfg.evaluation.split
-    found = prompts[:asked]
-    if asked is not None and 2 * len(found) < asked:
-        warnings.warn(
-            f"evaluation.prompts={asked}: the {split} split has {len(found)} prompts, so that "
-            f"intervals will be wide: add prompts or raise data.prompts.{split}",
-            stacklevel=2,
-        )
-    return found
 
 
 def build_trainer(
@@ -495,25 +338,13 @@ def make_trainer(cfg: DictConfig, run: RunDir, **own: Any) -> L.Trainer:
     return trainer
 
 
-def device_of(cfg: DictConfig) -> torch.device:
-    """Where a single process computes."""
-    return torch.device("cpu" if accelerator_of(cfg) == "cpu" else "cuda")
-
-
-def accelerator_of(cfg: DictConfig) -> str:
-    """What ``auto`` stands for: CUDA or the CPU; Apple's GPUs lack the float64 we count with."""
-    if cfg.trainer.accelerator == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return str(cfg.trainer.accelerator)
-
-
 def make_sampling(cfg: DictConfig) -> Sampling:
     """How candidates are drawn."""
     return make(
         Sampling,
         cfg,
         negative_prompt=cfg.rollout.negative_prompt or "",
-        cache=build(cfg.rollout.cache, "rollout.cache"),
+        cache=build_cache(cfg.rollout.cache, "rollout.cache", cfg.rollout.steps),
     )
 
 
@@ -541,6 +372,20 @@ def make_sampler(cfg: DictConfig, policy: Policy, store: Store, run: RunDir) -> 
     return ServedSampler(plain, server, run)
 
 
+def build_cache(node: Any, key: str, steps: Any) -> Any:
+    """A cache config of diffusers. One that asks for the number of steps is told it: diffusers
+    makes its figures of each step as many as there are.
+
+    Raises:
+        InputError: names the wrong setting by its full key.
+    """
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=True)
+    cache = build(node, key)
+    asks = hasattr(cache, STEPS) and STEPS not in node
+    return build({**node, STEPS: steps}, key) if asks else cache
+
+
 def make_drafter(
     cfg: DictConfig, sampler: Sampler, labelling: Labelling, label_kind: str
 ) -> Sampler | None:
@@ -558,7 +403,8 @@ def make_drafter(
             "be made in full as well; give rollout.draft=null, or labelling.middle=drop"
         )
     if "cache" in cheaper:
-        cheaper["cache"] = build(cheaper["cache"], "rollout.draft.cache")
+        steps = cheaper.get("steps", cfg.rollout.steps)
+        cheaper["cache"] = build_cache(cheaper["cache"], "rollout.draft.cache", steps)
     with within("rollout.draft"):
         return sampler.drafter(**cheaper)
 
@@ -567,14 +413,3 @@ def cheaper_of(cfg: DictConfig) -> dict[str, Any]:
     """The settings of drafts that are not those of the finals; none: there are no drafts."""
     draft = cfg.rollout.get("draft") or {}
     return {str(name): value for name, value in draft.items() if value is not None}
-
-
-def _without_hydra(cfg: DictConfig) -> DictConfig:
-    """All settings; paths in this clone that results depend on start at the clone."""
-    plain: Mapping[Any, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    kept = {
-        key: value if key in PASSING else within_clone(value)
-        for key, value in plain.items()
-        if key != "hydra"
-    }
-    return OmegaConf.create(without_references(kept))  # else ${...} that was typed is looked up

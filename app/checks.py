@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from app.entry import none_lacking
 from app.loggers import check_loggers
-from app.planning.memory import check_memory, check_precision, shards
+from app.planning.memory import check_memory, check_precision, degrees_of, shards
 from app.signatures import check_settings
 from app.twins import refuse_twins
 from ipo_lightning.errors import InputError
@@ -34,7 +34,7 @@ STAGES = ("rollout", "critique", "labelling", "training", "evaluation")
 Threads = Annotated[Count | None, Null("torch's default")]
 Matmul = Literal["highest", "high", "medium"]
 PARTS = ("backbone", "loss", "reference", "critic", "eval_critic", "labelling", "calibration",
-         "data.prompts", "optim.optimizer", "trainer", "callbacks.iteration", "network",
+         "data.prompts", "optim.optimizer", "trainer", "callbacks.iteration", "network", "stages",
          "reward_loss")  # fmt: skip
 Devices = Annotated[
     Annotated[int, AtLeast(-1)] | str | Sequence[int],
@@ -106,7 +106,7 @@ FILES = ("data.prompts.path",)
 FILES_OR_FOLDERS = ("data.imported.path",)
 OF_ANY = ("seed", "name", "paths", "optim", "trainer", "data")
 NEEDED = (*OF_ANY, "round", "plan", "regularise", "backbone", "loss", "reference", "rollout",
-          "critic", "eval_critic", "labelling", "evaluation", "calibration",
+          "critic", "eval_critic", "labelling", "evaluation", "calibration", "stages",
           "callbacks.iteration")  # fmt: skip
 NEEDED_BY_CRITICS = (*OF_ANY, "stopping", "network", "reward_loss")
 
@@ -143,6 +143,12 @@ def check_critic(cfg: DictConfig) -> None:
         raise InputError(
             "trainer=fsdp: the network of a critic is never sharded (an adapter does not need it); "
             "choose trainer=ddp"
+        )
+    if (degrees := degrees_of(cfg)).size > 1:
+        raise InputError(
+            setting="trainer.strategy",
+            value=str(degrees),
+            expected="the network of a critic is on each device whole; give ulysses=1 and ring=1",
         )
     if cfg.optim.ema is not None:
         raise InputError(

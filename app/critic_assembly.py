@@ -13,11 +13,13 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from omegaconf import DictConfig
 from typing_extensions import override
 
-from app.assembly import accelerator_of, leads, make_trainer, optimizer_of, shows_bars
+from app.assembly import make_trainer, optimizer_of, shows_bars
+from app.claiming import leads
 from app.entry import build
 from app.identity import Identity, identity_of
 from app.keys import make
 from app.loggers import log_settings
+from app.process import accelerator_of
 from data.critic_datamodule import CriticDataModule
 from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.signals import Stopped, StopSignals

@@ -46,7 +46,9 @@ def as_typed(config: str, arguments: Sequence[str]) -> list[str]:
     words = flags_first(arguments)
     asked = get_args_parser().parse_known_args(words)[0]
     sweep = asked.multirun or "hydra.mode=MULTIRUN" in words
-    hints = list(_hints(asked.config_name or config, words, asked.config_dir))
+    hints = list[Hints]()
+    if any(map(_may_be_text, words)):  # else nothing has to be composed to tell
+        hints = list(_hints(asked.config_name or config, words, asked.config_dir))
     return [_quoted(word, hints, sweep) for word in words]
 
 
@@ -69,16 +71,22 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
 
 def _quoted(word: str, hints: Sequence["Hints"], sweep: bool) -> str:
     """A word of the command line, its value in quotes where it is free text."""
-    key, equals, value = word.partition("=")
-    name = key.lstrip("+")
-    if not equals or key[:1] in "-~" or group_of(key) or not reads_otherwise(word):
+    if not _may_be_text(word):
         return word
+    key, _, value = word.partition("=")
+    name = key.lstrip("+")
     found = [hint for one in hints if is_text(hint := one.of(name))]
     if not found or (value[:1] in "[{" and all(map(takes_elements, found))):
         return word
     if not sweep or any(map(is_whole, found)):
         return f"{key}={as_text(value)}"
     return f"{key}={as_texts(value)}"
+
+
+def _may_be_text(word: str) -> bool:
+    """Whether a word gives a value that Hydra does not read as it is."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and key[:1] not in "-~" and not group_of(key) and reads_otherwise(word)
 
 
 class Hints:

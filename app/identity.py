@@ -16,10 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import lightning as L
 from omegaconf import DictConfig
 from tqdm import tqdm
-from typing_extensions import override
 
 import ipo_lightning
 from app.entry import (
@@ -124,10 +122,15 @@ def refuse_other_settings(
     Raises:
         InputError: names those that differ.
     """
-    if changed := _but_judge(_changed(old, now)):
+    if changed := told_changes(old, now):
         raise InputError(
-            f"{run.path} holds a run of other settings ({_shown(changed)}); give another name=NAME"
+            f"{run.path} holds a run of other settings ({changed}); give another name=NAME"
         )
+
+
+def told_changes(old: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:
+    """The first settings that differ, but for the judge's; "" where none does."""
+    return _shown(_but_judge(_changed(old, now)))
 
 
 def _changed(old: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -159,37 +162,6 @@ def _but_judge(changed: Sequence[str]) -> list[str]:
 
 def _shown(changed: Sequence[str]) -> str:
     return "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
-
-
-class SettingsInCheckpoints(L.Callback):
-    """Keeps the settings in each checkpoint, and refuses one of a run of others.
-
-    Within a sweep checkpoints have the same names, and round 1 has the same labels.
-
-    Args:
-        settings: see `settings_of`.
-    """
-
-    def __init__(self, settings: Sequence[Mapping[str, Any]]) -> None:
-        self.settings = settings
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """The settings."""
-        return {"settings": list(self.settings)}
-
-    @override
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Refuse a foreign one; those of before say nothing."""
-        known = checkpoint["callbacks"].get(self.state_key, {}).get("settings")
-        old = list(map(with_new_names, known)) if known else self.settings
-        if changed := _but_judge(_changed(old, self.settings)):
-            raise InputError(
-                f"{trainer.ckpt_path} is of a run of other settings ({_shown(changed)}): remove "
-                "it, and the training goes on from an earlier checkpoint, or starts anew"
-            )
 
 
 # -------------------------------------------------------------------- files

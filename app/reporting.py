@@ -29,13 +29,13 @@ def write_down(run: RunDir, command: str | None) -> None:
         command: None: it only makes the report anew.
     """
     before = read_asked(run.path)
+    if command is None and before.settings is not None:
+        return  # nothing is new
     commands = [one for one in before.commands if one != command]
     commands = [*commands, command][-COMMANDS:] if command else commands
     own = settings_of_run(run)
-    if own is None:
-        return
-    rows = before.settings if command is None else None
-    Asked(tuple(commands), rows or tuple(own)).write(run.path)
+    if own is not None:
+        Asked(tuple(commands), tuple(own)).write(run.path)
 
 
 def command_line() -> str:

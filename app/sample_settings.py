@@ -241,7 +241,7 @@ def processes_of(cfg: DictConfig) -> int:
     """How many processes share the videos: one a device."""
     import torch
 
-    from app.assembly import device_of
+    from app.process import device_of
 
     asked, kind = cfg.trainer.devices, device_of(cfg).type
     there = torch.cuda.device_count()
@@ -257,7 +257,7 @@ def place_of(cfg: DictConfig, rank: int) -> "torch.device":
     """The device of one of the processes."""
     import torch
 
-    from app.assembly import device_of
+    from app.process import device_of
 
     device = device_of(cfg)
     return torch.device("cuda", rank) if device.type == "cuda" else device

@@ -30,7 +30,9 @@ from ipo_lightning.losses import (
 )
 from ipo_lightning.metrics.training_health import TrainingHealth
 from ipo_lightning.parallel.averages import MovingAverage
+from ipo_lightning.parallel.context import divide_tokens
 from ipo_lightning.parallel.sharding import total_norm
+from ipo_lightning.parallel.strategies import group_mesh, replica_of
 from ipo_lightning.policy import Policy, put_weights, trained_weights
 from ipo_lightning.references import CachedReference, Reference
 from ipo_lightning.seeds import derive_seed
@@ -71,8 +73,7 @@ class PreferenceModule(L.LightningModule):
         policy: the model family and its base weights.
         loss: a pairwise or pointwise function of errors, see `ipo_lightning.losses`.
         reference: what the loss compares the policy with; None: a `CachedReference`.
-        optimizer: takes the trainable parameters; its learning rate is the one of the round's
-            plateau. The default is that of ``optim=adamw``.
+        optimizer: takes the trained weights, at the plateau's rate; by default ``optim=adamw``'s.
         winner_weight: lambda_1 of the paper: weight of the winner's (or desirable video's) own
             error in the total. It keeps the policy a model of videos. ``auto``: 0.04 times beta,
             in each round, so that its share of the gradient is the same for any beta.
@@ -82,8 +83,7 @@ class PreferenceModule(L.LightningModule):
         two_pass: back-propagate one half of the videos (the winners) after the other: half the
             activations for one more forward of the other half; the same gradients.
         warmup_steps: optimizer steps over which the learning rate rises linearly in each round.
-        ema: decay, in [0, 1), of a moving average of the trained weights over a round's optimizer
-            steps, which the round ends with; None: it ends with the last step's weights.
+        ema: decay, in [0, 1), of the moving average of the weights that a round ends with; or None.
         seed: the run's.
     """
 
@@ -133,6 +133,7 @@ class PreferenceModule(L.LightningModule):
                 mesh = mesh["data_parallel"]
                 self.strict_loading = False  # Lightning reads before frozen weights are filled in
             self.network = self.policy.build(device, mesh).train()  # it is in evaluation mode
+            divide_tokens(self.policy, self.network, group_mesh(self._trainer))
             with torch.device("cpu"):
                 self.objective = self.policy.objective()
 
@@ -201,7 +202,8 @@ class PreferenceModule(L.LightningModule):
         place = f"round {self.round}, batch {batch_idx}, {self._rows}"
         # All ranks stop alike, so that none waits for another.
         refuse_non_finite("loss", cast(Tensor, self.all_gather(total.detach())), place)
-        self.health.update(u=batch.u, **values)
+        if replica_of(self.trainer).leads:  # a group of ranks has one batch
+            self.health.update(u=batch.u, **values)
         self.log_dict(logged(total, values, self.learning_rate), batch_size=len(batch.row))
         return total
 

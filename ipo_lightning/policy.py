@@ -6,7 +6,9 @@ the same policy serves the trained network and its frozen reference.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -16,8 +18,11 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Objective
-from ipo_lightning.parallel.sharding import placed_like
-from ipo_lightning.settings import Above, AtLeast, Below, Count, Null, Says, checked
+from ipo_lightning.parallel.computing import Sent
+from ipo_lightning.parallel.runtime import Autocast
+from ipo_lightning.parallel.sharding import placed_like, whole_tensors
+from ipo_lightning.settings import Above, AtLeast, Below, Count, Null, Says, Text, checked
+from ipo_lightning.storage.store import file_sha256
 from ipo_lightning.video import Clip
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -56,8 +61,20 @@ class Sampling:
     guidance_interval: Interval = None
     """The steps with guidance, as shares of all steps from the noisiest on, high excluded; None:
     all. The others take one prediction (Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
+    guidance_forwards: Annotated[Literal[1, 2] | None, Null("as the family's pipeline does")] = None
+    """Forwards of a guided step: 1 of twice as many videos, 2 one after the other in half the
+    memory. None: as diffusers' pipeline of the family does, 1 for CogVideoX and 2 for Wan, and 1
+    with pyramid attention broadcast."""
     cache: Any = None
     """A cache config of diffusers, a dataclass, for this sampling alone; None: none."""
+    attention: Annotated[Text | None, Null("as in training")] = None
+    """An attention backend of diffusers by its name, such as ``native`` or ``sage``."""
+    compile: Annotated[bool | None, Null("as in training")] = None
+    """Whether each block runs compiled."""
+    lora: Annotated[Text | None, Null("none")] = None
+    """A LoRA's file that is laid over the policy, at scale 1."""
+    weights: Annotated[Literal["int8", "fp8"] | None, Null("as in training")] = None
+    """Compute with copies of the blocks' weights that are rounded to 8 bits."""
     prune_at: int | None = None
     """Stop after so many of the steps, see `Policy.foresee`; None: do not."""
     finish: int = 0
@@ -81,6 +98,11 @@ class Sampling:
             )
         if self.cache is not None:
             _check_cache(self.cache)
+        if self.compile and (self.lora or self.weights):
+            raise InputError(
+                setting="compile", value="true", expected="give false with lora or weights, which "
+                "change layers inside the compiled blocks",
+            )  # fmt: skip
 
     @property
     def guided(self) -> bool:
@@ -94,6 +116,21 @@ class Sampling:
         if self.guidance_scale <= 1:
             return range(0)
         return range(round(low * self.steps), round(high * self.steps))
+
+    def guidance_videos(self, usual: int) -> int:
+        """Videos in one forward for each that is sampled; with guidance ``usual`` of the family."""
+        if not self.guided:
+            return 1
+        if self._mixes_forwards:
+            return 2
+        return usual if self.guidance_forwards is None else 2 // self.guidance_forwards
+
+    @property
+    def _mixes_forwards(self) -> bool:
+        """Whether a cache takes what belongs to one of two forwards of a step for the other's: then
+        a step has one, unless two are asked for."""
+        mixes = type(self.cache).__name__ == "PyramidAttentionBroadcastConfig"
+        return mixes and self.guided and self.guidance_forwards is None
 
     @property
     def shared_steps(self) -> int:
@@ -122,20 +159,37 @@ class Sampling:
         What is left at its default is not named: a fingerprint made before there was a choice
         stays what it was.
         """
-        later = ("scheduler", "dynamic_guidance", "shared", "batch_size", "prune_at", "finish",
-                 "resume")  # fmt: skip
+        later = ("scheduler", "dynamic_guidance", "shared", "batch_size", "guidance_forwards",
+                 "attention", "compile", "weights", "prune_at", "finish", "resume")  # fmt: skip
         defaults = {field.name: field.default for field in fields(self)}
         chosen = {name: getattr(self, name) for name in later}
         named = {name: value for name, value in chosen.items() if value != defaults[name]}
         if self.guided and len(self.guided_steps) < self.steps:
             named["guided_steps"] = [self.guided_steps.start, self.guided_steps.stop]
         if self.cache is not None:
-            named["cache"] = [type(self.cache).__name__, asdict(self.cache)]
+            if self._mixes_forwards:
+                named["guidance_forwards"] = 1
+            named["cache"] = [type(self.cache).__name__, _plain(asdict(self.cache))]
+        if self.lora is not None:
+            named["lora"] = file_content(self.lora)
         return named
 
+    @property
+    def changes_network(self) -> bool:
+        """Whether the network is another while it is sampled from."""
+        return self.compiles is not None or self.lora is not None or self.weights is not None
+
+    @property
+    def compiles(self) -> bool | None:
+        """Whether each block runs compiled; None: as in training. What lies over the layers of a
+        compiled block would not be seen."""
+        return False if self.lora or self.weights else self.compile
+
     def independent(self) -> "Sampling":
-        """This sampling as evaluations use it: no shared steps, no cache."""
-        return replace(self, shared=0.0, cache=None)
+        """This sampling as evaluations use it: the policy's own samples, as it is trained."""
+        return replace(
+            self, shared=0.0, cache=None, attention=None, compile=None, lora=None, weights=None
+        )
 
     def at_guidance(self, scale: float) -> "Sampling":
         """This sampling at another guidance scale.
@@ -162,13 +216,19 @@ class Sampling:
             draft = self._pruned(prune_at, cheaper.pop("steps", 0), cheaper)
         else:
             guided = self.at_guidance(cheaper.pop("guidance_scale", self.guidance_scale))
+            if cheaper.get("lora") or cheaper.get("weights"):
+                cheaper = {"compile": None, **cheaper}
             draft = replace(guided, **cheaper)
         if self.shared:
             raise InputError(
                 f"drafts need independent candidates, but shared={self.shared} gives them common "
                 "steps; give shared=0, or no drafts"
             )
-        if draft.evaluations(1) >= self.evaluations(1) and draft.cache is None:
+        faster = draft.cache is not None or any(
+            getattr(draft, name) != getattr(self, name)
+            for name in ("attention", "compile", "weights")
+        )
+        if draft.evaluations(1) >= self.evaluations(1) and not faster:
             raise InputError(
                 f"a draft takes {draft.evaluations(1)} network evaluations, and a final video "
                 f"{self.evaluations(1)}; give drafts fewer steps, or less guidance, or a cache"
@@ -181,6 +241,11 @@ class Sampling:
             raise InputError(
                 setting=name, value=value, expected="leave it out, or give prune_at=null: the "
                 "videos in full go on from these steps, which are sampled as theirs",
+            )  # fmt: skip
+        if self.cache is not None:
+            raise InputError(
+                setting="prune_at", value=share, expected="leave it out, or give rollout.cache="
+                "null: a cache cannot follow the long steps to a foreseen video",
             )  # fmt: skip
         stop = min(max(round(share * self.steps), 1), self.steps - 1)
         return replace(self, prune_at=stop, finish=finish)
@@ -202,6 +267,33 @@ class Foreseen(NamedTuple):
     prediction was made for."""
 
 
+def file_content(path: str) -> list[str]:
+    """What a LoRA's file says: its hash, and that of peft's settings beside it, "" for none.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(setting="lora", value=path, expected="there is no such file: put it there")
+    settings = file.with_name("adapter_config.json")
+    return [_hash(one, one.stat().st_mtime_ns) if one.is_file() else "" for one in (file, settings)]
+
+
+@lru_cache(maxsize=4)
+def _hash(file: Path, changed: int) -> str:
+    return file_sha256(file)
+
+
+def _plain(value: Any) -> Any:
+    """A value of a cache config as JSON has it."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+
+
 def _check_cache(cache: Any) -> None:
     if not is_dataclass(cache) or isinstance(cache, type):
         raise InputError(
@@ -219,7 +311,14 @@ def _check_cache(cache: Any) -> None:
 
 
 class Policy(Protocol):
-    """A family of text-to-video diffusion transformers."""
+    """A family of text-to-video diffusion transformers.
+
+    Optional: ``divide_tokens(network, mesh)`` lets a group of ranks make the forwards of a built
+    network together, each on its part of a video's tokens; ``mesh`` has the dimensions ``ring`` and
+    ``ulysses``. Outputs are whole on every rank, and the sum of the ranks' gradients is the
+    gradient. With it come ``tokens``, the length of a video's sequence in attention, and ``heads``.
+    Families without it are refused under context parallelism.
+    """
 
     name: str
     """What people call it."""
@@ -230,8 +329,8 @@ class Policy(Protocol):
     fps: float
     """Frames per second of its videos."""
     guidance_videos: int
-    """Videos in one forward for each that is sampled with guidance: 2 where both predictions are
-    made together, 1 where one after the other."""
+    """Videos in one forward for each that is sampled with guidance, unless the sampling says it: 2
+    where both predictions are made together, 1 where one after the other."""
 
     @property
     def identity(self) -> str:
@@ -414,3 +513,66 @@ def put_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
         raise InputError(f"weights do not fit the network: {len(odd)} names differ, as {odd[0]}")
     for name, tensor in own.items():
         tensor.copy_(placed_like(weights[name], tensor))
+
+
+class PolicyUse:
+    """A policy's network as units are computed with it, a `Use`: here, or built elsewhere.
+
+    Args:
+        policy: the model family.
+        network: with the weights of ``fingerprint``, in evaluation mode.
+        autocast: entered around forwards. precision: its name.
+        fingerprint: of the policy; None where it is built elsewhere.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        network: nn.Module,
+        autocast: Autocast,
+        *,
+        precision: str = "",
+        fingerprint: str = "",
+    ) -> None:
+        self.policy, self.network, self.autocast = policy, network, autocast
+        self._key = f"{policy.identity} {policy.adapter} {precision}"
+        self._fingerprint = fingerprint
+
+    def here(self) -> AbstractContextManager["PolicyUse"]:
+        """Itself."""
+        return nullcontext(self)
+
+    def sent(self) -> Sent:
+        """Its trained weights are sent, an adapter's alone where there is one."""
+        weights = whole_tensors(trained_weights(self.network))
+        builder = PolicyBuilder(self.policy, self.autocast)
+        return Sent("policy", self._key, builder, self._fingerprint, partial(_on_cpu, weights))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its network lies."""
+        return next(self.network.parameters()).device
+
+
+class PolicyBuilder(NamedTuple):
+    """Builds a policy's network from the base model's files; a `Builder`."""
+
+    policy: Policy
+    autocast: Autocast
+
+    def build(self, device: str) -> PolicyUse:
+        """With the base weights."""
+        network = self.policy.build(torch.device(device)).eval()
+        return PolicyUse(self.policy, network, self.autocast)
+
+    def put(self, built: PolicyUse, weights: Mapping[str, Tensor]) -> None:
+        """Give the network the trained weights."""
+        put_weights(built.network, weights)
+
+    def release(self, built: PolicyUse) -> None:
+        """Give back the VAE's memory; the network goes with its last user."""
+        built.policy.release()
+
+
+def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight.cpu() for name, weight in weights.items()}

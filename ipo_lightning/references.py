@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.averages import MovingAverage
+from ipo_lightning.parallel.context import divide_tokens, mesh_in_context
 from ipo_lightning.parallel.offload import keep_on_cpu
 from ipo_lightning.parallel.sharding import mesh_of
 from ipo_lightning.policy import Policy, put_weights, trained_weights
@@ -114,6 +115,7 @@ class FrozenReference(Reference):
             keep_on_cpu(built, device)
         else:
             built = policy.build(device, mesh)
+        divide_tokens(policy, built, mesh_in_context(network))
         self._policy, self._network = policy, built.eval()
         self._is_base = True
 

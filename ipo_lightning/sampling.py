@@ -6,14 +6,17 @@ sampled, so its videos are the same bits on any number of ranks; its noise is ea
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ipo_lightning.metrics.gauges import measure
-from ipo_lightning.parallel.runtime import Autocast, Runtime
-from ipo_lightning.policy import Policy, Sampling
+from ipo_lightning.parallel.computing import Calls
+from ipo_lightning.parallel.runtime import Runtime
+from ipo_lightning.parallel.workers import Workers
+from ipo_lightning.policy import Policy, PolicyUse, Sampling
 from ipo_lightning.settings import checked
 from ipo_lightning.storage.records import Candidate
 from ipo_lightning.storage.store import LostBlob, Store, fingerprint
@@ -44,17 +47,36 @@ class PromptSeeds(NamedTuple):
         return self._replace(seeds=seeds, numbers=numbers, starts=tuple(starts))
 
 
+class Rendered(NamedTuple):
+    """A prompt's videos, as the device leaves them."""
+
+    latents: dict[str, Tensor]
+    """The tensors to keep of each video, (N, ...) on the CPU: its ``latents``, float32, and of one
+    that was stopped also where, see `Foreseen`."""
+    clips: list[Clip] | None
+    """None: another rank of the group decodes."""
+    files: Sequence[bytes] = ()
+    """Their mp4 files, where they came as such; empty: they are encoded."""
+
+
+class Encoded(NamedTuple):
+    """A prompt's videos, as they are kept."""
+
+    latents: dict[str, Tensor]
+    """The tensors to keep of each video, (N, ...) on the CPU: its ``latents``, float32, and of one
+    that was stopped also where, see `Foreseen`."""
+    gauges: list[dict[str, float]]
+    files: Sequence[bytes]
+    """mp4."""
+
+
 class Made(NamedTuple):
-    """A prompt's videos, made and yet to be kept."""
+    """A prompt whose videos are made, and yet to be encoded and kept."""
 
     key: str
     item: PromptSeeds
-    latents: dict[str, Tensor]
-    """The tensors to keep of each video, (N, ...) on the CPU: its ``latents``, and of one that was
-    stopped also where, see `Foreseen`."""
-    clips: list[Clip]
-    files: Sequence[bytes] = ()
-    """Their mp4 files, where they came as such; empty: they are encoded."""
+    rendered: Any
+    """What `Calls.finish` takes."""
 
 
 @checked
@@ -159,14 +181,22 @@ class Sampler:
 
         def make(item: PromptSeeds) -> Made:
             key = self.key(policy_fingerprint, item, precision)
-            return self._make(key, item, network, runtime.autocast)
+            return self._make(key, item, calls, workers)
 
         def keep(made: Made) -> None:
-            candidates = self._keep(made)
-            if on_candidates is not None:
+            candidates = self._keep(made, calls)
+            if on_candidates is not None and candidates is not None:
                 on_candidates(candidates)
 
-        workers.run_finishing(todo, make, keep, label, "prompts")
+        use = PolicyUse(
+            self.policy,
+            network,
+            runtime.autocast,
+            precision=precision,
+            fingerprint=policy_fingerprint,
+        )
+        with workers.computing(use, len(todo)) as calls:
+            workers.run_finishing(todo, make, keep, label, "prompts", calls)
         self.policy.release()
         return workers.agree(
             lambda: [
@@ -241,20 +271,16 @@ class Sampler:
 
     # ---------------------------------------------------------------- one prompt
 
-    def _make(self, key: str, item: PromptSeeds, network: nn.Module, autocast: Autocast) -> Made:
-        """What the device does: it decodes as well, since two at a time would only share it."""
+    def _make(self, key: str, item: PromptSeeds, calls: Calls, workers: Workers) -> Made:
+        """What the device does."""
         guided = self.sampling.guided
-        negative = self.text(self.sampling.negative_prompt) if guided else None
-        text = self.text(item.prompt)
-        given = (network, item.seeds, text, negative, self.sampling)
-        more: dict[str, Tensor] = {}
-        with autocast():
-            if self.sampling.prune_at is None:
-                latents = self.policy.sample(*given, self._start(item))
-            else:
-                latents, stopped, level = self.policy.foresee(*given)
-                more = {STOPPED: stopped.cpu(), "noise_level": torch.full((len(latents),), level)}
-        return Made(key, item, {"latents": latents.cpu(), **more}, self.policy.decode(latents))
+        prompts = [item.prompt, *([self.sampling.negative_prompt] if guided else [])]
+        texts, start = workers.group.agree(
+            lambda: ([self.text(one) for one in prompts], self._start(item))
+        )
+        negative = texts[1] if guided else None
+        work = partial(rendered, seeds=item.seeds, sampling=self.sampling, decodes=workers.keeps)
+        return Made(key, item, calls.start(work, texts[0], negative, start))
 
     def _start(self, item: PromptSeeds) -> Tensor | None:
         """(N, ...) where the drafts of the videos stopped."""
@@ -263,23 +289,66 @@ class Sampler:
         return torch.stack([self.store.get_tensors("latents", name)[STOPPED]
                             for name in item.starts])  # fmt: skip
 
-    def _keep(self, made: Made) -> list[Candidate]:
-        """What the CPU and the disk do; the record comes last, when all it names is there."""
-        gauges = measure(torch.stack([clip.frames for clip in made.clips]))
-        files = made.files or [encode_video(clip, self.lossless) for clip in made.clips]
+    def _keep(self, made: Made, calls: Calls) -> list[Candidate] | None:
+        """What the CPU and the disk do; the record comes last, when all it names is there. None:
+        another rank keeps them."""
+        done: Encoded | None = calls.finish(made.rendered, partial(encoded, lossless=self.lossless))
+        if done is None:
+            return None
         with self.store.together() as unit:
             rows = [
                 {
                     "latents": unit.put_tensors(
-                        "latents", {name: tensor[i] for name, tensor in made.latents.items()}
+                        "latents", {name: tensor[i] for name, tensor in done.latents.items()}
                     ),
                     "video": unit.put_blob("videos", file, ".mp4"),
-                    "gauges": {name: round(float(g[i]), 6) for name, g in gauges.items()},
+                    "gauges": gauges,
                 }
-                for i, file in enumerate(files)
+                for i, (file, gauges) in enumerate(zip(done.files, done.gauges, strict=True))
             ]
             unit.put_record("rollouts", made.key, rows)
         return _candidates(made.item, rows)
+
+
+def rendered(
+    use: PolicyUse,
+    text: Tensor,
+    negative: Tensor | None,
+    start: Tensor | None = None,
+    *,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    decodes: bool = True,
+) -> Rendered:
+    """Sample a prompt's videos and decode them, which at the same time would only share the device.
+
+    Args:
+        text, negative, start: see `Policy.sample`.
+        decodes: False: the leading rank of a group that samples together does.
+    """
+    given = (use.network, seeds, text, negative, sampling)
+    more: dict[str, Tensor] = {}
+    with use.autocast():
+        if sampling.prune_at is None:
+            latents = use.policy.sample(*given, start)
+        else:
+            latents, stopped, level = use.policy.foresee(*given)
+            more = {STOPPED: stopped.cpu(), "noise_level": torch.full((len(latents),), level)}
+    clips = use.policy.decode(latents) if decodes else None
+    return Rendered({"latents": latents.cpu(), **more}, clips)
+
+
+def encoded(made: Rendered, *, lossless: bool) -> Encoded | None:
+    """Measure a prompt's videos and write them as files; None where they were not decoded."""
+    if made.clips is None:
+        return None
+    gauges = measure(torch.stack([clip.frames for clip in made.clips]))
+    rows = [
+        {name: round(float(values[i]), 6) for name, values in gauges.items()}
+        for i in range(len(made.clips))
+    ]
+    files = made.files or [encode_video(clip, lossless) for clip in made.clips]
+    return Encoded(made.latents, rows, files)
 
 
 def _candidates(item: PromptSeeds, rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:

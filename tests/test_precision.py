@@ -13,7 +13,7 @@ import torch
 from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
 from torch import Tensor, nn
 
-from app import assembly
+from app import assembly, claiming, process
 from app.checks import check
 from app.entry import settings
 from app.planning import memory
@@ -206,6 +206,9 @@ REFUSED = {
     "backbone.quantize=nf4": "rounded weights do not train",
     f"{FROM_SHARDS} rollout.batch_size=auto": "give a number",
     f"{FROM_SHARDS} rollout.cache={{_target_:diffusers.FirstBlockCacheConfig}}": "leave blocks out",
+    f"{FROM_SHARDS} rollout.draft.weights=int8": "rounds whole weights",
+    "trainer=fsdp rollout.compile=true": "blocks are compiled before they are sharded",
+    "trainer=fsdp rollout.draft.compile=true": "give backbone.compile=true",
     f"{FROM_SHARDS} callbacks.iteration.parallel_prompts=2": "several prompts at a time",
     "reference=frozen reference.offload=true trainer=fsdp": "no whole blocks to move",
     "reference=frozen reference.offload=true backbone.compile=true": "give one of them",
@@ -301,7 +304,7 @@ def test_text_encoder_and_vae_are_gone_while_the_network_trains(
     cfg = small(
         "round=1", "until=training", "data.optimizer_steps=1", "regularise.real=1", "data.real.n=4"
     )
-    assembly.settle(cfg)
+    process.settle(cfg)
     parts = assembly.assemble(cfg)
     made: list[weakref.ref[nn.Module]] = []
     for name in ("text_encoder_class", "vae_class"):
@@ -316,7 +319,7 @@ def test_text_encoder_and_vae_are_gone_while_the_network_trains(
         monkeypatch.setattr(kind, "from_pretrained", remember)
     trainer, alive = assembly.build_trainer(cfg, parts.iteration), Alive(made)
     trainer.callbacks.append(alive)  # type: ignore[attr-defined]
-    assembly.claim(parts.run, cfg)
+    claiming.claim(parts.run, cfg)
     fit(parts, cfg, trainer)
     assert alive.steps == 1 and len(made) >= 4
 
@@ -373,7 +376,8 @@ def test_a_kernel_that_is_not_there_is_named(folders: dict[str, Path]) -> None:
 def test_prompts_are_sampled_one_by_one_where_kernels_are_chosen(small: Compose) -> None:
     """What torch may use is a state of the process: threads would undo each other's."""
     assert assembly.assemble(small()).iteration.parallel_prompts is None
-    for setting in ("backbone.attention=math", "backbone.compile=true"):
+    for setting in ("backbone.attention=math", "backbone.compile=true", "rollout.compile=true",
+                    "rollout.attention=native", "rollout.draft.attention=native"):  # fmt: skip
         assert assembly.assemble(small(setting)).iteration.parallel_prompts == 1
 
 
@@ -431,8 +435,8 @@ def test_only_other_arithmetic_of_float32_is_named(compose_train: ComposeTrain) 
     assert settings(tf32) == {**settings(plain), "float32_matmul": "high"}
     assert arithmetic("32-true") == "32-true"
     try:
-        assembly.settle(tf32)
+        process.settle(tf32)
         assert arithmetic("32-true") == "32-true, matmul high"
     finally:
-        assembly.settle(plain)
+        process.settle(plain)
     assert torch.get_float32_matmul_precision() == "highest"

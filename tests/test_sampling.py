@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,19 @@ from diffusers import (
     FasterCacheConfig,
     FirstBlockCacheConfig,
     FlowMatchEulerDiscreteScheduler,
+    MagCacheConfig,
     PyramidAttentionBroadcastConfig,
+    SeaCacheConfig,
+    TaylorSeerCacheConfig,
+    TextKVCacheConfig,
     UniPCMultistepScheduler,
     WanPipeline,
 )
+from diffusers.hooks import LayerSkipConfig
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from ipo_lightning.backbones.caching import cache_kinds
 from ipo_lightning.critics.protocols import Rating
 from ipo_lightning.critics.stage.critique import PointCritique
 from ipo_lightning.errors import InputError
@@ -330,13 +337,16 @@ def test_auto_halves_the_batch_until_it_fits(
 
 # -------------------------------------------------------------------- caches
 
+RATIOS = [1.0, 1.2, 1.1, 0.99, 1.01, 1.0, 0.98, 1.0, 1.02, 1.0]
 CACHES = [
-    ("cogvideox", FirstBlockCacheConfig(2.0)),
-    ("cogvideox", PyramidAttentionBroadcastConfig(2)),
+    *[(family, cache) for family in ("cogvideox", "wan") for cache in (
+        FirstBlockCacheConfig(2.0), PyramidAttentionBroadcastConfig(2),
+        MagCacheConfig(0.5, mag_ratios=RATIOS), SeaCacheConfig(5.0), TaylorSeerCacheConfig(3, 1),
+        TaylorSeerCacheConfig(3, 1, use_lite_mode=True),
+    )],
     ("cogvideox", FasterCacheConfig(tensor_format="BFCHW")),
-    ("wan", FirstBlockCacheConfig(2.0)),
-    ("wan", PyramidAttentionBroadcastConfig(2)),
-]
+    ("wan", FasterCacheConfig(unconditional_batch_timestep_skip_range=(-1, 1001))),
+]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -349,7 +359,8 @@ def test_a_cache_saves_work_and_leaves_no_trace(
     policy = policies(family)
     network, text = policy.build(), policy.embed([*PROMPTS[:1], ""], CPU)
     calls = count_calls(network)
-    plain, cached = Sampling(10, 3.0, shared=shared), Sampling(10, 3.0, shared=shared, cache=cache)
+    plain = Sampling(10, 3.0, shared=shared, guidance_forwards=1)
+    cached = replace(plain, cache=cache)
 
     def ask(sampling: Sampling) -> Tensor:
         return policy.sample(network, SEEDS, text[:1], text[1:], sampling)
@@ -363,6 +374,92 @@ def test_a_cache_saves_work_and_leaves_no_trace(
     assert torch.equal(ask(plain), before)
     copied = policy.sample(deepcopy(network), SEEDS, text[:1], text[1:], plain)
     assert torch.allclose(copied, before, atol=1e-5)  # its weights lie elsewhere: other roundings
+
+
+@FAMILIES
+@pytest.mark.parametrize("cache", [FirstBlockCacheConfig(2.0), SeaCacheConfig(5.0)])
+@pytest.mark.parametrize("forwards", [1, 2])
+@pytest.mark.slow
+def test_a_cache_with_guidance_in_an_interval(
+    policies: Callable[[str], Any], family: str, cache: Any, forwards: Any
+) -> None:
+    """The cache keeps guided and unguided predictions apart, also where they differ in number."""
+    policy = policies(family)
+    network, text = policy.build(), policy.embed([*PROMPTS[:1], ""], CPU)
+    calls = count_calls(network)
+    plain = Sampling(10, 3.0, guidance_interval=(0.3, 0.7), guidance_forwards=forwards)
+
+    def ask(sampling: Sampling) -> Tensor:
+        return policy.sample(network, SEEDS, text[:1], text[1:], sampling)
+
+    before, whole = ask(plain), len(calls)
+    calls.clear()
+    fast = ask(replace(plain, cache=cache))
+    assert 0 < len(calls) < whole and fast.isfinite().all() and not torch.equal(fast, before)
+    assert torch.equal(ask(plain), before)
+
+
+@FAMILIES
+def test_a_calibrating_cache_changes_nothing_and_tells_the_ratios(
+    policies: Callable[[str], Any], family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = policies(family)
+    network, text = policy.build(), policy.embed(PROMPTS[:1], CPU)
+    calibrating = Sampling(4, cache=MagCacheConfig(calibrate=True))
+    latents = policy.sample(network, SEEDS, text, None, calibrating)
+    assert torch.equal(latents, policy.sample(network, SEEDS, text, None, Sampling(4)))
+    ratios = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert len(ratios) == 4 and ratios[0] == 1
+    cached = Sampling(4, cache=MagCacheConfig(9.0, retention_ratio=0, mag_ratios=ratios))
+    assert not torch.equal(policy.sample(network, SEEDS, text, None, cached), latents)
+    assert json.loads(json.dumps(cached.departures))["cache"][0] == "MagCacheConfig"
+
+
+@FAMILIES
+def test_every_cache_of_diffusers_is_taken_or_refused_by_name(
+    policies: Callable[[str], Any], family: str
+) -> None:
+    """Those for other models are refused before anything is sampled."""
+    assert {type(cache).__name__ for _, cache in CACHES} <= cache_kinds().keys()
+    policy = policies(family)
+    with pytest.raises(InputError, match="cache=TextKVCacheConfig: it finds no layer"):
+        policy.check_sampling(Sampling(4, cache=TextKVCacheConfig()))
+    nothing = TaylorSeerCacheConfig(cache_identifiers=["none"])
+    with pytest.raises(InputError, match="TaylorSeerCacheConfig: it finds no layer"):
+        policy.check_sampling(Sampling(4, cache=nothing))
+    with pytest.raises(InputError, match=r"LayerSkipConfig: choose one of .*MagCacheConfig"):
+        policy.check_sampling(Sampling(4, cache=LayerSkipConfig([1])))
+    in_part = Sampling(4, 3.0, guidance_interval=(0, 0.5), cache=TaylorSeerCacheConfig())
+    with pytest.raises(InputError, match="guidance_interval with cache=TaylorSeerCacheConfig"):
+        policy.check_sampling(in_part)
+    apart = Sampling(4, 3.0, cache=PyramidAttentionBroadcastConfig(2), guidance_forwards=2)
+    with pytest.raises(InputError, match="one forward"):
+        policy.check_sampling(apart)
+
+
+@FAMILIES
+def test_guidance_takes_one_forward_or_two(policies: Callable[[str], Any], family: str) -> None:
+    """The same videos within rounding; each family does by default as its pipeline does."""
+    policy, seen = policies(family), list[int]()
+    network, text = policy.build(), policy.embed([PROMPTS[0], "a cross"], CPU)
+    network.register_forward_pre_hook(
+        lambda *call: seen.append(len(call[2]["hidden_states"])), with_kwargs=True
+    )
+
+    def ask(forwards: Any) -> tuple[Tensor, list[int]]:
+        seen.clear()
+        sampling = Sampling(3, 3.0, guidance_forwards=forwards)
+        assert sampling.guidance_videos(policy.guidance_videos) * 3 == (
+            6 if forwards == 1 or (forwards is None and family == "cogvideox") else 3
+        )
+        return policy.sample(network, SEEDS, text[:1], text[1:], sampling), [*seen]
+
+    own, one, two = ask(None), ask(1), ask(2)
+    assert one[1] == [6] * 3 and two[1] == [3] * 6
+    assert torch.allclose(one[0], two[0], atol=1e-4)
+    same = one if family == "cogvideox" else two
+    assert torch.equal(own[0], same[0]) and own[1] == same[1]
+    assert Sampling(3, 3.0, guidance_forwards=1).departures == {"guidance_forwards": 1}
 
 
 def count_calls(network: nn.Module) -> list[int]:

@@ -18,11 +18,13 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from app.assembly import accelerator_of, make_module, make_sampling
+from app.assembly import make_module, make_sampling
 from app.entry import build
-from app.planning.memory import samples_from_shards, shards
+from app.planning.memory import degrees_of, samples_from_shards, shards
+from app.process import accelerator_of
 from ipo_lightning.critics.stage.costs import Cost, Watched, cost_of
 from ipo_lightning.errors import InputError
+from ipo_lightning.parallel.degrees import check_world
 from ipo_lightning.planning.job import Job
 from ipo_lightning.planning.published import MODELS, write_configs
 from ipo_lightning.policy import Policy, Sampling
@@ -93,6 +95,7 @@ def _most_guided(cfg: DictConfig) -> Sampling:
 def job_of(cfg: DictConfig) -> Job:
     """What the settings ask of their devices."""
     optimizer, backbone = cfg.optim.optimizer, cfg.backbone
+    check_world(degrees_of(cfg), devices_of(cfg))
     return Job(
         policy=build(backbone, "backbone"),
         make=lambda policy: make_module(cfg, policy),
@@ -109,10 +112,13 @@ def job_of(cfg: DictConfig) -> Job:
         devices=devices_of(cfg),
         sharded=is_sharded(cfg),
         gather_to_sample=not samples_from_shards(cfg),
+        degrees=degrees_of(cfg),
         gpu=on_gpu(cfg),
         decode_batch=backbone.get("decode_batch", 1),
         critic=_cost(cfg, "critic"),
         judge=_cost(cfg, "eval_critic"),
+        rounded=_rounded(cfg),
+        overlay=_overlay(cfg),
         parallel_prompts=_parallel_prompts(cfg),
     )
 
@@ -121,6 +127,19 @@ def _cost(cfg: DictConfig, role: str) -> Cost:
     """What a critic takes of the videos that the policy makes."""
     policy: Policy = build(cfg.backbone, "backbone")
     return cost_of(build(cfg[role], role), Watched(*policy.size, policy.fps))
+
+
+def _rounded(cfg: DictConfig) -> float:
+    """Bytes of the copies of weights that drafts compute with, to a byte of the weights."""
+    if not (cfg.rollout.get("draft") or {}).get("weights"):
+        return 0.0
+    return 1 / 2 if cfg.backbone.get("weights") == "bfloat16" else 1 / 4
+
+
+def _overlay(cfg: DictConfig) -> int:
+    """Bytes of the LoRA of drafts: float32, which files have in half of the precision."""
+    file = (cfg.rollout.get("draft") or {}).get("lora")
+    return 2 * os.path.getsize(file) if file and os.path.isfile(file) else 0
 
 
 def on_gpu(cfg: DictConfig) -> bool:

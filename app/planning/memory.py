@@ -3,9 +3,10 @@
 from importlib.metadata import version
 from importlib.util import find_spec
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ipo_lightning.errors import InputError
+from ipo_lightning.errors import InputError, within
+from ipo_lightning.parallel.degrees import Degrees, check_world
 
 TRUE = ("bf16-true", "16-true")
 PACKAGES = ("bitsandbytes", "torchao")
@@ -31,8 +32,13 @@ def check_memory(cfg: DictConfig) -> None:
         _check_quantised(cfg)
     if cfg.reference.get("offload"):
         _check_offload(cfg)
+    if shards(cfg):
+        _check_sharded_rollout(cfg)
     if samples_from_shards(cfg):
-        _check_sampling_from_shards(cfg)
+        _check_together(cfg, "trainer.strategy.gather_to_sample=false")
+    if (degrees := degrees_of(cfg)).size > 1:
+        _check_groups(cfg, degrees)
+        _check_together(cfg, f"trainer.strategy ({degrees})")
 
 
 def check_precision(cfg: DictConfig) -> None:
@@ -114,21 +120,52 @@ def _check_offload(cfg: DictConfig) -> None:
         )
 
 
-def _check_sampling_from_shards(cfg: DictConfig) -> None:
+def _check_sharded_rollout(cfg: DictConfig) -> None:
+    for key in ("rollout.compile", "rollout.draft.compile"):
+        if OmegaConf.select(cfg, key):
+            raise InputError(
+                f"{key}=true with trainer=fsdp: blocks are compiled before they are sharded; give "
+                "backbone.compile=true, which holds in rollouts too"
+            )
+
+
+def _check_together(cfg: DictConfig, given: str) -> None:
     """Refuse what lets a rank run other blocks, or fewer, than the others, which wait for it."""
-    given = "trainer.strategy.gather_to_sample=false: all ranks run the same blocks in turn, "
-    for key in ("rollout.cache", "rollout.draft.cache"):
-        if OmegaConf.select(cfg, key) is not None:
+    given = f"{given}: devices run the same blocks in turn, "
+    for part in ("rollout", "rollout.draft"):
+        if OmegaConf.select(cfg, f"{part}.cache") is not None:
+            key = f"{part}.cache"
             raise InputError(f"{given}but {key} may leave blocks out; give {key}=null")
-    if cfg.rollout.get("batch_size") == "auto":
-        raise InputError(
-            f"{given}but rollout.batch_size=auto begins again where memory runs out; give a number"
-        )
+        if OmegaConf.select(cfg, f"{part}.batch_size") == "auto":
+            raise InputError(
+                f"{given}but {part}.batch_size=auto begins again where memory runs out; give a "
+                "number"
+            )
+        if OmegaConf.select(cfg, f"{part}.weights") is not None:
+            key = f"{part}.weights"
+            raise InputError(f"{given}but {key} rounds whole weights; give {key}=null")
     if (prompts := cfg.callbacks.iteration.parallel_prompts or 1) > 1:
         raise InputError(
             f"{given}but callbacks.iteration.parallel_prompts={prompts} runs them for several "
             "prompts at a time; give null"
         )
+
+
+def _check_groups(cfg: DictConfig, degrees: Degrees) -> None:
+    """Refuse devices that make no whole groups, where their number is known."""
+    devices = cfg.trainer.devices
+    count = len(devices) if isinstance(devices, ListConfig) else devices
+    if str(count) not in ("auto", "-1"):
+        check_world(degrees, int(count) * int(cfg.trainer.num_nodes))
+
+
+def degrees_of(cfg: DictConfig) -> Degrees:
+    """How many devices make a forward together (context parallelism)."""
+    strategy = cfg.trainer.strategy
+    if not isinstance(strategy, DictConfig):
+        return Degrees()
+    with within("trainer.strategy"):
+        return Degrees(strategy.get("ulysses", 1), strategy.get("ring", 1))
 
 
 def samples_from_shards(cfg: DictConfig) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from app.assembly import Parts, assemble, device_of
+from app.assembly import Parts, assemble
 from app.planning.critics import (
     critic_flops,
     critic_lines,
@@ -20,7 +20,9 @@ from app.planning.critics import (
 )
 from app.planning.fitting import Fit, smallest_change, smallest_changes
 from app.planning.jobs import in_parts, job_of, on_gpu, readable
+from app.planning.memory import degrees_of
 from app.planning.rollouts import flops_of_round, told, videos_of
+from app.process import device_of
 from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.hub.cards import started
@@ -52,6 +54,7 @@ def plan(cfg: DictConfig) -> str:
         return "\n".join([
             *_work(parts, settled),
             *_network(estimate, published),
+            *_groups(estimate),
             *critic_lines(estimate),
             *_memory(estimate, settled),
             host_line(estimate, settled.trainer.num_nodes, sharded_checkpoints=in_parts(settled)),
@@ -74,6 +77,7 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
         rows.append(row)
     videos, labels = _prompts(parts) * parts.rollout.n, _labels(parts)
     batch = cfg.trainer.accumulate_grad_batches * cfg.data.batch_size
+    share = "device" if degrees_of(cfg).size == 1 else "group of devices"
     yield f"run {parts.run.path}: {cfg.round} rounds, {parts.module.label_kind} loss"
     yield table(rows, ["round", *STAGES])
     if begun := started(OmegaConf.to_container(cfg.backbone, resolve=True)):  # type: ignore[arg-type]
@@ -93,7 +97,7 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
         )
     yield from _few_prompts(parts, cfg)
     yield (
-        f"its training: {parts.datamodule.optimizer_steps} updates of {batch} {labels} a device, "
+        f"its training: {parts.datamodule.optimizer_steps} updates of {batch} {labels} a {share}, "
         f"{cfg.step} step; reference {REFERENCES[parts.module.reference.answers]}"
     )
     evaluated = _evaluated(parts)
@@ -169,6 +173,19 @@ def _network(estimate: Estimate, published: str) -> Iterator[str]:
     yield f"network: {_count(step.parameters)} parameters, {_count(step.trained)} trained"
     if published:
         yield f"its configs cannot be read here: those of {published} are taken"
+
+
+def _groups(estimate: Estimate) -> Iterator[str]:
+    """How devices share a video's tokens, where they do."""
+    job, degrees = estimate.job, estimate.job.degrees
+    if degrees.size > 1:
+        tokens = job.policy.tokens  # type: ignore[attr-defined]
+        yield (
+            f"context parallelism: {job.replicas} groups of {degrees.size} devices ({degrees}), "
+            f"{tokens // degrees.size} of a video's {tokens} tokens on each, which sends "
+            f"{in_gib(estimate.exchanged())} GiB in a forward of one video (computed; a backward "
+            "sends as much again)"
+        )
 
 
 def _count(number: int) -> str:

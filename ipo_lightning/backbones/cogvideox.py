@@ -19,15 +19,12 @@ from diffusers import (
     CogVideoXDPMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
-    FasterCacheConfig,
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from ipo_lightning.backbones.caching import cache_context
-from ipo_lightning.backbones.denoising import Model, classifier_free_guidance
 from ipo_lightning.backbones.diffusers_folder import DiffusersFolder
 from ipo_lightning.backbones.lora import Lora
 from ipo_lightning.backbones.network_settings import Attention, NetworkSettings, Precision
@@ -39,7 +36,7 @@ from ipo_lightning.backbones.schedulers import (
 )
 from ipo_lightning.backbones.start import Start
 from ipo_lightning.backbones.vae import VAEPrecision, VAESettings
-from ipo_lightning.backbones.video_sampler import Batch, VideoSampler
+from ipo_lightning.backbones.video_sampler import VideoSampler
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Density, VPrediction, Weighting, Window
 from ipo_lightning.policy import Sampling
@@ -85,6 +82,7 @@ class CogVideoX(VideoSampler, DiffusersFolder):
     samplers: ClassVar = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
     scheduler_classes = tuple(samplers.values())
     guidance_videos = 2
+    frames_first = True
 
     def __init__(
         self,
@@ -156,6 +154,14 @@ class CogVideoX(VideoSampler, DiffusersFolder):
         )
 
     @property
+    def tokens(self) -> int:
+        """Tokens of a video and its prompt, which attention sees together."""
+        frames, _, height, width = self.latent_shape
+        patch = self.config["patch_size"]
+        video = frames // self._patch_frames * (height // patch) * (width // patch)
+        return int(video + self.config["max_text_seq_length"])
+
+    @property
     def _spatial_ratio(self) -> int:
         return int(2 ** (len(self._vae_config["block_out_channels"]) - 1))
 
@@ -223,17 +229,6 @@ class CogVideoX(VideoSampler, DiffusersFolder):
 
     # ---------------------------------------------------------------- sampling
 
-    def check_sampling(self, sampling: Sampling) -> None:
-        """Refuse with `InputError` a scheduler or a cache that the family does not have."""
-        super().check_sampling(sampling)
-        if isinstance(sampling.cache, FasterCacheConfig):
-            whole = not (sampling.guided or sampling.cache.is_guidance_distilled)
-            if whole or sampling.cache.tensor_format != "BFCHW":
-                raise InputError(
-                    "cache=FasterCacheConfig: it halves the work of guidance, so give a "
-                    "guidance_scale above 1, and tensor_format=BFCHW for this family"
-                )
-
     def batch_scheduler(
         self, sampling: Sampling, seeds: Sequence[int], first: int, device: torch.device
     ) -> BatchScheduler:
@@ -246,24 +241,17 @@ class CogVideoX(VideoSampler, DiffusersFolder):
             return VPredictionScheduler(scheduler, sampling.steps, device)
         return StochasticDPMScheduler(scheduler, sampling.steps, seeds, device)
 
-    def guided_model(self, batch: Batch) -> Model:
-        """The network on a batch's prompts; guidance takes one forward of both prompts."""
-        guided, text = batch.negative is not None, batch.text
-        if batch.negative is not None:
-            text = torch.cat([batch.negative.expand_as(text), text])
+    def guidance_scale_at(self, sampling: Sampling, timestep: Tensor) -> float:
+        """The guidance scale at a timestep ().
 
-        def model(latents: Tensor, timestep: Tensor) -> Tensor:
-            sample = torch.cat([latents, latents]) if guided else latents
-            timesteps = timestep.expand(len(sample))
-            with cache_context(batch.network, batch.sampling.cache, "cond_uncond"):
-                v = self.predict(batch.network, sample, timesteps, text).float()
-            if not guided:
-                return v
-            uncond, cond = v.chunk(2)
-            scale = guidance_scale_at(batch.sampling, timestep)
-            return classifier_free_guidance(uncond, cond, scale)
-
-        return model
+        The dynamic one is diffusers' ``use_dynamic_cfg`` to the letter, which the IPO authors
+        sample with: it mixes the timestep (0 to 999) with the number of steps, so that at 50 steps
+        it is no ramp but goes up and down between 1 and 1 + guidance_scale.
+        """
+        if not sampling.dynamic_guidance:
+            return sampling.guidance_scale
+        share = (sampling.steps - timestep.item()) / sampling.steps
+        return 1 + sampling.guidance_scale * ((1 - math.cos(math.pi * share**5.0)) / 2)
 
     def _rotary(self, sample: Tensor) -> tuple[Tensor, Tensor] | None:
         """Rotary positions for latents (B, F, C, H, W); None for the 2B family."""
@@ -279,19 +267,6 @@ class CogVideoX(VideoSampler, DiffusersFolder):
             self.config.get("patch_size_t"),
             sample.device,
         )
-
-
-def guidance_scale_at(sampling: Sampling, timestep: Tensor) -> float:
-    """The guidance scale at a timestep ().
-
-    The dynamic one is diffusers' ``use_dynamic_cfg`` to the letter, which the IPO authors sample
-    with: it mixes the timestep (0 to 999) with the number of steps, so that at 50 steps it is no
-    ramp but goes up and down between 1 and 1 + guidance_scale.
-    """
-    if not sampling.dynamic_guidance:
-        return sampling.guidance_scale
-    share = (sampling.steps - timestep.item()) / sampling.steps
-    return 1 + sampling.guidance_scale * ((1 - math.cos(math.pi * share**5.0)) / 2)
 
 
 @lru_cache(maxsize=8)

@@ -86,22 +86,33 @@ def load_adapter(network: Any, file: Path, original: Callable[[str], str]) -> No
     Raises:
         InputError: the file is no LoRA of this network, or a tensor of it has no place there.
     """
-    with _of_a_lora(file):
-        content = read_lora(file, network, original)
-        changed = [network.get_parameter(name) for name in content.differences]
-        for parameter, difference in zip(changed, content.differences.values(), strict=True):
-            _add(parameter, difference)
-        if content.weights:
-            network.load_lora_adapter(content.weights, prefix=None, metadata=_settings(content))
-            _refuse_left_over(network, content.weights)
-            _keep_precision(network, content.weights)
-            changed += _scaled_biases(network, content)
-        for parameter in changed:
+    with of_a_lora(file):
+        for parameter in put_lora(network, read_lora(file, network, original)):
             parameter.requires_grad_(True)
 
 
+def put_lora(network: Any, content: LoraFile) -> list[Tensor]:
+    """Put a LoRA on a base network.
+
+    Returns:
+        The parameters that are changed outside of the adapter.
+
+    Raises:
+        ValueError: a tensor of it has no place there.
+    """
+    changed = [network.get_parameter(name) for name in content.differences]
+    for parameter, difference in zip(changed, content.differences.values(), strict=True):
+        add_difference(parameter, difference)
+    if content.weights:
+        network.load_lora_adapter(content.weights, prefix=None, metadata=_settings(content))
+        _refuse_left_over(network, content.weights)
+        _keep_precision(network, content.weights)
+        changed += _scaled_biases(network, content)
+    return changed
+
+
 @contextmanager
-def _of_a_lora(file: Path) -> Iterator[None]:
+def of_a_lora(file: Path) -> Iterator[None]:
     """Name the file in what is raised about its content."""
     try:
         yield
@@ -136,7 +147,7 @@ def continue_adapter(network: Any, lora: Lora, file: Path, original: Callable[[s
     Raises:
         InputError: the file's rank or layers are not the adapter's, or it is no plain LoRA.
     """
-    with _of_a_lora(file):
+    with of_a_lora(file):
         content = read_lora(file, network, original)
     add_adapter(network, lora)
     own = {
@@ -189,7 +200,7 @@ def _settings(content: LoraFile) -> dict[str, Any] | None:
 
 
 @torch.no_grad()
-def _add(parameter: Tensor, difference: Tensor) -> None:
+def add_difference(parameter: Tensor, difference: Tensor) -> None:
     """Add in float32, whatever the precision of the parameter."""
     total = parameter.float() + difference.float().to(parameter.device)
     parameter.copy_(total.to(parameter.dtype))
@@ -214,7 +225,7 @@ def _scaled_biases(network: Any, content: LoraFile) -> list[Tensor]:
             )
         if layer in content.up_biases:
             changed.append(module.get_base_layer().bias)
-            _add(changed[-1], content.up_biases[layer].float() * scale)
+            add_difference(changed[-1], content.up_biases[layer].float() * scale)
     return changed
 
 

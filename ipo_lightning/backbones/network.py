@@ -4,6 +4,7 @@ loaded again."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from ipo_lightning.backbones.context import divide_tokens
 from ipo_lightning.backbones.lora import (
     Lora,
     add_adapter,
@@ -20,12 +22,13 @@ from ipo_lightning.backbones.lora import (
     save_adapter,
     saved_adapter,
 )
+from ipo_lightning.backbones.lora_overlay import Overlay, read_overlay
 from ipo_lightning.backbones.network_settings import NetworkSettings
 from ipo_lightning.backbones.parts import PipelineParts
 from ipo_lightning.backbones.start import Start, changed_base
-from ipo_lightning.backbones.weights import StoredWeights, stand_in
+from ipo_lightning.backbones.weights import StoredWeights, empty_network, stand_in
 from ipo_lightning.parallel.sharding import move, shard
-from ipo_lightning.policy import trained_weights
+from ipo_lightning.policy import file_content, trained_weights
 
 CPU = torch.device("cpu")
 
@@ -63,6 +66,47 @@ class BuildsNetwork:
         else:
             shard(network, mesh, fill)
         return network
+
+    def divide_tokens(self, network: nn.Module, mesh: DeviceMesh) -> None:
+        """Let a group of ranks make the network's forwards together; see `Policy`."""
+        divide_tokens(network, mesh, self.network_settings.attention)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one video in the network's attention, with those of its prompt where it sees
+        both together."""
+        raise NotImplementedError
+
+    @property
+    def heads(self) -> int:
+        """Heads of the network's attention."""
+        return int(self.config["num_attention_heads"])
+
+    @property
+    def width(self) -> int:
+        """Numbers of a token, over all heads."""
+        return self.heads * int(self.config["attention_head_dim"])
+
+    def small_network(self) -> Any:
+        """Two blocks of the network, without weights."""
+        config = {**self.config, "num_layers": 2}
+        kind = getattr(self.transformer_class, "kind", self.transformer_class)
+        with torch.device("meta"):
+            return kind.from_config(config)
+
+    def overlay(self, file: str) -> Overlay:
+        """The content of a LoRA's file, to lay over the network; read once."""
+        key = tuple(file_content(file))
+        if key not in self._overlays:
+            kind = getattr(self.transformer_class, "kind", self.transformer_class)
+            network = empty_network(kind, self.config, torch.float32)
+            stand_in(network)
+            self._overlays[key] = read_overlay(Path(file), network, self.original_layer)
+        return self._overlays[key]
+
+    @cached_property
+    def _overlays(self) -> dict[tuple[str, ...], Overlay]:
+        return {}
 
     def frame(self) -> Any:
         """A network whose frozen weights are not there; see `Policy.frame`."""

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from ipo_lightning.errors import InputError
 
 Kind = Literal["nf4", "int8"]
+EightBits = Literal["int8", "fp8"]
+"""Of copies, for rollouts alone."""
 
 BLOCK = 64
 """Values that share a scale in nf4, as in QLoRA (arXiv 2305.14314)."""
@@ -36,23 +38,23 @@ class QuantisedLinear(nn.Linear):
     """A linear layer whose weight was quantised once and does not train.
 
     nf4: 4 bits a weight and a float32 scale for each 64, by bitsandbytes: 0.5625 bytes a weight.
-    int8: 8 bits a weight and a float32 scale for each output. Inputs are not quantised in either:
-    the gradient that reaches an adapter is the exact one of the quantised network.
+    int8, fp8 (e4m3): 8 bits a weight and a float32 scale for each output. Inputs are quantised in
+    none: the gradient that reaches an adapter is the exact one of the quantised network.
 
     Args:
         linear: the layer to quantise, on the device that it is on.
     """
 
-    def __init__(self, linear: nn.Linear, kind: Kind) -> None:
+    def __init__(self, linear: nn.Linear, kind: Kind | EightBits) -> None:
         nn.Module.__init__(self)  # nn.Linear's own would make, and initialise, a whole weight
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.kind: Kind = kind
+        self.kind: Kind | EightBits = kind
         self.quantise(linear.weight)
         self.bias = linear.bias
 
     def quantise(self, weight: Tensor) -> None:
         """Take a weight, (out, in), rounded."""
-        codes, scale = _to_nf4(weight) if self.kind == "nf4" else _to_int8(weight)
+        codes, scale = ROUNDED[self.kind](weight)
         # Parameters, not buffers: DDP sends buffers to all ranks at each step.
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
@@ -62,7 +64,8 @@ class QuantisedLinear(nn.Linear):
         if self.kind == "nf4":
             size = self.out_features * self.in_features
             return _from_nf4(self.weight, self.scale, size, dtype).view(self.out_features, -1)
-        return (self.weight * self.scale[:, None]).to(dtype)
+        codes = self.weight.float() if self.kind == "fp8" else self.weight
+        return (codes * self.scale[:, None]).to(dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """``input @ weight.T + bias``, (..., out) of (..., in); under autocast in its precision."""
@@ -124,3 +127,15 @@ def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     weight = weight.float()
     scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
     return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
+@torch.no_grad()
+def _to_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    weight = weight.float()
+    tiny, largest = torch.finfo(torch.float32).tiny, torch.finfo(torch.float8_e4m3fn).max
+    scale = weight.abs().amax(1).clamp_min(tiny) / largest
+    return (weight / scale[:, None]).to(torch.float8_e4m3fn), scale
+
+
+ROUNDED = {"nf4": _to_nf4, "int8": _to_int8, "fp8": _to_fp8}
+"""Kind -> codes and scales of a weight (out, in)."""

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,8 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from ipo_lightning.backbones.batching import LargestBatch, in_batches
-from ipo_lightning.backbones.caching import CACHES, cached
-from ipo_lightning.backbones.denoising import Model, denoise, foresee, initial_noise
+from ipo_lightning.backbones.caching import Place, cached, check_cache
+from ipo_lightning.backbones.denoising import (
+    Model,
+    classifier_free_guidance,
+    denoise,
+    foresee,
+    initial_noise,
+)
+from ipo_lightning.backbones.for_rollouts import check_attention, for_rollout
+from ipo_lightning.backbones.lora_overlay import Overlay
+from ipo_lightning.backbones.network_settings import NetworkSettings
 from ipo_lightning.backbones.schedulers import BatchScheduler
 from ipo_lightning.errors import InputError
 from ipo_lightning.policy import Foreseen, Sampling
@@ -31,6 +40,8 @@ class Batch(NamedTuple):
     sampling: Sampling
     start: Tensor | None = None
     """(B, ...) latents that the videos go on from; None: they begin with noise."""
+    place: Place = Place()
+    """Where it is on its way; of no use without a cache."""
 
     def rows(self, rows: slice) -> "Batch":
         """Some of the videos."""
@@ -44,6 +55,14 @@ class VideoSampler(ABC):
     family: ClassVar[str]
     samplers: ClassVar[Mapping[str, Any]]
     """Classes of schedulers by the names that `Sampling.scheduler` takes."""
+    guidance_videos: int
+    network_settings: NetworkSettings
+    frames_first: ClassVar[bool] = False
+    """Whether latents are (B, F, C, H, W), and not (B, C, F, H, W)."""
+    overlay: Callable[[str], Overlay]
+    """The content of a LoRA's file."""
+    small_network: Callable[[], nn.Module]
+    """Two blocks of the network, without weights."""
 
     @property
     @abstractmethod
@@ -57,8 +76,46 @@ class VideoSampler(ABC):
         """The scheduler that a sampling names, for the videos of the seeds, from step ``first``."""
 
     @abstractmethod
+    def predict(self, network: nn.Module, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        """The model output, see `Policy.predict`."""
+
+    def guidance_scale_at(self, sampling: Sampling, timestep: Tensor) -> float:
+        """The guidance scale at a timestep ()."""
+        return sampling.guidance_scale
+
     def guided_model(self, batch: Batch) -> Model:
-        """The network on a batch's prompts, with classifier-free guidance where it is on."""
+        """The network on a batch's prompts, with classifier-free guidance where it is on.
+
+        Both predictions of a step are made in one forward of twice as many videos, or one after
+        the other.
+        """
+        text, negative = batch.text, batch.negative
+
+        def predict(name: str, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+            with batch.place.context(name):
+                timesteps = timestep.expand(len(latents))
+                return self.predict(batch.network, latents, timesteps, text).float()
+
+        if negative is None:
+            return lambda latents, timestep: predict("cond", latents, timestep, text)
+        negative = negative.expand_as(text)
+        both = torch.cat([negative, text])
+        together = self._guides_together(batch.sampling)
+
+        def model(latents: Tensor, timestep: Tensor) -> Tensor:
+            if together:
+                twice = torch.cat([latents, latents])
+                uncond, cond = predict("cond_uncond", twice, timestep, both).chunk(2)
+            else:
+                cond = predict("cond", latents, timestep, text)
+                uncond = predict("uncond", latents, timestep, negative)
+            scale = self.guidance_scale_at(batch.sampling, timestep)
+            return classifier_free_guidance(uncond, cond, scale)
+
+        return model
+
+    def _guides_together(self, sampling: Sampling) -> bool:
+        return sampling.guidance_videos(self.guidance_videos) == 2
 
     def check_sampling(self, sampling: Sampling) -> None:
         """Refuse with `InputError` a scheduler or a cache that the family does not have."""
@@ -68,15 +125,19 @@ class VideoSampler(ABC):
                 f"scheduler={sampling.scheduler}: {self.family} has {names}, or null (the "
                 "checkpoint's own)"
             )
-        if sampling.cache is not None and not isinstance(sampling.cache, CACHES):
-            names = ", ".join(kind.__name__ for kind in CACHES)
-            raise InputError(f"cache={type(sampling.cache).__name__}: choose one of {names}")
-        some = 0 < len(sampling.guided_steps) < sampling.steps
-        if some and sampling.cache is not None:
+        if sampling.attention is not None:
+            check_attention(sampling.attention)
+        if sampling.lora is not None:
+            self.overlay(sampling.lora)
+        kind = self.network_settings.quantize
+        if sampling.weights is not None and kind is not None:
             raise InputError(
-                "guidance_interval with cache: a cache counts on the same predictions at every "
-                "step; give one of the two"
+                f"weights={sampling.weights} with backbone.quantize={kind}: the weights are "
+                "rounded already; give one of them"
             )
+        if sampling.cache is not None:
+            together = not sampling.guided or self._guides_together(sampling)
+            check_cache(sampling, self.small_network(), together, self.frames_first)
 
     @torch.no_grad()
     def sample(
@@ -97,8 +158,9 @@ class VideoSampler(ABC):
         batch = self._checked(network, seeds, text, negative, sampling)
         if start is not None:
             batch = batch._replace(start=start.to(batch.text.device))
-        shared_x0 = self._shared_x0(batch) if sampling.shared_steps else None
-        return self._by_rows(batch, lambda rows: self._denoise(rows, shared_x0))
+        with self._for_rollout(batch):
+            shared_x0 = self._shared_x0(batch) if sampling.shared_steps else None
+            return self._by_rows(batch, lambda rows: self._denoise(rows, shared_x0))
 
     @torch.no_grad()
     def foresee(
@@ -111,7 +173,8 @@ class VideoSampler(ABC):
     ) -> Foreseen:
         """See `Policy.foresee`."""
         batch = self._checked(network, seeds, text, negative, sampling)
-        x0, latents = self._by_rows(batch, self._foresee).unbind(1)
+        with self._for_rollout(batch):
+            x0, latents = self._by_rows(batch, self._foresee).unbind(1)
         scheduler = self.batch_scheduler(sampling, batch.seeds, 0, batch.text.device)
         last = max((_stop_of(sampling) - 1, *sampling.finishing))
         return Foreseen(x0, latents, scheduler.noise_level(last))
@@ -143,6 +206,12 @@ class VideoSampler(ABC):
             return self._largest_batch.run(of_rows, count)
         return in_batches(of_rows, count, size or count)
 
+    def _for_rollout(self, batch: Batch) -> AbstractContextManager[None]:
+        """The network as the sampling says, while videos are sampled."""
+        file = batch.sampling.lora
+        overlay = None if file is None else self.overlay(file)
+        return for_rollout(batch.network, batch.sampling, overlay)
+
     @cached_property
     def _largest_batch(self) -> LargestBatch:
         """What ``batch_size=auto`` has found to fit."""
@@ -151,15 +220,15 @@ class VideoSampler(ABC):
     def _shared_x0(self, batch: Batch) -> Tensor:
         """(1, ...) the clean latents predicted at the last of the shared steps."""
         one = batch.rows(slice(1))._replace(seeds=[derive_seed(batch.seeds[0], "shared")])
-        with self._prepared(one) as (model, noise, scheduler):
-            return foresee(model, noise, scheduler, batch.sampling.shared_steps)[0]
+        shared = batch.sampling.shared_steps
+        with self._prepared(one, range(shared)) as (model, noise, scheduler):
+            return foresee(model, noise, scheduler, shared)[0]
 
     def _foresee(self, batch: Batch) -> Tensor:
         """(B, 2, ...) clean latents as foreseen, and the latents where the videos stop."""
-        sampling = batch.sampling
-        with self._prepared(batch) as (model, noise, scheduler):
-            found = foresee(model, noise, scheduler, _stop_of(sampling), sampling.finishing)
-            return torch.stack(found, 1)
+        stop, finishing = _stop_of(batch.sampling), batch.sampling.finishing
+        with self._prepared(batch, range(stop)) as (model, noise, scheduler):
+            return torch.stack(foresee(model, noise, scheduler, stop, finishing), 1)
 
     def _denoise(self, batch: Batch, shared_x0: Tensor | None) -> Tensor:
         """(B, ...) clean latents, from noise alone, from what the shared steps predict, or from
@@ -168,23 +237,26 @@ class VideoSampler(ABC):
         first = sampling.resume if shared_x0 is None else sampling.shared_steps
         if batch.start is not None:
             batch = batch._replace(seeds=[derive_seed(seed, "resumed") for seed in batch.seeds])
-        with self._prepared(batch, first) as (model, noise, scheduler):
+        steps = range(first, sampling.steps)
+        with self._prepared(batch, steps) as (model, noise, scheduler):
             latents = noise if batch.start is None else batch.start
             if shared_x0 is not None:
                 latents = scheduler.add_noise(shared_x0, noise, first)
-            return denoise(model, latents, scheduler, range(first, len(scheduler.timesteps)))
+            return denoise(model, latents, scheduler, steps)
 
     @contextmanager
     def _prepared(
-        self, batch: Batch, first: int = 0
+        self, batch: Batch, steps: range
     ) -> Iterator[tuple[Model, Tensor, BatchScheduler]]:
-        """A batch's model, with its cache, its initial noise (B, ...) and its scheduler."""
+        """A batch's model, with its cache, its initial noise (B, ...) and its scheduler, for some
+        of its steps."""
         sampling, device = batch.sampling, batch.text.device
-        scheduler = self.batch_scheduler(sampling, batch.seeds, first, device)
+        scheduler = self.batch_scheduler(sampling, batch.seeds, steps.start, device)
         noise = initial_noise(batch.seeds, self.latent_shape, device)
-        guided = self._guided_in_interval(batch, scheduler.timesteps)
-        with cached(batch.network, sampling.cache, guided) as model:
-            yield model, noise, scheduler
+        given = (batch.network, sampling.cache, scheduler, steps, self.frames_first)
+        with cached(*given) as place:
+            model = self._guided_in_interval(batch._replace(place=place), scheduler.timesteps)
+            yield place.following(model), noise, scheduler
 
     def _guided_in_interval(self, batch: Batch, timesteps: Tensor) -> Model:
         """The model, with guidance at the steps that have it and one prediction at the others."""

@@ -6,6 +6,7 @@ both, and the sampler, are read from the checkpoint.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,7 +15,6 @@ from typing import Annotated, Any, ClassVar
 import torch
 from diffusers import (
     AutoencoderKLWan,
-    FasterCacheConfig,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
     WanPipeline,
@@ -24,8 +24,6 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
-from ipo_lightning.backbones.caching import cache_context
-from ipo_lightning.backbones.denoising import Model, classifier_free_guidance
 from ipo_lightning.backbones.diffusers_folder import DiffusersFolder
 from ipo_lightning.backbones.lora import Lora
 from ipo_lightning.backbones.network_settings import Attention, NetworkSettings, Precision
@@ -33,7 +31,7 @@ from ipo_lightning.backbones.quantised import Kind
 from ipo_lightning.backbones.schedulers import FlowScheduler
 from ipo_lightning.backbones.start import Start
 from ipo_lightning.backbones.vae import VAEPrecision, VAESettings
-from ipo_lightning.backbones.video_sampler import Batch, VideoSampler
+from ipo_lightning.backbones.video_sampler import VideoSampler
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Density, FlowMatching, Weighting, Window
 from ipo_lightning.policy import Sampling
@@ -185,6 +183,12 @@ class Wan(VideoSampler, DiffusersFolder):
         )
 
     @property
+    def tokens(self) -> int:
+        """Tokens of a video; its prompt's are not divided."""
+        whole = math.prod(self.latent_shape[1:])
+        return int(whole // math.prod(self.config["patch_size"]))
+
+    @property
     def _spatial_ratio(self) -> int:
         return int(self._vae_config["scale_factor_spatial"])
 
@@ -288,11 +292,6 @@ class Wan(VideoSampler, DiffusersFolder):
         super().check_sampling(sampling)
         if sampling.dynamic_guidance:
             raise InputError("dynamic_guidance=true: only CogVideoX has it; give false")
-        if isinstance(sampling.cache, FasterCacheConfig):
-            raise InputError(
-                "cache=FasterCacheConfig: it needs both predictions of guidance in one forward, "
-                f"and {self.family} takes two; choose FirstBlockCacheConfig"
-            )
 
     def batch_scheduler(
         self, sampling: Sampling, seeds: Sequence[int], first: int, device: torch.device
@@ -309,21 +308,3 @@ class Wan(VideoSampler, DiffusersFolder):
             return self.scheduler
         chosen = {**FLOW[kind.__name__], SHIFT[kind.__name__]: self.shift}
         return kind.from_config(self.scheduler.config, **chosen)
-
-    def guided_model(self, batch: Batch) -> Model:
-        """The network on a batch's prompts; guidance takes a forward of each prompt."""
-        network, sampling = batch.network, batch.sampling
-
-        def predict(name: str, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-            with cache_context(network, sampling.cache, name):
-                return self.predict(network, latents, timestep.expand(len(latents)), text).float()
-
-        def model(latents: Tensor, timestep: Tensor) -> Tensor:
-            cond = predict("cond", latents, timestep, batch.text)
-            if batch.negative is None:
-                return cond
-            negative = batch.negative.expand_as(batch.text)
-            uncond = predict("uncond", latents, timestep, negative)
-            return classifier_free_guidance(uncond, cond, sampling.guidance_scale)
-
-        return model

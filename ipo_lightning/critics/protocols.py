@@ -1,12 +1,15 @@
 """What a critic is: the protocols that a critic's class follows.
 
-A critic sees pixels and prompts, never latents, seeds or file names. To add one, write a class with
-these methods and a YAML that names it in ``_target_``; nothing is inherited or registered.
+A critic sees pixels and prompts, never seeds or file names; a `LatentCritic`, which sees latents,
+gives no labels: it foresees what a critic will say. To add one, write a class with these methods
+and a YAML that names it in ``_target_``; nothing is inherited or registered.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn, Protocol, runtime_checkable
+
+from torch import Tensor
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.metrics.preferences import Preference
@@ -129,6 +132,28 @@ class PairCritic(Critic, Protocol):
         self, first: Sequence[Clip], second: Sequence[Clip], prompts: Sequence[str]
     ) -> list[Comparison]:
         """One comparison a prompt, in order."""
+        ...
+
+
+@runtime_checkable
+class LatentCritic(Critic, Protocol):
+    """Rates videos that are not finished, by their foreseen clean latents; nothing is decoded.
+
+    Its ratings choose which candidates are finished, and become no labels.
+    """
+
+    def rate_latents(
+        self, latents: Tensor, noise_level: float, prompts: Sequence[str]
+    ) -> list[Rating]:
+        """One rating a video, in order; batch, order and rank must not change a score.
+
+        Args:
+            latents: (B, ...) the clean latents that the network foresees at one step, float32, in
+                the layout of its family: CogVideoX (B, F, C, H, W), Wan (B, C, F, H, W).
+            noise_level: of the latents that the network saw at that step: the share of noise,
+                ``sigma / (alpha + sigma)`` in [0, 1], the same for all; 0 for finished videos.
+            prompts: (B,) of the videos.
+        """
         ...
 
 

@@ -2,18 +2,37 @@
 
 FSDP2 swaps the class of a network and turns its parameters into DTensors; names, configs and
 adapters stay. The functions here also take a network that is not sharded, and leave it alone.
+FSDP2 is imported where something is sharded: it takes half a second.
 """
 
+from __future__ import annotations
+
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from typing_extensions import TypeIs
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+
+def is_shards(tensor: Tensor) -> TypeIs[DTensor]:
+    """Whether a tensor lies in shards; none does before their module is loaded."""
+    loaded = sys.modules.get("torch.distributed.tensor")
+    return loaded is not None and isinstance(tensor, loaded.DTensor)
+
+
+def _is_group(module: object) -> TypeIs[FSDPModule]:
+    """Whether a module's weights are in shards that are gathered together."""
+    loaded = sys.modules.get("torch.distributed.fsdp")
+    return loaded is not None and isinstance(module, loaded.FSDPModule)
 
 
 def as_it_is(part: nn.Module) -> None:
@@ -43,6 +62,8 @@ def shard(
     Args:
         prepare: called with each part before it is sharded, as in `move`.
     """
+    from torch.distributed.fsdp import fully_shard
+
     for part in (*blocks(network), network):
         prepare(part)
         # torch reduces gradients of one dtype a group: modules within become groups of their own.
@@ -59,7 +80,7 @@ def _narrow_parts(module: nn.Module) -> Iterator[nn.Module]:
     if len(_trained_dtypes(module)) < 2:
         return
     for child in module.children():
-        dtypes = set() if isinstance(child, FSDPModule) else _trained_dtypes(child)
+        dtypes = set() if _is_group(child) else _trained_dtypes(child)
         if dtypes and torch.float32 not in dtypes:
             yield child
         else:
@@ -71,7 +92,7 @@ def _trained_dtypes(module: nn.Module) -> set[torch.dtype]:
     return {
         weight.dtype
         for weight in module.parameters()
-        if weight.requires_grad and not isinstance(weight, DTensor)
+        if weight.requires_grad and not is_shards(weight)
     }
 
 
@@ -84,13 +105,13 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 def mesh_of(network: nn.Module) -> DeviceMesh | None:
     """The mesh that a network is sharded over; None where it is not."""
-    tensors = (p for p in network.parameters() if isinstance(p, DTensor))
+    tensors = (p for p in network.parameters() if is_shards(p))
     return next((tensor.device_mesh for tensor in tensors), None)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor of its shards on all ranks; every rank must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_shards(tensor) else tensor
 
 
 def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -100,8 +121,10 @@ def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
     """A full tensor, the same on all ranks, sharded as ``other`` is; nothing is sent."""
-    if isinstance(tensor, DTensor) or not isinstance(other, DTensor):
+    if is_shards(tensor) or not is_shards(other):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     near = tensor.to(other.to_local().device)
     return distribute_tensor(near, other.device_mesh, other.placements, src_data_rank=None)
 
@@ -177,7 +200,7 @@ def in_step(network: nn.Module) -> Iterator[Pace]:
 
 def _groups(network: nn.Module) -> list[FSDPModule]:
     """The modules whose weights are gathered together, outermost first."""
-    return [module for module in network.modules() if isinstance(module, FSDPModule)]
+    return [module for module in network.modules() if _is_group(module)]
 
 
 def total_norm(gradients: list[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ known here are kernels' own workspaces and the CUDA context.
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, cast
 
 from ipo_lightning.critics.stage.costs import Cost
 from ipo_lightning.planning.job import Job
@@ -81,7 +82,7 @@ class Estimate:
         traces, prompts = self.traces, self.job.parallel_prompts
         found = [
             self._stage("text embeddings", traces.text, "encoder, VAE"),
-            self._stage("rollout", traces.sampling, "activations", prompts),
+            self._rollout(),
             self._stage("VAE decoding", traces.decoding, "encoder, VAE", prompts),
         ]
         if traces.module.reference.answers == "precomputed":
@@ -97,9 +98,26 @@ class Estimate:
 
     def _stage(self, name: str, work: Forward, kind: str, parallel_prompts: int = 1) -> Stage:
         """A stage without gradients."""
-        held = parallel_prompts * (work.held - work.casts)
+        held = float(parallel_prompts * (work.held - work.casts))
+        if kind == "activations":
+            held /= self.job.degrees.size
         parts = {"gathered": self._gathered, "casts": work.casts, kind: held}
         return Stage(name, {**self.resident, **parts})
+
+    def exchanged(self) -> float:
+        """Bytes that a device sends in a forward of one video: queries, keys, values and what comes
+        of them for Ulysses, keys and values for ring attention."""
+        job, policy = self.job, cast(Any, self.job.policy)
+        ulysses, ring = job.degrees.ulysses, job.degrees.ring
+        once = policy.tokens / job.degrees.size * policy.width * (2 if job.mixed else 4)
+        return float(policy.blocks * once * (4 * (ulysses - 1) / ulysses + 2 * (ring - 1)))
+
+    def _rollout(self) -> Stage:
+        """Denoising, with what drafts have beside the network."""
+        job, step = self.job, self.traces.step
+        stage = self._stage("rollout", self.traces.sampling, "activations", job.parallel_prompts)
+        copies = job.rounded * step.block * job.policy.blocks + job.overlay
+        return Stage(stage.name, {**stage.parts, "copies": copies}) if copies else stage
 
     def _critics(self) -> list[Stage]:
         """The stages in which critics are in memory beside the policy, where they take any."""
@@ -122,7 +140,8 @@ class Estimate:
     def _training(self) -> Stage:
         step, (peak, casts) = self.traces.step, self.traces.step.peak
         gathered = self._unsharded(step.block * step.gradients / step.weights)
-        parts = {"gathered": gathered, "casts": casts, "activations": peak - casts}
+        activations = (peak - casts) / self.job.degrees.size
+        parts = {"gathered": gathered, "casts": casts, "activations": activations}
         return Stage("training", {**self.while_training, **parts})
 
     def _unsharded(self, gradients: float) -> float:
@@ -157,7 +176,8 @@ class Estimate:
     def _prompt_flops(self, sampling: Sampling, videos: int) -> float:
         """Operations of a prompt's videos, as if no cache saved any."""
         predictions = sampling.evaluations(videos)
-        return predictions * self.traces.one_video.flops + videos * self.traces.decoding.flops
+        decoded = videos * self.job.degrees.size  # one device of a group decodes, the others wait
+        return predictions * self.traces.one_video.flops + decoded * self.traces.decoding.flops
 
     def reference_flops(self) -> float:
         """Operations of a round's reference errors, on all devices together."""
@@ -176,12 +196,12 @@ class Estimate:
     def training_flops(self) -> float:
         """Operations of a round's training, on all devices together."""
         job = self.job
-        return job.optimizer_steps * job.accumulate * job.devices * self.traces.step.flops
+        return job.optimizer_steps * job.accumulate * job.replicas * self.traces.step.flops
 
     @property
     def _draws(self) -> int:
         job = self.job
-        return job.optimizer_steps * job.accumulate * job.devices * job.batch_size
+        return job.optimizer_steps * job.accumulate * job.replicas * job.batch_size
 
     # ---------------------------------------------------------------- disk
 

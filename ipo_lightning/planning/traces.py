@@ -55,7 +55,7 @@ class Traces:
     @property
     def sampling(self) -> Forward:
         """One forward of a rollout."""
-        guided = self.job.policy.guidance_videos if self.job.sampling.guided else 1
+        guided = self.job.sampling.guidance_videos(self.job.policy.guidance_videos)
         return self._forward(self.job.videos * guided)
 
     @property

@@ -10,6 +10,7 @@ from string import Template
 from ipo_lightning.report.breakdown import breakdown
 from ipo_lightning.report.charts import charts, training_charts
 from ipo_lightning.report.costs import cost_rows
+from ipo_lightning.report.kept import is_made, made_of, record
 from ipo_lightning.report.labels import label_rows, round_part
 from ipo_lightning.report.markup import Html, html_table, join, section, stacked, tag
 from ipo_lightning.report.parts import commands, guards, settings, summary
@@ -36,6 +37,8 @@ def write_report(
 ) -> Path:
     """Write a run's page, and its summary in Markdown to the folder ``report`` beside the page.
 
+    Both are kept where they are whole and the run has not changed since.
+
     Args:
         out: the page, by default ``run_dir/report.html``.
         videos: name of an mp4 (sha256) -> its file; by default in the run's store.
@@ -53,8 +56,11 @@ def write_report(
         from ipo_lightning.report.plots import write_plots
 
         write_plots(run, folder)
-    write_atomically(folder / "report.md", encoded(markdown(run, folder, command)))
-    write_atomically(target, encoded(page(run, find, command)))
+    text, made = folder / "report.md", made_of(run, find, command)
+    if not is_made(target, text, made):
+        write_atomically(text, encoded(markdown(run, folder, command)))
+        write_atomically(target, encoded(page(run, find, command)))
+        record(target, text, made)
     return target
 
 

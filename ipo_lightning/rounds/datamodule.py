@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from ipo_lightning.draws.batch import PairBatch, PointBatch
 from ipo_lightning.draws.dataset import Draws, collate
 from ipo_lightning.errors import InputError
+from ipo_lightning.parallel.strategies import replica_of
 from ipo_lightning.settings import AtLeast, Count, Null, checked
 from ipo_lightning.storage.layout import RoundSource
 from ipo_lightning.storage.store import Store, fingerprint
@@ -96,7 +97,7 @@ class PreferenceDataModule(L.LightningDataModule):
 
     Args:
         store: where latents and embeddings lie.
-        batch_size: pairs or points a step on each device.
+        batch_size: pairs or points a step on each device, or group of devices (`Degrees`).
         optimizer_steps: a round.
         max_passes: most times that a round trains on each of its labels: with few labels it makes
             fewer optimizer steps. None: no limit.
@@ -134,15 +135,16 @@ class PreferenceDataModule(L.LightningDataModule):
         # at the end of an epoch.
         progress = cast(_ProcessedTracker, self.trainer.fit_loop.epoch_progress.current)
         number = progress.processed + 1
-        a_step = self.trainer.accumulate_grad_batches * self.trainer.world_size * self.batch_size
+        replica = replica_of(self.trainer)
+        a_step = self.trainer.accumulate_grad_batches * replica.count * self.batch_size
         data = source.ensure_round(number, self.optimizer_steps * a_step)
         steps = self._steps(len(data.rows), a_step)
         return DrawLoader(
             Draws(data, self.store, self.seed, steps * a_step),
             batch_size=self.batch_size,
             batches=steps * self.trainer.accumulate_grad_batches,
-            rank=self.trainer.global_rank,
-            world=self.trainer.world_size,
+            rank=replica.rank,
+            world=replica.count,
             num_workers=self.num_workers,
         )
 

@@ -5,6 +5,8 @@ nothing that refers to anything: ``${...}`` is text. A run's own config.yaml is 
 """
 
 import re
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,6 +87,16 @@ def read_plain(file: Path, cure: str) -> Any:
 
 
 def parsed(text: str) -> Any:
+    """Plain data from YAML, for the caller alone; the same text is parsed once.
+
+    Raises:
+        ValueError: see `_parsed`.
+    """
+    return deepcopy(_parsed(text))
+
+
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> Any:
     """Plain data from YAML.
 
     Raises:

@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
 import pytest
 from omegaconf import OmegaConf
 
-from app import assembly, checks
+from app import assembly, checks, claiming
 from app.entry import REPO, refuse_misspelt
 from app.free_text import flags_first
 from app.keys import KEYS
@@ -265,8 +266,8 @@ def test_a_folder_keeps_its_settings(compose_train: ComposeTrain, tmp_path: Path
     """Another round of the same run is welcome, another seed is not."""
     cfg = compose_train("name=mine", "seed=1")
     run = RunDir(tmp_path / "mine")
-    assembly.claim(run, cfg)
-    assembly.claim(run, compose_train("name=mine", "seed=1", "round=5", "trainer=cpu"))
+    claiming.claim(run, cfg)
+    claiming.claim(run, compose_train("name=mine", "seed=1", "round=5", "trainer=cpu"))
     message = refusal(compose_train, "name=mine", "seed=2", "logger=none", "trainer=cpu")
     assert "seed: 1 -> 2" in message
     assert "name=NAME" in message
@@ -303,6 +304,25 @@ def test_checks_are_light() -> None:
     """The first second is spent on the settings, not on torch."""
     code = "import sys, app.entry, app.checks; sys.exit(sum(m in sys.modules for m in ['torch']))"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0
+
+
+HEAVY = ("lightning", "diffusers", "transformers", "torchmetrics", "bitsandbytes.nn",
+         "torch._dynamo", "torch.distributed.fsdp")  # fmt: skip
+"""What takes seconds to import."""
+
+
+@pytest.mark.parametrize(
+    ("imports", "heavy"),
+    [
+        ("app.finished, app.reporting, train", HEAVY),  # a finished run, report_only=true
+        ("app.entry, app.process, sample", ("lightning", "torchmetrics", "diffusers")),
+        ("app.entry, ipo_lightning.backbones.cogvideox", ("lightning", "bitsandbytes.nn")),
+    ],
+)
+def test_what_a_command_does_not_need_is_not_imported(imports: str, heavy: Sequence[str]) -> None:
+    code = f"import sys, {imports}; print(*(m for m in {heavy!r} if m in sys.modules))"
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=REPO, stdout=subprocess.PIPE, text=True).stdout == "\n"
 
 
 def test_every_checked_key_is_a_setting(compose_train: ComposeTrain) -> None:

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig
 
-from app import assembly, critic_assembly, entry, identity
+from app import assembly, checkpoint_settings, claiming, critic_assembly, entry, identity
 from app.entry import CONF, REPO, settings
 from app.free_text import as_typed
 from app.sample_settings import backbone_of
@@ -37,14 +37,14 @@ def claim(cfg: DictConfig, goes_on: bool = True) -> RunDir:
     """Take a run's folder as train.py does, for no time."""
     if cfg.task == "critic":
         critic = critic_assembly.assemble(cfg)
-        with assembly.claimed(cfg, critic.run, lambda: critic.identity(cfg), goes_on=goes_on):
+        with claiming.claimed(cfg, critic.run, lambda: critic.identity(cfg), goes_on=goes_on):
             return critic.run
     return claim_parts(assembly.assemble(cfg), cfg, goes_on)
 
 
 def claim_parts(parts: assembly.Parts, cfg: DictConfig, goes_on: bool = True) -> RunDir:
     made_of = partial(parts.identity, cfg, goes_on=goes_on)
-    with assembly.claimed(cfg, parts.run, made_of, goes_on=goes_on):
+    with claiming.claimed(cfg, parts.run, made_of, goes_on=goes_on):
         return parts.run
 
 
@@ -313,7 +313,7 @@ def test_a_run_is_the_same_wherever_the_clone_lies(
     named, found = entry.run_name(_root_=there), settings(there)
     lists = assembly.assemble(there).identity(there, goes_on=True).lists
     run = RunDir(tmp_path / "run")
-    assembly.claim(run, there)
+    claiming.claim(run, there)
     assert str(moved) not in run.config_file.read_text()
     with pytest.MonkeyPatch.context() as back:
         back.setattr(entry, "REPO", REPO)
@@ -321,7 +321,7 @@ def test_a_run_is_the_same_wherever_the_clone_lies(
         assert (named, found) == (entry.run_name(_root_=here), settings(here))
         assert lists == assembly.assemble(here).identity(here, goes_on=True).lists
         assert "ipo_lightning/shapes/pipeline" in lists
-        assembly.claim(run, here)
+        claiming.claim(run, here)
 
 
 @pytest.mark.slow
@@ -390,8 +390,8 @@ def test_typed_references_are_written_down_as_text(
 
 def test_checkpoints_of_other_settings_are_refused(compose_train: ComposeTrain) -> None:
     def loaded(made: str, *now: str) -> None:
-        kept = identity.SettingsInCheckpoints(identity.settings_of(compose_train(made)))
-        own = identity.SettingsInCheckpoints(identity.settings_of(compose_train(*now)))
+        kept = checkpoint_settings.SettingsInCheckpoints(identity.settings_of(compose_train(made)))
+        own = checkpoint_settings.SettingsInCheckpoints(identity.settings_of(compose_train(*now)))
         state = {"callbacks": {own.state_key: kept.state_dict()}}
         own.on_load_checkpoint(L.Trainer(logger=False), L.LightningModule(), state)
 
@@ -433,11 +433,11 @@ def test_other_ranks_take_no_lock(
     compose_train: ComposeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, cfg = RunDir(tmp_path / "run"), compose_train("name=run")
-    assembly.claim(run, cfg)
-    for name in assembly.RANKS:
+    claiming.claim(run, cfg)
+    for name in claiming.RANKS:
         with monkeypatch.context() as patch, held(run.path):
             patch.setenv(name, "1")
-            with assembly.claimed(cfg, run, identity.Identity, goes_on=True):
+            with claiming.claimed(cfg, run, identity.Identity, goes_on=True):
                 assert not (run.path / "identity.json").exists()
     with pytest.raises(InputError, match="seed: 0 -> 1"):
-        assembly.claim(run, compose_train("name=run", "seed=1"))
+        claiming.claim(run, compose_train("name=run", "seed=1"))

@@ -6,7 +6,7 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from app import assembly
+from app import claiming
 from app.entry import refuse_misspelt
 from app.renamed import TARGETS, with_new_names
 from ipo_lightning.errors import InputError
@@ -53,7 +53,7 @@ def test_the_folder_of_an_old_run_is_taken_for_what_it_is(
 ) -> None:
     """Its config.yaml has the names of the time; one value that differs is still refused."""
     new, run = compose_train("critic=ipo_form", "critic.vlm.model=m"), RunDir(tmp_path / "run")
-    text = OmegaConf.to_yaml(assembly._without_hydra(new), resolve=True)
+    text = OmegaConf.to_yaml(claiming.without_hydra(new), resolve=True)
     for today, before in (
         ("optimizer_steps:", "updates:"),
         ("  filters:", "  guards:"),
@@ -72,10 +72,10 @@ def test_the_folder_of_an_old_run_is_taken_for_what_it_is(
         text = text.replace(today, before)
     run.path.mkdir()
     run.config_file.write_text(text)
-    assembly.claim(run, new)
+    claiming.claim(run, new)
     run.config_file.write_text(text.replace("updates: 80", "updates: 81"))
     with pytest.raises(InputError, match=r"data\.optimizer_steps: 81 -> 80"):
-        assembly.claim(run, new)
+        claiming.claim(run, new)
 
 
 @pytest.mark.slow
@@ -88,5 +88,5 @@ def test_a_run_whose_settings_are_damaged_is_refused(
     run.path.mkdir()
     run.config_file.write_text(text)
     with pytest.raises(InputError) as refused:
-        assembly.claim(run, compose_train())
+        claiming.claim(run, compose_train())
     assert str(run.path) in str(refused.value) and run.config_file.read_text() == text

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app import assembly
+from app import assembly, claiming, process
 from ipo_lightning.backbones.cogvideox import Lora
 from ipo_lightning.errors import InputError
 from ipo_lightning.losses import dpo_loss
@@ -175,11 +175,11 @@ def test_the_average_is_exported_and_the_next_round_starts_from_it(begun: Compos
     cfg = begun(
         "round=2", "until=training", "optim.ema=0.6", "reference=frozen", "data.optimizer_steps=3"
     )
-    assembly.settle(cfg)
+    process.settle(cfg)
     parts, followed, watch = assembly.assemble(cfg), Followed(), Watch()
     trainer = assembly.build_trainer(cfg, parts.iteration)
     trainer.callbacks[:0] = [followed, watch]  # type: ignore[attr-defined]
-    assembly.claim(parts.run, cfg)
+    claiming.claim(parts.run, cfg)
     fit(parts, cfg, trainer)
     for number in (1, 2):
         exported = parts.policy.load_export(parts.run.round(number).policy)

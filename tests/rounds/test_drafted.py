@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from app.assembly import assemble, make_sampling
 from app.entry import determining
 from app.planning.rollouts import told, videos_of
 from ipo_lightning.errors import InputError
 from ipo_lightning.labelling import Labelling, best_versus_worst
+from ipo_lightning.policy import LORA_FILE, trained_weights
 from ipo_lightning.report.costs import round_costs
 from ipo_lightning.report.labels import counts_part
 from ipo_lightning.report.run import read_round
@@ -116,6 +119,13 @@ def test_a_run_without_drafts_is_the_run_that_it_was(small: ComposeTrain) -> Non
         (["rollout.draft=3"], r"rollout\.draft=3"),
         (["rollout.draft.prune_at=2"], r"rollout\.draft\.prune_at=2"),
         (["rollout=pruned", "rollout.draft.scheduler=dpm"], r"rollout\.draft\.scheduler=dpm"),
+        (
+            ["rollout.draft.lora=nowhere", "rollout.draft.steps=2"],
+            r"rollout\.draft\.lora=nowhere: there is no such file",
+        ),
+        (["rollout.draft.attention=sage", "rollout.draft.steps=2"], "attention=sage: .*install"),
+        (["rollout.draft.weights=int4"], r"rollout\.draft\.weights=int4"),
+        (["rollout.draft.weights=int8", "rollout.draft.compile=true"], "compile=true"),
     ],
 )
 def test_drafts_that_cannot_work_are_refused(
@@ -149,6 +159,44 @@ def test_a_draft_takes_the_settings_of_the_finals_but_its_own(small: ComposeTrai
 def test_the_plan_counts_evaluations(small: ComposeTrain, words: list[str], sentence: str) -> None:
     cfg = small("rollout.n=4", *words)
     assert told(videos_of(assemble(cfg), cfg), 3) == sentence
+
+
+@pytest.mark.slow
+def test_drafts_of_another_network_leave_the_finals_the_policys_own(
+    drafted: Drafted, tmp_path: Path
+) -> None:
+    """A LoRA over the policy, rounded weights and other attention are of drafts alone; the run is
+    held to the LoRA's content."""
+    with_adapter = assemble(drafted(tmp_path / "lora", "experiment=shapes_lora")).policy
+    network = with_adapter.build()
+    for weight in trained_weights(network).values():
+        torch.nn.init.normal_(weight, std=0.1)
+    with_adapter.export(network, tmp_path)
+    file = tmp_path / LORA_FILE
+    own = (f"rollout.draft.lora={file}", "rollout.draft.weights=int8", "until=critique",
+           "rollout.draft.attention=native")  # fmt: skip
+    plain, other = drafted(tmp_path, "name=plain", "until=critique"), drafted(tmp_path, *own)
+    train(plain)
+    train(other)
+    made = [drafts_in(folder_of(cfg)).candidates() for cfg in (plain, other)]
+    assert not {one.latents for one in made[0]} & {one.latents for one in made[1]}
+    finals = [
+        {(one.prompt_index, one.candidate): one.latents for one in folder_of(cfg).candidates()}
+        for cfg in (plain, other)
+    ]
+    both = finals[0].keys() & finals[1].keys()
+    whole = [p for p in {p for p, _ in both} if chosen_of(finals[0], p) == chosen_of(finals[1], p)]
+    assert all(finals[0][p, k] == finals[1][p, k] for p in whole for k in chosen_of(finals[0], p))
+    with safe_open(file, "pt") as old:
+        settings = old.metadata()
+    save_file({name: 2 * one for name, one in load_file(file).items()}, file, settings)
+    with pytest.raises(InputError, match=f"other contents of .*{LORA_FILE}"):
+        train(drafted(tmp_path, *own))
+
+
+def chosen_of(finals: dict[tuple[int, int], str], prompt: int) -> list[int]:
+    """Numbers of a prompt's finals, which are made as one batch."""
+    return sorted(number for index, number in finals if index == prompt)
 
 
 # -------------------------------------------------------------------- a round

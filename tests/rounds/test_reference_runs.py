@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from app import assembly
+from app import assembly, claiming, process
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import Store, read_jsonl
@@ -31,11 +31,11 @@ class Watch(L.Callback):
 
 def watched(cfg: DictConfig) -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:
     """A run's steps and its last policy."""
-    assembly.settle(cfg)
+    process.settle(cfg)
     parts, watch = assembly.assemble(cfg), Watch()
     trainer = assembly.build_trainer(cfg, parts.iteration)
     trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]
-    assembly.claim(parts.run, cfg)
+    claiming.claim(parts.run, cfg)
     fit(parts, cfg, trainer)
     return watch.seen, {name: w.clone() for name, w in parts.module.trained().items()}
 

@@ -32,11 +32,15 @@ Ratings = AnswerCache[RatingQuestion, Rating]
 def ratings_of(critic: PointCritic, store: Store) -> Ratings:
     """The critic's ratings: those in the store, and those that it must yet be asked for."""
 
-    def put(questions: Sequence[RatingQuestion], clips: Clips) -> list[Rating]:
-        videos = [clips[question.video] for question in questions]
-        return critic.rate(videos, [question.prompt for question in questions])
+    return AnswerCache(critic, store, put_ratings, sound_rating, lambda record: Rating(**record))
 
-    return AnswerCache(critic, store, put, sound_rating, lambda record: Rating(**record))
+
+def put_ratings(
+    critic: PointCritic, questions: Sequence[RatingQuestion], clips: Clips
+) -> list[Rating]:
+    """Have a critic rate the videos that are asked about."""
+    videos = [clips[question.video] for question in questions]
+    return critic.rate(videos, [question.prompt for question in questions])
 
 
 def rate(
