@@ -11,12 +11,14 @@ from threading import Lock
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ipo_lightning.errors import InputError
-from ipo_lightning.parallel.runtime import Autocast, Runtime
-from ipo_lightning.policy import Sampling
-from ipo_lightning.sampling import Made, PromptSeeds, Sampler
+from ipo_lightning.parallel.computing import Calls
+from ipo_lightning.parallel.runtime import Runtime
+from ipo_lightning.parallel.workers import Workers
+from ipo_lightning.policy import PolicyUse, Sampling
+from ipo_lightning.sampling import Made, PromptSeeds, Rendered, Sampler
 from ipo_lightning.serving.protocols import ServedPolicy, VideoMaker
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.records import Candidate
@@ -25,7 +27,7 @@ from ipo_lightning.video import Clip
 
 SEEDS = 2**31
 """Servers take seeds below this: one is sent modulo it."""
-IGNORED = {"batch_size"}
+IGNORED = {"batch_size", "guidance_forwards", "compile"}
 """Settings of a sampling that a server decides on without changing what is asked for."""
 _ENCODING = Lock()
 
@@ -72,7 +74,9 @@ class ServedSampler(Sampler):
         self._serving = self._policy_of(policy_fingerprint)
         videos = max((len(item.seeds) for item in items), default=1)
         threads = max(1, self.server.concurrency // videos)
-        busy = replace(runtime, workers=replace(runtime.workers, threads=threads))
+        # Each rank asks for whole prompts: no forward is shared, and none is made elsewhere.
+        workers = replace(runtime.workers, threads=threads, peers=1, engine=None)
+        busy = replace(runtime, workers=workers)
         return super().generate(policy_fingerprint, items, network, busy, label, on_candidates)
 
     def _begin(self, todo: Sequence[PromptSeeds], runtime: Runtime) -> None:
@@ -95,15 +99,13 @@ class ServedSampler(Sampler):
                 return ServedPolicy(path, policy_fingerprint, folder.number)
         raise InputError(f"{self.run.path}: the policy {policy_fingerprint[:12]} is in no round")
 
-    def _make(self, key: str, item: PromptSeeds, network: nn.Module, autocast: Autocast) -> Made:
+    def _make(self, key: str, item: PromptSeeds, calls: Calls, workers: Workers) -> Made:
         found = self.server.videos([self._fields(item, seed) for seed in item.seeds], self._served)
         clips = [one.clip for one in found]
         self._check(item, clips)
-        device = next(network.parameters()).device
-        with _ENCODING, torch.no_grad():
-            frames = torch.stack([clip.frames for clip in clips]).to(device)
-            latents = torch.cat([self.policy.encode(one[None]) for one in frames]).cpu()
-        return Made(key, item, {"latents": latents}, clips, [one.file for one in found])
+        latents = calls.start(encoded_by, [clip.frames for clip in clips])
+        rendered = Rendered({"latents": latents}, clips, [one.file for one in found])
+        return Made(key, item, rendered)
 
     def _fields(self, item: PromptSeeds, seed: int) -> dict[str, Any]:
         """What the server is asked for, in the words of vLLM-Omni and SGLang Diffusion."""
@@ -136,6 +138,13 @@ class ServedSampler(Sampler):
                     f"prompt {item.prompt!r}, but {_told(wanted)} were asked for: the model trains "
                     "on no other; does the server serve this model, and obey size and num_frames?"
                 )
+
+
+def encoded_by(use: PolicyUse, frames: Sequence[Tensor]) -> Tensor:
+    """Latents (N, ...), on the CPU, of videos uint8 (T, H, W, 3); one video after another."""
+    device = next(use.network.parameters()).device
+    with _ENCODING, torch.no_grad():
+        return torch.cat([use.policy.encode(one[None].to(device)) for one in frames]).cpu()
 
 
 def _told(shape: Sequence[int]) -> str:
