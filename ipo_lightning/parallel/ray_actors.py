@@ -86,7 +86,7 @@ class Actors(Elsewhere):
         self._load = Load("", None, "", None)
         self._units, self._deaths, self._last_death = 0, 0, 0.0
         self._failure: Exception | None = None
-        self._tokens = count()
+        self._tokens, self._orders = count(), count()
 
     # ---------------------------------------------------------------- units
 
@@ -206,7 +206,7 @@ class Actors(Elsewhere):
 
     def _begin_loading(self, actor: Any) -> None:
         self._nodes[actor] = None
-        self._loading[actor.hold.remote(*self._load)] = actor
+        self._loading[actor.hold.remote(next(self._orders), *self._load)] = actor
 
     def _tend(self, over: threading.Event) -> None:
         """Look at the cluster until the stage is over."""
