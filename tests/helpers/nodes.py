@@ -78,7 +78,8 @@ class Bright:
 
     Args:
         folder: where each call leaves a file named by its node.
-        slow: nodes that take ``seconds`` more for each call. hangs: nodes whose calls never end.
+        slow: nodes that take ``seconds`` more for each call. hangs: whether the very first call never
+            ends; its node stands in the file ``victim``.
         fails: whether it cannot be asked at all.
     """
 
@@ -88,11 +89,11 @@ class Bright:
         self,
         folder: Path,
         slow: Sequence[str] = (),
-        hangs: Sequence[str] = (),
+        hangs: bool = False,
         seconds: float = 1.0,
         fails: bool = False,
     ) -> None:
-        self.folder, self.slow, self.hangs, self.seconds = folder, list(slow), list(hangs), seconds
+        self.folder, self.slow, self.hangs, self.seconds = folder, list(slow), hangs, seconds
         self.fails = fails
 
     def load(self, device: str) -> None:
@@ -107,7 +108,7 @@ class Bright:
         """The mean of all pixels."""
         node = node_id()
         (self.folder / f"{node}-{os.urandom(4).hex()}").touch()
-        if node in self.hangs:
+        if self.hangs and self._is_first(node):
             Event().wait()
         if node in self.slow:
             Event().wait(self.seconds)
@@ -116,3 +117,18 @@ class Bright:
     def calls(self, node: str) -> int:
         """How many calls a node was given."""
         return len([*self.folder.glob(f"{node}-*")])
+
+    @property
+    def victim(self) -> str:
+        """The node whose call never ends; empty until there is one."""
+        file = self.folder / "victim"
+        return file.read_text() if file.exists() else ""
+
+    def _is_first(self, node: str) -> bool:
+        own = self.folder / f"first-{os.urandom(4).hex()}"
+        own.write_text(node)
+        try:
+            os.link(own, self.folder / "victim")
+        except FileExistsError:
+            return False
+        return True

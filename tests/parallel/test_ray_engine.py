@@ -169,15 +169,14 @@ def test_a_node_is_lost_in_mid_critique(
     tmp_path: Path,
 ) -> None:
     """It has begun a call that it would never end."""
-    victim = cluster.ids()[-1]
-    critic = Bright(tmp_path, hangs=[victim])
+    critic = Bright(tmp_path, hangs=True)
     over = threading.Event()
 
     def kill() -> None:
-        while not (critic.calls(victim) or over.wait(0.05)):
+        while not (critic.victim or over.wait(0.05)):
             pass
         if not over.is_set():
-            cluster.kill(victim)
+            cluster.kill(critic.victim)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -186,8 +185,8 @@ def test_a_node_is_lost_in_mid_critique(
     finally:
         over.set()
         killer.join()
-    assert critic.calls(victim) == 1
-    assert victim not in cluster.ids()
+    assert critic.calls(critic.victim) == 1
+    assert critic.victim not in cluster.ids()
 
 
 @pytest.mark.slow
