@@ -78,8 +78,8 @@ class Bright:
 
     Args:
         folder: where each call leaves a file named by its node.
-        slow: nodes that take ``seconds`` more for each call. hangs: whether the very first call never
-            ends; its node stands in the file ``victim``.
+        slow: nodes that take ``seconds`` more for each call.
+        hangs: whether the very first call never ends; its node stands in the file ``victim``.
         fails: whether it cannot be asked at all.
     """
 
