@@ -54,7 +54,7 @@ class Rendered(NamedTuple):
     """The tensors to keep of each video, (N, ...) on the CPU: its ``latents``, float32, and of one
     that was stopped also where, see `Foreseen`."""
     clips: list[Clip] | None
-    """None: another rank of the group decodes."""
+    """None: another rank of the group decodes; empty: nobody does."""
     files: Sequence[bytes] = ()
     """Their mp4 files, where they came as such; empty: they are encoded."""
 
@@ -97,6 +97,7 @@ class Sampler:
         policy.check_sampling(sampling)
         self.policy, self.store = policy, store
         self.sampling, self.lossless = sampling, lossless
+        self.decodes = True
 
     def independent(self) -> "Sampler":
         """This sampler as a policy is measured with, see `Sampling.independent`."""
@@ -111,6 +112,12 @@ class Sampler:
         sampling = self.sampling.draft(**cheaper)
         self.policy.check_sampling(sampling)
         return self._with(sampling)
+
+    def undecoded(self) -> "Sampler":
+        """This sampler without videos and gauges: for drafts that are judged by their latents."""
+        other = self._with(self.sampling)
+        other.decodes = False
+        return other
 
     def after(self, drafter: "Sampler") -> "Sampler":
         """This sampler as it makes videos in full whose drafts are made, see `Sampling.after`."""
@@ -137,6 +144,7 @@ class Sampler:
                 "lossless": self.lossless,
                 "precision": precision,
                 **({"starts": list(item.starts)} if item.starts else {}),
+                **({} if self.decodes else {"decoded": False}),
                 **self.sampling.departures,
             }
         )
@@ -148,7 +156,7 @@ class Sampler:
             return None
         for row in rows:
             there = self.store.lists("latents", row["latents"], ".safetensors")
-            if not (there and self.store.lists("videos", row["video"], ".mp4")):
+            if not there or (self.decodes and not self.store.lists("videos", row["video"], ".mp4")):
                 return None
         self.store.mark_used("rollouts", key)
         return _candidates(item, rows)
@@ -177,6 +185,7 @@ class Sampler:
         workers, precision = runtime.workers, runtime.precision
         todo = workers.agree(lambda: self.missing(policy_fingerprint, items, precision))
         self.embed([item.prompt for item in items], runtime)
+        self._begin(todo, runtime)
 
         def make(item: PromptSeeds) -> Made:
             key = self.key(policy_fingerprint, item, precision)
@@ -204,6 +213,9 @@ class Sampler:
                 for one in self._just_made(policy_fingerprint, item, precision)
             ]
         )
+
+    def _begin(self, todo: Sequence[PromptSeeds], runtime: Runtime) -> None:
+        """What must be ready before the first of the prompts is sampled; on all ranks."""
 
     def _just_made(
         self, policy_fingerprint: str, item: PromptSeeds, precision: str
@@ -275,7 +287,13 @@ class Sampler:
             lambda: ([self.text(one) for one in prompts], self._start(item))
         )
         negative = texts[1] if guided else None
-        work = partial(rendered, seeds=item.seeds, sampling=self.sampling, decodes=workers.keeps)
+        work = partial(
+            rendered,
+            seeds=item.seeds,
+            sampling=self.sampling,
+            keeps=workers.keeps,
+            decodes=self.decodes,
+        )
         return Made(key, item, calls.start(work, texts[0], negative, start))
 
     def _start(self, item: PromptSeeds) -> Tensor | None:
@@ -297,7 +315,7 @@ class Sampler:
                     "latents": unit.put_tensors(
                         "latents", {name: tensor[i] for name, tensor in done.latents.items()}
                     ),
-                    "video": unit.put_blob("videos", file, ".mp4"),
+                    "video": unit.put_blob("videos", file, ".mp4") if file else "",
                     "gauges": gauges,
                 }
                 for i, (file, gauges) in enumerate(zip(done.files, done.gauges, strict=True))
@@ -314,13 +332,15 @@ def rendered(
     *,
     seeds: Sequence[int],
     sampling: Sampling,
+    keeps: bool = True,
     decodes: bool = True,
 ) -> Rendered:
     """Sample a prompt's videos and decode them, which at the same time would only share the device.
 
     Args:
         text, negative, start: see `Policy.sample`.
-        decodes: False: the leading rank of a group that samples together does.
+        keeps: False: the leading rank of a group that samples together decodes and keeps them.
+        decodes: False: nobody decodes them.
     """
     given = (use.network, seeds, text, negative, sampling)
     more: dict[str, Tensor] = {}
@@ -330,14 +350,17 @@ def rendered(
         else:
             latents, stopped, level = use.policy.foresee(*given)
             more = {STOPPED: stopped.cpu(), "noise_level": torch.full((len(latents),), level)}
-    clips = use.policy.decode(latents) if decodes else None
+    clips = None if not keeps else use.policy.decode(latents) if decodes else []
     return Rendered({"latents": latents.cpu(), **more}, clips)
 
 
 def encoded(made: Rendered, *, lossless: bool) -> Encoded | None:
-    """Measure a prompt's videos and write them as files; None where they were not decoded."""
+    """Measure a prompt's videos and write them as files; None where another rank does."""
     if made.clips is None:
         return None
+    if not made.clips:
+        count = len(made.latents["latents"])
+        return Encoded(made.latents, [{}] * count, [b""] * count)
     gauges = measure(torch.stack([clip.frames for clip in made.clips]))
     rows = [
         {name: round(float(values[i]), 6) for name, values in gauges.items()}

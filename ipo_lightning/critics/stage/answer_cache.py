@@ -56,6 +56,8 @@ class AnswerCache(Generic[Q, A]):
             module, so that it can be sent elsewhere.
         sound: an answer as it is kept: JSON has no NaN and no infinity.
         read: an answer of its record, which is its fields by name but for ``transient``.
+        shown: what a name in a question stands for, with a ``read()`` for who asks the critic;
+            None: an mp4 file.
     """
 
     def __init__(
@@ -65,7 +67,9 @@ class AnswerCache(Generic[Q, A]):
         put: Callable[[Any, Sequence[Q], Clips], Sequence[A]],
         sound: Callable[[A], A],
         read: Callable[[Mapping[str, Any]], A],
+        shown: "Callable[[Store, str], Any] | None" = None,
     ) -> None:
+        self.shown = shown or video_file
         self.critic, self.store = critic, store
         self._put, self._sound, self._read = put, sound, read
 
@@ -99,7 +103,7 @@ class AnswerCache(Generic[Q, A]):
             LostBlob: a video is missing from the store or was damaged.
         """
         names = dict.fromkeys(name for question in questions for name in question[:-1])
-        files = {name: VideoFile(self.store.check("videos", name, ".mp4")) for name in names}
+        files = {name: self.shown(self.store, name) for name in names}
         calls = calls or Here(self.critic)
         answers = calls.finish(calls.start(answered, self._put, questions, files), itself)
         if len(answers) != len(questions):
@@ -213,13 +217,22 @@ class AnswerCache(Generic[Q, A]):
         return max(1, min(wanted, prompts // world))
 
 
+def video_file(store: Store, name: str) -> VideoFile:
+    """A video as critics see it.
+
+    Raises:
+        LostBlob: it is gone, or was damaged.
+    """
+    return VideoFile(store.check("videos", name, ".mp4"))
+
+
 def answered(
     critic: Any,
     put: Callable[[Any, Sequence[Q], Clips], Sequence[A]],
     questions: Sequence[Q],
-    files: Mapping[str, VideoFile],
+    files: Mapping[str, Any],
 ) -> Sequence[A]:
-    """What a critic answers to questions about the videos of these files."""
+    """What a critic answers to questions about what is in these files."""
     return put(critic, questions, {name: file.read() for name, file in files.items()})
 
 
