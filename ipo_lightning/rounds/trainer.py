@@ -106,6 +106,10 @@ def _lies_in(path: Path, folder: Path) -> bool:
     return folder.resolve() in path.resolve().parents
 
 
+GROUPS = "give ranks: trainer.strategy.ulysses and ring divide each forward among ranks"
+"""Why an engine cannot be had."""
+
+
 def runtime_of(
     trainer: L.Trainer,
     parallel_prompts: int | None = None,
@@ -137,11 +141,7 @@ def runtime_of(
     )
     precision = arithmetic(str(trainer.precision))
     if group is not None and engine is not None:
-        raise InputError(
-            setting="stages",
-            expected="trainer.strategy.ulysses and ring divide each forward among ranks: give "
-            "stages=ranks, or ulysses=1 and ring=1",
-        )
+        raise InputError(setting="stages", expected=GROUPS)
     if group is not None:
         workers = replace(workers, peers=group.degrees.size, share=group.share)
         precision = f"{precision}, {group.degrees}"  # sums are made in another order
