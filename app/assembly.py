@@ -29,7 +29,12 @@ from app.process import accelerator_of
 from callbacks.progress import StageLog
 from callbacks.stopping import GuardStopping
 from ipo_lightning.critics.stage.comparing import Couples
-from ipo_lightning.critics.stage.critique import Critique, critique_of
+from ipo_lightning.critics.stage.critique import (
+    Critique,
+    LatentCritique,
+    critique_of,
+    draft_critique_of,
+)
 from ipo_lightning.draws.encoding import RealSource
 from ipo_lightning.errors import InputError, within
 from ipo_lightning.evaluation import Evaluation
@@ -41,6 +46,7 @@ from ipo_lightning.parallel.context import check_policy
 from ipo_lightning.policy import Policy, Sampling
 from ipo_lightning.rounds import CheckpointFiles, RolloutPlan, RoundStage, round_stages
 from ipo_lightning.rounds.datamodule import PreferenceDataModule
+from ipo_lightning.rounds.drafts import Drafter
 from ipo_lightning.rounds.iteration import IterationCallback
 from ipo_lightning.rounds.trainer import check_trainer
 from ipo_lightning.rounds.trial import TrialStage
@@ -71,7 +77,7 @@ class Parts:
     module: PreferenceModule
     datamodule: PreferenceDataModule
     rollout: RolloutPlan
-    drafter: Sampler | None
+    drafter: Drafter | None
     labelling: Labelling
     critique: Critique
     imported: LabelSource | None
@@ -116,8 +122,8 @@ def assemble(cfg: DictConfig) -> Parts:
     rollout = make(RolloutPlan, cfg, prompts("train"))
     sampler = make(Sampler, cfg, policy, store, make_sampling(cfg))
     labelling: Labelling = build(cfg.labelling, "labelling")
-    drafter = make_drafter(cfg, sampler, labelling, module.label_kind)
     critique = _critique(cfg, labelling, store)
+    drafter = make_drafter(cfg, sampler, critique, labelling, module.label_kind)
     evaluation = _evaluation(cfg, prompts, sampler, critique)
     choice = _choice(cfg, prompts, evaluation)
     imported = _imported(cfg, prompts)
@@ -152,8 +158,11 @@ def _trial(critique: Critique, evaluation: Evaluation) -> TrialStage:
 
 def _critique(cfg: DictConfig, labelling: Labelling, store: Store) -> Critique:
     """Asks the critic what the labelling wants to know."""
-    couples = Couples(labelling.schedule, labelling.both_orders, labelling.filters.refuse)
-    return critique_of(build(cfg.critic, "critic"), store, couples)
+    return critique_of(build(cfg.critic, "critic"), store, _couples(labelling))
+
+
+def _couples(labelling: Labelling) -> Couples:
+    return Couples(labelling.schedule, labelling.both_orders, labelling.filters.refuse)
 
 
 def _iteration(cfg: DictConfig, run: RunDir, stages: Sequence[RoundStage]) -> IterationCallback:
@@ -168,6 +177,7 @@ def _iteration(cfg: DictConfig, run: RunDir, stages: Sequence[RoundStage]) -> It
         stages=stages,
         until=None if cfg.until == "evaluation" else cfg.until,
         requeue=cfg.requeue,
+        engine=build(cfg.stages, "stages"),
         **({"parallel_prompts": 1} if alone else {}),
     )
     return callback
@@ -359,15 +369,17 @@ def build_cache(node: Any, key: str, steps: Any) -> Any:
 
 
 def make_drafter(
-    cfg: DictConfig, sampler: Sampler, labelling: Labelling, label_kind: str
-) -> Sampler | None:
-    """What makes drafts of the candidates; None where all of them are made in full.
+    cfg: DictConfig, sampler: Sampler, critique: Critique, labelling: Labelling, label_kind: str
+) -> Drafter | None:
+    """What makes drafts of the candidates and judges them; None where all are made in full.
 
     Raises:
         InputError: a setting of the drafts is wrong, or they would save nothing.
     """
     cheaper = cheaper_of(cfg)
+    critic, margin = cheaper.pop("critic", None), cheaper.pop("margin", None)
     if not cheaper:
+        _refuse_alone(critic, margin)
         return None
     if label_kind == "pointwise" and labelling.middle == "keep":
         raise InputError(
@@ -378,7 +390,27 @@ def make_drafter(
         steps = cheaper.get("steps", cfg.rollout.steps)
         cheaper["cache"] = build_cache(cheaper["cache"], "rollout.draft.cache", steps)
     with within("rollout.draft"):
-        return sampler.drafter(**cheaper)
+        drafts = sampler.drafter(**cheaper)
+    if critic is not None:
+        built = build(critic, "rollout.draft.critic")
+        critique = draft_critique_of(built, sampler.store, _couples(labelling))
+    if isinstance(critique, LatentCritique):
+        drafts = drafts.undecoded()
+    if margin is not None:
+        rules = OmegaConf.merge(cfg.labelling, {"pair_rule": {"margin": margin}})
+        with within("rollout.draft"):
+            labelling = build(rules, "labelling")
+    return Drafter(drafts, critique, labelling)
+
+
+def _refuse_alone(critic: object, margin: object) -> None:
+    """Refuse settings of drafts that there are not."""
+    for name, value in (("critic", critic), ("margin", margin)):
+        if value is not None:
+            raise InputError(
+                setting=f"rollout.draft.{name}", value=value, expected="there are no drafts; give "
+                "rollout.draft.steps or rollout.draft.prune_at too, or leave it out",
+            )  # fmt: skip
 
 
 def cheaper_of(cfg: DictConfig) -> dict[str, Any]:

@@ -34,7 +34,7 @@ STAGES = ("rollout", "critique", "labelling", "training", "evaluation")
 Threads = Annotated[Count | None, Null("torch's default")]
 Matmul = Literal["highest", "high", "medium"]
 PARTS = ("backbone", "loss", "reference", "critic", "eval_critic", "labelling", "calibration",
-         "data.prompts", "optim.optimizer", "trainer", "callbacks.iteration", "network",
+         "data.prompts", "optim.optimizer", "trainer", "callbacks.iteration", "network", "stages",
          "reward_loss")  # fmt: skip
 Devices = Annotated[
     Annotated[int, AtLeast(-1)] | str | Sequence[int],
@@ -105,7 +105,7 @@ FILES = ("data.prompts.path",)
 FILES_OR_FOLDERS = ("data.imported.path",)
 OF_ANY = ("seed", "name", "paths", "optim", "trainer", "data")
 NEEDED = (*OF_ANY, "round", "plan", "regularise", "backbone", "loss", "reference", "rollout",
-          "critic", "eval_critic", "labelling", "evaluation", "calibration",
+          "critic", "eval_critic", "labelling", "evaluation", "calibration", "stages",
           "callbacks.iteration")  # fmt: skip
 NEEDED_BY_CRITICS = (*OF_ANY, "stopping", "network", "reward_loss")
 

@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from app.ending import fail
 from app.held_out import register_held_out
+from app.later import load_later
 from app.quoting import quoted
 from app.renamed import old_name
 from ipo_lightning.errors import InputError, pipe_may_close, within
@@ -44,6 +45,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Where the extra gpu is installed, diffusers imports it, and each part says what it lacks.
 for part in ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quantizers"):
     logging.getLogger(part).setLevel(logging.ERROR)
+load_later("bitsandbytes")  # a second, of which only 8-bit optimizers and weights make use
 
 REPO = Path(__file__).resolve().parent.parent
 CONF = REPO / "conf"
@@ -52,7 +54,7 @@ TASKS = {"policy": "train", "critic": "train_critic"}
 """What train.py trains -> the configuration of it."""
 PASSING = ("task", "round", "name", "until", "dry_run", "report_only", "debug", "plan",
            "push_to_hub", "requeue", "accept_version", "log", "paths", "logger", "callbacks",
-           "guards", "start", "start_merge", "hydra")  # fmt: skip
+           "guards", "stages", "start", "start_merge", "hydra")  # fmt: skip
 """Keys that do not change what a run computes."""
 PLACES = (("critic", "answers"), ("eval_critic", "answers"), ("network", "cache"))
 """Settings that say where something lies that is known by its content, or that saves time."""
@@ -90,7 +92,16 @@ LATER = {
     },
     **{
         f"rollout.draft.{name}": None
-        for name in ("prune_at", "guidance_interval", "attention", "compile", "lora", "weights")
+        for name in (
+            "prune_at",
+            "critic",
+            "margin",
+            "guidance_interval",
+            "attention",
+            "compile",
+            "lora",
+            "weights",
+        )
     },
     "evaluation.guidance_scale": None,
 }

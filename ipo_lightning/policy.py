@@ -6,8 +6,9 @@ the same policy serves the trained network and its frozen reference.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -17,7 +18,9 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.objectives import Objective
-from ipo_lightning.parallel.sharding import placed_like
+from ipo_lightning.parallel.computing import Sent
+from ipo_lightning.parallel.runtime import Autocast
+from ipo_lightning.parallel.sharding import placed_like, whole_tensors
 from ipo_lightning.settings import Above, AtLeast, Below, Count, Null, Says, Text, checked
 from ipo_lightning.storage.store import file_sha256
 from ipo_lightning.video import Clip
@@ -510,3 +513,66 @@ def put_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
         raise InputError(f"weights do not fit the network: {len(odd)} names differ, as {odd[0]}")
     for name, tensor in own.items():
         tensor.copy_(placed_like(weights[name], tensor))
+
+
+class PolicyUse:
+    """A policy's network as units are computed with it, a `Use`: here, or built elsewhere.
+
+    Args:
+        policy: the model family.
+        network: with the weights of ``fingerprint``, in evaluation mode.
+        autocast: entered around forwards. precision: its name.
+        fingerprint: of the policy; None where it is built elsewhere.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        network: nn.Module,
+        autocast: Autocast,
+        *,
+        precision: str = "",
+        fingerprint: str = "",
+    ) -> None:
+        self.policy, self.network, self.autocast = policy, network, autocast
+        self._key = f"{policy.identity} {policy.adapter} {precision}"
+        self._fingerprint = fingerprint
+
+    def here(self) -> AbstractContextManager["PolicyUse"]:
+        """Itself."""
+        return nullcontext(self)
+
+    def sent(self) -> Sent:
+        """Its trained weights are sent, an adapter's alone where there is one."""
+        weights = whole_tensors(trained_weights(self.network))
+        builder = PolicyBuilder(self.policy, self.autocast)
+        return Sent("policy", self._key, builder, self._fingerprint, partial(_on_cpu, weights))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its network lies."""
+        return next(self.network.parameters()).device
+
+
+class PolicyBuilder(NamedTuple):
+    """Builds a policy's network from the base model's files; a `Builder`."""
+
+    policy: Policy
+    autocast: Autocast
+
+    def build(self, device: str) -> PolicyUse:
+        """With the base weights."""
+        network = self.policy.build(torch.device(device)).eval()
+        return PolicyUse(self.policy, network, self.autocast)
+
+    def put(self, built: PolicyUse, weights: Mapping[str, Tensor]) -> None:
+        """Give the network the trained weights."""
+        put_weights(built.network, weights)
+
+    def release(self, built: PolicyUse) -> None:
+        """Give back the VAE's memory; the network goes with its last user."""
+        built.policy.release()
+
+
+def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight.cpu() for name, weight in weights.items()}

@@ -6,14 +6,17 @@ sampled, so its videos are the same bits on any number of ranks; its noise is ea
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ipo_lightning.metrics.gauges import measure
+from ipo_lightning.parallel.computing import Calls
 from ipo_lightning.parallel.runtime import Runtime
-from ipo_lightning.policy import Policy, Sampling
+from ipo_lightning.parallel.workers import Workers
+from ipo_lightning.policy import Policy, PolicyUse, Sampling
 from ipo_lightning.settings import checked
 from ipo_lightning.storage.records import Candidate
 from ipo_lightning.storage.store import LostBlob, Store, fingerprint
@@ -44,15 +47,36 @@ class PromptSeeds(NamedTuple):
         return self._replace(seeds=seeds, numbers=numbers, starts=tuple(starts))
 
 
+class Rendered(NamedTuple):
+    """A prompt's videos, as the device leaves them."""
+
+    latents: dict[str, Tensor]
+    """The tensors to keep of each video, (N, ...) on the CPU: its ``latents``, float32, and of one
+    that was stopped also where, see `Foreseen`."""
+    clips: list[Clip] | None
+    """None: another rank of the group decodes; empty: nobody does."""
+    files: Sequence[bytes] = ()
+    """Their mp4 files, where they came as such; empty: they are encoded."""
+
+
+class Encoded(NamedTuple):
+    """A prompt's videos, as they are kept."""
+
+    latents: dict[str, Tensor]
+    """The tensors to keep of each video, (N, ...) on the CPU: its ``latents``, float32, and of one
+    that was stopped also where, see `Foreseen`."""
+    gauges: list[dict[str, float]]
+    files: Sequence[bytes]
+    """mp4."""
+
+
 class Made(NamedTuple):
-    """A prompt's videos, made and yet to be kept."""
+    """A prompt whose videos are made, and yet to be encoded and kept."""
 
     key: str
     item: PromptSeeds
-    latents: dict[str, Tensor]
-    """The tensors to keep of each video, (N, ...) on the CPU: its ``latents``, and of one that was
-    stopped also where, see `Foreseen`."""
-    clips: list[Clip]
+    rendered: Any
+    """What `Calls.finish` takes."""
 
 
 @checked
@@ -73,6 +97,7 @@ class Sampler:
         policy.check_sampling(sampling)
         self.policy, self.store = policy, store
         self.sampling, self.lossless = sampling, lossless
+        self.decodes = True
 
     def independent(self) -> "Sampler":
         """This sampler as a policy is measured with, see `Sampling.independent`."""
@@ -87,6 +112,12 @@ class Sampler:
         sampling = self.sampling.draft(**cheaper)
         self.policy.check_sampling(sampling)
         return self._with(sampling)
+
+    def undecoded(self) -> "Sampler":
+        """This sampler without videos and gauges: for drafts that are judged by their latents."""
+        other = self._with(self.sampling)
+        other.decodes = False
+        return other
 
     def after(self, drafter: "Sampler") -> "Sampler":
         """This sampler as it makes videos in full whose drafts are made, see `Sampling.after`."""
@@ -113,6 +144,7 @@ class Sampler:
                 "lossless": self.lossless,
                 "precision": precision,
                 **({"starts": list(item.starts)} if item.starts else {}),
+                **({} if self.decodes else {"decoded": False}),
                 **self.sampling.departures,
             }
         )
@@ -124,7 +156,7 @@ class Sampler:
             return None
         for row in rows:
             there = self.store.lists("latents", row["latents"], ".safetensors")
-            if not (there and self.store.lists("videos", row["video"], ".mp4")):
+            if not there or (self.decodes and not self.store.lists("videos", row["video"], ".mp4")):
                 return None
         self.store.mark_used("rollouts", key)
         return _candidates(item, rows)
@@ -154,18 +186,24 @@ class Sampler:
         todo = workers.agree(lambda: self.missing(policy_fingerprint, items, precision))
         self.embed([item.prompt for item in items], runtime)
 
-        def make(item: PromptSeeds) -> Made | None:
+        def make(item: PromptSeeds) -> Made:
             key = self.key(policy_fingerprint, item, precision)
-            return self._make(key, item, network, runtime)
+            return self._make(key, item, calls, workers)
 
-        def keep(made: Made | None) -> None:
-            if made is None:
-                return
-            candidates = self._keep(made)
-            if on_candidates is not None:
+        def keep(made: Made) -> None:
+            candidates = self._keep(made, calls)
+            if on_candidates is not None and candidates is not None:
                 on_candidates(candidates)
 
-        workers.run_finishing(todo, make, keep, label, "prompts")
+        use = PolicyUse(
+            self.policy,
+            network,
+            runtime.autocast,
+            precision=precision,
+            fingerprint=policy_fingerprint,
+        )
+        with workers.computing(use, len(todo)) as calls:
+            workers.run_finishing(todo, make, keep, label, "prompts", calls)
         self.policy.release()
         return workers.agree(
             lambda: [
@@ -237,30 +275,22 @@ class Sampler:
 
     # ---------------------------------------------------------------- one prompt
 
-    def _make(
-        self, key: str, item: PromptSeeds, network: nn.Module, runtime: Runtime
-    ) -> Made | None:
-        """What the device does: it decodes as well, since two at a time would only share it.
-
-        Where a group of ranks samples together, all have the latents; the leading one decodes, and
-        the others return None.
-        """
+    def _make(self, key: str, item: PromptSeeds, calls: Calls, workers: Workers) -> Made:
+        """What the device does."""
         guided = self.sampling.guided
         prompts = [item.prompt, *([self.sampling.negative_prompt] if guided else [])]
-        texts, start = runtime.workers.group.agree(
+        texts, start = workers.group.agree(
             lambda: ([self.text(one) for one in prompts], self._start(item))
         )
-        given = (network, item.seeds, texts[0], texts[1] if guided else None, self.sampling)
-        more: dict[str, Tensor] = {}
-        with runtime.autocast():
-            if self.sampling.prune_at is None:
-                latents = self.policy.sample(*given, start)
-            else:
-                latents, stopped, level = self.policy.foresee(*given)
-                more = {STOPPED: stopped.cpu(), "noise_level": torch.full((len(latents),), level)}
-        if not runtime.workers.keeps:
-            return None
-        return Made(key, item, {"latents": latents.cpu(), **more}, self.policy.decode(latents))
+        negative = texts[1] if guided else None
+        work = partial(
+            rendered,
+            seeds=item.seeds,
+            sampling=self.sampling,
+            keeps=workers.keeps,
+            decodes=self.decodes,
+        )
+        return Made(key, item, calls.start(work, texts[0], negative, start))
 
     def _start(self, item: PromptSeeds) -> Tensor | None:
         """(N, ...) where the drafts of the videos stopped."""
@@ -269,22 +299,71 @@ class Sampler:
         return torch.stack([self.store.get_tensors("latents", name)[STOPPED]
                             for name in item.starts])  # fmt: skip
 
-    def _keep(self, made: Made) -> list[Candidate]:
-        """What the CPU and the disk do; the record comes last, when all it names is there."""
-        gauges = measure(torch.stack([clip.frames for clip in made.clips]))
+    def _keep(self, made: Made, calls: Calls) -> list[Candidate] | None:
+        """What the CPU and the disk do; the record comes last, when all it names is there. None:
+        another rank keeps them."""
+        done: Encoded | None = calls.finish(made.rendered, partial(encoded, lossless=self.lossless))
+        if done is None:
+            return None
         with self.store.together() as unit:
             rows = [
                 {
                     "latents": unit.put_tensors(
-                        "latents", {name: tensor[i] for name, tensor in made.latents.items()}
+                        "latents", {name: tensor[i] for name, tensor in done.latents.items()}
                     ),
-                    "video": unit.put_blob("videos", encode_video(clip, self.lossless), ".mp4"),
-                    "gauges": {name: round(float(g[i]), 6) for name, g in gauges.items()},
+                    "video": unit.put_blob("videos", file, ".mp4") if file else "",
+                    "gauges": gauges,
                 }
-                for i, clip in enumerate(made.clips)
+                for i, (file, gauges) in enumerate(zip(done.files, done.gauges, strict=True))
             ]
             unit.put_record("rollouts", made.key, rows)
         return _candidates(made.item, rows)
+
+
+def rendered(
+    use: PolicyUse,
+    text: Tensor,
+    negative: Tensor | None,
+    start: Tensor | None = None,
+    *,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    keeps: bool = True,
+    decodes: bool = True,
+) -> Rendered:
+    """Sample a prompt's videos and decode them, which at the same time would only share the device.
+
+    Args:
+        text, negative, start: see `Policy.sample`.
+        keeps: False: the leading rank of a group that samples together decodes and keeps them.
+        decodes: False: nobody decodes them.
+    """
+    given = (use.network, seeds, text, negative, sampling)
+    more: dict[str, Tensor] = {}
+    with use.autocast():
+        if sampling.prune_at is None:
+            latents = use.policy.sample(*given, start)
+        else:
+            latents, stopped, level = use.policy.foresee(*given)
+            more = {STOPPED: stopped.cpu(), "noise_level": torch.full((len(latents),), level)}
+    clips = None if not keeps else use.policy.decode(latents) if decodes else []
+    return Rendered({"latents": latents.cpu(), **more}, clips)
+
+
+def encoded(made: Rendered, *, lossless: bool) -> Encoded | None:
+    """Measure a prompt's videos and write them as files; None where another rank does."""
+    if made.clips is None:
+        return None
+    if not made.clips:
+        count = len(made.latents["latents"])
+        return Encoded(made.latents, [{}] * count, [b""] * count)
+    gauges = measure(torch.stack([clip.frames for clip in made.clips]))
+    rows = [
+        {name: round(float(values[i]), 6) for name, values in gauges.items()}
+        for i in range(len(made.clips))
+    ]
+    files = made.files or [encode_video(clip, lossless) for clip in made.clips]
+    return Encoded(made.latents, rows, files)
 
 
 def _candidates(item: PromptSeeds, rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:

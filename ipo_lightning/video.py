@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple, cast
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, cast
 
 import av
 import numpy as np
@@ -110,6 +111,34 @@ def pad_to_even(frames: Tensor) -> Tensor:
     channels_first = frames.permute(0, 3, 1, 2).float()  # replication has no uint8 kernel
     padded = F.pad(channels_first, (0, right, 0, bottom), mode="replicate")
     return padded.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+
+
+class VideoFile:
+    """A video file that is read where it is needed: one that is pickled takes its bytes along."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> Clip:
+        """See `read_video`."""
+        return read_video(self.path)
+
+    def __reduce__(self) -> Any:
+        return VideoBytes, (self.path.name, self.path.read_bytes())
+
+
+class VideoBytes(NamedTuple):
+    """The content of a video file of another machine, and its name."""
+
+    name: str
+    content: bytes
+
+    def read(self) -> Clip:
+        """See `read_video`."""
+        with TemporaryDirectory() as folder:
+            path = Path(folder, self.name)
+            path.write_bytes(self.content)
+            return read_video(path)
 
 
 def read_video(path: str | Path) -> Clip:

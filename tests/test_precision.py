@@ -206,6 +206,9 @@ REFUSED = {
     "backbone.quantize=nf4": "rounded weights do not train",
     f"{FROM_SHARDS} rollout.batch_size=auto": "give a number",
     f"{FROM_SHARDS} rollout.cache={{_target_:diffusers.FirstBlockCacheConfig}}": "leave blocks out",
+    f"{FROM_SHARDS} rollout.draft.weights=int8": "rounds whole weights",
+    "trainer=fsdp rollout.compile=true": "blocks are compiled before they are sharded",
+    "trainer=fsdp rollout.draft.compile=true": "give backbone.compile=true",
     f"{FROM_SHARDS} callbacks.iteration.parallel_prompts=2": "several prompts at a time",
     "reference=frozen reference.offload=true trainer=fsdp": "no whole blocks to move",
     "reference=frozen reference.offload=true backbone.compile=true": "give one of them",
@@ -373,7 +376,8 @@ def test_a_kernel_that_is_not_there_is_named(folders: dict[str, Path]) -> None:
 def test_prompts_are_sampled_one_by_one_where_kernels_are_chosen(small: Compose) -> None:
     """What torch may use is a state of the process: threads would undo each other's."""
     assert assembly.assemble(small()).iteration.parallel_prompts is None
-    for setting in ("backbone.attention=math", "backbone.compile=true"):
+    for setting in ("backbone.attention=math", "backbone.compile=true", "rollout.compile=true",
+                    "rollout.attention=native", "rollout.draft.attention=native"):  # fmt: skip
         assert assembly.assemble(small(setting)).iteration.parallel_prompts == 1
 
 

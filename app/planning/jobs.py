@@ -117,6 +117,8 @@ def job_of(cfg: DictConfig) -> Job:
         decode_batch=backbone.get("decode_batch", 1),
         critic=_cost(cfg, "critic"),
         judge=_cost(cfg, "eval_critic"),
+        rounded=_rounded(cfg),
+        overlay=_overlay(cfg),
         parallel_prompts=_parallel_prompts(cfg),
     )
 
@@ -125,6 +127,19 @@ def _cost(cfg: DictConfig, role: str) -> Cost:
     """What a critic takes of the videos that the policy makes."""
     policy: Policy = build(cfg.backbone, "backbone")
     return cost_of(build(cfg[role], role), Watched(*policy.size, policy.fps))
+
+
+def _rounded(cfg: DictConfig) -> float:
+    """Bytes of the copies of weights that drafts compute with, to a byte of the weights."""
+    if not (cfg.rollout.get("draft") or {}).get("weights"):
+        return 0.0
+    return 1 / 2 if cfg.backbone.get("weights") == "bfloat16" else 1 / 4
+
+
+def _overlay(cfg: DictConfig) -> int:
+    """Bytes of the LoRA of drafts: float32, which files have in half of the precision."""
+    file = (cfg.rollout.get("draft") or {}).get("lora")
+    return 2 * os.path.getsize(file) if file and os.path.isfile(file) else 0
 
 
 def on_gpu(cfg: DictConfig) -> bool:

@@ -32,6 +32,8 @@ def check_memory(cfg: DictConfig) -> None:
         _check_quantised(cfg)
     if cfg.reference.get("offload"):
         _check_offload(cfg)
+    if shards(cfg):
+        _check_sharded_rollout(cfg)
     if samples_from_shards(cfg):
         _check_together(cfg, "trainer.strategy.gather_to_sample=false")
     if (degrees := degrees_of(cfg)).size > 1:
@@ -118,6 +120,15 @@ def _check_offload(cfg: DictConfig) -> None:
         )
 
 
+def _check_sharded_rollout(cfg: DictConfig) -> None:
+    for key in ("rollout.compile", "rollout.draft.compile"):
+        if OmegaConf.select(cfg, key):
+            raise InputError(
+                f"{key}=true with trainer=fsdp: blocks are compiled before they are sharded; give "
+                "backbone.compile=true, which holds in rollouts too"
+            )
+
+
 def _check_together(cfg: DictConfig, given: str) -> None:
     """Refuse what lets a rank run other blocks, or fewer, than the others, which wait for it."""
     given = f"{given}: devices run the same blocks in turn, "
@@ -130,6 +141,9 @@ def _check_together(cfg: DictConfig, given: str) -> None:
                 f"{given}but {part}.batch_size=auto begins again where memory runs out; give a "
                 "number"
             )
+        if OmegaConf.select(cfg, f"{part}.weights") is not None:
+            key = f"{part}.weights"
+            raise InputError(f"{given}but {key} rounds whole weights; give {key}=null")
     if (prompts := cfg.callbacks.iteration.parallel_prompts or 1) > 1:
         raise InputError(
             f"{given}but callbacks.iteration.parallel_prompts={prompts} runs them for several "

@@ -149,8 +149,10 @@ def _prompts(parts: Parts) -> int:
 
 
 def _critic_calls(parts: Parts, cfg: DictConfig) -> int:
-    """Calls of the critic that label a round, once about drafts and once about finals."""
+    """Calls of the critic that label a round: about drafts, if it judges them, and about finals."""
     counts = [one.count for one in videos_of(parts, cfg)]
+    if parts.drafter is not None and parts.drafter.critique is not parts.critique:
+        counts = counts[1:]
     return _prompts(parts) * sum(map(parts.evaluation.critic.calls, counts))
 
 

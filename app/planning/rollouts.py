@@ -29,7 +29,7 @@ def videos_of(parts: Parts, cfg: DictConfig) -> list[Videos]:
     if parts.drafter is None:
         return [Videos(n, sampling)]
     finals = parts.labelling.finals(parts.module.label_kind, n)
-    draft = parts.drafter.sampling
+    draft = parts.drafter.sampler.sampling
     return [Videos(n, draft), Videos(finals, sampling.after(draft))]
 
 

@@ -46,10 +46,23 @@ class VideoVAE:
     def __init__(
         self, load: Callable[[], Any], settings: VAESettings, *, stateful: bool = False
     ) -> None:
-        self.settings = settings
-        self._load, self._loading = load, Lock()
-        self._turn: AbstractContextManager[Any] = Lock() if stateful else nullcontext()
+        self.settings, self._stateful = settings, stateful
+        self._load = load
+        self._take_turns()
         self._tiling, self._slicing, self._offload = settings.tiling, False, False
+
+    def _take_turns(self) -> None:
+        self._loading = Lock()
+        self._turn: AbstractContextManager[Any] = Lock() if self._stateful else nullcontext()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process loads it for itself."""
+        left = ("model", "_loading", "_turn")
+        return {name: value for name, value in self.__dict__.items() if name not in left}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._take_turns()
 
     @cached_property
     def model(self) -> Any:

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ipo_lightning.draws.batch import PairBatch, PointBatch
+from ipo_lightning.draws.batch import Videos
 from ipo_lightning.draws.dataset import Draws, collate
 from ipo_lightning.objectives import Objective, squared_error
+from ipo_lightning.parallel.computing import itself
 from ipo_lightning.parallel.runtime import Autocast
 from ipo_lightning.parallel.workers import Workers
-from ipo_lightning.policy import Policy
+from ipo_lightning.policy import Policy, PolicyUse
 from ipo_lightning.storage.store import LostBlob, Store, fingerprint
 
 
@@ -45,6 +46,7 @@ class ReferenceErrors:
     ) -> None:
         self.policy, self.objective, self.store = policy, objective, store
         self.batch_size = batch_size
+        self._network, self._precision = network, precision
         self._depends_on = [network, policy.identity, objective.identity, precision]
 
     def missing(self, draws: Draws) -> list[range]:
@@ -61,15 +63,20 @@ class ReferenceErrors:
     ) -> None:
         """Compute the errors that the store lacks, and keep them; the ranks share the work."""
         todo = workers.agree(lambda: self.missing(draws))
-        device = next(network.parameters()).device
+        use = PolicyUse(
+            self.policy, network, autocast, precision=self._precision, fingerprint=self._network
+        )
 
         def work(chunk: range) -> None:
             batch = workers.group.agree(lambda: collate([draws[index] for index in chunk]))
-            errors = self._errors(draws, chunk, batch, network, autocast, device)
+            started = calls.start(errors_at, self.objective, batch.videos(), len(chunk))
+            errors = calls.finish(started, itself)
+            self._check(draws, chunk, errors)
             if workers.keeps:
                 self.store.put_record("reference", self._key(draws, chunk), errors)
 
-        workers.run(todo, work, label, "batches", together=True, forwards=True)
+        with workers.computing(use, len(todo)) as calls:
+            workers.run(todo, work, label, "batches", together=True, forwards=True, calls=calls)
 
     def table(self, draws: Draws) -> Tensor:
         """(V, 2) float32 for pairs, winner and loser, or (V, 1) for points, in the plan's order.
@@ -101,25 +108,24 @@ class ReferenceErrors:
         )
         return found
 
-    @torch.no_grad()
-    def _errors(
-        self,
-        draws: Draws,
-        chunk: Sequence[int],
-        batch: PairBatch | PointBatch,
-        network: nn.Module,
-        autocast: Autocast,
-        device: torch.device,
-    ) -> list[list[float]]:
-        videos = type(batch.videos())(*(part.to(device) for part in batch.videos()))
-        noised = self.objective.noise(videos.latents, videos.noise, videos.u)
-        with autocast():
-            output = self.policy.predict(network, noised.sample, noised.timestep, videos.text)
-        errors = squared_error(output, noised).view(-1, len(chunk)).T.tolist()
+    def _check(self, draws: Draws, chunk: Sequence[int], errors: Sequence[Sequence[float]]) -> None:
+        """Refuse errors that are no numbers."""
         for index, row in zip(chunk, errors, strict=True):
             if not all(map(math.isfinite, row)):
                 raise FloatingPointError(
                     f"the reference's error at label {draws.plan[index].row} is {row}: its "
                     "weights or its latents are broken, or trainer.precision is too low"
                 )
-        return errors
+
+
+@torch.no_grad()
+def errors_at(
+    use: PolicyUse, objective: Objective, videos: Videos, draws: int
+) -> list[list[float]]:
+    """The errors of a network on the videos of so many draws: a row each."""
+    near = type(videos)(*(part.to(use.device) for part in videos))
+    noised = objective.noise(near.latents, near.noise, near.u)
+    with use.autocast():
+        output = use.policy.predict(use.network, noised.sample, noised.timestep, near.text)
+    errors: list[list[float]] = squared_error(output, noised).view(-1, draws).T.tolist()
+    return errors

@@ -67,6 +67,8 @@ class Filters:
 
     def still_winner(self, winner: Candidate, loser: Candidate) -> bool:
         """Whether a winner moves too little, compared with its loser."""
+        if not winner.video:
+            return False  # a draft that is not decoded
         return winner.gauges["motion"] < self.motion_ratio * loser.gauges["motion"]
 
 

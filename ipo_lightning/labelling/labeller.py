@@ -246,7 +246,7 @@ class Labelling:
         """The candidates that pass the filters."""
         kept = []
         for one in candidates:
-            reason = self.filters.refuse(one.gauges)
+            reason = self.filters.refuse(one.gauges) if one.video else None  # else not decoded
             if reason:
                 dropped[reason] += 1
             else:

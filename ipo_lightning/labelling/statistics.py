@@ -63,10 +63,11 @@ def _mean(values: Sequence[bool]) -> float:
 
 
 def _motion(groups: Sequence[Sequence[Standing]]) -> float:
-    """Pearson's correlation about each prompt's own means."""
+    """Pearson's correlation about each prompt's own means; nan of drafts that are not decoded."""
     scores: list[float] = []
     motions: list[float] = []
-    for group in groups:
+    for found in groups:
+        group = [one for one in found if one.candidate.video]
         scores += _centred([one.score for one in group])
         motions += _centred([one.candidate.gauges["motion"] for one in group])
     spread = math.sqrt(_product(scores, scores) * _product(motions, motions))

@@ -2,15 +2,17 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from itertools import islice
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from tqdm import tqdm
 
 from ipo_lightning.errors import InputError
+from ipo_lightning.parallel.computing import Calls, Elsewhere, Engine, Here, Use, Waiting
+from ipo_lightning.parallel.dealing import Counter, claimed, in_turn, new_job
 from ipo_lightning.storage.store import LostBlob
 
 T = TypeVar("T")
@@ -18,6 +20,10 @@ M = TypeVar("M")
 
 WAITING = 2
 """Units that may wait to be finished: each holds its videos in memory."""
+LOOK = 1.0
+"""Seconds after which an engine is asked again how many units may be under way."""
+MOST = 4096
+"""Units that may be under way elsewhere."""
 
 
 def no_barrier() -> None:
@@ -42,8 +48,8 @@ class Workers:
     """The processes that share a stage's units of work, and the threads of each.
 
     A unit (a prompt with its candidates) is done whole by one thread of one process, so a result
-    does not depend on how many there are. Units done are seen by all through the store, which lies
-    on a disk that all ranks share.
+    does not depend on how many there are, nor on who does it: each goes to the next that is free.
+    Units done are seen by all through the store, which lies on a disk that all ranks share.
     """
 
     rank: int = 0
@@ -59,6 +65,10 @@ class Workers:
     """Ranks that make each forward together, side by side (context parallelism): a group."""
     share: Callable[[Any], Any] = own_value
     """Gives every rank of a group the value of the group's leading rank."""
+    counter: Counter | None = None
+    """Numbers that all ranks share; None: units are dealt in turn, whoever is slow."""
+    engine: Engine | None = None
+    """Computes units elsewhere; None: the ranks do."""
 
     @property
     def leads(self) -> bool:
@@ -117,6 +127,23 @@ class Workers:
             alone.run(todo, work, label, unit)
         self.barrier()
 
+    @contextmanager
+    def computing(self, use: Use, units: int) -> Iterator[Calls]:
+        """Calls for the heavy parts of so many units: in this process, or by the engine.
+
+        With an engine the leading rank makes them all, see `run`; the others must enter as well.
+        """
+        if self.engine is None or not units:
+            with use.here() as held:
+                yield Here(held)
+            return
+        sent = use.sent()  # of a network in shards by all ranks
+        if not self.leads:
+            yield Waiting()
+            return
+        with self.engine.serving(sent, units) as calls:
+            yield calls
+
     def run(
         self,
         todo: Sequence[T],
@@ -126,6 +153,7 @@ class Workers:
         *,
         together: bool = False,
         forwards: bool = False,
+        calls: Calls | None = None,
     ) -> None:
         """Do this rank's part of the work, with a progress bar on the leading rank.
 
@@ -133,10 +161,19 @@ class Workers:
         units; the work must then allow it. ``forwards``: the work takes forwards of the network,
         which a group of ranks makes together. A unit that meets a `LostBlob` is left undone: the
         file is gone from the disk that all ranks see, and what was to be made is missing there.
+
+        Args:
+            calls: by which the work is computed, see `computing`; of an engine's the leading rank
+                makes all, and the others wait.
         """
         threads = self.threads if together else 1
-        peers = self.peers if forwards else 1
-        self._run(todo, lambda units: _shared(units, work, threads), label, unit, peers)
+
+        def results(units: Iterator[T]) -> Iterator[None]:
+            if isinstance(calls, Elsewhere):
+                return _elsewhere(units, work, calls)
+            return _shared(units, work, threads)
+
+        self._run(todo, results, label, unit, self.peers if forwards else 1, calls)
 
     def run_finishing(
         self,
@@ -145,59 +182,135 @@ class Workers:
         finish: Callable[[M], None],
         label: str,
         unit: str,
+        calls: Calls | None = None,
     ) -> None:
         """As `run` with ``together`` and ``forwards``, for work in two parts.
 
         Where threads share the units, each works on its own and finishes it. A single one works on
         the next unit while another finishes the last: the device need not wait for the disk.
         """
-        if self.threads == 1:
-            overlapped = partial(_overlapped, work=work, finish=finish)
-            self._run(todo, overlapped, label, unit, self.peers)
-            return
 
         def both(one: T) -> None:
             finish(work(one))
 
-        self._run(todo, lambda units: _shared(units, both, self.threads), label, unit, self.peers)
+        def results(units: Iterator[T]) -> Iterator[None]:
+            if isinstance(calls, Elsewhere):
+                return _elsewhere(units, both, calls)
+            if self.threads == 1:
+                return _overlapped(units, work, finish)
+            return _shared(units, both, self.threads)
+
+        self._run(todo, results, label, unit, self.peers, calls)
 
     def _run(
         self,
         todo: Sequence[T],
-        results: Callable[[Sequence[T]], Iterator[None]],
+        results: Callable[[Iterator[T]], Iterator[None]],
         label: str,
         unit: str,
         peers: int,
+        calls: Calls | None,
     ) -> None:
         """``peers``: neighbouring ranks that do each unit together."""
-        self.barrier()  # every rank knows its part before anyone finishes a unit
-        mine = todo[self.rank // peers :: self.world // peers]
-        bar = tqdm(total=len(mine), desc=label, unit=f" {unit}", disable=not (self.shows and mine))
+        self.barrier()  # every rank knows the units before anyone finishes one
+        elsewhere = isinstance(calls, Elsewhere | Waiting)
+        mine = self._leads_all(todo) if elsewhere else self._mine(todo, peers)
+        alone = elsewhere or self.world == peers
+        bar = tqdm(total=len(todo), desc=label, unit=f" {unit}", disable=not (self.shows and todo))
         with bar:
-            for _ in results(mine):
-                bar.update()
-        self.barrier()
+            for _ in results(mine.units()):
+                bar.update(1 if alone else max(1, mine.given - bar.n))
+            self.barrier()
+            bar.update(len(todo) - bar.n)
+
+    def _leads_all(self, todo: Sequence[T]) -> "_Share[T]":
+        """All units are the leading rank's."""
+        return _Share(enumerate(todo if self.leads else todo[:0]))
+
+    def _mine(self, todo: Sequence[T], peers: int) -> "_Share[T]":
+        """This rank's units: each that is not given away when it is free."""
+        if self.counter is None or self.world == peers:
+            return _Share(in_turn(todo, self.rank // peers, self.world // peers))
+        job, counter, group = self.agree(new_job), self.counter, self.group
+
+        def claim() -> int:
+            if peers == 1:
+                return counter(f"units/{job}")
+            return group.agree(lambda: counter(f"units/{job}"))
+
+        return _Share(claimed(todo, claim))
 
 
-def _shared(units: Sequence[T], work: Callable[[T], None], threads: int) -> Iterator[None]:
+class _Share(Generic[T]):
+    """Units that are given to this rank one by one."""
+
+    def __init__(self, source: Iterator[tuple[int, T]]) -> None:
+        self._source = source
+        self.given = 0
+        """How many units all ranks were given, as far as this one knows."""
+
+    def units(self) -> Iterator[T]:
+        """The units."""
+        for place, one in self._source:
+            self.given = place + 1
+            yield one
+
+
+def _shared(units: Iterator[T], work: Callable[[T], None], threads: int) -> Iterator[None]:
+    """One result a finished unit."""
+    if threads == 1:
+        yield from map(_attempting(work), units)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield from _dealt(pool, units, work, lambda: threads, None)
+
+
+def _elsewhere(units: Iterator[T], work: Callable[[T], None], calls: Elsewhere) -> Iterator[None]:
+    """As `_shared`, by a thread for each unit under way elsewhere, as many as there is room for.
+
+    After a failure nothing is begun, and what is under way is finished; a signal ends it.
+    """
+    with ThreadPoolExecutor(MOST) as pool:
+        try:
+            yield from _dealt(pool, units, work, calls.room, LOOK)
+        except Exception:
+            raise
+        except BaseException:
+            calls.stop()  # or the threads, for which the pool waits, would wait for their answers
+            raise
+
+
+def _dealt(
+    pool: ThreadPoolExecutor,
+    units: Iterator[T],
+    work: Callable[[T], None],
+    room: Callable[[], int],
+    look: float | None,
+) -> Iterator[None]:
+    """Keep as many units under way as there is room for, looked up every so many seconds."""
+    attempt = _attempting(work)
+    busy: set[Future[None]] = set()
+    while True:
+        busy |= {pool.submit(attempt, one) for one in islice(units, max(0, room() - len(busy)))}
+        if not busy:
+            return
+        done, busy = wait(busy, look, FIRST_COMPLETED)
+        for job in done:
+            yield job.result()
+
+
+def _attempting(work: Callable[[T], None]) -> Callable[[T], None]:
+    """The work; a unit that meets a `LostBlob` is left undone."""
+
     def attempt(one: T) -> None:
         with suppress(LostBlob):
             work(one)
 
-    if threads == 1:
-        yield from map(attempt, units)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        jobs = [pool.submit(attempt, one) for one in units]
-        try:
-            for job in as_completed(jobs):
-                yield job.result()
-        finally:
-            pool.shutdown(cancel_futures=True)  # after a failure nobody starts another unit
+    return attempt
 
 
 def _overlapped(
-    units: Sequence[T], work: Callable[[T], M], finish: Callable[[M], None]
+    units: Iterator[T], work: Callable[[T], M], finish: Callable[[M], None]
 ) -> Iterator[None]:
     """One result a finished unit; where the work fails, what was made before is finished first."""
     waiting: deque[Future[None]] = deque()

@@ -82,7 +82,7 @@ class Estimate:
         traces, prompts = self.traces, self.job.parallel_prompts
         found = [
             self._stage("text embeddings", traces.text, "encoder, VAE"),
-            self._stage("rollout", traces.sampling, "activations", prompts),
+            self._rollout(),
             self._stage("VAE decoding", traces.decoding, "encoder, VAE", prompts),
         ]
         if traces.module.reference.answers == "precomputed":
@@ -111,6 +111,13 @@ class Estimate:
         ulysses, ring = job.degrees.ulysses, job.degrees.ring
         once = policy.tokens / job.degrees.size * policy.width * (2 if job.mixed else 4)
         return float(policy.blocks * once * (4 * (ulysses - 1) / ulysses + 2 * (ring - 1)))
+
+    def _rollout(self) -> Stage:
+        """Denoising, with what drafts have beside the network."""
+        job, step = self.job, self.traces.step
+        stage = self._stage("rollout", self.traces.sampling, "activations", job.parallel_prompts)
+        copies = job.rounded * step.block * job.policy.blocks + job.overlay
+        return Stage(stage.name, {**stage.parts, "copies": copies}) if copies else stage
 
     def _critics(self) -> list[Stage]:
         """The stages in which critics are in memory beside the policy, where they take any."""

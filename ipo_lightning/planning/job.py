@@ -51,6 +51,10 @@ class Job:
     critic: Cost = NO_CRITIC
     judge: Cost = NO_CRITIC
     """What the critic and the held-out judge take of each device."""
+    rounded: float = 0.0
+    """Bytes of the copies that drafts compute with, to a byte of the blocks' weights."""
+    overlay: int = 0
+    """Bytes of the LoRA that is laid over the network for drafts."""
     parallel_prompts: int = 1
     """Prompts whose videos a process samples at the same time."""
 

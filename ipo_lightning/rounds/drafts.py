@@ -7,6 +7,7 @@ finals alone. Where the drafts are foreseen on the way (``prune_at``), the final
 """
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from ipo_lightning.critics.stage.critique import Critique
 from ipo_lightning.labelling import Labelling
@@ -17,20 +18,32 @@ from ipo_lightning.sampling import PromptSeeds, Sampler
 from ipo_lightning.storage.layout import DRAFT_CRITIQUE, DRAFTS, RoundData, drafts_in
 
 
+class Drafter(NamedTuple):
+    """How candidates are drafted."""
+
+    sampler: Sampler
+    """Makes the drafts."""
+    critique: Critique
+    """Asks a critic about them, which may be another one than that of the finals."""
+    labelling: Labelling
+    """Makes labels of them: candidates in these are made in full."""
+
+
 def drafted_stages(
     plan: RolloutPlan,
-    drafter: Sampler,
+    drafter: Drafter,
     sampler: Sampler,
     critique: Critique,
     labelling: Labelling,
 ) -> list[RoundStage]:
-    """Rollout, critique and labelling, with drafts; ``drafter`` makes them, ``sampler`` finals."""
+    """Rollout, critique and labelling, with drafts; all but the first is of the finals."""
+    finals = sampler.after(drafter.sampler)
     return [
-        OfDrafts(DRAFTS, RolloutStage(plan, drafter, critique)),
-        OfDrafts(DRAFT_CRITIQUE, CritiqueStage(critique, labelling)),
-        FinalsStage(plan, sampler.after(drafter), critique, labelling),
+        OfDrafts(DRAFTS, RolloutStage(plan, drafter.sampler, drafter.critique)),
+        OfDrafts(DRAFT_CRITIQUE, CritiqueStage(drafter.critique, drafter.labelling)),
+        FinalsStage(plan, finals, critique, drafter.labelling),
         CritiqueStage(critique, labelling),
-        LabellingStage(labelling, sampler.store, drafted=True),
+        LabellingStage(labelling, sampler.store, drafted=drafter.labelling),
     ]
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from typing_extensions import override
 
 from ipo_lightning.module import PreferenceModule
+from ipo_lightning.parallel.computing import Engine
 from ipo_lightning.parallel.signals import Stopped, StopSignals
 from ipo_lightning.rounds.checkpoints import Checkpoints
 from ipo_lightning.rounds.maker import RoundMaker
@@ -39,6 +40,7 @@ class IterationCallback(L.Callback):
             CPU, one on a GPU. It changes no bit.
         requeue: whether SIGUSR1 in a SLURM job puts the job back into the queue, once the
             checkpoint is written (``sbatch --signal=USR1@SECONDS``).
+        engine: computes the units of the stages elsewhere; None: the trainer's processes do.
     """
 
     def __init__(
@@ -50,9 +52,11 @@ class IterationCallback(L.Callback):
         checkpoint_every: Count = 20,
         parallel_prompts: Annotated[Count | None, Null("chosen by the device")] = None,
         requeue: bool = False,
+        engine: Engine | None = None,
     ) -> None:
         self.run, self.stages, self.until = run, stages, until
         self.checkpoint_every, self.parallel_prompts = checkpoint_every, parallel_prompts
+        self.engine = engine
         self.checkpoints, self.clock = Checkpoints(run), TrainingClock()
         self.signals, self.batches = StopSignals(requeue), 0
         self.cut_short: str | None = None
@@ -69,7 +73,10 @@ class IterationCallback(L.Callback):
             self.module,
             self.stages,
             runtime_of(
-                trainer, self.parallel_prompts, bars=trainer.progress_bar_callback is not None
+                trainer,
+                self.parallel_prompts,
+                bars=trainer.progress_bar_callback is not None,
+                engine=self.engine,
             ),
             last_round=None if trainer.max_epochs == -1 else trainer.max_epochs,
             until=self.until,
@@ -137,13 +144,19 @@ class IterationCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Another rank, or a loader's worker, may have left on the signal before this process."""
+        self._end_engine()
         if not isinstance(exception, Stopped) and self.signals.received is not None:
             self.signals.leave(f"round {self.module.round}")
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """The fit is over: signals are somebody else's again."""
+        self._end_engine()
         self.signals.restore()
+
+    def _end_engine(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
 
     def _progress(self, trainer: L.Trainer) -> str:
         """How far the round's training is."""

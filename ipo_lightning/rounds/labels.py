@@ -62,13 +62,18 @@ class LabellingStage(RoundStage):
     Args:
         store: where the latents of the labels are checked, since they are what a round trains on;
             None: they are not.
-        drafted: whether the candidates are the finals of drafts, whose order they must keep.
+        drafted: makes labels of the drafts whose finals these candidates are, and whose order they
+            must keep; None: they are no finals of drafts.
     """
 
     name = "labelling"
 
     def __init__(
-        self, labelling: Labelling, store: Store | None = None, *, drafted: bool = False
+        self,
+        labelling: Labelling,
+        store: Store | None = None,
+        *,
+        drafted: Labelling | None = None,
     ) -> None:
         self.labelling, self.store, self.drafted = labelling, store, drafted
 
@@ -103,7 +108,7 @@ class LabellingStage(RoundStage):
 
     def _label(self, round: Round) -> None:
         folder, label_kind = round.folder, round.module.label_kind
-        drafts = drafts_of(round, self.labelling) if self.drafted else None
+        drafts = None if self.drafted is None else drafts_of(round, self.drafted)
         candidates = folder.candidates()
         labels = self.labelling.labels(label_kind, candidates, folder.verdicts(), drafts)
         counts = {"kept": len(labels.rows), "dropped": labels.dropped, "figures": labels.figures}

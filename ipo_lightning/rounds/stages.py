@@ -8,7 +8,7 @@ from ipo_lightning.exchange.source import LabelSource
 from ipo_lightning.guards import Guards
 from ipo_lightning.labelling import Labelling
 from ipo_lightning.rounds.closing import EvaluationStage, RecordStage
-from ipo_lightning.rounds.drafts import drafted_stages
+from ipo_lightning.rounds.drafts import Drafter, drafted_stages
 from ipo_lightning.rounds.imported import FirstRounds, imported_stages
 from ipo_lightning.rounds.labels import CritiqueStage, LabellingStage
 from ipo_lightning.rounds.rollout import RolloutPlan, RolloutStage
@@ -25,7 +25,7 @@ def round_stages(
     evaluation: Evaluation,
     *,
     rollout: RolloutPlan | None = None,
-    drafter: Sampler | None = None,
+    drafter: Drafter | None = None,
     critique: Critique | None = None,
     labelling: Labelling = Labelling(),  # noqa: B008 - frozen
     imported: LabelSource | None = None,
@@ -65,7 +65,7 @@ def round_stages(
 def _label_stages(
     sampler: Sampler,
     rollout: RolloutPlan | None,
-    drafter: Sampler | None,
+    drafter: Drafter | None,
     critique: Critique | None,
     labelling: Labelling,
     imported: LabelSource | None,

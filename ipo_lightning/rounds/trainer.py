@@ -11,6 +11,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.guards import alarms
+from ipo_lightning.parallel.computing import Engine
+from ipo_lightning.parallel.dealing import shared_counter
 from ipo_lightning.parallel.runtime import Runtime, arithmetic
 from ipo_lightning.parallel.strategies import group_of
 from ipo_lightning.parallel.workers import Workers
@@ -105,7 +107,11 @@ def _lies_in(path: Path, folder: Path) -> bool:
 
 
 def runtime_of(
-    trainer: L.Trainer, parallel_prompts: int | None = None, *, bars: bool = True
+    trainer: L.Trainer,
+    parallel_prompts: int | None = None,
+    *,
+    bars: bool = True,
+    engine: Engine | None = None,
 ) -> Runtime:
     """The trainer's device, precision and processes; its strategy must have its environment.
 
@@ -113,6 +119,10 @@ def runtime_of(
         parallel_prompts: prompts that a process samples at the same time; None: one a CPU core,
             one on a GPU.
         bars: whether stages show progress bars.
+        engine: computes units elsewhere; None: the trainer's processes do.
+
+    Raises:
+        InputError: groups of ranks make each forward together, which an engine cannot.
     """
     strategy, group = trainer.strategy, group_of(trainer)
     workers = Workers(
@@ -122,8 +132,16 @@ def runtime_of(
         strategy.broadcast,
         threads=1 if group else parallel_prompts or cores_of_a_rank(trainer),
         bars=bars,
+        counter=shared_counter(),
+        engine=engine,
     )
     precision = arithmetic(str(trainer.precision))
+    if group is not None and engine is not None:
+        raise InputError(
+            setting="stages",
+            expected="trainer.strategy.ulysses and ring divide each forward among ranks: give "
+            "stages=ranks, or ulysses=1 and ring=1",
+        )
     if group is not None:
         workers = replace(workers, peers=group.degrees.size, share=group.share)
         precision = f"{precision}, {group.degrees}"  # sums are made in another order

@@ -40,7 +40,7 @@ class TrialStage(RoundStage):
         for role, critic in left:
             try:
                 with within(role):
-                    tried(critic, video, self.prompt, device)
+                    tried(critic, video, self.prompt, device, round.workers)
             except InputError as error:
                 raise InputError(f"{role}, tried before the first rollout: {error}") from error
             if round.workers.leads:

@@ -28,7 +28,8 @@ class Candidate(Row):
     latents: str
     """Name of the blob with the sampler's own latents, the training data."""
     video: str
-    """Name of the mp4 blob: what the critic and people see."""
+    """Name of the mp4 blob: what the critic and people see; empty of a draft that is judged by its
+    latents, which has no gauges either."""
     gauges: Mapping[str, float] = field(default_factory=dict)
     """Model-free measurements of the pixels, see `ipo_lightning.metrics.gauges`."""
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -303,6 +304,25 @@ def test_checks_are_light() -> None:
     """The first second is spent on the settings, not on torch."""
     code = "import sys, app.entry, app.checks; sys.exit(sum(m in sys.modules for m in ['torch']))"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0
+
+
+HEAVY = ("lightning", "diffusers", "transformers", "torchmetrics", "bitsandbytes.nn",
+         "torch._dynamo", "torch.distributed.fsdp")  # fmt: skip
+"""What takes seconds to import."""
+
+
+@pytest.mark.parametrize(
+    ("imports", "heavy"),
+    [
+        ("app.finished, app.reporting, train", HEAVY),  # a finished run, report_only=true
+        ("app.entry, app.process, sample", ("lightning", "torchmetrics", "diffusers")),
+        ("app.entry, ipo_lightning.backbones.cogvideox", ("lightning", "bitsandbytes.nn")),
+    ],
+)
+def test_what_a_command_does_not_need_is_not_imported(imports: str, heavy: Sequence[str]) -> None:
+    code = f"import sys, {imports}; print(*(m for m in {heavy!r} if m in sys.modules))"
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=REPO, stdout=subprocess.PIPE, text=True).stdout == "\n"
 
 
 def test_every_checked_key_is_a_setting(compose_train: ComposeTrain) -> None:

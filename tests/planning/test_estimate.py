@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import estimate as bench
 from ipo_lightning.backbones.cogvideox import CogVideoX
 from ipo_lightning.backbones.lora import Lora
+from ipo_lightning.parallel.sharding import blocks
 from ipo_lightning.planning import costs, traces
 from ipo_lightning.planning.estimate import GIB, Estimate
 from ipo_lightning.planning.frozen_parts import decoded
@@ -255,3 +256,12 @@ def test_the_host_holds_an_encoder_a_checkpoint_or_a_reference(make: MakePolicy)
 def test_without_gpus_the_host_holds_what_the_devices_do(make: MakePolicy) -> None:
     one = Estimate(job(make(), gpu=False, devices=2))
     assert host_memory(one).node(2) == 2 * one.fullest.total
+
+
+def test_copies_for_drafts_are_counted(make: MakePolicy) -> None:
+    plain = Estimate(job(make()))
+    rollout = {stage.name: stage for stage in plain.stages}["rollout"]
+    more = replace(job(make()), rounded=1 / 4, overlay=1000)
+    drafted = {stage.name: stage for stage in Estimate(more).stages}["rollout"]
+    weights = sum(p.numel() for block in blocks(make().build()) for p in block.parameters())
+    assert drafted.total - rollout.total == pytest.approx(weights + 1000, rel=0.01)

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from app.reporting import settings_of_run, write_down
 from callbacks.report import ReportWriter
 from ipo_lightning.errors import InputError
+from ipo_lightning.report import write_report
 from ipo_lightning.report.run import read_asked
 from ipo_lightning.rounds import RoundListener
 from ipo_lightning.storage.layout import RunDir
@@ -71,3 +72,26 @@ def test_a_page_after_each_round_and_none_that_ends_the_run(tmp_path: Path) -> N
     (run / "rounds.jsonl").write_text('{"rou')
     with pytest.warns(UserWarning, match=r"no report after round 1: .*rounds\.jsonl is damaged"):
         writer.on_round_end(trainer, 1, run / "round_1")
+
+
+def test_a_page_is_made_again_when_what_it_shows_has_changed(tmp_path: Path) -> None:
+    run = write_run(tmp_path, rounds=1)
+    page, rounds = write_report(run), run / "rounds.jsonl"
+    whole, lines = page.read_bytes(), rounds.read_text()
+
+    def made_again() -> bool:
+        before = page.stat().st_ino
+        write_report(run)
+        return page.stat().st_ino != before
+
+    assert not made_again()
+    rounds.write_text("".join(lines.splitlines(keepends=True)[:1]))
+    assert made_again()
+    rounds.write_text(lines)
+    assert made_again()
+    assert page.read_bytes() == whole
+    for damaged in (page, run / "report" / "report.md"):
+        damaged.write_bytes(b"")
+        assert made_again()
+    next((run.parent / "store" / "videos").rglob("*.mp4")).unlink()
+    assert made_again()

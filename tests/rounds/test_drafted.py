@@ -3,20 +3,25 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from omegaconf import DictConfig
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from app.assembly import assemble, make_sampling
 from app.entry import determining
 from app.planning.rollouts import told, videos_of
+from ipo_lightning.critics.protocols import Rating
 from ipo_lightning.errors import InputError
 from ipo_lightning.labelling import Labelling, best_versus_worst
+from ipo_lightning.policy import LORA_FILE, trained_weights
 from ipo_lightning.report.costs import round_costs
 from ipo_lightning.report.labels import counts_part
 from ipo_lightning.report.run import read_round
@@ -115,7 +120,17 @@ def test_a_run_without_drafts_is_the_run_that_it_was(small: ComposeTrain) -> Non
         (["rollout.draft.steps=2", "loss=kto", "labelling.middle=keep"], "middle=drop"),
         (["rollout.draft=3"], r"rollout\.draft=3"),
         (["rollout.draft.prune_at=2"], r"rollout\.draft\.prune_at=2"),
+        (["rollout.draft.margin=1"], r"rollout\.draft\.margin=1: there are no drafts"),
+        (["rollout.draft.steps=2", "rollout.draft.margin=-1"], "margin=-1"),
+        (["critic={_target_: tests.rounds.test_drafted.Brightness}"], "among drafts alone"),
         (["rollout=pruned", "rollout.draft.scheduler=dpm"], r"rollout\.draft\.scheduler=dpm"),
+        (
+            ["rollout.draft.lora=nowhere", "rollout.draft.steps=2"],
+            r"rollout\.draft\.lora=nowhere: there is no such file",
+        ),
+        (["rollout.draft.attention=sage", "rollout.draft.steps=2"], "attention=sage: .*install"),
+        (["rollout.draft.weights=int4"], r"rollout\.draft\.weights=int4"),
+        (["rollout.draft.weights=int8", "rollout.draft.compile=true"], "compile=true"),
     ],
 )
 def test_drafts_that_cannot_work_are_refused(
@@ -128,10 +143,14 @@ def test_drafts_that_cannot_work_are_refused(
 def test_a_draft_takes_the_settings_of_the_finals_but_its_own(small: ComposeTrain) -> None:
     words = ("rollout.guidance_scale=3", "rollout.dynamic_guidance=true", "rollout.draft.steps=2")
     drafter = assemble(small(*words)).drafter
-    assert drafter is not None and drafter.sampling.steps == 2
-    assert drafter.sampling.guidance_scale == 3 and drafter.sampling.dynamic_guidance
+    assert drafter is not None and drafter.sampler.sampling.steps == 2
+    assert (
+        drafter.sampler.sampling.guidance_scale == 3 and drafter.sampler.sampling.dynamic_guidance
+    )
     drafter = assemble(small(*words, "rollout.draft.guidance_scale=1")).drafter
-    assert drafter is not None and drafter.sampling.evaluations(1) == 2  # no guidance, one forward
+    assert (
+        drafter is not None and drafter.sampler.sampling.evaluations(1) == 2
+    )  # no guidance, one forward
 
 
 @pytest.mark.parametrize(
@@ -151,6 +170,44 @@ def test_the_plan_counts_evaluations(small: ComposeTrain, words: list[str], sent
     assert told(videos_of(assemble(cfg), cfg), 3) == sentence
 
 
+@pytest.mark.slow
+def test_drafts_of_another_network_leave_the_finals_the_policys_own(
+    drafted: Drafted, tmp_path: Path
+) -> None:
+    """A LoRA over the policy, rounded weights and other attention are of drafts alone; the run is
+    held to the LoRA's content."""
+    with_adapter = assemble(drafted(tmp_path / "lora", "experiment=shapes_lora")).policy
+    network = with_adapter.build()
+    for weight in trained_weights(network).values():
+        torch.nn.init.normal_(weight, std=0.1)
+    with_adapter.export(network, tmp_path)
+    file = tmp_path / LORA_FILE
+    own = (f"rollout.draft.lora={file}", "rollout.draft.weights=int8", "until=critique",
+           "rollout.draft.attention=native")  # fmt: skip
+    plain, other = drafted(tmp_path, "name=plain", "until=critique"), drafted(tmp_path, *own)
+    train(plain)
+    train(other)
+    made = [drafts_in(folder_of(cfg)).candidates() for cfg in (plain, other)]
+    assert not {one.latents for one in made[0]} & {one.latents for one in made[1]}
+    finals = [
+        {(one.prompt_index, one.candidate): one.latents for one in folder_of(cfg).candidates()}
+        for cfg in (plain, other)
+    ]
+    both = finals[0].keys() & finals[1].keys()
+    whole = [p for p in {p for p, _ in both} if chosen_of(finals[0], p) == chosen_of(finals[1], p)]
+    assert all(finals[0][p, k] == finals[1][p, k] for p in whole for k in chosen_of(finals[0], p))
+    with safe_open(file, "pt") as old:
+        settings = old.metadata()
+    save_file({name: 2 * one for name, one in load_file(file).items()}, file, settings)
+    with pytest.raises(InputError, match=f"other contents of .*{LORA_FILE}"):
+        train(drafted(tmp_path, *own))
+
+
+def chosen_of(finals: dict[tuple[int, int], str], prompt: int) -> list[int]:
+    """Numbers of a prompt's finals, which are made as one batch."""
+    return sorted(number for index, number in finals if index == prompt)
+
+
 # -------------------------------------------------------------------- a round
 
 
@@ -161,7 +218,7 @@ def test_turned_pairs_are_dropped_and_counted(tmp_path: Path) -> None:
     finals = {0: {0: 0.7, 2: 0.3}, 1: {0: 0.6, 2: 0.4}}
     write_scored(drafts_in(current.folder), {p: dict(enumerate(s)) for p, s in drafts.items()})
     write_scored(current.folder, finals)
-    LabellingStage(rules, drafted=True).run(current)
+    LabellingStage(rules, drafted=rules).run(current)
     (pair,) = current.folder.pairs()
     assert (pair.prompt_index, pair.winner, pair.loser) == (0, 0, 2)
     assert label_counts(current) == {
@@ -327,6 +384,53 @@ def test_pruned_candidates_go_on_from_where_they_stopped(
         own = store.get_tensors("latents", one.latents)["latents"]
         same = others.get_tensors("latents", whole[one.prompt_index, one.candidate])["latents"]
         assert torch.allclose(own, same, atol=1e-4)
+
+
+class Brightness:
+    """A critic of foreseen latents: their mean, which the noise level makes comparable to none."""
+
+    identity = "brightness@1"
+    levels: ClassVar[set[float]] = set()
+
+    def load(self, device: str) -> None: ...
+
+    def release(self) -> None: ...
+
+    def rate_latents(
+        self, latents: Tensor, noise_level: float, prompts: Sequence[str]
+    ) -> list[Rating]:
+        self.levels.add(noise_level)
+        return [Rating(float(one.mean()) * 1000) for one in latents]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*made anew:UserWarning")
+def test_a_critic_of_latents_chooses_among_drafts_that_are_not_decoded(
+    drafted: Drafted, tmp_path: Path
+) -> None:
+    named = "rollout.draft.critic={_target_: tests.rounds.test_drafted.Brightness}"
+    pruned = ("rollout.draft.steps=null", "rollout.draft.prune_at=0.34", "rollout.draft.margin=0")
+    cfg = drafted(tmp_path, named, *pruned, "until=labelling")
+    Brightness.levels.clear()
+    train(cfg)
+    folder, store = folder_of(cfg), Store(cfg.paths.store)
+    drafts, finals = drafts_in(folder).candidates(), folder.candidates()
+    assert {(one.video, len(one.gauges)) for one in drafts} == {("", 0)}
+    assert all(one.video and one.gauges for one in finals) and len(finals) == 6
+    assert len(Brightness.levels) == 1 and 0.9 < max(Brightness.levels) <= 1
+    for prompt in {one.prompt_index for one in drafts}:
+        mean = {
+            one.candidate: float(store.get_tensors("latents", one.latents)["latents"].mean())
+            for one in drafts
+            if one.prompt_index == prompt
+        }
+        ends = {max(mean, key=mean.__getitem__), min(mean, key=mean.__getitem__)}
+        assert {one.candidate for one in finals if one.prompt_index == prompt} == ends
+    before = files_of(cfg)
+    drafts_in(folder).verdicts_file.unlink()  # the answers are in the store
+    Brightness.levels.clear()
+    train(cfg)
+    assert files_of(cfg) == before and not Brightness.levels
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from app import assembly
+from app.finished import finished_run
 from ipo_lightning.critics.stage.answer_cache import AnswerCache
 from ipo_lightning.errors import InputError
 from ipo_lightning.module import PreferenceModule
@@ -115,9 +117,20 @@ def test_a_run_grows_by_a_round_as_if_it_had_been_asked_at_once(
     assert [line["round"] for line in grown] == [0, 1, 2]
     assert grown[:2] == first
     assert grown == unbroken
-    # and a finished run does nothing at all
+    # and a finished run does nothing at all: its files answer, and its page is kept
     crash_at(monkeypatch, RoundMaker, "ensure_round", 1)
-    train(small("round=2"))
+    cfg = small("round=2")
+    page = Path(cfg.paths.outputs) / "run" / "report.html"
+    train(cfg)
+    before = page.stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(assembly, "assemble", None)
+        assert train(cfg) == RunDir(page.parent).line(2)
+    assert page.stat().st_mtime_ns == before
+    for words in ("round=3", "logger=csv", "optim.warmup_steps=1", "push_to_hub=me/policy"):
+        assert finished_run(small("round=2", words)) is None
+    (page.parent / "round_1" / "pairs.jsonl").write_text("")
+    assert finished_run(cfg) is None
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ from ipo_lightning.rounds import (
     runtime_of,
 )
 from ipo_lightning.rounds.datamodule import PreferenceDataModule
+from ipo_lightning.rounds.drafts import Drafter
 from ipo_lightning.rounds.imported import FirstRounds
 from ipo_lightning.rounds.iteration import IterationCallback
 from ipo_lightning.rounds.labels import CritiqueStage, LabellingStage
@@ -179,7 +180,9 @@ class Source:
 
 
 def a_list(**more: Any) -> list[RoundStage]:
-    sampler = SimpleNamespace(store=Store("nowhere"), embed=lambda prompts, runtime: None)
+    sampler = SimpleNamespace(
+        store=Store("nowhere"), embed=lambda prompts, runtime: None, after=lambda drafter: drafter
+    )
     own = {"rollout": RolloutPlan(["p"], n=2), "critique": SimpleNamespace()}
     return round_stages(cast(Any, sampler), cast(Any, None), **{**own, **more})
 
@@ -191,7 +194,7 @@ def test_the_list_states_the_loop(source: Source | None) -> None:
 
 @pytest.mark.parametrize("source", [None, Source(rounds=1)])
 def test_drafts_come_before_the_finals(source: Source | None, tmp_path: Path) -> None:
-    stages = a_list(imported=source, drafter=SimpleNamespace())
+    stages = a_list(imported=source, drafter=Drafter(*[cast(Any, None)] * 3))
     assert [stage.name for stage in stages] == ["drafts", "draft critique", *NAMES]
     if source is not None:  # the round with imported labels has none
         assert all(stage.done(a_round(RunDir(tmp_path))) for stage in stages[:2])

@@ -4,7 +4,8 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -12,10 +13,11 @@ import torch
 
 from ipo_lightning.critics.protocols import Comparison, Critic, Rating
 from ipo_lightning.errors import InputError
+from ipo_lightning.parallel.computing import Calls, Here, Sent, itself
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.storage.records import Candidate
 from ipo_lightning.storage.store import LostBlob, Store, fingerprint
-from ipo_lightning.video import Clip, read_video
+from ipo_lightning.video import Clip, VideoFile
 
 Q = TypeVar("Q", bound=tuple[str, ...])
 """A question: the names (sha256) of the videos that are shown, in order, then the prompt."""
@@ -50,19 +52,24 @@ class AnswerCache(Generic[Q, A]):
     Args:
         critic: whose answers these are.
         store: where they are kept, and the videos lie.
-        put: puts questions to the critic in one call: one answer each, in order.
+        put: puts questions to a critic in one call: one answer each, in order. A function of a
+            module, so that it can be sent elsewhere.
         sound: an answer as it is kept: JSON has no NaN and no infinity.
         read: an answer of its record, which is its fields by name but for ``transient``.
+        shown: what a name in a question stands for, with a ``read()`` for who asks the critic;
+            None: an mp4 file.
     """
 
     def __init__(
         self,
         critic: Critic,
         store: Store,
-        put: Callable[[Sequence[Q], Clips], Sequence[A]],
+        put: Callable[[Any, Sequence[Q], Clips], Sequence[A]],
         sound: Callable[[A], A],
         read: Callable[[Mapping[str, Any]], A],
+        shown: "Callable[[Store, str], Any] | None" = None,
     ) -> None:
+        self.shown = shown or video_file
         self.critic, self.store = critic, store
         self._put, self._sound, self._read = put, sound, read
 
@@ -88,7 +95,7 @@ class AnswerCache(Generic[Q, A]):
                           "folder?")  # fmt: skip
         return self._read({name: record[name] for name in record if name != "transient"})
 
-    def ask(self, questions: Sequence[Q]) -> None:
+    def ask(self, questions: Sequence[Q], calls: Calls | None = None) -> None:
         """Put questions to the critic in one call and keep its answers.
 
         Raises:
@@ -96,8 +103,9 @@ class AnswerCache(Generic[Q, A]):
             LostBlob: a video is missing from the store or was damaged.
         """
         names = dict.fromkeys(name for question in questions for name in question[:-1])
-        clips = {name: read_video(self.store.check("videos", name, ".mp4")) for name in names}
-        answers = self._put(questions, clips)
+        files = {name: self.shown(self.store, name) for name in names}
+        calls = calls or Here(self.critic)
+        answers = calls.finish(calls.start(answered, self._put, questions, files), itself)
         if len(answers) != len(questions):
             raise InputError(
                 f"{self.critic.identity} gave {len(answers)} answers to {len(questions)} "
@@ -127,11 +135,27 @@ class AnswerCache(Generic[Q, A]):
             InputError: the critic needs more memory than the device has.
         """
         prompts = workers.agree(lambda: [one.candidates for one in find(candidates, self.knows)])
+        if not prompts:
+            return
+        if getattr(self.critic, "during_rollout", False):  # behind an address, which is this host's
+            workers = replace(workers, engine=None)
+        use = CriticUse(self.critic, device)
+        with memory_named(self.critic, device), workers.computing(use, len(prompts)) as calls:
+            self._ask_in_calls(prompts, find, workers, label, calls)
+
+    def _ask_in_calls(
+        self,
+        prompts: Sequence[Sequence[Candidate]],
+        find: FindUnanswered[Q],
+        workers: Workers,
+        label: str,
+        calls: Calls,
+    ) -> None:
+        """Ask about the prompts, some in a call."""
         size = self._prompts_per_call(len(prompts), workers.world)
-        calls = [[*chain(*prompts[at : at + size])] for at in range(0, len(prompts), size)]
+        parts = [[*chain(*prompts[at : at + size])] for at in range(0, len(prompts), size)]
         unit = "prompts" if size == 1 else f"x {size} prompts"
-        with loaded(self.critic, device) if prompts else nullcontext():
-            workers.run(calls, lambda some: self._ask_all(some, find), label, unit)
+        workers.run(parts, lambda some: self._ask_all(some, find, calls), label, unit, calls=calls)
 
     @contextmanager
     def during_rollout(self, device: str, find: FindUnanswered[Q]) -> Iterator[OnCandidates | None]:
@@ -172,7 +196,9 @@ class AnswerCache(Generic[Q, A]):
                 "again in the critique stage", stacklevel=3,
             )  # fmt: skip
 
-    def _ask_all(self, candidates: Sequence[Candidate], find: FindUnanswered[Q]) -> None:
+    def _ask_all(
+        self, candidates: Sequence[Candidate], find: FindUnanswered[Q], calls: Calls | None = None
+    ) -> None:
         """Ask in as many calls as it takes, each question at most once."""
         asked: set[Q] = set()
 
@@ -183,7 +209,7 @@ class AnswerCache(Generic[Q, A]):
             # Two prompts may be the same words.
             questions = list(dict.fromkeys(one for prompt in prompts for one in prompt.questions))
             asked.update(questions)
-            self.ask(questions)
+            self.ask(questions, calls)
 
     def _prompts_per_call(self, prompts: int, world: int) -> int:
         """The critic's ``prompts_per_call``, or fewer, so that every rank has some to ask about."""
@@ -191,15 +217,71 @@ class AnswerCache(Generic[Q, A]):
         return max(1, min(wanted, prompts // world))
 
 
+def video_file(store: Store, name: str) -> VideoFile:
+    """A video as critics see it.
+
+    Raises:
+        LostBlob: it is gone, or was damaged.
+    """
+    return VideoFile(store.check("videos", name, ".mp4"))
+
+
+def answered(
+    critic: Any,
+    put: Callable[[Any, Sequence[Q], Clips], Sequence[A]],
+    questions: Sequence[Q],
+    files: Mapping[str, Any],
+) -> Sequence[A]:
+    """What a critic answers to questions about what is in these files."""
+    return put(critic, questions, {name: file.read() for name, file in files.items()})
+
+
+class CriticUse(NamedTuple):
+    """A critic as questions are put to it, a `Use`: here on ``device``, or loaded elsewhere."""
+
+    critic: Any
+    device: str
+
+    @contextmanager
+    def here(self) -> Iterator[Any]:
+        """The critic in memory; it is released whatever happens."""
+        try:
+            self.critic.load(self.device)
+            yield self.critic
+        finally:
+            self.critic.release()
+
+    def sent(self) -> Sent:
+        """The critic, which is to be loaded there."""
+        return Sent("critic", f"critic {self.critic.identity}", CriticBuilder(self.critic))
+
+
+class CriticBuilder(NamedTuple):
+    """Loads a critic; a `Builder`."""
+
+    critic: Any
+
+    def build(self, device: str) -> Any:
+        """The critic in memory."""
+        self.critic.load(device)
+        return self.critic
+
+    def put(self, built: Any, weights: Any) -> None:
+        """It is sent none."""
+
+    def release(self, built: Any) -> None:
+        """Free its memory."""
+        built.release()
+
+
 @contextmanager
-def loaded(critic: Critic, device: str) -> Iterator[None]:
-    """A critic in memory; it is released whatever happens.
+def memory_named(critic: Critic, device: str) -> Iterator[None]:
+    """Say what to do where a critic needs too much memory.
 
     Raises:
         InputError: it needs more memory than the device has.
     """
     try:
-        critic.load(device)
         yield
     except torch.OutOfMemoryError as error:
         raise InputError(
@@ -207,8 +289,6 @@ def loaded(critic: Critic, device: str) -> Iterator[None]:
             "smaller frames (viewing, frames), one video at a time (batch_size=1), or choose a "
             "smaller critic, or one on a server (critic/vlm=openai)"
         ) from error
-    finally:
-        critic.release()
 
 
 def finite_dims(dims: Mapping[str, float]) -> dict[str, float]:

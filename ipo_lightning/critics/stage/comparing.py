@@ -71,15 +71,18 @@ Comparisons = AnswerCache[Question, Comparison]
 
 def comparisons_of(critic: PairCritic, store: Store) -> Comparisons:
     """The critic's comparisons: those in the store, and those that it must yet be asked for."""
+    return AnswerCache(critic, store, put_comparisons, sound_comparison, _comparison)
 
-    def put(questions: Sequence[Question], clips: Clips) -> list[Comparison]:
-        return critic.compare(
-            [clips[question.first] for question in questions],
-            [clips[question.second] for question in questions],
-            [question.prompt for question in questions],
-        )
 
-    return AnswerCache(critic, store, put, sound_comparison, _comparison)
+def put_comparisons(
+    critic: PairCritic, questions: Sequence[Question], clips: Clips
+) -> list[Comparison]:
+    """Have a critic compare the videos that are asked about."""
+    return critic.compare(
+        [clips[question.first] for question in questions],
+        [clips[question.second] for question in questions],
+        [question.prompt for question in questions],
+    )
 
 
 def compare(

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 from ipo_lightning.critics.protocols import (
     CombinedCritic,
+    Critic,
+    LatentCritic,
     PairCritic,
     PointCritic,
     Question,
@@ -24,6 +27,8 @@ from ipo_lightning.critics.stage.comparing import (
     tournaments_of,
 )
 from ipo_lightning.critics.stage.rating import (
+    latent_question_of,
+    latent_ratings_of,
     question_of,
     rate,
     ratings_of,
@@ -32,7 +37,7 @@ from ipo_lightning.critics.stage.rating import (
     verdict,
 )
 from ipo_lightning.critics.stage.recorded import RecordedCritique
-from ipo_lightning.errors import within
+from ipo_lightning.errors import InputError, within
 from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.storage.records import AnyVerdict, Candidate, PairVerdict, Verdict
 from ipo_lightning.storage.store import Store
@@ -114,6 +119,11 @@ def critique_of(
     Raises:
         InputError: it is not a critic.
     """
+    if hasattr(critic, "rate_latents"):
+        raise InputError(
+            f"{critic.identity} rates foreseen latents, and no finished videos: it can choose "
+            "among drafts alone (rollout.draft.critic)"
+        )
     kind = kind_of(critic)
     if kind == "compares":
         return PairCritique(critic, store, couples)
@@ -124,6 +134,17 @@ def critique_of(
     return PointCritique(critic, store)
 
 
+def draft_critique_of(
+    critic: Any,
+    store: Store,
+    couples: Couples = Couples(),  # noqa: B008 - frozen
+) -> Critique:
+    """A critic as it is asked about drafts: one of foreseen latents, or any other."""
+    if hasattr(critic, "rate_latents"):
+        return LatentCritique(critic, store)
+    return critique_of(critic, store, couples)
+
+
 class PointCritique:
     """A critic that rates one video at a time."""
 
@@ -131,8 +152,8 @@ class PointCritique:
     base_calls = 1
 
     def __init__(self, critic: PointCritic, store: Store) -> None:
-        self.critic, self.store = critic, store
-        self.ratings = ratings_of(critic, store)
+        self.critic: Critic = critic
+        self.store, self.ratings = store, ratings_of(critic, store)
 
     @property
     def identity(self) -> str:
@@ -165,6 +186,25 @@ class PointCritique:
 
     def calls(self, count: int) -> int:
         return count
+
+
+class LatentCritique(PointCritique):
+    """A critic that rates drafts by their latents, which are not decoded."""
+
+    def __init__(self, critic: LatentCritic, store: Store) -> None:
+        self.critic, self.store = critic, store
+        self.ratings = latent_ratings_of(critic, store)
+
+    def ask(
+        self, candidates: Sequence[Candidate], workers: Workers, device: str, label: str
+    ) -> list[Verdict]:
+        return rate(self.ratings, candidates, workers, device, label, latent_question_of)
+
+    def missing(self, candidates: Sequence[Candidate]) -> int:
+        return self.ratings.missing(candidates, partial(unrated, question=latent_question_of))
+
+    def during_rollout(self, device: str) -> AbstractContextManager[OnCandidates | None]:
+        return nullcontext()
 
 
 class CombinedCritique:

@@ -1,10 +1,15 @@
 """The critique stage of critics that rate one video at a time."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
-from ipo_lightning.critics.protocols import PointCritic, Rating
+import torch
+from safetensors.torch import load as tensors_from_bytes
+from torch import Tensor
+
+from ipo_lightning.critics.protocols import LatentCritic, PointCritic, Rating
 from ipo_lightning.critics.stage.answer_cache import (
     AnswerCache,
     Clips,
@@ -21,7 +26,7 @@ class RatingQuestion(NamedTuple):
     """A video of a prompt that is to be rated."""
 
     video: str
-    """Name (sha256) of its mp4 file."""
+    """Name (sha256) of its mp4 file; for a critic of latents, of their blob."""
     prompt: str
 
 
@@ -32,37 +37,84 @@ Ratings = AnswerCache[RatingQuestion, Rating]
 def ratings_of(critic: PointCritic, store: Store) -> Ratings:
     """The critic's ratings: those in the store, and those that it must yet be asked for."""
 
-    def put(questions: Sequence[RatingQuestion], clips: Clips) -> list[Rating]:
-        videos = [clips[question.video] for question in questions]
-        return critic.rate(videos, [question.prompt for question in questions])
+    return AnswerCache(critic, store, put_ratings, sound_rating, lambda record: Rating(**record))
 
-    return AnswerCache(critic, store, put, sound_rating, lambda record: Rating(**record))
+
+def put_ratings(
+    critic: PointCritic, questions: Sequence[RatingQuestion], clips: Clips
+) -> list[Rating]:
+    """Have a critic rate the videos that are asked about."""
+    videos = [clips[question.video] for question in questions]
+    return critic.rate(videos, [question.prompt for question in questions])
+
+
+def latent_ratings_of(critic: LatentCritic, store: Store) -> Ratings:
+    """The ratings of a critic that sees foreseen latents."""
+    return AnswerCache(critic, store, put_latents, sound_rating, lambda record: Rating(**record),
+                       shown=latents_file)  # fmt: skip
+
+
+def put_latents(
+    critic: LatentCritic, questions: Sequence[RatingQuestion], found: Mapping[str, Any]
+) -> list[Rating]:
+    """Have a critic rate the drafts that are asked about, which were all foreseen alike."""
+    drafts = [found[question.video] for question in questions]
+    level = float(drafts[0].get("noise_level", 0.0))
+    latents = torch.stack([one["latents"] for one in drafts])
+    return critic.rate_latents(latents, level, [question.prompt for question in questions])
+
+
+class LatentsFile(NamedTuple):
+    """A blob of latents that can be sent to another process."""
+
+    content: bytes
+
+    def read(self) -> dict[str, Tensor]:
+        """Its tensors."""
+        return tensors_from_bytes(self.content)
+
+
+def latents_file(store: Store, name: str) -> LatentsFile:
+    """A draft's latents as a critic of latents sees them.
+
+    Raises:
+        LostBlob: they are gone, or were damaged.
+    """
+    return LatentsFile(store.check("latents", name, ".safetensors").read_bytes())
 
 
 def rate(
-    ratings: Ratings, candidates: Sequence[Candidate], workers: Workers, device: str, label: str
+    ratings: Ratings,
+    candidates: Sequence[Candidate],
+    workers: Workers,
+    device: str,
+    label: str,
+    question: "Callable[[Candidate], RatingQuestion] | None" = None,
 ) -> list[Verdict]:
     """Rate a round's candidates: one verdict each, in order."""
-    ratings.fill(candidates, unrated, workers, device, label)
+    asked = question or question_of
+    ratings.fill(candidates, partial(unrated, question=asked), workers, device, label)
     critic = ratings.critic.identity
     return workers.agree(
-        lambda: [verdict(one, critic, ratings.recall(question_of(one))) for one in candidates]
+        lambda: [verdict(one, critic, ratings.recall(asked(one))) for one in candidates]
     )
 
 
 def unrated(
-    candidates: Sequence[Candidate], answered: Callable[[RatingQuestion], bool]
+    candidates: Sequence[Candidate],
+    answered: Callable[[RatingQuestion], bool],
+    question: "Callable[[Candidate], RatingQuestion] | None" = None,
 ) -> list[Unanswered[RatingQuestion]]:
     """The candidates without a rating, by prompt; of equal videos of a prompt the first alone."""
     prompts: dict[str, Unanswered[RatingQuestion]] = {}
     seen: set[RatingQuestion] = set()
     for one in candidates:
-        question = question_of(one)
-        if question not in seen and not answered(question):
-            seen.add(question)
+        asked = (question or question_of)(one)
+        if asked not in seen and not answered(asked):
+            seen.add(asked)
             siblings = prompts.setdefault(one.prompt, Unanswered([], []))
             siblings.candidates.append(one)
-            siblings.questions.append(question)
+            siblings.questions.append(asked)
     return list(prompts.values())
 
 
@@ -98,3 +150,8 @@ def sound_rating(rating: Rating) -> Rating:
 def question_of(candidate: Candidate) -> RatingQuestion:
     """The question that rates a candidate."""
     return RatingQuestion(candidate.video, candidate.prompt)
+
+
+def latent_question_of(candidate: Candidate) -> RatingQuestion:
+    """The question that rates a candidate by its latents."""
+    return RatingQuestion(candidate.latents, candidate.prompt)

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 
 from ipo_lightning.critics.protocols import Comparison, Rating, kind_of
-from ipo_lightning.critics.stage.answer_cache import loaded
+from ipo_lightning.critics.stage.answer_cache import CriticUse, memory_named
 from ipo_lightning.critics.stage.costs import Watched, cost_of
+from ipo_lightning.parallel.computing import Waiting, itself
+from ipo_lightning.parallel.workers import Workers
 from ipo_lightning.video import Clip
 
 SQUARE = 4
@@ -38,22 +40,36 @@ def to_try(critic: Any, video: Watched) -> list[Any]:
     return [critic] if cost_of(critic, video).place == "device" else []
 
 
-def tried(critic: Any, video: Watched, prompt: str, device: str) -> None:
+def tried(
+    critic: Any, video: Watched, prompt: str, device: str, workers: Workers | None = None
+) -> None:
     """Load a critic, ask it about one video, and release it; its answer is not kept.
+
+    Args:
+        workers: each of them does, or their engine once; None: this process.
 
     Raises:
         InputError: it lacks something, or memory.
     """
-    clip = drawn(video)
-    answer: Rating | Comparison
-    with loaded(critic, device), torch.random.fork_rng():
-        if kind_of(critic) == "rates":
-            (answer,) = critic.rate([clip], [prompt])
-        else:
-            still = Clip(clip.frames.flip(0), clip.fps)
-            (answer,) = critic.compare([clip], [still], [prompt])
+    with (
+        memory_named(critic, device),
+        (workers or Workers()).computing(CriticUse(critic, device), 1) as calls,
+        torch.random.fork_rng(),
+    ):
+        if isinstance(calls, Waiting):
+            return
+        answer = calls.finish(calls.start(first_answer, drawn(video), prompt), itself)
     if answer.fault:
         warnings.warn(
             f"{critic.identity} gave no verdict on a trial video ({answer.fault}); others may be "
             "missing too", stacklevel=2,
         )  # fmt: skip
+
+
+def first_answer(critic: Any, clip: Clip, prompt: str) -> Rating | Comparison:
+    """What a critic says of a video, or of it and its reverse."""
+    if kind_of(critic) == "rates":
+        (rating,) = critic.rate([clip], [prompt])
+        return rating
+    (comparison,) = critic.compare([clip], [Clip(clip.frames.flip(0), clip.fps)], [prompt])
+    return comparison
