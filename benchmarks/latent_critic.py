@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=60, help="for training")
     parser.add_argument("--candidates", type=int, default=24, help="of each of them")
     parser.add_argument("--held-out", type=int, default=40, help="prompts to ask about, 16 each")
-    parser.add_argument("--steps", type=int, default=250, help="of the critic's training")
+    parser.add_argument("--steps", type=int, default=400, help="of the critic's training")
     parser.add_argument("--out", type=Path, help="a folder for the trained critic")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -170,7 +170,7 @@ def train_latent_critic(
     prompts_a_step: Count = 8,
     width: Count = 32,
     lr: Positive = 2e-3,
-    weight_decay: NotNegative = 0.1,
+    weight_decay: NotNegative = 0.02,
     seed: int = 0,
 ) -> LatentNet:
     """A network that orders a prompt's videos, at any of the steps, as the critic orders them when
