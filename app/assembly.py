@@ -40,6 +40,7 @@ from ipo_lightning.errors import InputError, within
 from ipo_lightning.evaluation import Evaluation
 from ipo_lightning.exchange.source import LabelSource
 from ipo_lightning.guards import Guards
+from ipo_lightning.hub.cards import started
 from ipo_lightning.labelling import Labelling
 from ipo_lightning.module import PreferenceModule
 from ipo_lightning.parallel.context import check_policy
@@ -48,9 +49,11 @@ from ipo_lightning.rounds import CheckpointFiles, RolloutPlan, RoundStage, round
 from ipo_lightning.rounds.datamodule import PreferenceDataModule
 from ipo_lightning.rounds.drafts import Drafter
 from ipo_lightning.rounds.iteration import IterationCallback
+from ipo_lightning.rounds.served import ServedSampler
 from ipo_lightning.rounds.trainer import check_trainer
 from ipo_lightning.rounds.trial import TrialStage
 from ipo_lightning.sampling import Sampler
+from ipo_lightning.serving.protocols import VideoMaker
 from ipo_lightning.storage.layout import RunDir
 from ipo_lightning.storage.store import Store
 
@@ -120,7 +123,7 @@ def assemble(cfg: DictConfig) -> Parts:
     module = make_module(cfg, policy)
     prompts: Prompts = build(cfg.data.prompts, "data.prompts")
     rollout = make(RolloutPlan, cfg, prompts("train"))
-    sampler = make(Sampler, cfg, policy, store, make_sampling(cfg))
+    sampler = make_sampler(cfg, policy, store, run)
     labelling: Labelling = build(cfg.labelling, "labelling")
     critique = _critique(cfg, labelling, store)
     drafter = make_drafter(cfg, sampler, critique, labelling, module.label_kind)
@@ -352,6 +355,30 @@ def make_sampling(cfg: DictConfig) -> Sampling:
         negative_prompt=cfg.rollout.negative_prompt or "",
         cache=build_cache(cfg.rollout.cache, "rollout.cache", cfg.rollout.steps),
     )
+
+
+def make_sampler(cfg: DictConfig, policy: Policy, store: Store, run: RunDir) -> Sampler:
+    """What makes candidates: here, or on a server.
+
+    Raises:
+        InputError: a server lacks a way to get the policies that it is to serve.
+    """
+    plain = make(Sampler, cfg, policy, store, make_sampling(cfg))
+    if not cfg.rollout.get("served"):
+        return plain
+    server: VideoMaker = build(cfg.rollout.served, "rollout.served")
+    if cfg.round > 1 and not server.takes_policies:
+        raise InputError(
+            f"rollout.served.reload=null with round={cfg.round}: from round 2 on the server would "
+            "go on with the base model; give a command or an address that loads {policy}, name "
+            "{policy} in rollout.served.extra, or give round=1"
+        )
+    if begun := started(OmegaConf.to_container(cfg.backbone, resolve=True)):  # type: ignore[arg-type]
+        raise InputError(
+            f"rollout=served with a run that starts from {begun}: the server cannot be told so; "
+            "merge these weights into a folder for both, and give it as backbone.path"
+        )
+    return ServedSampler(plain, server, run)
 
 
 def build_cache(node: Any, key: str, steps: Any) -> Any:

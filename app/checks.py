@@ -47,6 +47,7 @@ ROLLOUT = {
     "rollout.negative_prompt": Prompt | None,
     "rollout.cache": Object | None,
     "rollout.draft": Mapping[str, Any] | None,
+    "rollout.served": Object | None,
 }
 """What conf/sample.yaml, conf/audit.yaml and conf/train.yaml share."""
 SETTINGS: dict[str, Any] = {

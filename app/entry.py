@@ -58,6 +58,8 @@ PASSING = ("task", "round", "name", "until", "dry_run", "report_only", "debug", 
 """Keys that do not change what a run computes."""
 PLACES = (("critic", "answers"), ("eval_critic", "answers"), ("network", "cache"))
 """Settings that say where something lies that is known by its content, or that saves time."""
+REACHED = ("server", "reload", "wait", "poll", "form")
+"""Settings of ``rollout.served`` that say how a server is reached, and not what it makes."""
 OPTIONAL = ("critic", "eval_critic", "rollout")
 """Groups that sample.py, audit.py and compare.py may do without: Hydra passes over a choice that is
 none."""
@@ -86,6 +88,7 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
 
 LATER = {
     "float32_matmul": "highest",
+    "rollout.served": None,
     **{
         f"rollout.{name}": None
         for name in ("guidance_interval", "guidance_forwards", "attention", "compile")
@@ -120,6 +123,8 @@ def determining(cfg: DictConfig) -> dict[str, Any]:
     for key, value in LATER.items():
         _drop(kept, key.split("."), value)
     rollout = kept.get("rollout") or {}
+    for key in REACHED:
+        (rollout.get("served") or {}).pop(key, None)
     if not any((rollout.get("draft") or {}).values()):
         rollout.pop("draft", None)  # runs of before made none, and do not name it
     kept["trainer"] = {key: cfg.trainer.get(key) for key in TRAINER}

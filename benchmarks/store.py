@@ -159,7 +159,7 @@ def run(overrides: Sequence[str]) -> None:
                 os._exit(0)
             return make_one(self, key, item, *rest)
 
-        Sampler._make = probed  # type: ignore[method-assign]
+        Sampler._make = probed  # type: ignore[method-assign, assignment]
     register_resolvers()
     train(composed(overrides))
     told()

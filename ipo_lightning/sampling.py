@@ -185,6 +185,7 @@ class Sampler:
         workers, precision = runtime.workers, runtime.precision
         todo = workers.agree(lambda: self.missing(policy_fingerprint, items, precision))
         self.embed([item.prompt for item in items], runtime)
+        self._begin(todo, runtime)
 
         def make(item: PromptSeeds) -> Made:
             key = self.key(policy_fingerprint, item, precision)
@@ -212,6 +213,9 @@ class Sampler:
                 for one in self._just_made(policy_fingerprint, item, precision)
             ]
         )
+
+    def _begin(self, todo: Sequence[PromptSeeds], runtime: Runtime) -> None:
+        """What must be ready before the first of the prompts is sampled; on all ranks."""
 
     def _just_made(
         self, policy_fingerprint: str, item: PromptSeeds, precision: str

@@ -41,6 +41,8 @@ LAYERS = {
     "critics": IMPLEMENTATIONS,
     "reward.multimodal": IMPLEMENTATIONS,
     "reward.trained": IMPLEMENTATIONS,
+    "serving": PROTOCOLS,
+    "serving.videos": IMPLEMENTATIONS,
     "shapes": IMPLEMENTATIONS,
     "references": ORCHESTRATION,
     "sampling": ORCHESTRATION,

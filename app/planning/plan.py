@@ -89,6 +89,12 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
         f"a round: {_prompts(parts)} prompts x {parts.rollout.n} candidates = {videos} videos "
         f"{asked}, {told(videos_of(parts, cfg), _prompts(parts))}"
     )
+    if cfg.rollout.get("served"):
+        yield (
+            f"its candidates come from {cfg.rollout.served.server.base_url}: their latents are the "
+            "VAE's encoding of mp4 files, not the sampler's own (docs/rollouts.md), and the hours "
+            "are without them"
+        )
     yield from _few_prompts(parts, cfg)
     yield (
         f"its training: {parts.datamodule.optimizer_steps} updates of {batch} {labels} a {share}, "
@@ -251,7 +257,7 @@ def _hours(estimate: Estimate, parts: Parts, cfg: DictConfig) -> Iterator[str]:
     evaluated = sum(estimate.evaluation_flops(len(one.prompts), one.n, one.sampler.sampling)
                     for one in _evaluations(parts))  # fmt: skip
     flops = {
-        "rollout": _rolled_out(parts, cfg)
+        "rollout": (0 if cfg.rollout.get("served") else _rolled_out(parts, cfg))
         * flops_of_round(estimate, videos_of(parts, cfg), _prompts(parts)),
         "reference errors": rounds * estimate.reference_flops(),
         "training": rounds * estimate.training_flops(),

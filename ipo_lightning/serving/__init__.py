@@ -1,0 +1,1 @@
+"""Servers that make videos, as a source of candidates."""
