@@ -107,6 +107,10 @@ def _lies_in(path: Path, folder: Path) -> bool:
     return folder.resolve() in path.resolve().parents
 
 
+GROUPS = "give ranks: trainer.strategy.ulysses and ring divide each forward among ranks"
+"""Why an engine cannot be had."""
+
+
 def runtime_of(
     trainer: L.Trainer,
     parallel_prompts: int | None = None,
