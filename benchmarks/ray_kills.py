@@ -27,14 +27,14 @@ from tests.helpers.nodes import Nodes, nodes  # noqa: E402
 from train import train  # noqa: E402
 
 WORDS = (
-    "rollout.prompts=12", "rollout.n=3", "rollout.steps=3", "data.optimizer_steps=6",
+    "rollout.prompts=10", "rollout.n=3", "rollout.steps=3", "data.optimizer_steps=6",
     "data.batch_size=2", "labelling.pair_rule.margin=0", "labelling.filters.motion_ratio=0",
-    "evaluation.n=1", "evaluation.split=select", "evaluation.prompts=8", "callbacks.progress=null",
+    "evaluation.n=1", "evaluation.split=select", "evaluation.prompts=6", "callbacks.progress=null",
     "callbacks.videos=null", "callbacks.report=null", "trainer.enable_progress_bar=false",
     "trainer.accelerator=cpu", "logger=none", "name=run", "round=1",
 )  # fmt: skip
-UNITS = 62
-"""Units of such a run, at least: 12 prompts sampled and judged, 8 evaluated by two critics."""
+UNITS = 50
+"""Units of such a run, at least: 10 prompts sampled and judged, 6 evaluated by two critics."""
 FILES = ("candidates.jsonl", "verdicts.jsonl", "pairs.jsonl", "evaluation.jsonl")
 
 

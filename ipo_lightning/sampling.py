@@ -196,13 +196,7 @@ class Sampler:
             if on_candidates is not None and candidates is not None:
                 on_candidates(candidates)
 
-        use = PolicyUse(
-            self.policy,
-            network,
-            runtime.autocast,
-            precision=precision,
-            fingerprint=policy_fingerprint,
-        )
+        use = self._use(policy_fingerprint, network, runtime)
         with workers.computing(use, len(todo)) as calls:
             workers.run_finishing(todo, make, keep, label, "prompts", calls)
         self.policy.release()
@@ -212,6 +206,16 @@ class Sampler:
                 for item in items
                 for one in self._just_made(policy_fingerprint, item, precision)
             ]
+        )
+
+    def _use(self, policy_fingerprint: str, network: nn.Module, runtime: Runtime) -> PolicyUse:
+        """The network, as it samples."""
+        return PolicyUse(
+            self.policy,
+            network,
+            runtime.autocast,
+            precision=runtime.precision,
+            fingerprint=policy_fingerprint,
         )
 
     def _begin(self, todo: Sequence[PromptSeeds], runtime: Runtime) -> None:

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -46,10 +47,20 @@ class Holder:
         self._builder: Builder | None = None
         self._held: Any = None
         self._started: dict[int, Any] = {}
+        self._turn, self._newest = Lock(), -1
 
-    def hold(self, key: str, builder: Builder, version: str, weights: Any) -> Answer:
-        """Build what is not held yet, and give it weights that it has not; the node's id."""
-        return answered(lambda: self._hold(key, builder, version, weights))
+    def hold(self, order: int, key: str, builder: Builder, version: str, weights: Any) -> Answer:
+        """Build what is not held yet, and give it weights that it has not; the node's id.
+
+        Args:
+            order: counts up. Orders may come to be served in any order, as where an actor was
+                started for an earlier stage: an older one is passed over.
+        """
+        with self._turn:
+            if order < self._newest:
+                return Answer()
+            self._newest = order
+            return answered(lambda: self._hold(key, builder, version, weights))
 
     def start(self, token: int, work: Callable[..., Any], args: tuple[Any, ...]) -> Answer:
         """Begin a unit; its result stays here until it is finished."""

@@ -15,10 +15,12 @@ from ipo_lightning.parallel.ray_actor import Answer, Holder, Numerics
 
 LOOK = 0.5
 """Seconds between two looks at the cluster."""
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Seconds without any actor after which somebody is told why."""
 DEATHS = 5
-"""Actors lost one after another before any has loaded what it should hold."""
+"""Times that actors were lost one after another before any has loaded what it should hold."""
+APART = 10.0
+"""Seconds between two such times: a node that is lost takes all of its actors along."""
 AT_ONCE = 2
 """Units under way for each actor: one computes, the other is finished or has its inputs read."""
 CALLS = 8
@@ -82,9 +84,9 @@ class Actors(Elsewhere):
         """Reference of an answer to come -> the actor that loads."""
         self._free: deque[Any] = deque()
         self._load = Load("", None, "", None)
-        self._units, self._deaths = 0, 0
+        self._units, self._deaths, self._last_death = 0, 0, 0.0
         self._failure: Exception | None = None
-        self._tokens = count()
+        self._tokens, self._orders = count(), count()
 
     # ---------------------------------------------------------------- units
 
@@ -204,7 +206,7 @@ class Actors(Elsewhere):
 
     def _begin_loading(self, actor: Any) -> None:
         self._nodes[actor] = None
-        self._loading[actor.hold.remote(*self._load)] = actor
+        self._loading[actor.hold.remote(next(self._orders), *self._load)] = actor
 
     def _tend(self, over: threading.Event) -> None:
         """Look at the cluster until the stage is over."""
@@ -258,7 +260,8 @@ class Actors(Elsewhere):
         try:
             node = _value(self._get(actor, reference))
         except Lost as error:
-            self._deaths += 1
+            if time.monotonic() - self._last_death > APART:
+                self._deaths, self._last_death = self._deaths + 1, time.monotonic()
             failure = _died(error) if self._deaths >= DEATHS else None
         except Exception as error:
             failure = error
@@ -303,6 +306,6 @@ def _value(answer: Answer) -> Any:
 
 def _died(error: Lost) -> InputError:
     return InputError(
-        f"stages=ray: {DEATHS} actors ended one after another while they loaded "
+        f"stages=ray: actors ended {DEATHS} times one after another while they loaded "
         f"({error.__cause__}): have their nodes memory enough? {LOGS}"
     )

@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from ipo_lightning.errors import InputError
@@ -33,7 +33,7 @@ class CriticActors:
     """Most of them; 0: the others hold critics in turn."""
     cpus: NotNegative = 1.0
     gpus: Gpus = None
-    resources: Mapping[str, float] = field(default_factory=dict)
+    resources: Annotated[Mapping[str, float] | None, Null("nothing more")] = None
     """Further ones of Ray's that a node must offer."""
 
 
@@ -129,7 +129,9 @@ class RayEngine:
             self._actors = {"policy": usual, "critic": usual}
             if own := self.critics.workers:
                 demand = Demand(
-                    self.critics.cpus, self._gpus_or(self.critics.gpus), self.critics.resources
+                    self.critics.cpus,
+                    self._gpus_or(self.critics.gpus),
+                    self.critics.resources or {},
                 )
                 self._actors["critic"] = Actors(demand, own, self.retries)
         return self._actors[role]

@@ -34,7 +34,8 @@ from ipo_lightning.storage.store import write_atomically
 
 PAGE, FOLDER = "comparison.html", "comparison"
 OWN = frozenset(("name", "paths", "logger", "callbacks", "task", "until", "dry_run", "report_only",
-                 "debug", "accept_version", "requeue", "push_to_hub", "plan", "round"))  # fmt: skip
+                 "debug", "accept_version", "requeue", "push_to_hub", "plan", "round",
+                 "stages"))  # fmt: skip
 """Settings that change no result."""
 MOST = 4  # settings that are told of a run in the table
 

@@ -60,6 +60,7 @@ def nodes(count: int) -> Iterator[Nodes]:
     try:
         for _ in range(count):
             found.add()
+        cluster._shutdown_at_exit = False  # its signal handlers can be set by the main thread alone
         yield found
     finally:
         cluster.shutdown()
