@@ -65,6 +65,14 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     if not cfg.dry_run and (known := finished_run(cfg)):
         choose(cfg)
         return brought(known, cfg, None)
+    return with_parts(cfg)
+
+
+def with_parts(cfg: DictConfig) -> dict[str, Any] | None:
+    """Bring a run to its round that its files alone do not show to be finished, or show its plan.
+
+    Returns, Raises: see `train`.
+    """
     from app import assembly
     from app.process import settle
 

@@ -66,7 +66,8 @@ def default_settings() -> tuple[dict[str, Any], dict[str, str]]:
             cfg = compose("train", return_hydra_config=True)
             chosen = choices(cfg.hydra.runtime.choices)
             plain = DictConfig({key: cfg._get_node(key) for key in cfg if key != "hydra"})
-            whole = (*SHOWN, "rollout")  # of which settings leave out the drafts that there are not
+            # Settings leave out what these two have at its default.
+            whole = (*SHOWN, "rollout", "evaluation")
             return {**settings(plain), **{key: resolved(plain[key]) for key in whole}}, chosen
     finally:
         GlobalHydra.instance().hydra = running

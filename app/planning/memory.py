@@ -157,6 +157,11 @@ def _check_groups(cfg: DictConfig, degrees: Degrees) -> None:
     count = len(devices) if isinstance(devices, ListConfig) else devices
     if str(count) not in ("auto", "-1"):
         check_world(degrees, int(count) * int(cfg.trainer.num_nodes))
+    if str(cfg.stages._target_).endswith(".RayEngine"):
+        raise InputError(
+            f"stages=ray with trainer.strategy ({degrees}): an actor makes its forwards alone; "
+            "give stages=ranks, or ulysses=1 and ring=1"
+        )
 
 
 def degrees_of(cfg: DictConfig) -> Degrees:

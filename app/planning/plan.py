@@ -75,7 +75,7 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
             made = number or stage == "evaluation"  # the base model is evaluated, nothing else
             row[stage] = ("done" if done[stage] else "to do") if made else ""
         rows.append(row)
-    videos, labels = _prompts(parts) * parts.rollout.n, _labels(parts)
+    labels = _labels(parts)
     batch = cfg.trainer.accumulate_grad_batches * cfg.data.batch_size
     share = "device" if degrees_of(cfg).size == 1 else "group of devices"
     yield f"run {parts.run.path}: {cfg.round} rounds, {parts.module.label_kind} loss"
@@ -83,6 +83,17 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
     if begun := started(OmegaConf.to_container(cfg.backbone, resolve=True)):  # type: ignore[arg-type]
         yield f"round 1 starts from {begun}"
     yield from _imported_rounds(parts, cfg)
+    yield from _candidates(parts, cfg)
+    yield from _few_prompts(parts, cfg)
+    yield (
+        f"its training: {parts.datamodule.optimizer_steps} updates of {batch} {labels} a {share}, "
+        f"{cfg.step} step; reference {REFERENCES[parts.module.reference.answers]}"
+    )
+    yield from _evaluation(parts, cfg)
+
+
+def _candidates(parts: Parts, cfg: DictConfig) -> Iterator[str]:
+    videos = _prompts(parts) * parts.rollout.n
     calls = _critic_calls(parts, cfg)
     asked = "and critic calls" if calls == videos else f"and about {calls} critic calls"
     yield (
@@ -95,11 +106,9 @@ def _work(parts: Parts, cfg: DictConfig) -> Iterator[str]:
             "VAE's encoding of mp4 files, not the sampler's own (docs/rollouts.md), and the hours "
             "are without them"
         )
-    yield from _few_prompts(parts, cfg)
-    yield (
-        f"its training: {parts.datamodule.optimizer_steps} updates of {batch} {labels} a {share}, "
-        f"{cfg.step} step; reference {REFERENCES[parts.module.reference.answers]}"
-    )
+
+
+def _evaluation(parts: Parts, cfg: DictConfig) -> Iterator[str]:
     evaluated = _evaluated(parts)
     critic, judge = (evaluated * one.score_calls for one in _critiques(parts))
     asked = (

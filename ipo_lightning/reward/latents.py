@@ -67,8 +67,8 @@ class LatentSpec(NamedTuple):
 
 
 class LatentNet(nn.Module):
-    """Convolutions over time, height and width, told the noise level; then what each word of the
-    prompt makes of what was seen, added up: prompts of known words may be new.
+    """Convolutions over time, height and width, told the prompt's words and the noise level; then
+    what each word makes of what was seen, added up: prompts of known words may be new.
 
     No layer mixes videos. It knows each place's row and column, so that motion has a direction.
     """
@@ -84,7 +84,7 @@ class LatentNet(nn.Module):
         self.stem = nn.Conv3d(spec.channels + 3, width, 3, padding=1)
         self.blocks = nn.ModuleList(nn.Conv3d(width, width, 3, padding=1) for _ in range(2))
         self.norms = nn.ModuleList(nn.GroupNorm(4, width) for _ in self.blocks)
-        self.level = nn.Linear(1, 4 * width)
+        self.told = nn.Linear(BUCKETS + 1, 4 * width)
         self.drop = nn.Dropout(0.1)
         self.seen = nn.Linear(2 * width, width)
         self.words = nn.Linear(BUCKETS, spec.rewards * width)
@@ -94,7 +94,7 @@ class LatentNet(nn.Module):
         """(N, ...) latents, (N,) noise levels, (N, BUCKETS) `words_of` -> rewards (N, D)."""
         x = (latents.movedim(self.spec.axis, 1).float() - self.mean) / self.std
         hidden = F.silu(self.stem(torch.cat([x, places(x)], 1)))
-        told = self.level(noise_levels[:, None])[..., None, None, None]
+        told = self.told(torch.cat([words, noise_levels[:, None]], 1))[..., None, None, None]
         for block, norm, both in zip(self.blocks, self.norms, told.chunk(2, 1), strict=True):
             scale, shift = both.chunk(2, 1)
             hidden = hidden + F.silu(norm(block(hidden)) * (1 + scale) + shift)
@@ -170,7 +170,7 @@ def train_latent_critic(
     prompts_a_step: Count = 8,
     width: Count = 32,
     lr: Positive = 2e-3,
-    weight_decay: NotNegative = 0.1,
+    weight_decay: NotNegative = 0.02,
     seed: int = 0,
 ) -> LatentNet:
     """A network that orders a prompt's videos, at any of the steps, as the critic orders them when

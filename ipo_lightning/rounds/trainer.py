@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from ipo_lightning.errors import InputError
 from ipo_lightning.guards import alarms
 from ipo_lightning.parallel.computing import Engine
+from ipo_lightning.parallel.context import ContextGroup
 from ipo_lightning.parallel.dealing import shared_counter
 from ipo_lightning.parallel.runtime import Runtime, arithmetic
 from ipo_lightning.parallel.strategies import group_of
@@ -106,10 +107,6 @@ def _lies_in(path: Path, folder: Path) -> bool:
     return folder.resolve() in path.resolve().parents
 
 
-GROUPS = "give ranks: trainer.strategy.ulysses and ring divide each forward among ranks"
-"""Why an engine cannot be had."""
-
-
 def runtime_of(
     trainer: L.Trainer,
     parallel_prompts: int | None = None,
@@ -140,13 +137,22 @@ def runtime_of(
         engine=engine,
     )
     precision = arithmetic(str(trainer.precision))
-    if group is not None and engine is not None:
-        raise InputError(setting="stages", expected=GROUPS)
     if group is not None:
-        workers = replace(workers, peers=group.degrees.size, share=group.share)
+        workers = _in_group(workers, group)
         precision = f"{precision}, {group.degrees}"  # sums are made in another order
     autocast = trainer.precision_plugin.forward_context
     return Runtime(strategy.root_device, precision, autocast, workers)
+
+
+def _in_group(workers: Workers, group: ContextGroup) -> Workers:
+    """The workers where ranks make each forward together."""
+    if workers.engine is not None:
+        raise InputError(
+            setting="stages",
+            expected="trainer.strategy.ulysses and ring divide each forward among ranks: give "
+            "stages=ranks, or ulysses=1 and ring=1",
+        )
+    return replace(workers, peers=group.degrees.size, share=group.share)
 
 
 def cores_of_a_rank(trainer: L.Trainer) -> int:

@@ -120,6 +120,7 @@ REFUSED = {
     f"{GROUP} rollout.batch_size=auto": "rollout.batch_size=auto .* give a number",
     f"{GROUP} rollout.cache={{_target_:diffusers.FirstBlockCacheConfig}}": "leave blocks out",
     f"{GROUP} callbacks.iteration.parallel_prompts=2": "several prompts at a time",
+    f"{GROUP} stages=ray": "makes its forwards alone; give stages=ranks",
 }
 
 

@@ -48,7 +48,7 @@ def rows(count: int, seed: int) -> list[Foreseen]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained critic's folder."""
     place = tmp_path_factory.mktemp("latent")
-    net = train_latent_critic(rows(24, 0), 2, steps=60, prompts_a_step=4, width=8, lr=1e-2)
+    net = train_latent_critic(rows(24, 0), 2, steps=150, prompts_a_step=4, width=8, lr=1e-2)
     save_latent_critic(net, place)
     return place
 
