@@ -4,10 +4,10 @@ python benchmarks/cheaper.py --outputs outputs/cheaper                         s
 python benchmarks/cheaper.py --outputs outputs/cheaper --kinds plain drafted --seeds 1
 
 A row is a way to make candidates: mean over the seeds of the judge's paired gain over the base
-after the last round, of prompts followed, of motion travelled and of the error on real clips beside
-the base's; labels and network evaluations of all rounds, drafts included; the difference of the gain
-from the way that it is compared with, seed by seed, with its 95 % interval (Student's). What is
-finished is not done again.
+after the last round, of prompts followed, of motion travelled and of the error on real clips
+beside the base's; labels and network evaluations of all rounds, drafts included; the difference of
+the gain from the way that it is compared with, seed by seed, with its 95 % interval (Student's).
+What is finished is not done again.
 """
 
 import argparse
