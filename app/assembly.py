@@ -413,6 +413,8 @@ def make_drafter(
             "rollout.draft with labelling.middle=keep: every candidate becomes a label, and would "
             "be made in full as well; give rollout.draft=null, or labelling.middle=drop"
         )
+    if label_kind == "pointwise":
+        _refuse_for_points(labelling, critic, margin)
     if "cache" in cheaper:
         steps = cheaper.get("steps", cfg.rollout.steps)
         cheaper["cache"] = build_cache(cheaper["cache"], "rollout.draft.cache", steps)
@@ -428,6 +430,20 @@ def make_drafter(
         with within("rollout.draft"):
             labelling = build(rules, "labelling")
     return Drafter(drafts, critique, labelling)
+
+
+def _refuse_for_points(labelling: Labelling, critic: object, margin: object) -> None:
+    """Refuse what would not be heeded, or be taken in the units of another critic."""
+    if margin is not None:
+        raise InputError(
+            setting="rollout.draft.margin", value=margin, expected="leave it out: points are made "
+            "by labelling.upper and lower",
+        )  # fmt: skip
+    if critic is not None and labelling.bounds == "score":
+        raise InputError(
+            "rollout.draft.critic with labelling.bounds=score: the bounds are in the units of the "
+            "critic of the finals; give labelling.bounds=quantile"
+        )
 
 
 def _refuse_alone(critic: object, margin: object) -> None:

@@ -90,5 +90,12 @@ def _but_elsewhere(settings: dict[str, Any]) -> dict[str, Any]:
 def _asks_parts(cfg: DictConfig) -> bool:
     """Whether files that parts read belong to the run, or its critic has notes, or it is sent."""
     reads = cfg.data.get("imported") is not None or bool(cfg.regularise.real)
-    critic = cfg.critic.get("_target_")
-    return reads or bool(cfg.push_to_hub) or hasattr(critic and get_object(critic), "notes")
+    return reads or bool(cfg.push_to_hub) or _has_notes(cfg.critic.get("_target_"))
+
+
+def _has_notes(critic: str | None) -> bool:
+    """Whether a critic may have something to tell of a run; so it may where it cannot be found."""
+    try:
+        return hasattr(critic and get_object(critic), "notes")
+    except Exception:  # of whatever its module raises: the critic is then built, and says so
+        return True

@@ -227,7 +227,10 @@ def _evaluated(saved: DictConfig | dict[str, Any]) -> dict[str, Any]:
     """The sampling settings of a run's evaluation."""
     rollout, evaluation = (dict(saved.get(name) or {}) for name in ("rollout", "evaluation"))
     scale = evaluation.get("guidance_scale")
-    return rollout if scale is None else rollout | {"guidance_scale": scale}
+    if scale is None:
+        return rollout
+    dynamic = bool(rollout.get("dynamic_guidance")) and scale > 1
+    return rollout | {"guidance_scale": scale, "dynamic_guidance": dynamic}
 
 
 def batch_of(cfg: DictConfig, size: tuple[int, int, int]) -> int:

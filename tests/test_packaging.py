@@ -59,6 +59,7 @@ def test_what_is_imported_is_required(path: Path) -> None:
     asked = requirements("options", "install_requires")
     optional = requirements("options.extras_require", "critics")
     optional |= requirements("options.extras_require", "gpu")
+    optional |= requirements("options.extras_require", "ray")
     assert distributions(path) <= asked | optional
 
 

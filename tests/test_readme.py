@@ -78,7 +78,7 @@ CHOICES = [tuple(Path(name).with_suffix("").parts[1:]) for name in OWN if name.e
 
 PROGRAMS = (
     r"python (?:train|sample|audit)\.py\b|python -m (?:ipo_lightning|examples)\.|python benchmarks/"
-    r"|torchrun\b|srun\b|make\b"
+    r"|torchrun\b|srun\b(?!.* ray start )|make\b"
 )
 
 

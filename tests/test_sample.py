@@ -365,6 +365,9 @@ def test_the_sampling_of_ipos_authors_is_a_choice(runs: dict[str, Path]) -> None
     guided = OmegaConf.merge(saved, {"evaluation": {"guidance_scale": 3.0}})
     assert chosen(run=guided) == Sampling(2, 3.0)  # as its policies were evaluated
     assert chosen("guidance_scale=2", run=guided) == Sampling(2, 2.0)
+    dynamic = {"rollout": {"guidance_scale": 6.0, "dynamic_guidance": True},
+               "evaluation": {"guidance_scale": 1.0}}  # fmt: skip
+    assert chosen(run=OmegaConf.merge(saved, dynamic)) == Sampling(2)
 
 
 def test_large_videos_are_sampled_one_by_one() -> None:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from diffusers.models import attention_dispatch as dispatch
@@ -21,8 +20,18 @@ from ipo_lightning.policy import Sampling
 
 _one_sampling = Lock()
 """The network is changed for one sampling at a time, however many threads there are."""
-_compiled: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
-"""Block -> its compiled call: compiled once in a process."""
+COMPILED = "_ipo_compiled"
+"""Attribute of a block that has been compiled for rollouts: compiled once in a process."""
+
+
+class Kept:
+    """A block's compiled call, which copies of the block do not have."""
+
+    def __init__(self, call: Any = None) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return Kept, ()
 
 
 @contextmanager
@@ -117,10 +126,11 @@ def compiled(network: nn.Module, wanted: bool | None) -> Iterator[None]:
 
 
 def _compiled_call(block: Any) -> Any:
-    if block not in _compiled:
+    kept = block.__dict__.setdefault(COMPILED, Kept())
+    if kept.call is None:
         block.compile()
-        _compiled[block] = block._compiled_call_impl
-    return _compiled[block]
+        kept.call = block._compiled_call_impl
+    return kept.call
 
 
 # -------------------------------------------------------------------- precision

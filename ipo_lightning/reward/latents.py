@@ -10,7 +10,7 @@ model's latents are the idea of PRFL (arXiv 2511.21541), pruning by them that of
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -28,7 +28,7 @@ from ipo_lightning.errors import InputError
 from ipo_lightning.reward.losses import bradley_terry
 from ipo_lightning.seeds import derive_seed, generator
 from ipo_lightning.settings import AtLeast, Count, NotNegative, Positive, Text, checked
-from ipo_lightning.storage.layout import RoundDir, RunDir, drafts_in
+from ipo_lightning.storage.layout import DraftsDir, RoundDir, RunDir, drafts_in
 from ipo_lightning.storage.records import Verdict
 from ipo_lightning.storage.store import Store, folder_fingerprint
 
@@ -128,23 +128,49 @@ def foreseen_of(run: RunDir, store: Store) -> list[Foreseen]:
     they were foreseen, each list with the critic's own scores of it.
 
     Nothing is computed: latents, noise levels and verdicts are in the store and in the rounds'
-    files. Videos without a score are left out.
+    files. Videos without a score, and drafts that another critic judged, are left out.
+
+    Raises:
+        InputError: they teach nothing.
     """
-    lists = [one for number in run.rounds() for one in (number, drafts_in(number))]
-    return [
-        row
-        for folder in lists
+    rated = [
+        (folder, _verdicts(folder))
+        for number in run.rounds()
+        for folder in (number, drafts_in(number))
         if folder.candidates_file.exists() and folder.verdicts_file.exists()
-        for row in _of_prompts(folder, store)
     ]
+    finals = {one.critic for folder, found in rated if not isinstance(folder, DraftsDir)
+              for one in found.values()}  # fmt: skip
+    known = [
+        (folder, {place: one for place, one in found.items() if one.critic in finals})
+        for folder, found in rated
+    ]
+    named = [set(one.dims) for _, found in known for one in found.values()]
+    dims = sorted(set.intersection(*named)) if named else []
+    rows = [row for folder, found in known for row in _of_prompts(folder, store, found, dims)]
+    if not rows:
+        raise InputError(
+            f"{run.path}: no prompt has two videos with a score, as of a critic that rates; one "
+            "that compares teaches no critic of latents"
+        )
+    return rows
 
 
-def _of_prompts(folder: RoundDir, store: Store) -> Iterator[Foreseen]:
-    verdicts = {
+def _verdicts(folder: RoundDir) -> dict[tuple[int, int], Verdict]:
+    """The scores of a list of candidates, by prompt and number."""
+    return {
         (one.prompt_index, one.candidate): one
         for one in folder.verdicts()
         if isinstance(one, Verdict) and one.score is not None
     }
+
+
+def _of_prompts(
+    folder: RoundDir,
+    store: Store,
+    verdicts: Mapping[tuple[int, int], Verdict],
+    dims: Sequence[str],
+) -> Iterator[Foreseen]:
     for _, of_prompt in groupby(folder.candidates(), key=lambda one: one.prompt_index):
         known = [one for one in of_prompt if (one.prompt_index, one.candidate) in verdicts]
         if len(known) < 2:
@@ -152,7 +178,6 @@ def _of_prompts(folder: RoundDir, store: Store) -> Iterator[Foreseen]:
         rated = [verdicts[one.prompt_index, one.candidate] for one in known]
         tensors = [store.get_tensors("latents", one.latents) for one in known]
         level = tensors[0].get("noise_level", torch.zeros(()))
-        dims = sorted(set.intersection(*(set(one.dims) for one in rated)))
         scores = [[one.score, *(one.dims[name] for name in dims)] for one in rated]
         latents = torch.stack([one["latents"] for one in tensors])[None]
         yield Foreseen(known[0].prompt, latents, [float(level)], torch.tensor(scores))

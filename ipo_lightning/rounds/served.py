@@ -117,7 +117,7 @@ class ServedSampler(Sampler):
             "num_frames": frames,
             "fps": int(fps) if fps == int(fps) else fps,
             "num_inference_steps": self.sampling.steps,
-            "guidance_scale": self.sampling.guidance_scale,
+            "guidance_scale": self.sampling.guidance_scale if self.sampling.guided else 1.0,
             "seed": seed % SEEDS,
         }
         if self.sampling.guided and self.sampling.negative_prompt:
@@ -160,7 +160,9 @@ def check_served(sampling: Sampling) -> None:
     """
     for name, value in sampling.departures.items():
         if name not in IGNORED:
+            setting = {"guided_steps": "guidance_interval", "finish": "prune_at"}.get(name, name)
             raise InputError(
-                f"rollout.{name}={value}: a server is not asked for it; leave it at its default, "
-                "and start the server with it or give rollout.served.extra the server's own field"
+                f"rollout.{setting}={value}: a server is not asked for it; leave it at its "
+                "default, and start the server with it or give rollout.served.extra the server's "
+                "own field"
             )

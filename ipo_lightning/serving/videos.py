@@ -45,6 +45,9 @@ DONE, FAILED = {"completed", "succeeded"}, {"failed", "cancelled", "expired", "e
 OTHER_ADVICE = "a field of the request is not for this server (form, extra)"
 _RELOADING = threading.Lock()
 
+BEING_STARTED = (502, 503, 504)
+"""What stands before a server that is being started answers; it may have lost its policy."""
+
 
 @checked
 class VideoServer:
@@ -83,6 +86,8 @@ class VideoServer:
         self.wait, self.poll = wait, poll
         self._lost = False
         """Whether the server was away, and may have forgotten the policy that it was given."""
+        self._given = 0
+        """How often it was given one again."""
         if own := sorted(OWN_FIELDS & self.extra.keys()):
             raise InputError(setting="extra", value=own[0],
                              expected="leave it out: other settings give it")  # fmt: skip
@@ -163,7 +168,6 @@ class VideoServer:
 
         Raises:
             InputError: the server refuses a request, or a video fails time and again.
-            CriticGone: it asks for more patience than there is.
         """
         kept = {key: policy.filled(value) for key, value in self.extra.items()
                 if policy.round or POLICY not in json.dumps(value)}  # fmt: skip
@@ -185,17 +189,26 @@ class VideoServer:
 
     def _video(self, client: httpx2.Client, fields: Json, policy: ServedPolicy) -> Served:
         def attempt() -> Served:
-            self._give_again(policy)
-            return self._job(client, fields)
+            given = self._give_again(policy)
+            made = self._job(client, fields)
+            if self.reload is not None and (self._lost or self._given != given):
+                raise AskAgain("the server was away meanwhile, and may have lost the policy")
+            return made
 
         return self._patiently(canonical(fields), attempt, f" of the prompt {fields['prompt']!r}")
 
-    def _give_again(self, policy: ServedPolicy) -> None:
-        """Give a server the policy again that was away, and may have been started anew."""
+    def _give_again(self, policy: ServedPolicy) -> int:
+        """Give a server the policy again that was away, and may have been started anew.
+
+        Returns:
+            How often that was done.
+        """
         with _RELOADING:
             if self._lost:
-                self._lost = False
                 self.serve(policy)
+                self._lost = False  # not before: others would ask a server that lacks the policy
+                self._given += 1
+            return self._given
 
     def _job(self, client: httpx2.Client, fields: Json) -> Served:
         """One attempt at a video.
@@ -209,7 +222,16 @@ class VideoServer:
         number = job.get("id")
         if not isinstance(number, str | int):
             raise AskAgain("malformed response")
-        own, until = f"{address}/{number}", time.monotonic() + self.wait
+        own = f"{address}/{number}"
+        try:
+            return self._made(client, own, job)
+        finally:  # its copy there is of no more use
+            with suppress(AskAgain, Away, InputError):
+                self._ask(client, "DELETE", own)
+
+    def _made(self, client: httpx2.Client, own: str, job: Json) -> Served:
+        """The video of a job, once it is finished."""
+        until = time.monotonic() + self.wait
         while (status := str(job.get("status")).lower()) not in DONE:
             if status in FAILED:
                 said = job.get("error") or status
@@ -218,10 +240,7 @@ class VideoServer:
                 raise AskAgain(f"not finished in {self.wait:g} s (wait)")
             time.sleep(self.poll)
             job = self._told(self._ask(client, "GET", own, lost=True))
-        served = _read(self._ask(client, "GET", f"{own}/content", lost=True))
-        with suppress(AskAgain, Away, InputError):  # its copy there is of no more use
-            self._ask(client, "DELETE", own)
-        return served
+        return _read(self._ask(client, "GET", f"{own}/content", lost=True))
 
     def _body(self, fields: Json) -> Json:
         """The arguments of a request: fields of a form, or JSON."""
@@ -241,8 +260,12 @@ class VideoServer:
         """
         key = self.server.key
         headers = {k: v for k, v in key.headers().items() if k != "Content-Type"}
-        with network_errors(self.server.base_url):
-            response = client.request(method, url, headers=headers, **body)
+        try:
+            with network_errors(self.server.base_url):
+                response = client.request(method, url, headers=headers, **body)
+        except Away:
+            self._lost = True
+            raise
         if response.is_success and len(response.content) <= MOST_BYTES:
             return response.content
         if response.is_success:
@@ -251,6 +274,7 @@ class VideoServer:
         if lost and status == 404:
             self._lost = True
             raise AskAgain("the server has forgotten the job")
+        self._lost |= status in BEING_STARTED
         if status in ASK_AGAIN:
             raise AskAgain(f"HTTP {status}", retry_after(response.headers.get("Retry-After")))
         said = f" ({key.cleaned(error.message)})" if error.message else ""
@@ -280,7 +304,6 @@ class VideoServer:
             try:
                 return attempt()
             except Away as away:
-                self._lost = True
                 since = since or time.monotonic()
                 gone = time.monotonic() - since
                 if gone >= self.server.patience:

@@ -35,7 +35,8 @@ GROUPS = {
 GIVEN = {"data=imported": ["data.imported.path=setup.cfg"], "data=file": ["data.prompts.path=x"],
          "critic=reward": ["critic.model=x"], "critic=trained": ["critic.path=x"],
          "audit": ["critic=shapes"], "reference=adapter": ["experiment=shapes_lora"],
-         "critic/vlm=openai": ["critic=ipo_form", "critic.vlm.model=x"]}  # fmt: skip
+         "critic/vlm=openai": ["critic=ipo_form", "critic.vlm.model=x"],
+         "rollout=served": ["rollout.served.model=x"]}  # fmt: skip
 
 
 def places(node: Any, key: str = "") -> Iterator[str]:

@@ -16,6 +16,7 @@ GROUPS = sorted({path.parent.name for path in CONF.glob("*/*.yaml")})
 EVERY = [f"{group}={name}" for group in GROUPS for name in choices_of(group)]
 CHOICES = [choice for choice in EVERY if not choice.startswith(OF_CRITICS)]
 BESIDE = {"reference=adapter": ["experiment=shapes_lora"], "reference=none": ["loss=simpo"],
+          "rollout=served": ["rollout.served.model=tiny"],
           **{f"eval_critic={name}": ["critic=gauges"] for name in choices_of("critic")
              if name.startswith("shapes")}}  # fmt: skip
 """What a choice cannot do without."""

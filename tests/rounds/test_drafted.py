@@ -121,6 +121,16 @@ def test_a_run_without_drafts_is_the_run_that_it_was(small: ComposeTrain) -> Non
         (["rollout.draft=3"], r"rollout\.draft=3"),
         (["rollout.draft.prune_at=2"], r"rollout\.draft\.prune_at=2"),
         (["rollout.draft.margin=1"], r"rollout\.draft\.margin=1: there are no drafts"),
+        (["rollout.draft.steps=2", "rollout.draft.margin=1", "loss=kto"], "points are made by"),
+        (
+            [
+                "rollout.draft.steps=2",
+                "rollout.draft.critic=${critic}",
+                "loss=kto",
+                "labelling.bounds=score",
+            ],
+            "units of the critic of the finals",
+        ),
         (["rollout.draft.steps=2", "rollout.draft.margin=-1"], "margin=-1"),
         (["critic={_target_: tests.rounds.test_drafted.Brightness}"], "among drafts alone"),
         (["rollout=pruned", "rollout.draft.scheduler=dpm"], r"rollout\.draft\.scheduler=dpm"),
@@ -294,11 +304,11 @@ def test_a_kill_between_drafts_and_finals(
             kept: list[Any] = []
             keep = Sampler._keep
 
-            def once(self: Sampler, made: Any) -> Any:
+            def once(self: Sampler, made: Any, calls: Any) -> Any:
                 kept.append(made)
                 if sum(bool(one.item.numbers) for one in kept) > 1:
                     raise Killed
-                return keep(self, made)
+                return keep(self, made, calls)
 
             patch.setattr(Sampler, "_keep", once)
         with pytest.raises(Killed):
@@ -307,7 +317,12 @@ def test_a_kill_between_drafts_and_finals(
     made: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
         keep = Sampler._keep
-        patch.setattr(Sampler, "_keep", lambda self, one: (made.append(one), keep(self, one))[1])
+
+        def seen(self: Sampler, one: Any, calls: Any) -> Any:
+            made.append(one)
+            return keep(self, one, calls)
+
+        patch.setattr(Sampler, "_keep", seen)
         train(cfg)
     assert files_of(cfg) == files_of(labelled)
     assert all(one.item.numbers for one in made)  # no draft was made again
