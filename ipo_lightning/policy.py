@@ -516,7 +516,7 @@ def put_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 class PolicyUse:
-    """A policy's network as units are computed with it, a `Use`: here, or built elsewhere.
+    """A policy's network as units are computed with it, a ``Use``: here, or built elsewhere.
 
     Args:
         policy: the model family.
@@ -555,7 +555,7 @@ class PolicyUse:
 
 
 class PolicyBuilder(NamedTuple):
-    """Builds a policy's network from the base model's files; a `Builder`."""
+    """Builds a policy's network from the base model's files; a ``Builder``."""
 
     policy: Policy
     autocast: Autocast

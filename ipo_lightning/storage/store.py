@@ -394,7 +394,7 @@ class Store:
         return None
 
     def mark_used(self, kind: str, key: str) -> None:
-        """Note by its time that a record is in use, at most once an hour: see `garbage`."""
+        """Note by its time that a record is in use, at most once an hour: see garbage."""
         place = self._place(kind, key, ".json")
         with suppress(OSError):  # gone meanwhile, or the store may only be read
             if time.time() - os.stat(place).st_mtime > USED:
