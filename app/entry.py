@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -162,8 +163,10 @@ def settings_but_batches(cfg: DictConfig) -> dict[str, Any]:
     found = settings(cfg)
     devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
     if isinstance(devices, int) and devices > 0:
+        group = math.prod(OmegaConf.select(cfg, f"trainer.strategy.{name}", default=1)
+                          for name in ("ulysses", "ring"))  # fmt: skip
         batch = found["data"].pop("batch_size") * found["trainer"].pop("accumulate_grad_batches")
-        found["labels an update"] = batch * devices * nodes
+        found["labels an update"] = batch * devices * nodes // group
     return found
 
 

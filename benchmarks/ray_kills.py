@@ -63,7 +63,7 @@ class Kills:
         return taken
 
     def _kill(self, node: str) -> None:
-        if node not in self.cluster.ids():
+        if node in self.done or node not in self.cluster.ids():
             return  # of an actor that another kill has taken along
         after = self.rng.uniform(0, 0.5)
         self.done.append(node)

@@ -545,7 +545,7 @@ class PolicyUse:
     def sent(self) -> Sent:
         """Its trained weights are sent, an adapter's alone where there is one."""
         weights = whole_tensors(trained_weights(self.network))
-        builder = PolicyBuilder(self.policy, self.autocast)
+        builder = PolicyBuilder(self.policy, self.autocast, self.device.type)
         return Sent("policy", self._key, builder, self._fingerprint, partial(_on_cpu, weights))
 
     @property
@@ -559,9 +559,22 @@ class PolicyBuilder(NamedTuple):
 
     policy: Policy
     autocast: Autocast
+    """Of the sender's kind of device: on another it would do nothing."""
+    kind: str
+    """The sender's kind of device."""
 
     def build(self, device: str) -> PolicyUse:
-        """With the base weights."""
+        """With the base weights.
+
+        Raises:
+            InputError: the device is of another kind than the sender's, and has other bits.
+        """
+        if torch.device(device).type != self.kind:
+            raise InputError(
+                f"stages=ray: an actor has {device}, but the training runs on {self.kind}: results "
+                "differ, and mixed precision would not hold there; give stages.gpus=1 (or 0), or "
+                "trainer.accelerator of the actors' kind"
+            )
         network = self.policy.build(torch.device(device)).eval()
         return PolicyUse(self.policy, network, self.autocast)
 

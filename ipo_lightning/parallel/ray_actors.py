@@ -38,7 +38,8 @@ class Demand(NamedTuple):
     def fits(self, node: Mapping[str, float]) -> int:
         """How many of them a node has room for, with nothing else on it."""
         needs = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
-        return min(int(node.get(name, 0) / n + 1e-6) for name, n in needs.items() if n)
+        rooms = [int(node.get(name, 0) / n + 1e-6) for name, n in needs.items() if n]
+        return min(rooms, default=0)
 
 
 class Load(NamedTuple):
@@ -227,7 +228,7 @@ class Actors(Elsewhere):
         import ray
 
         nodes = {one["NodeID"]: one["Resources"] for one in ray.nodes() if one["Alive"]}
-        gone = [one for one, node in self._nodes.items() if node and node not in nodes]
+        gone = [one for one, node in [*self._nodes.items()] if node and node not in nodes]
         for actor in gone:
             self._lose(actor)
         room = sum(map(self.demand.fits, nodes.values())) if self.most is None else self.most

@@ -123,23 +123,32 @@ class RayEngine:
 
     def _actors_of(self, role: Role) -> Actors:
         if not self._actors:
-            usual = Actors(
-                Demand(self.cpus, self._gpus_or(self.gpus), {}), self.workers, self.retries
-            )
+            usual = Actors(self._demand(self.cpus, self.gpus, {}), self.workers, self.retries)
             self._actors = {"policy": usual, "critic": usual}
             if own := self.critics.workers:
-                demand = Demand(
-                    self.critics.cpus,
-                    self._gpus_or(self.critics.gpus),
-                    self.critics.resources or {},
-                )
+                asked = self.critics
+                demand = self._demand(asked.cpus, asked.gpus, asked.resources or {})
                 self._actors["critic"] = Actors(demand, own, self.retries)
         return self._actors[role]
 
-    def _gpus_or(self, gpus: float | None) -> float:
+    def _demand(self, cpus: float, gpus: float | None, resources: Mapping[str, float]) -> Demand:
+        """What an actor takes; without a number, a GPU where the cluster has one.
+
+        Raises:
+            InputError: it takes nothing, or a part of a GPU beside a whole one.
+        """
         import ray
 
-        return gpus if gpus is not None else float(ray.cluster_resources().get("GPU", 0) >= 1)
+        if gpus is None:
+            gpus = float(ray.cluster_resources().get("GPU", 0) >= 1)
+        if gpus > 1 and gpus != int(gpus):
+            raise InputError(setting="stages.gpus", value=gpus,
+                             expected="give a whole number, or a part of one GPU")  # fmt: skip
+        if not (cpus or gpus or any(resources.values())):
+            raise InputError(
+                setting="stages.cpus", value=cpus, expected="an actor takes nothing; give a number"
+            )
+        return Demand(cpus, gpus, resources)
 
     def _connect(self) -> None:
         """Join the cluster, or start one, where this process has not."""

@@ -103,7 +103,8 @@ def draws_of(config: Row, labels: int) -> tuple[int | None, int | None]:
     if any(not isinstance(value, int) or value < 1 for value in values):
         return None, None
     *factors, steps = values
-    a_step, passes = math.prod(factors), setting(config, "data.max_passes")
+    group = [setting(config, f"trainer.strategy.{name}") or 1 for name in ("ulysses", "ring")]
+    a_step, passes = math.prod(factors) // math.prod(group), setting(config, "data.max_passes")
     made = min(steps, -(-passes * labels // a_step)) if isinstance(passes, int) else steps
     return steps * a_step, made * a_step
 

@@ -35,11 +35,13 @@ def _record(target: Path, summary: Path, made_of: str) -> dict[str, str]:
     return {"made_of": made_of, **files}
 
 
-def made_of(run: Run, find: Callable[[str], Path], command: str | None) -> str:
+def made_of(
+    run: Run, find: Callable[[str], Path], command: str | None, folder: Path | None = None
+) -> str:
     """Fingerprint of all that a page shows: the run's files, its videos' sizes, and the code."""
     videos = sorted({name for name in _videos(run)})
     sizes = [_size(find(name)) for name in videos]
-    plots = sorted(path.name for path in (run.path / FOLDER).glob("*.png"))
+    plots = sorted(path.name for path in (folder or run.path / FOLDER).glob("*.png"))
     return fingerprint([repr(run), videos, sizes, plots, command, _code()])
 
 

@@ -56,7 +56,7 @@ def write_report(
         from ipo_lightning.report.plots import write_plots
 
         write_plots(run, folder)
-    text, made = folder / "report.md", made_of(run, find, command)
+    text, made = folder / "report.md", made_of(run, find, command, folder)
     if not is_made(target, text, made):
         write_atomically(text, encoded(markdown(run, folder, command)))
         write_atomically(target, encoded(page(run, find, command)))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.run_lock import held
@@ -62,13 +63,21 @@ def collect(
 
 def _references(runs: Sequence[RunDir]) -> References:
     """What runs refer to, the prompt that guidance leads away from among it."""
-    found = references_of(runs)
-    for run in runs:
-        if run.config_file.exists():
-            rollout = read_settings(run.config_file, "restore it").get("rollout")
-            negative = rollout.get("negative_prompt") if isinstance(rollout, dict) else None
-            found.prompts.add(str(negative or ""))
+    settings = [_settings(run) for run in runs]
+    policies = [run for run, own in zip(runs, settings, strict=True) if own.get("task") != "critic"]
+    found = references_of(policies)
+    for own in settings:
+        rollout, terms = own.get("rollout"), own.get("regularise")
+        negative = rollout.get("negative_prompt") if isinstance(rollout, dict) else None
+        found.prompts.add(str(negative or ""))
+        if isinstance(terms, dict) and terms.get("real"):
+            found.all_bases = False  # its captions are in no file of the run: all texts are kept
     return found
+
+
+def _settings(run: RunDir) -> dict[str, Any]:
+    """Of a run; none where it has no config.yaml."""
+    return read_settings(run.config_file, "restore it") if run.config_file.exists() else {}
 
 
 @contextmanager

@@ -246,15 +246,28 @@ def delete(found: Garbage) -> tuple[int, int]:
 
     Returns:
         Files and bytes that were deleted.
+
+    Raises:
+        InputError: some could not be deleted; the others are.
     """
     spared: set[str] = set()
+    failed: list[OSError] = []
     files = size = 0
     for one in (*found.records, *found.blobs, *found.leftovers):
         if one.name in spared or _used_since(one):
             spared.update(one.blobs)
             continue
-        one.path.unlink(missing_ok=True)
+        try:
+            one.path.unlink(missing_ok=True)
+        except OSError as error:
+            failed.append(error)
+            spared.update(one.blobs)
+            continue
         files, size = files + 1, size + one.size
+    if failed:
+        raise InputError(
+            f"{len(failed)} files could not be deleted ({failed[0]}), {files} others were"
+        )
     return files, size
 
 
