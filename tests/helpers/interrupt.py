@@ -6,6 +6,8 @@ from typing import Any
 
 import lightning as L
 
+from ipo_lightning.rounds.rollout import RolloutStage
+from ipo_lightning.rounds.stage import Round
 from ipo_lightning.sampling import Sampler
 
 
@@ -15,6 +17,8 @@ class At(L.Callback):
     Args:
         optimizer_steps: global; None for no such moment.
         videos_of: units of videos that this process makes; None for no such moment.
+        rollout: of a round: its units alone are counted, since ranks do not know how many units of
+            other stages are dealt to them. None: all units.
         rank: of the process that does it; None: all do.
     """
 
@@ -22,27 +26,39 @@ class At(L.Callback):
         self,
         optimizer_steps: int | None = None,
         videos_of: int | None = None,
+        rollout: int | None = None,
         rank: int | None = None,
     ) -> None:
         self.optimizer_steps, self.videos_of, self.rank = optimizer_steps, videos_of, rank
+        self.rollout, self.made, self.counting = rollout, 0, rollout is None
 
     def act(self) -> None:
         """What is done."""
         raise NotImplementedError
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        original, made = Sampler._make, iter(range(1, 10**6))
+        original, run = Sampler._make, RolloutStage.run
 
         def make(*args: Any) -> Any:
-            if next(made) == self.videos_of and self.rank in (None, trainer.global_rank):
+            self.made += self.counting
+            if (
+                self.counting
+                and self.made == self.videos_of
+                and self.rank in (None, trainer.global_rank)
+            ):
                 self.act()
             return original(*args)
 
-        Sampler._make = make  # type: ignore[method-assign]
-        self.original = original
+        def counted(stage: RolloutStage, round: Round) -> None:
+            self.counting = self.rollout in (None, round.number)
+            run(stage, round)
+            self.counting = self.rollout is None
+
+        Sampler._make, RolloutStage.run = make, counted  # type: ignore[method-assign]
+        self.original, self.run = original, run
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        Sampler._make = self.original  # type: ignore[method-assign]
+        Sampler._make, RolloutStage.run = self.original, self.run  # type: ignore[method-assign]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.optimizer_steps and self.rank in (None, trainer.global_rank):

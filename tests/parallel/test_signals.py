@@ -138,9 +138,9 @@ def test_a_slurm_job_saves_is_requeued_and_goes_on(
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_processes_leave_together(tmp_path: Path, rank: int) -> None:
     """Whichever rank hears of it, in the training (0) or in the rollout (1)."""
-    when = "optimizer_steps:2" if rank == 0 else "videos_of:3"
+    when = "optimizer_steps:2" if rank == 0 else "rollout:1,videos_of:1"
     words = [
-        "rollout.prompts=2", "rollout.n=2", "rollout.steps=2", "data.optimizer_steps=4",
+        "rollout.prompts=4", "rollout.n=2", "rollout.steps=2", "data.optimizer_steps=4",
         "data.batch_size=1", "labelling.pair_rule.margin=0", "labelling.filters.motion_ratio=0",
         "evaluation.n=1", "evaluation.split=select", "evaluation.prompts=4", "logger=none",
         "callbacks.progress=null", "callbacks.videos=null", "trainer=ddp", "trainer.devices=2",

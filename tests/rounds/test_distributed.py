@@ -70,8 +70,12 @@ def lines(outputs: Path) -> list[dict[str, Any]]:
 
 
 CRASHES = {
-    # Lost in round 1's training, then in round 2's rollout, then let alone.
-    "ddp": {"optimizer_steps:3": "round_2", "videos_of:4": "round_2/candidates.jsonl"},
+    # Lost in round 1's training, then in round 2's rollout (of its three units one rank begins a
+    # second one), then let alone.
+    "ddp": {
+        "optimizer_steps:3": "round_2",
+        "rollout:2,videos_of:2": "round_2/candidates.jsonl",
+    },
     "fsdp": {"optimizer_steps:3": "round_1/policy.json"},
 }
 """Where runs are lost, and what is not there yet."""
