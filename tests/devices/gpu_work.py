@@ -109,7 +109,9 @@ def _let_run_alone(module: PreferenceModule) -> None:
     optimizer = SimpleNamespace(param_groups=[{"lr": 1e-5}])
     alone: dict[str, Any] = {
         "all_gather": lambda one: one[None], "log_dict": lambda *_, **__: None,
-        "_trainer": SimpleNamespace(optimizers=[optimizer]),
+        "_trainer": SimpleNamespace(
+            optimizers=[optimizer], strategy=None, global_rank=0, world_size=1
+        ),
     }  # fmt: skip
     vars(module).update(alone)
     module.health.to(CUDA)
