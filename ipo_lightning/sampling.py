@@ -179,9 +179,9 @@ class Sampler:
     ) -> list[Candidate]:
         """All candidates of the prompts; what the store lacks is sampled with ``network``.
 
-        ``on_candidates`` is called with the candidates of each prompt made, once the store has
-        them.
+        ``on_candidates`` gets the candidates of each prompt made, once the store has them.
         """
+        runtime = self._shared(policy_fingerprint, items, runtime)
         workers, precision = runtime.workers, runtime.precision
         todo = workers.agree(lambda: self.missing(policy_fingerprint, items, precision))
         self.embed([item.prompt for item in items], runtime)
@@ -217,6 +217,11 @@ class Sampler:
             precision=runtime.precision,
             fingerprint=policy_fingerprint,
         )
+
+    def _shared(
+        self, policy_fingerprint: str, items: Sequence[PromptSeeds], runtime: Runtime
+    ) -> Runtime:
+        return runtime  # how the prompts are shared by ranks and threads
 
     def _begin(self, todo: Sequence[PromptSeeds], runtime: Runtime) -> None:
         """What must be ready before the first of the prompts is sampled; on all ranks."""
@@ -308,8 +313,7 @@ class Sampler:
                             for name in item.starts])  # fmt: skip
 
     def _keep(self, made: Made, calls: Calls) -> list[Candidate] | None:
-        """What the CPU and the disk do; the record comes last, when all it names is there. None:
-        another rank keeps them."""
+        """What the CPU and the disk do, the record last. None: another rank keeps them."""
         done: Encoded | None = calls.finish(made.rendered, partial(encoded, lossless=self.lossless))
         if done is None:
             return None

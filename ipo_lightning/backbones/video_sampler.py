@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -155,9 +155,7 @@ class VideoSampler(ABC):
         steps are denoised once, for one video with noise of its own. Each candidate takes the clean
         latents predicted at the last of them, adds the noise of its seed, and goes on alone.
         """
-        batch = self._checked(network, seeds, text, negative, sampling)
-        if start is not None:
-            batch = batch._replace(start=start.to(batch.text.device))
+        batch = self._checked(Batch(network, seeds, text, negative, sampling, start))
         with self._for_rollout(batch):
             shared_x0 = self._shared_x0(batch) if sampling.shared_steps else None
             return self._by_rows(batch, lambda rows: self._denoise(rows, shared_x0))
@@ -172,28 +170,25 @@ class VideoSampler(ABC):
         sampling: Sampling,
     ) -> Foreseen:
         """See `Policy.foresee`."""
-        batch = self._checked(network, seeds, text, negative, sampling)
+        batch = self._checked(Batch(network, seeds, text, negative, sampling))
         with self._for_rollout(batch):
             x0, latents = self._by_rows(batch, self._foresee).unbind(1)
         scheduler = self.batch_scheduler(sampling, batch.seeds, 0, batch.text.device)
         last = max((_stop_of(sampling) - 1, *sampling.finishing))
         return Foreseen(x0, latents, scheduler.noise_level(last))
 
-    def _checked(
-        self,
-        network: nn.Module,
-        seeds: Sequence[int],
-        text: Tensor,
-        negative: Tensor | None,
-        sampling: Sampling,
-    ) -> Batch:
+    def _checked(self, batch: Batch) -> Batch:
         """All videos of a call, on the network's device."""
+        sampling, start = batch.sampling, batch.start
         self.check_sampling(sampling)
-        _check_prompts(text, negative, sampling)
-        device = next(network.parameters()).device
-        text = text.to(device).expand(len(seeds), -1, -1)
-        negative = negative.to(device) if negative is not None and sampling.guided else None
-        return Batch(network, seeds, text, negative, sampling)
+        _check_prompts(batch.text, batch.negative, sampling)
+        device = next(batch.network.parameters()).device
+        guided = batch.negative is not None and sampling.guided
+        return batch._replace(
+            text=batch.text.to(device).expand(len(batch.seeds), -1, -1),
+            negative=cast(Tensor, batch.negative).to(device) if guided else None,
+            start=None if start is None else start.to(device),
+        )
 
     def _by_rows(self, batch: Batch, work: Callable[[Batch], Tensor]) -> Tensor:
         """The results of all videos, as many at once as the sampling says."""

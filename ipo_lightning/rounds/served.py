@@ -5,13 +5,13 @@ what the VAE and the file lose (docs/rollouts.md). Policies are evaluated with v
 sampled here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from threading import Lock
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.computing import Calls
@@ -21,7 +21,6 @@ from ipo_lightning.policy import PolicyUse, Sampling
 from ipo_lightning.sampling import Made, PromptSeeds, Rendered, Sampler
 from ipo_lightning.serving.protocols import ServedPolicy, VideoMaker
 from ipo_lightning.storage.layout import RunDir
-from ipo_lightning.storage.records import Candidate
 from ipo_lightning.storage.store import fingerprint
 from ipo_lightning.video import Clip
 
@@ -61,23 +60,16 @@ class ServedSampler(Sampler):
         own = super().key(policy_fingerprint, item, precision)
         return fingerprint({"sampler": own, "served": self.server.identity})
 
-    def generate(
-        self,
-        policy_fingerprint: str,
-        items: Sequence[PromptSeeds],
-        network: nn.Module,
-        runtime: Runtime,
-        label: str,
-        on_candidates: Callable[[Sequence[Candidate]], object] | None = None,
-    ) -> list[Candidate]:
-        """See `Sampler.generate`; as many prompts at once as the server is sent videos of."""
+    def _shared(
+        self, policy_fingerprint: str, items: Sequence[PromptSeeds], runtime: Runtime
+    ) -> Runtime:
+        """As many prompts at once as the server is sent videos of; each rank asks for whole ones:
+        no forward is shared, and none is made elsewhere."""
         self._serving = self._policy_of(policy_fingerprint)
         videos = max((len(item.seeds) for item in items), default=1)
         threads = max(1, self.server.concurrency // videos)
-        # Each rank asks for whole prompts: no forward is shared, and none is made elsewhere.
         workers = replace(runtime.workers, threads=threads, peers=1, engine=None)
-        busy = replace(runtime, workers=workers)
-        return super().generate(policy_fingerprint, items, network, busy, label, on_candidates)
+        return replace(runtime, workers=workers)
 
     def _begin(self, todo: Sequence[PromptSeeds], runtime: Runtime) -> None:
         """The server gets the policy before the first video is asked for."""

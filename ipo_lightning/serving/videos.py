@@ -136,11 +136,11 @@ class VideoServer:
             self._run_command(policy)
 
     def _post_policy(self, policy: ServedPolicy) -> None:
-        told = {"policy": policy.path, "fingerprint": policy.fingerprint, "round": policy.round}
+        given = {"policy": policy.path, "fingerprint": policy.fingerprint, "round": policy.round}
         with self._client() as client:
             self._patiently(
-                canonical(told),
-                lambda: self._ask(client, "POST", str(self.reload), json=told, timeout=self.wait),
+                canonical(given),
+                lambda: self._ask(client, "POST", str(self.reload), json=given, timeout=self.wait),
             )
 
     def _run_command(self, policy: ServedPolicy) -> None:
@@ -218,7 +218,7 @@ class VideoServer:
             InputError: the server refuses the request.
         """
         address = self.server.base_url + PATH
-        job = self._told(self._ask(client, "POST", address, **self._body(fields)))
+        job = told(self._ask(client, "POST", address, **body_of(self.form, fields)))
         number = job.get("id")
         if not isinstance(number, str | int):
             raise AskAgain("malformed response")
@@ -239,16 +239,8 @@ class VideoServer:
             if time.monotonic() > until:
                 raise AskAgain(f"not finished in {self.wait:g} s (wait)")
             time.sleep(self.poll)
-            job = self._told(self._ask(client, "GET", own, lost=True))
+            job = told(self._ask(client, "GET", own, lost=True))
         return _read(self._ask(client, "GET", f"{own}/content", lost=True))
-
-    def _body(self, fields: Json) -> Json:
-        """The arguments of a request: fields of a form, or JSON."""
-        if self.form == "json":
-            return {"json": fields}
-        texts = {key: value if isinstance(value, str) else json.dumps(value)
-                 for key, value in fields.items()}  # fmt: skip
-        return {"files": {key: (None, value.encode()) for key, value in texts.items()}}
 
     def _ask(
         self, client: httpx2.Client, method: str, url: str, *, lost: bool = False, **body: Any
@@ -279,19 +271,6 @@ class VideoServer:
             raise AskAgain(f"HTTP {status}", retry_after(response.headers.get("Retry-After")))
         said = f" ({key.cleaned(error.message)})" if error.message else ""
         raise InputError(f"{url}: {status}{said}: {ADVICE.get(status, OTHER_ADVICE)}")
-
-    @staticmethod
-    def _told(body: bytes) -> Json:
-        """A job as a server tells of it.
-
-        Raises:
-            AskAgain: it does not.
-        """
-        with suppress(ValueError, RecursionError):
-            job = json.loads(body)
-            if isinstance(job, dict):
-                return job
-        raise AskAgain("malformed response")
 
     def _patiently(self, content: bytes, attempt: Callable[[], T], what: str = "") -> T:
         """Try until it succeeds, as often and as long as the server's settings allow.
@@ -335,3 +314,25 @@ def _read(file: bytes) -> Served:
         except InputError as error:
             said = str(error).replace(held.name, "")
             raise AskAgain(f"unreadable video: {said[:200]}") from error
+
+
+def body_of(form: str, fields: Json) -> Json:
+    """The arguments of a request: fields of a form, or JSON."""
+    if form == "json":
+        return {"json": fields}
+    texts = {key: value if isinstance(value, str) else json.dumps(value)
+             for key, value in fields.items()}  # fmt: skip
+    return {"files": {key: (None, value.encode()) for key, value in texts.items()}}
+
+
+def told(body: bytes) -> Json:
+    """A job as a server tells of it.
+
+    Raises:
+        AskAgain: it does not.
+    """
+    with suppress(ValueError, RecursionError):
+        job = json.loads(body)
+        if isinstance(job, dict):
+            return job
+    raise AskAgain("malformed response")

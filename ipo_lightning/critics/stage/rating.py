@@ -30,6 +30,11 @@ class RatingQuestion(NamedTuple):
     prompt: str
 
 
+def question_of(candidate: Candidate) -> RatingQuestion:
+    """The question that rates a candidate."""
+    return RatingQuestion(candidate.video, candidate.prompt)
+
+
 Ratings = AnswerCache[RatingQuestion, Rating]
 """The ratings of one critic."""
 
@@ -89,27 +94,26 @@ def rate(
     workers: Workers,
     device: str,
     label: str,
-    question: "Callable[[Candidate], RatingQuestion] | None" = None,
+    question: Callable[[Candidate], RatingQuestion] = question_of,
 ) -> list[Verdict]:
     """Rate a round's candidates: one verdict each, in order."""
-    asked = question or question_of
-    ratings.fill(candidates, partial(unrated, question=asked), workers, device, label)
+    ratings.fill(candidates, partial(unrated, question=question), workers, device, label)
     critic = ratings.critic.identity
     return workers.agree(
-        lambda: [verdict(one, critic, ratings.recall(asked(one))) for one in candidates]
+        lambda: [verdict(one, critic, ratings.recall(question(one))) for one in candidates]
     )
 
 
 def unrated(
     candidates: Sequence[Candidate],
     answered: Callable[[RatingQuestion], bool],
-    question: "Callable[[Candidate], RatingQuestion] | None" = None,
+    question: Callable[[Candidate], RatingQuestion] = question_of,
 ) -> list[Unanswered[RatingQuestion]]:
     """The candidates without a rating, by prompt; of equal videos of a prompt the first alone."""
     prompts: dict[str, Unanswered[RatingQuestion]] = {}
     seen: set[RatingQuestion] = set()
     for one in candidates:
-        asked = (question or question_of)(one)
+        asked = question(one)
         if asked not in seen and not answered(asked):
             seen.add(asked)
             siblings = prompts.setdefault(one.prompt, Unanswered([], []))
@@ -145,11 +149,6 @@ def sound_rating(rating: Rating) -> Rating:
         certainty=finite_certainty(rating.certainty),
         fault=fault,
     )
-
-
-def question_of(candidate: Candidate) -> RatingQuestion:
-    """The question that rates a candidate."""
-    return RatingQuestion(candidate.video, candidate.prompt)
 
 
 def latent_question_of(candidate: Candidate) -> RatingQuestion:
