@@ -10,11 +10,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from app.checkpoint_settings import SettingsInCheckpoints
-from app.entry import (
-    build,
-    one_line,
-    within_clone,
-)
+from app.entry import build, degrees_of, one_line, within_clone
 from app.held_out import evaluated_prompts
 from app.identity import (
     Identity,
@@ -24,7 +20,6 @@ from app.identity import (
 from app.keys import make
 from app.loggers import built_as, loggers_of
 from app.output import emit, in_json
-from app.planning.memory import degrees_of
 from app.process import accelerator_of
 from callbacks.progress import StageLog
 from callbacks.stopping import GuardStopping

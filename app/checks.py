@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from app.entry import none_lacking
+from app.entry import degrees_of, none_lacking
 from app.loggers import check_loggers
-from app.planning.memory import check_memory, check_precision, degrees_of, shards
+from app.planning.memory import check_memory, check_precision, shards
 from app.signatures import check_settings
 from app.twins import refuse_twins
 from ipo_lightning.errors import InputError

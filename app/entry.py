@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import shlex
@@ -34,6 +33,7 @@ from app.later import load_later
 from app.quoting import quoted
 from app.renamed import old_name
 from ipo_lightning.errors import InputError, pipe_may_close, within
+from ipo_lightning.parallel.degrees import Degrees
 from ipo_lightning.parallel.signals import Stopped, stop_signals
 from ipo_lightning.settings import signature_of
 from ipo_lightning.storage.writing import cause
@@ -163,11 +163,18 @@ def settings_but_batches(cfg: DictConfig) -> dict[str, Any]:
     found = settings(cfg)
     devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
     if isinstance(devices, int) and devices > 0:
-        group = math.prod(OmegaConf.select(cfg, f"trainer.strategy.{name}", default=1)
-                          for name in ("ulysses", "ring"))  # fmt: skip
         batch = found["data"].pop("batch_size") * found["trainer"].pop("accumulate_grad_batches")
-        found["labels an update"] = batch * devices * nodes // group
+        found["labels an update"] = batch * devices * nodes // degrees_of(cfg).size
     return found
+
+
+def degrees_of(cfg: DictConfig) -> Degrees:
+    """How many devices make a forward together (context parallelism)."""
+    strategy = cfg.trainer.strategy
+    if not isinstance(strategy, DictConfig):
+        return Degrees()
+    with within("trainer.strategy"):
+        return Degrees(strategy.get("ulysses", 1), strategy.get("ring", 1))
 
 
 def run_name(*, _root_: DictConfig) -> str:

@@ -19,8 +19,8 @@ from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from app.assembly import make_module, make_sampling
-from app.entry import build
-from app.planning.memory import degrees_of, samples_from_shards, shards
+from app.entry import build, degrees_of
+from app.planning.memory import samples_from_shards, shards
 from app.process import accelerator_of
 from ipo_lightning.critics.stage.costs import Cost, Watched, cost_of
 from ipo_lightning.errors import InputError

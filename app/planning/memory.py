@@ -5,7 +5,8 @@ from importlib.util import find_spec
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ipo_lightning.errors import InputError, within
+from app.entry import degrees_of
+from ipo_lightning.errors import InputError
 from ipo_lightning.parallel.degrees import Degrees, check_world
 
 TRUE = ("bf16-true", "16-true")
@@ -162,15 +163,6 @@ def _check_groups(cfg: DictConfig, degrees: Degrees) -> None:
             f"stages=ray with trainer.strategy ({degrees}): an actor makes its forwards alone; "
             "give stages=ranks, or ulysses=1 and ring=1"
         )
-
-
-def degrees_of(cfg: DictConfig) -> Degrees:
-    """How many devices make a forward together (context parallelism)."""
-    strategy = cfg.trainer.strategy
-    if not isinstance(strategy, DictConfig):
-        return Degrees()
-    with within("trainer.strategy"):
-        return Degrees(strategy.get("ulysses", 1), strategy.get("ring", 1))
 
 
 def samples_from_shards(cfg: DictConfig) -> bool:

@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from app.assembly import Parts, assemble
+from app.entry import degrees_of
 from app.planning.critics import (
     critic_flops,
     critic_lines,
@@ -20,7 +21,6 @@ from app.planning.critics import (
 )
 from app.planning.fitting import Fit, smallest_change, smallest_changes
 from app.planning.jobs import in_parts, job_of, on_gpu, readable
-from app.planning.memory import degrees_of
 from app.planning.rollouts import flops_of_round, told, videos_of
 from app.process import device_of
 from ipo_lightning.critics.stage.critique import Critique

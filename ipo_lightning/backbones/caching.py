@@ -85,9 +85,8 @@ class Place:
         scheduler = cast(BatchScheduler, self._scheduler)
         timesteps = scheduler.timesteps.tolist()
         i = timesteps.index(timestep)
-        alpha, sigma = scheduler.alpha_sigma(i)
         return {"step_index": i, "num_inference_steps": len(timesteps), "timestep": timestep,
-                "sigma": float(sigma / (alpha + sigma))}  # fmt: skip
+                "sigma": scheduler.noise_level(i)}  # fmt: skip
 
 
 @contextmanager
